@@ -1,0 +1,71 @@
+"""Released checkpoints: each paper's own key names, mapped to ours."""
+
+from __future__ import annotations
+
+import re
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from boxquery.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from boxquery.models.base import DetectionTransformer
+
+#: our name of a model -> the module with its key map
+AUTHORS = {"detr": "boxquery.official.facebookresearch_detr", "deformable-detr": "boxquery.official.fundamentalvision_deformable_detr"}
+
+
+def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Fill a model with the tensors of its authors' checkpoint.
+
+    Args:
+        model: from ``create_model``, with the options and the class count of the checkpoint (91 for COCO).
+        state_dict: the authors' keys and tensors (what they store under ``"model"``).
+
+    Every tensor is used, or is a constant that the map names. Returns ``{"used": [...], "constants": [...]}``. A key that is neither, a
+    parameter left without a tensor, or a shape that differs is a ``UserError`` with the keys. Trained weights come with stem, first
+    stage and batch norm frozen, as published.
+    """
+    name = model.config["name"]
+    if name not in AUTHORS:
+        raise UserError(f"no official checkpoint is known for {name!r}; known: {', '.join(AUTHORS)}")
+    authors = import_module(AUTHORS[name])
+    rules, constants = [(re.compile(a), b) for a, b in authors.keys(model)], [re.compile(c) for c in authors.CONSTANTS]
+    own = model.state_dict()
+    new: dict[str, Tensor] = {}
+    source: dict[str, str] = {}
+    known, strange = [], []
+    for key, value in state_dict.items():
+        target = _renamed(key, rules)
+        if target in own:
+            if target in new:
+                if new[target].shape != value.shape or not bool((new[target] == value).all()):
+                    raise UserError(f"official keys {source[target]!r} and {key!r} are one tensor in {name} but differ; check the options")
+                continue
+            if own[target].shape != value.shape:
+                raise UserError(f"official key {key!r} is {list(value.shape)}, the model's {target!r} is {list(own[target].shape)}; check classes and options")
+            new[target], source[target] = value, key
+        elif any(c.fullmatch(key) for c in constants):
+            known.append(key)
+        else:
+            strange.append(key)
+    missing = [k for k in own if k not in new and not k.endswith("num_batches_tracked")]
+    if strange or missing:
+        said = [f"not understood: {_some(strange)}"] * bool(strange) + [f"without a tensor: {_some(missing)}"] * bool(missing)
+        raise UserError(f"this is not a checkpoint of {name} with these options; {'; '.join(said)}")
+    model.load_state_dict(new, strict=False)
+    model.freeze()
+    return {"used": list(source.values()), "constants": known}
+
+
+def _renamed(key: str, rules: list[tuple[re.Pattern, str]]) -> str | None:
+    for pattern, target in rules:
+        if (match := pattern.fullmatch(key)) is not None:
+            return match.expand(target)
+    return None
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")

@@ -1,0 +1,92 @@
+"""Who teaches which query: the Hungarian assignment, for all layers and images with one transfer to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from boxquery.errors import UserError
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The objects of a batch in one rectangle: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh, ``counts`` per image (N = the largest)."""
+
+    labels: Tensor
+    boxes: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+
+def collect(targets: Sequence[dict], like: Tensor) -> Targets:
+    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``."""
+    counts = tuple(len(t["labels"]) for t in targets)
+    most = max(counts, default=0)
+    labels = torch.zeros(len(counts), most, dtype=torch.int64)
+    boxes = torch.full((len(counts), most, 4), 0.5, dtype=torch.promote_types(like.dtype, torch.float32))
+    for i, target in enumerate(targets):
+        labels[i, : counts[i]] = target["labels"]
+        boxes[i, : counts[i]] = target["boxes"]
+    return Targets(labels.to(like.device, non_blocking=True), boxes.to(like.device, non_blocking=True), counts)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of all layers and images. Every layer has the same number of pairs M in an image: the smaller of queries and objects.
+
+    ``image`` [M], ``query`` [L, M], ``target`` [L, M] (position within its image), int64; ordered by image, then query.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    counts: tuple[int, ...]
+
+    def pairs(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """[layer][image] -> (query indices, target indices)."""
+        return [list(zip(q.split(self.counts), t.split(self.counts), strict=True)) for q, t in zip(self.query, self.target, strict=True)]
+
+
+def assign(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Matches]:
+    """The cheapest one-to-one assignment of every layer and image.
+
+    Args:
+        costs: tensors [L, B, Q, N], of which the first ``counts[b]`` columns of image b count; different L and Q may stand side by side.
+
+    A cost that is not finite is a ``UserError`` that names layer and image: it is never replaced by a number.
+    """
+    device = costs[0].device
+    flat = torch.cat([c.detach().flatten() for c in costs]).cpu().numpy()
+    out, start = [], 0
+    for cost in costs:
+        block = flat[start : start + cost.numel()].reshape(cost.shape)
+        start += cost.numel()
+        out.append(_assign(block, counts, device))
+    return out
+
+
+def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device) -> Matches:
+    layers, _, queries, _ = block.shape
+    sizes = tuple(min(queries, n) for n in counts)
+    rows, columns = np.empty((layers, sum(sizes)), np.int64), np.empty((layers, sum(sizes)), np.int64)
+    for layer in range(layers):
+        start = 0
+        for image, (n, size) in enumerate(zip(counts, sizes, strict=True)):
+            cost = block[layer, image, :, :n]
+            if not np.isfinite(cost).all():
+                raise UserError(
+                    f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: the model's answers are no "
+                    "longer numbers (rate too high, or broken weights), or a target box is"
+                )
+            rows[layer, start : start + size], columns[layer, start : start + size] = linear_sum_assignment(cost)
+            start += size
+    images = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
+    return Matches(images.to(device), torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device), sizes)

@@ -1,0 +1,87 @@
+"""Two ways to score classes: softmax with a no-object column (DETR), and a sigmoid a class under focal loss (all others)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from boxquery.matching.assignment import Matches, Targets
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """DETR, section 3.1: cross-entropy over the classes and "no object", whose weight is low because most queries are that.
+
+    Args:
+        no_object: weight of the last column.
+        weight, cost: factors in the loss and in matching.
+    """
+
+    no_object: float = 0.1
+    weight: float = 1.0
+    cost: float = 1.0
+    spare: int = 1
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """[..., C + 1] -> [..., C] probabilities of real classes."""
+        return logits.softmax(-1)[..., :-1]
+
+    def match_cost(self, logits: Tensor, targets: Targets) -> Tensor:
+        """[L, B, Q, C + 1] -> [L, B, Q, N]."""
+        return -_columns(logits.softmax(-1), targets.labels)
+
+    def loss(self, logits: Tensor, targets: Targets, matches: Matches, normalizer: Tensor) -> Tensor:
+        """[L]: the mean over all queries of the batch, weighted; not divided by the number of objects."""
+        layers, batch, queries, columns = logits.shape
+        wanted = logits.new_full((layers, batch, queries), columns - 1, dtype=torch.int64)
+        layer = torch.arange(layers, device=logits.device)[:, None]
+        wanted[layer, matches.image, matches.query] = targets.labels[matches.image, matches.target]
+        weights = logits.new_ones(columns)
+        weights[-1] = self.no_object
+        each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
+        return each.sum(-1) / weights[wanted].flatten(1).sum(-1)
+
+
+@dataclass(frozen=True)
+class Focal:
+    """Sigmoid focal loss (Lin et al. 2017, eq. 5), summed over queries and classes and divided by the number of objects.
+
+    Args:
+        alpha, gamma: of the focal loss.
+        weight, cost: factors in the loss and in matching.
+    """
+
+    alpha: float = 0.25
+    gamma: float = 2.0
+    weight: float = 2.0
+    cost: float = 2.0
+    spare: int = 0
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        return logits.sigmoid()
+
+    def match_cost(self, logits: Tensor, targets: Targets) -> Tensor:
+        """[L, B, Q, C] -> [L, B, Q, N]: what calling the query an object of that class would cost, less what denying it would."""
+        p = _columns(logits, targets.labels).sigmoid()
+        yes = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+        no = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+        return yes - no
+
+    def loss(self, logits: Tensor, targets: Targets, matches: Matches, normalizer: Tensor) -> Tensor:
+        """[L]: every class of every query denied, except the matched pairs, which are taken back and affirmed."""
+        denied = (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+        layer = torch.arange(len(logits), device=logits.device)[:, None]
+        where = (layer, matches.image, matches.query, targets.labels[matches.image, matches.target])
+        x = logits[where]
+        affirmed = self.alpha * (-x).sigmoid() ** self.gamma * F.softplus(-x)
+        return (denied.flatten(1).sum(-1) + (affirmed - denied[where]).sum(-1)) / normalizer
+
+
+def _columns(values: Tensor, labels: Tensor) -> Tensor:
+    """[L, B, Q, C] at the labels [B, N] of each image -> [L, B, Q, N]."""
+    layers, _, queries, _ = values.shape
+    return values.gather(-1, labels[None, :, None].expand(layers, -1, queries, -1))

@@ -1,0 +1,148 @@
+"""The sentence that every paper of the family keeps: boxes come out of information exchanged between regions and objects.
+
+A paper's file builds a ``DetectionTransformer`` from parts and says what is its own: queries, encoder, place, read, refine, head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from boxquery.matching.loss import SetLoss
+from boxquery.parts.attention import Look
+from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.layers import Encoder
+from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.output import Output, Predictions
+from boxquery.parts.trace import LayerTrace, Trace
+
+
+@dataclass(frozen=True)
+class State:
+    """The queries between two layers.
+
+    Attributes:
+        content: [B, Q, D], what a query has learned so far.
+        position: [1 or B, Q, D], a learned or encoded place that does not change, where the paper has one.
+        reference: [B, Q, 2 or 4] logits, read by ``place``.
+        base: [B, Q, 2 or 4] logits from which the head measures; differs from ``reference`` in where gradients stop.
+        self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
+        proposals: of a two-stage model.
+    """
+
+    content: Tensor
+    position: Tensor | None = None
+    reference: Tensor | None = None
+    base: Tensor | None = None
+    self_mask: Tensor | None = None
+    proposals: Predictions | None = None
+
+
+def place_at_position(state: State, memory: Memory, layer: int) -> Look:
+    """DETR: a query is where its learned position says; nothing limits where it looks."""
+    return Look(position=state.position, self_mask=state.self_mask)
+
+
+class DetectionTransformer(nn.Module):
+    """Backbone, encoder, queries, decoder layers, heads: every model of the family is one of these.
+
+    Args:
+        queries: ``(memory, targets) -> State``.
+        place: ``(state, memory, layer) -> Look``, redone for every layer.
+        layers: decoder layers, ``(content, look, memory, trace) -> content``.
+        norm: of every layer's content before the heads.
+        heads: one for all layers, or one a layer.
+        refine: ``(state, box_logits, layer) -> State`` for the next layer; None: references stay.
+        criterion: matching, loss and post-processing.
+        slow: names of parameters (any part of the name) that the paper trains at a tenth of the rate.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        neck: Neck,
+        tokens: Tokens,
+        encoder: Encoder,
+        queries: nn.Module,
+        layers: Sequence[nn.Module],
+        heads: Sequence[nn.Module],
+        criterion: SetLoss,
+        norm: nn.Module | None = None,
+        place: Callable[[State, Memory, int], Look] = place_at_position,
+        refine: Callable[[State, Tensor, int], State] | None = None,
+        slow: tuple[str, ...] = (),
+    ):
+        super().__init__()
+        self.backbone, self.neck, self.tokens, self.encoder, self.queries = backbone, neck, tokens, encoder, queries
+        self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
+        self.norm = nn.Identity() if norm is None else norm
+        self.place, self.refine, self.criterion, self.slow = place, refine, criterion, slow
+        #: what ``create_model`` was called with; enough to build the model again
+        self.config: dict = {}
+
+    def forward(
+        self, images: Tensor, mask: Tensor | None = None, *, targets: list[dict] | None = None, trace: bool = False, last_only: bool = False
+    ) -> Output:
+        """images [B, 3, H, W] normalised floats, mask [B, H, W] bool (True = padding) or None -> ``Output``.
+
+        Args:
+            targets: per image ``{"labels": int64 [N], "boxes": [N, 4]}``; only training-only query groups are made from them.
+            trace: keep what each query did.
+            last_only: answers of the last layer alone (L = 1).
+        """
+        traces = Trace() if trace else None
+        memory = self.tokens(self.neck(self.backbone(images)), mask)
+        memory = self.encoder(memory, traces.encoder if traces else None)
+        state = self.queries(memory, targets)
+        logits, boxes = [], []
+        for i, layer in enumerate(self.layers):
+            record = LayerTrace(memory=memory) if traces else None
+            look = self.place(state, memory, i)
+            state = replace(state, content=layer(state.content, look, memory, record))
+            answered = not last_only or trace or i == len(self.layers) - 1
+            if answered or self.refine is not None:
+                head, content = self.head(i), self.norm(state.content)
+                box = head.box(content, state.base)
+                if answered:
+                    logits.append(head.classes(content))
+                    boxes.append(box.sigmoid())
+                if self.refine is not None and i < len(self.layers) - 1:
+                    state = self.refine(state, box, i)
+            if traces and record:
+                record.boxes, record.reference = boxes[-1], look.reference
+                record.scores = self.criterion.classification.scores(logits[-1]).amax(-1)
+                traces.layers.append(record)
+        if last_only:
+            logits, boxes = logits[-1:], boxes[-1:]
+        return Output(torch.stack(logits), torch.stack(boxes), proposals=state.proposals, trace=traces)
+
+    def head(self, layer: int) -> nn.Module:
+        """The head of a decoder layer: its own, or the one that all share."""
+        return self.heads[min(layer, len(self.heads) - 1)]
+
+    def match(self, out: Output, targets: list[dict]) -> list[list[tuple[Tensor, Tensor]]]:
+        """The one-to-one assignment: [layer][image] -> (query indices, target indices), int64, ordered by query."""
+        return self.criterion.pairs(out.logits, out.boxes, targets)
+
+    def loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every unweighted term: ``{"class": [L], "l1": [L], "giou": [L], "proposals.class": [], ...}``."""
+        return self.criterion(out, targets)
+
+    def postprocess(self, out: Output, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False) -> list[dict]:
+        """Answers in pixels: per image ``{"scores" [K], "labels" [K], "boxes" [K, 4] xyxy, unclipped}``, best first.
+
+        Args:
+            sizes: (height, width) of the original images.
+            top_k: how many; None: the paper's own number.
+            one_label: each query answers with its best class only.
+        """
+        return self.criterion.answers(out.logits[-1], out.boxes[-1], sizes, top_k, one_label)
+
+    def freeze(self) -> None:
+        """Stem, first stage and batch norm of the backbone keep their (trained) values, as published."""
+        self.backbone.freeze()
+        self.config["frozen"] = True

@@ -1,0 +1,166 @@
+"""Deformable DETR: a query reads a few sampled points around its reference, on every level of the image.
+
+Paper: Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, arXiv:2010.04159
+Year: 2021
+Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
+
+Differs from DETR in:
+- queries: learned content as well as position; a reference point made from the position; with `two_stage`, both made from the encoder's best proposals
+- encoder: multi-scale, each cell samples a few points around itself on every level
+- place: queries stand at a reference point, or at a box once refined
+- read: a few bilinear samples around the reference instead of every cell
+- refine: with `box_refine`, each layer's box is the next layer's reference
+- head: sigmoid focal classes without "no object"; boxes measured from the reference; one head a layer when refined
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from boxquery.errors import UserError
+from boxquery.matching.classification import Focal
+from boxquery.matching.loss import SetLoss
+from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.options import Options, Preset, Recipe
+from boxquery.parts.attention import Look, SampledRead, SelfAttention
+from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.heads import Head
+from boxquery.parts.layers import DecoderLayer, EncoderLayer, FeedForward, SampledEncoder, reset_transformer
+from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.output import Predictions
+from boxquery.parts.positions import SinePosition, sine
+
+
+@dataclass(frozen=True)
+class DeformableOptions(Options):
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64); ``points``: samples a head and level.
+
+    ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
+    """
+
+    num_queries: int = 300
+    ffn_dim: int = 1024
+    levels: int = 4
+    points: int = 4
+    box_refine: bool = False
+    two_stage: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.two_stage and not self.box_refine:
+            raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement carries on")
+        if self.levels < 1 or self.points < 1:
+            raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
+        if self.hidden_dim % 32:
+            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+
+
+PRESETS = {
+    "paper": Preset(
+        DeformableOptions(), Recipe(epochs=50, batch_size=2, lr=2e-4, backbone_lr=2e-5, decay_at=0.8),
+    ),
+}
+
+
+class PointQueries(nn.Module):
+    """Queries: learned content and position, and a reference point that a linear map makes from the position (section 4.1)."""
+
+    def __init__(self, count: int, dim: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(count, 2 * dim).normal_())
+        self.reference_points = nn.Linear(dim, 2)
+        nn.init.xavier_uniform_(self.reference_points.weight)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+        position, content = self.embedding.expand(len(memory.tokens), -1, -1).chunk(2, -1)
+        reference = self.reference_points(position)
+        return State(content=content, position=position, reference=reference, base=reference)
+
+
+class ProposalQueries(nn.Module):
+    """Queries from the encoder's best proposals: their boxes as sine features make position and content (section 4.2, appendix A.4)."""
+
+    def __init__(self, count: int, dim: int, head: Head):
+        super().__init__()
+        self.count, self.head = count, head
+        self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
+        self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
+        nn.init.xavier_uniform_(self.memory_proj.weight)
+        nn.init.xavier_uniform_(self.query_proj.weight)
+
+    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+        tokens, anchors = propose(memory)
+        tokens = self.memory_norm(self.memory_proj(tokens))
+        logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
+        chosen = logits[..., 0].topk(min(self.count, logits.shape[1]), 1).indices
+        reference = boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
+        features = sine(reference.sigmoid(), self.memory_norm.normalized_shape[0] // 2)
+        position, content = self.query_norm(self.query_proj(features)).chunk(2, -1)
+        proposals = Predictions(logits[None], boxes.sigmoid()[None])
+        return State(content=content, position=position, reference=reference, base=reference, proposals=proposals)
+
+
+def propose(memory: Memory) -> tuple[Tensor, Tensor]:
+    """Every cell proposes a box at its centre, 0.05 wide on the finest level and twice that on each next one.
+
+    Returns tokens [B, S, D] and box logits [B, S, 4]; cells on padding or too near the edge (a number outside 0.01..0.99) have their
+    token zeroed and infinite logits, by design: they must stay out of the best.
+    """
+    centres = memory.centres()
+    sizes = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
+    boxes = torch.cat((centres, sizes[:, None].expand(len(centres), -1, 2)), -1)
+    valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
+    if memory.mask is not None:
+        valid = valid & ~memory.mask
+    tokens = memory.tokens.masked_fill(~valid[..., None], 0.0)
+    return tokens, boxes.logit().masked_fill(~valid[..., None], float("inf"))
+
+
+def place(state: State, memory: Memory, layer: int) -> Look:
+    """A query stands at its reference and asks with its position."""
+    assert state.reference is not None
+    return Look(position=state.position, reference=state.reference.sigmoid(), self_mask=state.self_mask)
+
+
+def refine(state: State, box_logits: Tensor, layer: int) -> State:
+    """The box of this layer is the next one's reference; no gradient passes from layer to layer (appendix A.4)."""
+    reference = box_logits.detach()
+    return replace(state, reference=reference, base=reference)
+
+
+def build(classes: int, options: DeformableOptions, pretrained: bool) -> DetectionTransformer:
+    o, dim = options, options.hidden_dim
+    # the image: maps from stride 8 on, further levels by strided convolutions
+    backbone = Backbone(o.backbone, min(o.levels, 3), pretrained, o.dilation, o.backbone_options)
+    # queries
+    queries = ProposalQueries(o.num_queries, dim, Head(dim, classes)) if o.two_stage else PointQueries(o.num_queries, dim)
+    # encoder: every cell reads samples around itself
+    encoder = SampledEncoder([EncoderLayer(_read(o), _ffn(o), dim, o.dropout) for _ in range(o.encoder_layers)], dim)
+    # place: at the reference; read: samples around it
+    layers = [DecoderLayer(SelfAttention(dim, o.heads, o.dropout), _read(o), _ffn(o), dim, o.dropout) for _ in range(o.decoder_layers)]
+    reset_transformer(encoder, *layers)
+    # head: boxes start small, at their reference; the first to answer says how small
+    heads = [Head(dim, classes, size_bias=0.0 if layer or o.two_stage else -2.0) for layer in range(o.decoder_layers if o.box_refine else 1)]
+    return DetectionTransformer(
+        backbone=backbone,
+        neck=Neck(backbone.channels, dim, extra=max(o.levels - 3, 0), norm=True),
+        tokens=Tokens(SinePosition(dim, offset=0.5), dim, o.levels, level_embedding=True),
+        encoder=encoder,
+        queries=queries,
+        layers=layers,
+        heads=heads,
+        criterion=SetLoss(Focal()),
+        place=place,
+        refine=refine if o.box_refine else None,
+        slow=("sampling_offsets", "reference_points"),
+    )
+
+
+def _read(o: DeformableOptions) -> SampledRead:
+    return SampledRead(o.hidden_dim, o.heads, o.levels, o.points)
+
+
+def _ffn(o: DeformableOptions) -> FeedForward:
+    return FeedForward(o.hidden_dim, o.ffn_dim, o.dropout)

@@ -1,0 +1,110 @@
+"""The knobs that all papers share, and how a user's keywords become a paper's options. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar, get_type_hints
+
+from boxquery.errors import UserError
+
+
+@dataclass(frozen=True)
+class Options:
+    """Published R50 values where a paper does not say otherwise.
+
+    Attributes:
+        backbone: any timm feature extractor.
+        backbone_options: keyword arguments of that timm model (narrower channels, ...).
+        num_queries: how many answers an image can have.
+        hidden_dim: width D of tokens and queries; a multiple of ``heads``.
+        dilation: DC5, the last stage of the backbone at stride 16.
+    """
+
+    backbone: str = "resnet50"
+    backbone_options: dict[str, Any] = field(default_factory=dict)
+    num_queries: int = 100
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    hidden_dim: int = 256
+    heads: int = 8
+    ffn_dim: int = 2048
+    dropout: float = 0.1
+    dilation: bool = False
+
+    def check(self) -> None:
+        """Raise ``UserError`` for values that no model can have."""
+        for name, least in (("num_queries", 1), ("encoder_layers", 0), ("decoder_layers", 1), ("hidden_dim", 4), ("heads", 1), ("ffn_dim", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
+        if self.hidden_dim % self.heads or self.hidden_dim % 4:
+            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 4 and of heads={self.heads}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a preset is trained, as published (``paper``) or as measured by us (``small``, ``tiny``).
+
+    Attributes:
+        image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
+        epochs, batch_size: of one process.
+        lr, backbone_lr, slow: rates of transformer and backbone, and the factor for parameters that a paper trains slower.
+        decay: "step" (to a tenth after ``decay_at`` of the steps) or "cosine" (to zero).
+        warmup: steps, as a share of all.
+        ema: decay of the moving average that is evaluated and saved; 0: none.
+        clip: norm of the gradient.
+        scales: short sides of multi-scale training, as shares of ``image_size``.
+        crop, colour: probability of the random crop, strength of colour changes.
+    """
+
+    image_size: int = 800
+    epochs: int = 300
+    batch_size: int = 2
+    lr: float = 1e-4
+    backbone_lr: float = 1e-5
+    slow: float = 0.1
+    weight_decay: float = 1e-4
+    decay: str = "step"
+    decay_at: float = 2 / 3
+    warmup: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.1
+    scales: tuple[float, ...] = tuple(s / 800 for s in range(480, 801, 32))
+    crop: float = 0.5
+    colour: float = 0.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of a paper's model and how it is trained."""
+
+    options: Any
+    recipe: Recipe
+
+
+T = TypeVar("T")
+
+
+def with_options(start: T, given: dict[str, Any], what: str) -> T:
+    """``start`` with the given fields replaced; an unknown name or a value of another type is a ``UserError`` that lists the known ones."""
+    hints = get_type_hints(type(start))
+    known = {f.name: hints[f.name] for f in fields(start)}  # pyright: ignore[reportArgumentType]
+    for name, value in given.items():
+        if name not in known:
+            raise UserError(f"{what}: unknown option {name!r}; known: {', '.join(sorted(known))}")
+        if (problem := _mismatch(value, known[name])) is not None:
+            raise UserError(f"{what}: {name}={value!r}: {problem}")
+    return replace(start, **given)  # pyright: ignore[reportType]
+
+
+def _mismatch(value: Any, hint: Any) -> str | None:
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
+    if hint in plain:
+        accepted = (int, float) if hint is float else hint
+        if not isinstance(value, accepted) or (hint is not bool and isinstance(value, bool)):
+            return f"must be {plain[hint]}"
+    elif getattr(hint, "__origin__", None).__class__.__name__ == "_SpecialForm":  # Literal
+        if value not in hint.__args__:
+            return f"must be one of {', '.join(map(repr, hint.__args__))}"
+    return None

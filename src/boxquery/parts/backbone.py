@@ -1,0 +1,98 @@
+"""Image -> feature maps, by timm; and the neck that brings them to one width."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import timm
+from timm.layers import freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from boxquery.errors import UserError
+
+#: Names of the shallow blocks that the family freezes once they hold trained weights (DETR, section 4: stem and first stage).
+SHALLOW = ("conv1", "bn1", "layer1", "stem", "stages_0", "stages.0")
+
+
+class Backbone(nn.Module):
+    """A timm feature extractor.
+
+    Args:
+        name: any timm model that supports ``features_only``.
+        maps: how many of its last maps to return.
+        pretrained: load its weights from the hub.
+        dilation: DC5, the last stage keeps the resolution of the one before (stride 16 instead of 32).
+        options: keyword arguments of the timm model itself, for example narrower ``channels``.
+    """
+
+    def __init__(self, name: str, maps: int, pretrained: bool = False, dilation: bool = False, options: dict | None = None):
+        super().__init__()
+        self.body = _create(name, maps, pretrained, dilation, options or {})
+        self.channels = self.body.feature_info.channels()
+        self.strides = self.body.feature_info.reduction()
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.body(images)
+
+    def freeze(self) -> None:
+        """Stem and first stage take no gradient and every batch norm becomes a fixed affine map, as published for trained weights."""
+        self.body = freeze_batch_norm_2d(self.body)
+        for name, parameter in self.body.named_parameters():
+            if name.startswith(SHALLOW):
+                parameter.requires_grad_(False)
+
+
+def _create(name: str, maps: int, pretrained: bool, dilation: bool, options: dict):
+    if not timm.is_model(name):
+        close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() lists them"
+        raise UserError(f"backbone {name!r} is not a timm model; near it: {close}")
+    if pretrained and os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES") and not _cached(name):
+        raise UserError(f"backbone {name!r}: HF_HUB_OFFLINE is set and its weights are not in the cache; unset it or use pretrained=False")
+    stride = {"output_stride": 16} if dilation else {}
+    last = tuple(range(-maps, 0))
+    try:
+        return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=last, **stride, **options)
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError) as reason:
+        raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {str(reason).splitlines()[0]}") from reason
+    except OSError as reason:
+        raise UserError(f"backbone {name!r}: its weights cannot be fetched ({reason}); check the network or use pretrained=False") from reason
+
+
+def _cached(name: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    repository = getattr(config, "hf_hub_id", None)
+    if not repository:
+        return False
+    repository = repository if not repository.endswith("/") else f"{repository}{config.architecture}.{config.tag}"
+    return any(isinstance(try_to_load_from_cache(repository, f), str) for f in ("model.safetensors", "pytorch_model.bin"))
+
+
+class Neck(nn.Module):
+    """Every map to ``dim`` features by a 1x1 convolution; extra levels by 3x3 convolutions of stride 2 on the last raw map.
+
+    With ``norm`` each is followed by GroupNorm(32) and starts Xavier-uniform with zero bias (Deformable DETR, appendix A.2); DETR has
+    no norm and torch's start values.
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int, extra: int = 0, norm: bool = False):
+        super().__init__()
+        convolutions: list[nn.Module] = [nn.Conv2d(c, dim, 1) for c in channels]
+        for level in range(extra):
+            convolutions.append(nn.Conv2d(channels[-1] if level == 0 else dim, dim, 3, stride=2, padding=1))
+        self.projections = nn.ModuleList(nn.Sequential(c, nn.GroupNorm(32, dim)) if norm else nn.Sequential(c) for c in convolutions)
+        self.inputs = len(channels)
+        for convolution in convolutions if norm else ():
+            assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+            nn.init.xavier_uniform_(convolution.weight)
+            nn.init.zeros_(convolution.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        out = [project(m) for project, m in zip(self.projections, maps, strict=False)]
+        below = maps[-1]
+        for project in self.projections[self.inputs :]:
+            below = project(below)
+            out.append(below)
+        return out

@@ -1,0 +1,39 @@
+"""Box arithmetic that torchvision has for lists of boxes only; here it broadcasts over layers and images."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torchvision.ops import box_convert
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """[..., 4] centre and size -> [..., 4] corners."""
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU in [-1, 1] of xyxy boxes that broadcast against each other: [..., 4], [..., 4] -> [...].
+
+    Pairs come from ``giou(a[..., :, None, :], b[..., None, :, :])``. A union or hull without area gives NaN, as it should: boxes are
+    validated where data enters.
+    """
+    area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
+    area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
+    low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
+    intersection = (high - low).clamp(min=0).prod(-1)
+    union = area_a + area_b - intersection
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return intersection / union - (hull - union) / hull
+
+
+def clamp_logits(logits: Tensor, eps: float = 1e-5) -> Tensor:
+    """What ``inverse_sigmoid(sigmoid(logits))`` of the papers gives when it clamps both p and 1 - p to at least ``eps``."""
+    low = math.log(eps)
+    return F.logsigmoid(logits).clamp(min=low) - F.logsigmoid(-logits).clamp(min=low)
+
+
+def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """bf16 and half become float32; float64 stays, so that gradients can be checked."""
+    return tuple(t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors)

@@ -1,0 +1,120 @@
+"""One layer of encoder or decoder: who exchanges information with whom, between norms and residuals."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from boxquery.parts.attention import Look
+from boxquery.parts.memory import Memory
+from boxquery.parts.trace import LayerTrace
+
+
+class FeedForward(nn.Module):
+    """Two linear maps around an activation, on each token alone."""
+
+    def __init__(self, dim: int, ffn_dim: int, dropout: float = 0.0, activation: Callable[[], nn.Module] = nn.ReLU):
+        super().__init__()
+        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.activation = activation()
+        self.dropout = nn.Dropout(dropout)
+        self.linear2 = nn.Linear(ffn_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class Residual(nn.Module):
+    """x + dropout(change), normed after it (DETR) or before it (pre-norm)."""
+
+    def __init__(self, dim: int, dropout: float, pre_norm: bool):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        self.pre_norm = pre_norm
+
+    def forward(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.pre_norm:
+            return x + self.dropout(change(self.norm(x)))
+        return self.norm(x + self.dropout(change(x)))
+
+
+class EncoderLayer(nn.Module):
+    """Region-region: the memory reads itself, then a feed-forward network on each token."""
+
+    def __init__(self, read: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False):
+        super().__init__()
+        self.read, self.ffn = read, ffn
+        self.read_residual = Residual(dim, dropout, pre_norm)
+        self.ffn_residual = Residual(dim, dropout, pre_norm)
+
+    def forward(self, memory: Memory, look: Look, trace: LayerTrace | None = None) -> Memory:
+        tokens = self.read_residual(memory.tokens, lambda x: self.read(x, look, memory.with_tokens(x), trace))
+        return memory.with_tokens(self.ffn_residual(tokens, self.ffn))
+
+
+class Encoder(nn.Module):
+    """Layers one after the other, and a final norm where norms come first.
+
+    ``place(memory)`` says where tokens are and may look; the positions of the memory itself unless a paper says otherwise.
+    """
+
+    def __init__(self, layers: Sequence[EncoderLayer], dim: int, pre_norm: bool = False):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.norm = nn.LayerNorm(dim) if pre_norm and layers else nn.Identity()
+
+    def place(self, memory: Memory) -> Look:
+        return Look(position=memory.position)
+
+    def forward(self, memory: Memory, traces: list[LayerTrace] | None = None) -> Memory:
+        look = self.place(memory)
+        for layer in self.layers:
+            trace = None if traces is None else LayerTrace(memory=memory)
+            memory = layer(memory, look, trace)
+            if traces is not None and trace is not None:
+                traces.append(trace)
+        return memory.with_tokens(self.norm(memory.tokens))
+
+
+class SampledEncoder(Encoder):
+    """An encoder whose tokens look around their own cell, on every level (Deformable DETR, section 4.1)."""
+
+    def place(self, memory: Memory) -> Look:
+        return Look(position=memory.position, reference=memory.centres())
+
+
+class DecoderLayer(nn.Module):
+    """Object-object, then region-object, then each object alone."""
+
+    def __init__(self, self_attention: nn.Module, read: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False):
+        super().__init__()
+        self.self_attention, self.read, self.ffn = self_attention, read, ffn
+        self.self_residual = Residual(dim, dropout, pre_norm)
+        self.read_residual = Residual(dim, dropout, pre_norm)
+        self.ffn_residual = Residual(dim, dropout, pre_norm)
+
+    def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
+        content = self.self_residual(content, lambda x: self.self_attention(x, look, trace))
+        content = self.read_residual(content, lambda x: self.read(x, look, memory, trace))
+        return self.ffn_residual(content, self.ffn)
+
+
+@torch.no_grad()
+def reset_transformer(*modules: nn.Module) -> None:
+    """Start values of the family: every matrix Xavier-uniform (a packed in-projection as one), then the parts that have their own."""
+    for module in modules:
+        for parameter in module.parameters():
+            if parameter.dim() > 1:
+                nn.init.xavier_uniform_(parameter)
+        for part in module.modules():
+            if isinstance(part, HasStartValues):
+                part.start_values()
+
+
+@runtime_checkable
+class HasStartValues(Protocol):
+    """A part whose paper gives it start values of its own."""
+
+    def start_values(self) -> None: ...

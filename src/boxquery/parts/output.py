@@ -1,0 +1,34 @@
+"""What a model answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from boxquery.parts.trace import Trace
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Raw answers: ``logits`` [L, B, N, C] and ``boxes`` [L, B, N, 4] (cxcywh in [0, 1] of the unpadded extent), a row per layer."""
+
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass(frozen=True)
+class Output(Predictions):
+    """What ``model(images, mask)`` returns; shapes as in ``Predictions`` with N = Q ordinary queries, the last row is final.
+
+    Attributes:
+        proposals: the encoder's own answers where the model is two-stage (L = 1, N = tokens or chosen tokens).
+        alive: [L, B, Q] bool where queries are dropped between layers.
+        extra: named groups of queries that exist in training only.
+        trace: what each query did, with ``trace=True``.
+    """
+
+    proposals: Predictions | None = None
+    alive: Tensor | None = None
+    extra: dict[str, Predictions] = field(default_factory=dict)
+    trace: Trace | None = None

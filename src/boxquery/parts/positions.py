@@ -1,0 +1,64 @@
+"""Where things are, as vectors: sine and learned tables for the image, sine of points and boxes for queries."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+def sine(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Tensor:
+    """[..., n] numbers in [0, 1] -> [..., n * features]: sine and cosine, interleaved, of 2 pi times each number.
+
+    Pair i has frequency ``temperature ** (-2 i / features)`` (DETR, appendix A.4). The blocks keep the order of the coordinates; most
+    of the family puts y first, so callers say ``sine(xy.flip(-1), ...)``.
+    """
+    pairs = torch.arange(features // 2, device=coordinates.device, dtype=coordinates.dtype)
+    angles = (2 * math.pi * coordinates)[..., None] / temperature ** (2 * pairs / features)
+    return torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
+
+
+class SinePosition(nn.Module):
+    """The fixed table of DETR: a cell's running number in the valid area over the valid size, through ``sine``; y half, then x half.
+
+    Args:
+        dim: features; half for each axis.
+        temperature: of the frequencies (DETR 10000, DAB-DETR 20).
+        offset: subtracted from the running number, which starts at 1: 0 in DETR, 0.5 (cell centres) in Deformable DETR.
+    """
+
+    def __init__(self, dim: int, temperature: float = 10000.0, offset: float = 0.0):
+        super().__init__()
+        self.dim, self.temperature, self.offset = dim, temperature, offset
+
+    def forward(self, padding: Tensor, like: Tensor) -> Tensor:
+        """[B, h, w] bool (True = padding) -> [B, h, w, dim] in the dtype of ``like``, float32 at least."""
+        valid = (~padding).to(torch.promote_types(like.dtype, torch.float32))
+        y, x = valid.cumsum(1), valid.cumsum(2)
+        y = (y - self.offset) / (y[:, -1:] + 1e-6)
+        x = (x - self.offset) / (x[:, :, -1:] + 1e-6)
+        return sine(torch.stack((y, x), -1), self.dim // 2, self.temperature)
+
+
+class LearnedPosition(nn.Module):
+    """DETR's learned table: a vector a column and a vector a row (x half first, unlike the sine table), uniform in [0, 1) at the start.
+
+    The published table ends at 50 cells; a larger map reads it by linear interpolation instead of failing.
+    """
+
+    def __init__(self, dim: int, cells: int = 50):
+        super().__init__()
+        self.column = nn.Parameter(torch.rand(cells, dim // 2))
+        self.row = nn.Parameter(torch.rand(cells, dim // 2))
+
+    def forward(self, padding: Tensor, like: Tensor) -> Tensor:
+        """[B, h, w] -> [1, h, w, dim]; the mask plays no part (the paper's table counts from the corner)."""
+        h, w = padding.shape[1:]
+        x = _first(self.column, w)[None].expand(h, -1, -1)
+        y = _first(self.row, h)[:, None].expand(-1, w, -1)
+        return torch.cat((x, y), -1)[None].to(torch.promote_types(like.dtype, torch.float32))
+
+
+def _first(table: Tensor, count: int) -> Tensor:
+    if count <= len(table):
+        return table[:count]
+    return nn.functional.interpolate(table.T[None], size=count, mode="linear", align_corners=True)[0].T

@@ -1,0 +1,185 @@
+"""Number for number with each paper's official code: the cases of the reference material, through ``load_official``."""
+
+import importlib.util
+import json
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import boxquery as bq
+from boxquery.official import AUTHORS, _renamed
+from tests.conftest import shared_root
+
+#: case -> (our model, our options)
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "detr--r50": ("detr", {}),
+    "deformable--r50": ("deformable-detr", {}),
+}
+TERMS = {"loss_ce": "class", "loss_bbox": "l1", "loss_giou": "giou"}
+
+
+@dataclass
+class Case:
+    name: str
+    meta: dict
+    arrays: dict
+    draw: ModuleType
+    model: Any
+    state_dict: dict
+    targets: list
+    out: Any
+    total: torch.Tensor
+    terms: dict
+    rules: list
+
+
+def load(name: str, dtype: torch.dtype) -> Case:
+    folder = shared_root() / "parity"
+    spec = importlib.util.spec_from_file_location("named_weights", folder / "named_weights.py")
+    draw = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(draw)
+    draw.self_check()
+    meta = json.loads((folder / f"{name}.json").read_text())
+    arrays = dict(np.load(folder / f"{name}.npz"))
+    system, options = CASES[name]
+    spare = 1 if system == "detr" else 0
+    model = bq.create_model(system, classes=meta["num_classes_logits"] - spare, **options).to(dtype)
+    w = meta["weights"]
+    weights = draw.state_dict(meta["state_dict"], meta["aliases"], w["salt"], w.get("scale"), dtype=dtype)
+    bq.load_official(model, weights)
+    model.eval()
+    given = meta["input"]
+    images, mask = draw.batch([draw.image(s, *hw).to(dtype) for s, hw in zip(given["image_seeds"], given["image_sizes_hw"], strict=True)])
+    wanted = meta["targets"]
+    targets = [draw.targets(s, n, wanted["label_classes"]) for s, n in zip(wanted["seeds"], wanted["counts"], strict=True)]
+    targets = [{"labels": t["labels"], "boxes": t["boxes"].to(dtype)} for t in targets]
+    out = model(images, mask, trace=True)
+    total, terms = model.loss(out, targets)
+    total.backward()
+    import re
+    from importlib import import_module
+
+    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[system]).keys(model)]
+    return Case(name, meta, arrays, draw, model, weights, targets, out, total, terms, rules)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request, shared):
+    return load(request.param, torch.float64)
+
+
+def close(ours, theirs, atol, rtol=0.0):
+    np.testing.assert_allclose(ours.detach().numpy(), theirs, atol=atol, rtol=rtol)
+
+
+pytestmark = pytest.mark.shared
+
+
+def test_answers(case):
+    close(case.out.logits[:, :, case.arrays["query_index"]], case.arrays["logits"], 2e-5)
+    close(case.out.boxes, case.arrays["boxes"], 5e-6)
+
+
+def test_matches(case):
+    pairs = case.model.match(case.out, case.targets)
+    for layer, images in enumerate(pairs):
+        assert np.array_equal(torch.cat([q for q, _ in images]).numpy(), case.arrays["match_query"][layer])
+        assert np.array_equal(torch.cat([t for _, t in images]).numpy(), case.arrays["match_target"][layer])
+
+
+def test_losses(case):
+    names, values = case.meta["loss_names"], case.arrays["losses"]
+    last = len(case.terms["class"]) - 1
+    checked = 0
+    for name, value in zip(names, values, strict=True):
+        stem, _, suffix = name.rpartition("_")
+        stem, layer = (stem, int(suffix)) if suffix.isdigit() else (name, last)
+        if stem in TERMS:
+            assert case.terms[TERMS[stem]][layer].item() == pytest.approx(value, rel=1e-5)
+            checked += 1
+    assert checked == 3 * (last + 1)
+    assert case.total.item() == pytest.approx(case.arrays["total"].item(), rel=1e-5)
+
+
+def gradient_norms(case) -> tuple[np.ndarray, np.ndarray]:
+    parameters = dict(case.model.named_parameters())
+    ours = [parameters[_renamed(name, case.rules)].grad.norm().item() for name in case.meta["grad_names"]]
+    return np.array(ours), case.arrays["grad_norms"]
+
+
+def test_gradient_norms(case):
+    ours, theirs = gradient_norms(case)
+    np.testing.assert_allclose(ours, theirs, rtol=5e-4, atol=5e-4 * 1e-6 * theirs.max())
+    trained = {n for n, p in case.model.named_parameters() if p.grad is not None}
+    assert trained == {_renamed(n, case.rules) for n in case.meta["grad_names"]}
+
+
+def check_answers_in_pixels(case, atol_scores, atol_boxes):
+    sizes = [tuple(s) for s in case.meta["original_sizes_hw"]]
+    for i, ours in enumerate(case.model.postprocess(case.out, sizes)):
+        scores, labels, boxes = (case.arrays[f"post_{k}"][i] for k in ("scores", "labels", "boxes"))
+        order = np.argsort(-scores, kind="stable")
+        scores, labels, boxes = scores[order], labels[order], boxes[order]
+        close(ours["scores"], scores, atol_scores)
+        apart = np.concatenate([[np.inf], -np.diff(scores), [np.inf]])
+        clear = (apart[:-1] > 1e-6) & (apart[1:] > 1e-6)
+        assert clear.sum() > len(scores) / 2
+        assert np.array_equal(ours["labels"].numpy()[clear], labels[clear])
+        close(ours["boxes"][torch.from_numpy(clear)], boxes[clear], atol_boxes)
+
+
+def test_answers_in_pixels(case):
+    check_answers_in_pixels(case, 2e-5, 5e-6 * 640)
+
+
+def test_what_the_last_layer_read(case):
+    last = case.out.trace.layers[-1]
+    if "cross_attention" in case.arrays:
+        ours = torch.cat([level[0].mean(0).flatten(1) for level in last.attention], -1)
+        close(ours, case.arrays["cross_attention"], 5e-6)
+    else:
+        close(last.locations[0, ::2], case.arrays["sampling_locations"], 5e-6)
+        close(last.weights[0, ::2], case.arrays["attention_weights"], 5e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32(name, shared):
+    """Within what float32 of the official code itself differs from float64 (measured; see the reference README)."""
+    case = load(name, torch.float32)
+    close(case.out.logits[:, :, case.arrays["query_index"]], case.arrays["logits"], 8e-5)
+    close(case.out.boxes, case.arrays["boxes"], 8e-6)
+    assert case.total.item() == pytest.approx(case.arrays["total"].item(), rel=5e-6)
+    ours, theirs = gradient_norms(case)
+    np.testing.assert_allclose(ours, theirs, rtol=2e-3, atol=2e-3 * 1e-6 * theirs.max())
+    pairs = case.model.match(case.out, case.targets)
+    assert np.array_equal(torch.stack([torch.cat([q for q, _ in images]) for images in pairs]).numpy(), case.arrays["match_query"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_start_values(name, shared):
+    """Constants exactly, scales within sampling error of what the official constructor leaves."""
+    meta = json.loads((shared_root() / "parity" / f"{name}.json").read_text())
+    system, options = CASES[name]
+    torch.manual_seed(0)
+    model = bq.create_model(system, classes=91, **options)
+    import re
+    from importlib import import_module
+
+    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[system]).keys(model)]
+    ours = model.state_dict()
+    for key, stats in meta["initial_values"].items():
+        if key == "what":
+            continue
+        mean, std, low, high = stats
+        value = ours[_renamed(key, rules)].double()
+        if std == 0 or value.numel() < 16:
+            assert value.mean().item() == pytest.approx(mean, abs=2e-2 if std else 1e-4), key
+        else:
+            assert value.std().item() == pytest.approx(std, rel=0.25 if value.numel() < 1000 else 0.05), key
+            if high - low < 6 * std:  # uniform, not normal
+                assert value.max().item() <= high * 1.15, key
+                assert value.min().item() >= low * 1.15, key
