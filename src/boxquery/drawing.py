@@ -1,0 +1,192 @@
+"""Boxes on pictures, readable from 100 to 4000 pixels. Needs PIL and NumPy only."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+# Okabe and Ito's palette, which stays apart under the common kinds of colour blindness; black, useless on photographs, is left out.
+_PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
+_SHADES = (1.0, 0.72, 1.3, 0.5)
+_HALO = (0, 0, 0, 110)
+
+Colour = tuple[int, int, int]
+_Rectangle = tuple[int, int, int, int]
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """A box in whole pixels inside the picture (both ends included), and what is written on it."""
+
+    box: _Rectangle
+    label: int
+    score: float | None
+    dashed: bool
+
+    @property
+    def size(self) -> int:
+        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
+
+
+def colour(label: int) -> Colour:
+    """The RGB colour of a class, always the same: seven hues far apart, then darker and lighter shades of them (28 in all, then again)."""
+    red, green, blue = _PALETTE[label % len(_PALETTE)]
+    shade = _SHADES[label // len(_PALETTE) % len(_SHADES)]
+    hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
+    red, green, blue = colorsys.hls_to_rgb(hue, min(light * shade, 0.85), saturation)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw(
+    image: Image.Image,
+    boxes: np.ndarray | Sequence[Sequence[float]],
+    labels: np.ndarray | Sequence[int],
+    names: Sequence[str | None],
+    *,
+    scores: np.ndarray | Sequence[float] | None = None,
+    dashed: tuple[np.ndarray, np.ndarray] | None = None,
+    tags: bool = True,
+) -> Image.Image:
+    """A copy of the picture with boxes on it; lines and letters grow with the picture.
+
+    Args:
+        image: any mode; the result is RGB.
+        boxes: [K, 4] xyxy in pixels; parts outside the picture are cut off, boxes wholly outside or not finite are left out.
+        labels: [K] int, places in ``names``; they choose the colour.
+        names: class names; where one is None or missing, the number is written.
+        scores: [K] in [0, 1], written after the name.
+        dashed: (boxes [M, 4], labels [M]) drawn with dashed lines: the truth, or the objects of it that nothing found.
+        tags: whether names and scores are written. A tag stays inside the picture, and covers other tags only where nothing else is
+            left; then the better-scored one is on top.
+    """
+    canvas = image.convert("RGB").copy()
+    scale = (canvas.width * canvas.height) ** 0.5
+    line = max(1, round(scale / 220))
+    items = _items(canvas.size, boxes, labels, scores, False)
+    if dashed is not None:
+        items += _items(canvas.size, *dashed, None, True)
+
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    for item in sorted(items, key=lambda item: -item.size):  # small boxes end up on top
+        (_dashed if item.dashed else _solid)(pen, item.box, colour(item.label), line)
+    if tags:
+        font = ImageFont.load_default(size=float(np.clip(scale / 38, 9, 120)))
+        _write_tags(pen, canvas.size, items, names, font, line)
+    return canvas
+
+
+def _items(
+    size: tuple[int, int],
+    boxes: np.ndarray | Sequence[Sequence[float]],
+    labels: np.ndarray | Sequence[int],
+    scores: np.ndarray | Sequence[float] | None,
+    dashed: bool,
+) -> list[_Item]:
+    width, height = size
+    table, kinds = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int64).reshape(-1)
+    certainty = [None] * len(table) if scores is None else np.asarray(scores, np.float64).reshape(-1).tolist()
+    result = []
+    for (x1, y1, x2, y2), label, score in zip(table.tolist(), kinds.tolist(), certainty, strict=True):
+        if not (x1 <= x2 and y1 <= y2 and x2 > 0 and y2 > 0 and x1 < width and y1 < height and np.isfinite([x1, y1, x2, y2]).all()):
+            continue
+        left, top = max(0, int(x1)), max(0, int(y1))
+        right, bottom = max(left, min(width, round(x2)) - 1), max(top, min(height, round(y2)) - 1)
+        result.append(_Item((left, top, right, bottom), label, score, dashed))
+    return result
+
+
+def _grown(box: _Rectangle, by: int) -> _Rectangle:
+    return box[0] - by, box[1] - by, box[2] + by, box[3] + by
+
+
+def _solid(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -> None:
+    """A frame whose line lies within the box, with a thin dark halo that separates it from a background of its own colour."""
+    halo = max(1, line // 3)
+    pen.rectangle(_grown(box, halo), outline=_HALO, width=halo)
+    pen.rectangle(box, outline=ink, width=line)
+
+
+def _dashed(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -> None:
+    left, top, right, bottom = box
+    dash, step, halo = 4 * line, 7 * line, max(1, line // 3)
+    strokes = [
+        (x, y, min(x + dash - 1, right), y + line - 1) for y in (top, max(top, bottom - line + 1)) for x in range(left, right + 1, step)
+    ]
+    strokes += [
+        (x, y, x + line - 1, min(y + dash - 1, bottom)) for x in (left, max(left, right - line + 1)) for y in range(top, bottom + 1, step)
+    ]
+    for stroke in strokes:
+        pen.rectangle(_grown(stroke, halo), fill=_HALO)
+    for stroke in strokes:
+        pen.rectangle(stroke, fill=ink)
+
+
+def _write_tags(
+    pen: ImageDraw.ImageDraw, size: tuple[int, int], items: list[_Item], names: Sequence[str | None], font: _Font, line: int
+) -> None:
+    """Places are given by falling score, and painted in the opposite order."""
+    pad = max(2, line)
+    ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (9, 2)
+    height = ascent + descent + pad
+    placed: list[tuple[_Rectangle, str, Colour]] = []
+    for item in sorted(items, key=lambda item: 1.0 if item.score is None else -item.score):
+        name = names[item.label] if 0 <= item.label < len(names) else None
+        text = _fit(pen, font, name or str(item.label), "" if item.score is None else f" {item.score:.2f}", max(size[0] // 2, 40) - 2 * pad)
+        width = round(pen.textlength(text, font=font)) + 2 * pad
+        x, y = _place(size, item.box, width, height, line, [other for other, _, _ in placed])
+        placed.append(((x, y, x + width, y + height), text, colour(item.label)))
+    for (x, y, right, bottom), text, ink in reversed(placed):
+        pen.rectangle((x, y, right - 1, bottom - 1), fill=ink)
+        pen.text((x + pad, y + pad // 2), text, font=font, fill=_contrast(ink))
+
+
+def _fit(pen: ImageDraw.ImageDraw, font: _Font, name: str, score: str, room: int) -> str:
+    """Name and score in at most ``room`` pixels: of a long name the end is cut, at last the score is dropped."""
+    name = " ".join(name.split())
+    if pen.textlength(name + score, font=font) <= room:
+        return name + score
+    for text in [name[:end] + ".." + score for end in range(min(len(name), 80) - 1, 2, -1)] + [name[:3] + score, name[:5]]:
+        if pen.textlength(text, font=font) <= room:
+            return text
+    return name[:3]
+
+
+def _place(size: tuple[int, int], box: _Rectangle, width: int, height: int, line: int, taken: list[_Rectangle]) -> tuple[int, int]:
+    """The corner of a tag: the first of nine places along the box's rim that hides no other tag, else the one that hides least."""
+    left, top, right, bottom = box
+    end = right - width + 1
+    wanted = [
+        (left, top - height),  # above
+        (left + line, top + line),  # inside, top left
+        (left, bottom + 1),  # below
+        (end, top - height),
+        (end, bottom + 1),
+        (end - line, top + line),
+        (left + line, bottom - height + 1 - line),
+        (end - line, bottom - height + 1 - line),
+        ((left + right - width) // 2, (top + bottom - height) // 2),
+    ]
+    best, least = (0, 0), float("inf")
+    for rank, (x, y) in enumerate(wanted):
+        corner = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
+        moved = abs(corner[0] - x) + abs(corner[1] - y)
+        hidden = sum(
+            max(0, min(corner[0] + width, c) - max(corner[0], a)) * max(0, min(corner[1] + height, d) - max(corner[1], b))
+            for a, b, c, d in taken
+        )
+        cost = 100 * hidden + moved * height + rank
+        if cost < least:
+            best, least = corner, cost
+    return best
+
+
+def _contrast(ink: Colour) -> Colour:
+    """Black or white, whichever reads better on a colour (WCAG relative luminance)."""
+    linear = [value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in ink]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return (0, 0, 0) if luminance > 0.18 else (255, 255, 255)

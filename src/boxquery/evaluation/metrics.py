@@ -1,0 +1,176 @@
+"""How good detections are: average precision as pycocotools defines it, and the numbers a user asks for next. Does not import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from hotcoco import COCO, COCOeval
+
+from boxquery.data.dataset import Record
+from boxquery.evaluation.matching import IGNORED, RIGHT, WRONG, Detections, Prediction, duplicates, gather, match
+
+IOU_RIGHT = 0.5
+IOU_DUPLICATE = 0.7
+
+
+def evaluate(
+    records: Sequence[Record],
+    predictions: Mapping[int, Prediction],
+    names: Sequence[str],
+    ids: Sequence[int],
+    *,
+    max_detections: int = 100,
+) -> dict[str, Any]:
+    """Compare predictions with the truth.
+
+    Args:
+        records: the images of a split, with their objects.
+        predictions: position in ``records`` -> (boxes [K, 4] xyxy pixels unclipped, scores [K], labels [K] in 0..C-1). A position
+            without an entry counts as an image where nothing was found. Entries may come from several processes merged in one dict:
+            the position is the key, so an image that was padded in twice counts once.
+        names, ids: class names and the data set's own category ids, by label.
+        max_detections: as in COCO, only so many of the best detections *of each class in each image* count; ``truncated`` says how
+            many more there were.
+
+    Returns:
+        A dict for JSON; a number that is not defined (no objects of that size, no detections, ...) is None.
+
+        - ``AP`` (mean over IoU 0.50:0.95), ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` (area < 32², < 96², larger; from
+          ``Record.areas``), ``AR1``, ``AR10`` and ``AR100`` (named after ``max_detections``): as pycocotools.
+        - ``per_class``: [{``name``, ``id``, ``AP``, ``AP50``, ``objects``}] by label.
+        - ``best_threshold``: the score threshold (keep score >= threshold) with the best F1 at IoU 0.5, over all classes together;
+          the highest one if several are equal, None if no detection is right. ``precision``, ``recall``, ``f1`` there.
+        - ``duplicate_rate``: of the detections that a user sees at ``best_threshold``, the share that overlap a better-scored one of
+          the same class and image with IoU > 0.7. Taken there and not at a fixed score, so that models whose scores live on
+          different scales (softmax, sigmoid) can be compared. None without a threshold.
+        - ``false_positives_per_empty_image``: wrong detections per image without any annotation, at ``best_threshold``.
+        - ``images``, ``objects`` (without ignored ones), ``ignored``, ``empty_images``, ``detections``, ``truncated``,
+          ``max_detections``: counts.
+
+        Ignored objects (``Record.ignore``: crowds, "difficult") have COCO's ``iscrowd`` meaning, also for VOC: they need not be found;
+        a detection that finds no other object and lies in one by at least the IoU threshold *of the detection's own area* is neither
+        right nor wrong, and one ignored object can excuse many detections.
+
+    Raises:
+        UserError: a predicted box or score is not finite.
+        ValueError: arrays that do not fit together, a label outside 0..C-1, a position outside the split.
+    """
+    if len(names) != len(ids):
+        raise ValueError(f"{len(names)} class names, but {len(ids)} category ids")
+    if max_detections < 1:
+        raise ValueError(f"max_detections is {max_detections}; it must be at least 1")
+    detections = gather(records, predictions, len(names), max_detections)
+    objects = np.zeros(len(names), np.int64)
+    for record in records:
+        np.add.at(objects, record.labels[~record.ignore], 1)
+    result = _coco(records, detections, names, ids, objects, max_detections)
+    result |= _operating_point(records, detections, int(objects.sum()))
+    return result | {
+        "images": len(records),
+        "objects": int(objects.sum()),
+        "ignored": int(sum(record.ignore.sum() for record in records)),
+        "empty_images": sum(len(record.boxes) == 0 for record in records),
+        "detections": len(detections.scores),
+        "truncated": detections.truncated,
+        "max_detections": max_detections,
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean of the defined values; COCO marks the others with -1."""
+    defined = values[values > -1]
+    return float(defined.mean()) if defined.size else None
+
+
+def _coco(
+    records: Sequence[Record], detections: Detections, names: Sequence[str], ids: Sequence[int], objects: np.ndarray, max_detections: int
+) -> dict[str, Any]:
+    limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
+    if not records or not len(names):
+        precision, recall = -np.ones((10, 101, len(names), 4, len(limits))), -np.ones((10, len(names), 4, len(limits)))
+    else:
+        truth = _truth(records, len(names))
+        table = np.column_stack([detections.image + 1, _xywh(detections.boxes), detections.scores, detections.labels + 1])
+        run = COCOeval(truth, truth.load_res(table), "bbox")
+        run.params.max_dets = limits
+        run.evaluate()
+        run.accumulate()
+        tables = run.eval
+        assert tables is not None
+        # [IoU, recall, class, area, limit] and [IoU, class, area, limit]
+        precision, recall = np.asarray(tables["precision"]), np.asarray(tables["recall"])
+    result: dict[str, Any] = {
+        "AP": _mean(precision[:, :, :, 0, -1]),
+        "AP50": _mean(precision[0, :, :, 0, -1]),
+        "AP75": _mean(precision[5, :, :, 0, -1]),
+        "APs": _mean(precision[:, :, :, 1, -1]),
+        "APm": _mean(precision[:, :, :, 2, -1]),
+        "APl": _mean(precision[:, :, :, 3, -1]),
+    }
+    result |= {f"AR{limit}": _mean(recall[:, :, 0, place]) for place, limit in enumerate(limits)}
+    result["per_class"] = [
+        {
+            "name": name,
+            "id": id_,
+            "AP": _mean(precision[:, :, label, 0, -1]),
+            "AP50": _mean(precision[0, :, label, 0, -1]),
+            "objects": int(objects[label]),
+        }
+        for label, (name, id_) in enumerate(zip(names, ids, strict=True))
+    ]
+    return result
+
+
+def _xywh(boxes: np.ndarray) -> np.ndarray:
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _truth(records: Sequence[Record], classes: int) -> COCO:
+    # Ids count from 1: a zero id means "not matched" inside COCO evaluation.
+    return COCO.from_arrays(
+        [{"id": number, "width": record.width, "height": record.height} for number, record in enumerate(records, 1)],
+        [{"id": label + 1, "name": str(label)} for label in range(classes)],
+        np.repeat(np.arange(1, len(records) + 1), [len(record.boxes) for record in records]),
+        np.concatenate([record.labels for record in records]) + 1,
+        _xywh(np.concatenate([record.boxes.reshape(-1, 4) for record in records]).astype(np.float64)),
+        area=np.concatenate([record.areas for record in records]).astype(np.float64),
+        iscrowd=np.concatenate([record.ignore for record in records]).astype(np.int64),
+    )
+
+
+def _operating_point(records: Sequence[Record], detections: Detections, objects: int) -> dict[str, float | None]:
+    outcome, _ = match(records, detections, IOU_RIGHT)
+    counted = outcome != IGNORED
+    order = np.argsort(-detections.scores[counted], kind="stable")
+    scores = detections.scores[counted][order]
+    right = np.cumsum(outcome[counted][order] == RIGHT)
+    shown = np.arange(1, len(scores) + 1)
+    point: dict[str, float | None] = dict.fromkeys(
+        ("best_threshold", "precision", "recall", "f1", "duplicate_rate", "false_positives_per_empty_image")
+    )
+    if objects:
+        point |= {"recall": 0.0, "f1": 0.0}
+    if len(scores):
+        point["precision"] = 0.0
+    if not len(scores) or right[-1] == 0:
+        return point
+
+    f1 = 2 * right / (shown + objects)
+    f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores are kept or dropped together
+    best = int(np.argmax(f1))
+    threshold = float(scores[best])
+    kept = detections.scores >= threshold
+    point |= {
+        "best_threshold": threshold,
+        "precision": float(right[best] / shown[best]),
+        "recall": float(right[best] / objects),
+        "f1": float(f1[best]),
+        "duplicate_rate": float(duplicates(detections, kept, IOU_DUPLICATE)[kept].mean()),
+    }
+    empty = np.array([len(record.boxes) == 0 for record in records])
+    if empty.any():
+        wrong = kept & (outcome == WRONG)
+        point["false_positives_per_empty_image"] = float(np.sum(empty[detections.image[wrong]]) / empty.sum())
+    return point

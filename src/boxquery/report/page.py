@@ -1,0 +1,207 @@
+"""The report of a run: one HTML file without references to anything outside, made from the files of the run folder alone."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from boxquery.report.files import Run, read_run, write_whole
+from boxquery.report.sections import DASH, classes, curves, main_evaluation, name_of, pictures, scores, split_title
+
+_FLAGS = (
+    "model", "preset", "epochs", "minutes", "image_size", "batch_size", "lr", "seed", "device", "precision", "workers", "freeze_backbone",
+)  # fmt: skip
+_LINES = 200  # of skipped input shown
+_CHIPS = 30  # class names shown at the top
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer>Made by boxquery from the files of this run folder. This page needs no other file and no network.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def write_report(run: Path) -> Path:
+    """Write ``report.html`` into a run folder.
+
+    Reads config.yaml, metrics.csv, evaluation.json, data.json, pictures.json and pictures/; what is missing is left out of the page.
+
+    Returns:
+        The path of the report, replaced whole.
+
+    Raises:
+        UserError: no such folder, or one of the files cannot be understood.
+    """
+    known = read_run(run)
+    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    sections = [headline(known), curves(known), scores(known), classes(known), pictures(known), data(known), configuration(known)]
+    body = "\n".join(section for section in sections if section)
+    return write_whole(run / "report.html", _PAGE.format(title=escape(_title(known)), style=style, body=body))
+
+
+def _title(run: Run) -> str:
+    model = str(run.config.get("model") or run.folder.resolve().name)
+    source = _source(run)
+    return f"{model} on {source}" if source else model
+
+
+def _source(run: Run) -> str:
+    """The data's own name: the last part of what the user gave."""
+    source = run.config.get("data") or run.data.get("source") or ""
+    return str(source).rstrip("/").rsplit("/", 1)[-1]
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: 42 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def headline(run: Run) -> str:
+    """Which model on which data, how good in a sentence, the main numbers, and what it finds."""
+    split, result = main_evaluation(run)
+    options = run.config.get("options")
+    backbone = options.get("backbone") if isinstance(options, Mapping) else None
+    by = [run.config.get("preset") and f"preset {run.config['preset']}", backbone or run.config.get("backbone")]
+    by += [f"seed {run.config['seed']}"] if run.config.get("seed") is not None else []
+    line = f'<p class="by">{escape(" · ".join(str(part) for part in by if part))}</p>'
+    names = [item["name"] for item in (result or {}).get("per_class") or []] or run.data.get("names") or []
+    chips = "".join(f"<li>{name_of(name)}</li>" for name in names[:_CHIPS])
+    more = f"<li>and {len(names) - _CHIPS:,} more</li>" if len(names) > _CHIPS else ""
+    finds = f'<p class="finds">It looks for {_count(len(names), "class", "classes")}</p><ul class="classes">{chips}{more}</ul>'
+    finds = finds if names else ""
+    lead = f'<p class="lead">{_sentence(split, result, run)}</p>'
+    return f'<header id="headline"><h1>{escape(_title(run))}</h1>{line}{lead}{_facts(run, result)}{finds}</header>'
+
+
+def _count(value: int, one: str, many: str) -> str:
+    return f"{value:,} {one if value == 1 else many}"
+
+
+def _sentence(split: str, result: dict[str, Any] | None, run: Run) -> str:
+    if result is None:
+        if not run.epochs:
+            return "Nothing was measured in this run yet."
+        return f"Trained for {_count(len(run.epochs), 'epoch', 'epochs')}; not evaluated yet."
+    images = f"the {_count(result['images'], 'image', 'images')} of the {escape(split_title(split))} split"
+    if not result["objects"]:
+        return f"There are no objects in {images}, so there is nothing to measure accuracy on."
+    if result["best_threshold"] is None:
+        return f"It finds nothing yet: in {images}, no detection overlaps an object of its class by half."
+    found, right = 100 * result["recall"], 100 * result["precision"]
+    return (
+        f"At a score threshold of {result['best_threshold']:.2f} it finds <b>{found:.0f} %</b> of the "
+        f"{_count(result['objects'], 'object', 'objects')} in {images}, and <b>{right:.0f} %</b> of the boxes it draws are right."
+    )
+
+
+def _facts(run: Run, result: dict[str, Any] | None) -> str:
+    def fact(name: str, value: str, small: str = "", main: bool = False) -> str:
+        return f"<div{' class=main' if main else ''}><dt>{name}</dt><dd>{value}{f' <small>{small}</small>' if small else ''}</dd></div>"
+
+    facts = []
+    if result is not None:
+        for key in ("AP", "AP50", "AP75"):
+            facts.append(fact(key, DASH if result.get(key) is None else f"{result[key]:.3f}", main=key == "AP"))
+        rate = result.get("duplicate_rate")
+        facts.append(fact("Duplicates", DASH if rate is None else f"{100 * rate:.1f}", "" if rate is None else "%"))
+    if run.epochs:
+        last = run.epochs[-1]
+        planned = run.config.get("epochs")
+        done = f"{last.get('epoch', len(run.epochs)):g}"
+        facts.append(fact("Epochs", done, f"of {planned}" if isinstance(planned, int) and f"{planned}" != done else ""))
+        if "seconds" in last:
+            facts.append(fact("Training time", duration(last["seconds"])))
+    train = (run.data.get("splits") or {}).get("train")
+    if train:
+        facts.append(fact("Trained on", f"{train['images']:,}", "images"))
+    return f'<dl class="facts">{"".join(facts)}</dl>' if facts else ""
+
+
+def data(run: Run) -> str:
+    """The splits, what was decided about the data, and what was left out."""
+    if not run.data:
+        return ""
+    rows = "".join(
+        f'<tr><th scope="row">{escape(split_title(name))}</th>'
+        + "".join(f'<td class="n">{facts.get(key, 0):,}</td>' for key in ("images", "empty_images", "objects", "ignored"))
+        + "</tr>"
+        for name, facts in (run.data.get("splits") or {}).items()
+    )
+    heads = "".join(f'<th scope="col" class="n">{name}</th>' for name in ("images", "of them empty", "boxes", "ignored boxes"))
+    table = f'<table class="narrow"><thead><tr><th scope="col">split</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in run.data.get("notes") or [])
+    skipped = run.data.get("skipped") or []
+    lines = "".join(f"<li>{escape(str(line))}</li>" for line in skipped[:_LINES])
+    lines += f"<li>and {len(skipped) - _LINES:,} more</li>" if len(skipped) > _LINES else ""
+    title = "1 thing was" if len(skipped) == 1 else f"{len(skipped):,} things were"
+    left_out = f"<details><summary>{title} left out of the data</summary><ul>{lines}</ul></details>" if skipped else ""
+    source = f"{escape(str(run.data.get('source', '')))}, read as {escape(str(run.data.get('format', '')).upper())}."
+    listed = f'<ul class="plain">{notes}</ul>' if notes else ""
+    nothing = "" if skipped else '<p class="note">Nothing was left out.</p>'
+    return f'<section id="data"><h2>Data</h2><p class="hint">{source}</p>{table}{listed}{left_out}{nothing}</section>'
+
+
+def flatten(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested mappings as dotted names, in their order; an empty mapping is left out."""
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            yield from flatten(item, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", item
+
+
+def command(config: Mapping[str, Any], out: str) -> str:
+    """The command that repeats a run: the configuration's own ``command``, else composed from what it says."""
+    if config.get("command"):
+        return str(config["command"])
+    words = ["boxquery", "train", shlex.quote(str(config.get("data", "DATA")))]
+    for name in _FLAGS:
+        value, flag = config.get(name), name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None and isinstance(value, str | int | float):
+            words.append(f"--{flag} {shlex.quote(str(value))}")
+    return " ".join([*words, f"--out {shlex.quote(out)}"])
+
+
+def configuration(run: Run) -> str:
+    """Every setting, and the command to repeat the run."""
+    if not run.config:
+        return ""
+    text = escape(command(run.config, f"runs/{run.folder.resolve().name}-again"))
+    settings = [(key, value) for key, value in flatten(run.config) if key != "command"]
+    rows = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(_setting(value))}</td></tr>' for key, value in settings)
+    table = f'<div class="scroll"><table class="config"><caption>config.yaml</caption><tbody>{rows}</tbody></table></div>'
+    return f'<section id="configuration"><h2>To repeat it</h2><pre><code>{text}</code></pre><h3>Configuration</h3>{table}</section>'
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)

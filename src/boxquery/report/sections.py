@@ -1,0 +1,226 @@
+"""The parts of the report that show results: curves, scores, classes, pictures. Each returns HTML, "" where there is nothing to show."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from boxquery.report.charts import bar, line_chart, number
+from boxquery.report.files import Run
+
+DASH = "–"
+
+_SCORES = (
+    ("AP", "average precision, mean over IoU 0.50 to 0.95: COCO's main number"),
+    ("AP50", "a box is right from IoU 0.50"),
+    ("AP75", "a box is right from IoU 0.75: how well boxes fit"),
+    ("APs", "objects smaller than 32² pixels"),
+    ("APm", "objects from 32² to 96² pixels"),
+    ("APl", "objects larger than 96² pixels"),
+)
+_AT_THRESHOLD = (
+    ("best_threshold", "Best threshold", "the score at which F1 is highest (IoU 0.5, all classes)"),
+    ("f1", "F1", "there: precision and recall in one number"),
+    ("precision", "Precision", "there: the share of drawn boxes that are right"),
+    ("recall", "Recall", "there: the share of objects that are found"),
+    ("duplicate_rate", "Duplicates", "there: the share of boxes on an object that already has a better one"),
+    ("false_positives_per_empty_image", "False per empty image", "there: boxes drawn per image that holds nothing"),
+)
+
+
+def split_title(name: str) -> str:
+    """A split's name for a sentence."""
+    return {"val": "validation"}.get(name, name)
+
+
+def name_of(name: object) -> str:
+    """A class name, escaped; a slot without one says so."""
+    return "(no name)" if name is None else escape(str(name)) or "(empty name)"
+
+
+def three(value: float | None) -> str:
+    """A share with three digits."""
+    return DASH if value is None else f"{value:.3f}"
+
+
+def _row(head: str, *cells: str) -> str:
+    return f'<tr><th scope="row">{head}</th>{"".join(cells)}</tr>'
+
+
+def _cell(text: str) -> str:
+    return f'<td class="n">{text}</td>'
+
+
+def _heads(*names: str) -> str:
+    """Table headers: the first column is words, the others are numbers."""
+    cells = [f'<th scope="col"{"" if place == 0 else " class=n"}>{name}</th>' for place, name in enumerate(names)]
+    return f"<thead><tr>{''.join(cells)}</tr></thead>"
+
+
+def curves(run: Run) -> str:
+    """Accuracy, loss, its terms, learning rate and duplicates by epoch; the numbers themselves folded below."""
+    if not run.epochs:
+        return ""
+    charts = [
+        _curve(run, "Accuracy", "on the validation split; the ring marks the best", ("AP", "AP50", "AP75"), best="AP"),
+        _curve(run, "Loss", "weighted sum of all terms", ("loss", "val_loss")),
+        _curve(run, "Terms of the loss", "not weighted", ("class", "l1", "giou")),
+        _curve(run, "Learning rate", "", ("lr",)),
+        _curve(run, "Duplicate rate", "", ("duplicate_rate",)),
+    ]
+    large, small = [chart for chart in charts[:2] if chart], [chart for chart in charts[2:] if chart]
+    parts = []
+    for group in (large, small):
+        kind = {1: "full" if group is large else "wide", 2: "wide"}.get(len(group), "")
+        parts += [f'<figure class="{kind}">{chart}</figure>' for chart in group]
+    if parts:
+        body = f'<p class="hint">One point per epoch.</p><div class="charts">{"".join(parts)}</div>{_log(run, False)}'
+    else:
+        body = f'<p class="hint">Curves appear from the second epoch on.</p>{_log(run, True)}'
+    return f'<section id="curves"><h2>Training</h2>{body}</section>'
+
+
+def _curve(run: Run, title: str, note: str, columns: tuple[str, ...], best: str | None = None) -> str:
+    series = {}
+    for column in columns:
+        points = {row.get("epoch", float(place)): row[column] for place, row in enumerate(run.epochs, 1) if column in row}
+        if len(points) > 1:  # by epoch: of rows that a resumed run wrote again, the later one counts
+            series[column] = sorted(points.items())
+    if not series:
+        return ""
+    width, height = (420, 235) if best or "loss" in columns else (340, 215)
+    chart = line_chart(series, title=f"{title} by epoch", best=best, width=width, height=height)
+    return f"<figcaption>{title} <span>{note}</span></figcaption>{chart}"
+
+
+def _log(run: Run, unfolded: bool) -> str:
+    columns = list(dict.fromkeys(column for row in run.epochs for column in row))
+    rows = []
+    for place, row in enumerate(run.epochs, 1):
+        head = f"{row.get('epoch', place):g}"
+        rows.append(_row(head, *(_cell(number(row[name]) if name in row else DASH) for name in columns if name != "epoch")))
+    heads = _heads("epoch", *(escape(name) for name in columns if name != "epoch"))
+    table = f'<div class="scroll"><table class="log">{heads}<tbody>{"".join(rows)}</tbody></table></div>'
+    return f"<details{' open' if unfolded else ''}><summary>All numbers by epoch</summary>{table}</details>"
+
+
+def scores(run: Run) -> str:
+    """The table of summary numbers, a column per evaluated split."""
+    if not run.evaluation:
+        return ""
+    splits = list(run.evaluation)
+    results = list(run.evaluation.values())
+    rows = []
+    recalls = [(f"AR{limit}", f"recall, mean over IoU, of at most {limit} per image and class") for limit in _limits(results)]
+    for key, meaning in (*_SCORES, *recalls):
+        rows.append(_row(key, *(_cell(three(result.get(key))) for result in results), f'<td class="wordy wide-only">{meaning}</td>'))
+    for key, title, meaning in _AT_THRESHOLD:
+        rows.append(_row(title, *(_cell(three(result.get(key))) for result in results), f'<td class="wordy wide-only">{meaning}</td>'))
+    heads = _heads("", *(escape(split_title(name)) for name in splits)).replace("</tr>", '<th scope="col" class="wide-only"></th></tr>')
+    cut = sum(result.get("truncated") or 0 for result in results)
+    note = f'<p class="note">{cut} detections beyond the limit per image and class were not counted.</p>' if cut else ""
+    counts = "; ".join(
+        f"{escape(split_title(name))}: {result.get('images', 0):,} images, {result.get('objects', 0):,} objects"
+        + (f" and {result['ignored']:,} ignored" if result.get("ignored") else "")
+        for name, result in run.evaluation.items()
+    )
+    caption = f"<caption>{counts}. {DASH} means there is nothing to measure it on.</caption>"
+    table = f"<table>{caption}{heads}<tbody>{''.join(rows)}</tbody></table>"
+    return f'<section id="scores"><h2>Scores</h2>{table}{note}</section>'
+
+
+def _limits(results: list[dict[str, Any]]) -> list[int]:
+    return sorted({int(key[2:]) for result in results for key in result if key.startswith("AR") and key[2:].isdigit()})
+
+
+def classes(run: Run) -> str:
+    """Every class of the validation split (or the first one evaluated), the best first, beside its number of training boxes."""
+    split, result = main_evaluation(run)
+    table = (result or {}).get("per_class")
+    if not table:
+        return ""
+    taught = (run.data.get("splits") or {}).get("train", {}).get("per_class") or []
+    taught = taught if len(taught) == len(table) else []
+    order = sorted(range(len(table)), key=lambda i: -1 if table[i]["AP"] is None else table[i]["AP"], reverse=True)
+    rows = []
+    for i in order:
+        item = table[i]
+        cells = [_cell(three(item["AP"])), f'<td class="b">{bar(item["AP"])}</td>', _cell(three(item["AP50"]))]
+        counts = [item["objects"], *taught[i : i + 1]]
+        rows.append(_row(name_of(item["name"]), *cells, *(_cell(f"{count:,}") for count in counts)))
+    heads = _heads("class", "AP", "", "AP50", f"{escape(split_title(split))} boxes", *(["training boxes"] if taught else []))
+    kind = "classtable dense" if len(table) > 20 else "classtable"
+    body = f'<div class="scroll"><table class="{kind}">{heads}<tbody>{"".join(rows)}</tbody></table></div>'
+    hint = f'<p class="hint">On the {escape(split_title(split))} split, best first.</p>'
+    return f'<section id="classes"><h2>By class</h2>{hint}{body}</section>'
+
+
+def main_evaluation(run: Run) -> tuple[str, dict[str, Any] | None]:
+    """The split that the page speaks of: val, else the first that was evaluated, else ("val", None)."""
+    if not run.evaluation:
+        return "val", None
+    split = "val" if "val" in run.evaluation else next(iter(run.evaluation))
+    return split, run.evaluation[split]
+
+
+def pictures(run: Run) -> str:
+    """Typical and worst images, the truth beside the prediction."""
+    entries = run.pictures.get("pictures") or []
+    threshold = run.pictures.get("threshold")
+    split = escape(split_title(str(run.pictures.get("split", "val"))))
+    parts = []
+    for kind, title, hint in (
+        ("typical", "Typical", "Images of about the median quality."),
+        ("worst", "Worst", "The images with the most and gravest mistakes. Look here first: is it the model, or the annotation?"),
+    ):
+        pairs = [_pair(run.folder, entry) for entry in entries if entry.get("kind") == kind]
+        pairs = [pair for pair in pairs if pair]
+        if pairs:
+            parts.append(f'<h3>{title}</h3><p class="hint">{hint}</p><div class="pairs">{"".join(pairs)}</div>')
+    if not parts:
+        return ""
+    seen = f"score of {threshold:.2f}, the best threshold" if threshold is not None else "score of 0.50"
+    note = f"From the {split} split. Predicted boxes are those from a {seen}; dashed in the prediction: missed."
+    if any(item["ignore"] for entry in entries for item in entry["truth"]):
+        note += " Dashed in the truth: ignored, neither right nor wrong."
+    return f'<section id="pictures"><h2>Truth and prediction</h2><p class="hint">{note}</p>{"".join(parts)}</section>'
+
+
+def _pair(folder: Path, entry: dict[str, Any]) -> str:
+    title = escape(str(entry["title"]))
+    truth = [item for item in entry["truth"] if not item["ignore"]]
+    there = ", ".join(f"{count} {name_of(name)}" for name, count in Counter(item["name"] for item in truth).items()) or "no objects"
+    said = ", ".join(f"{name_of(item['name'])} {item['score']:.2f}" for item in entry["predictions"][:12]) or "nothing"
+    sides = []
+    for side, file, text in (("truth", entry["truth_file"], there), ("prediction", entry["prediction_file"], said)):
+        path = folder / file
+        if not path.is_file():
+            return ""
+        data = base64.b64encode(path.read_bytes()).decode()
+        size = f'width="{entry["width"]}" height="{entry["height"]}"'
+        sides.append(f'<div><p>{side}</p><img {size} src="data:image/jpeg;base64,{data}" alt="{title}, {side}: {text}"></div>')
+    kind = "pair tall" if entry["height"] > 1.1 * entry["width"] else "pair"
+    return f'<figure class="{kind}"><div>{"".join(sides)}</div><figcaption>{title} <span>· {_verdict(entry)}</span></figcaption></figure>'
+
+
+def _verdict(entry: dict[str, Any]) -> str:
+    """What was right and what went wrong, with names."""
+    groups: dict[str, list[str]] = {"missed": [name_of(item["name"]) for item in entry["truth"] if item["missed"]]}
+    for item in entry["predictions"]:
+        name = name_of(item["name"])
+        if item["outcome"] == "wrong class":
+            name = f"{name_of(entry['truth'][item['object']]['name'])} taken for {name}"
+        groups.setdefault(item["outcome"], []).append(name)
+    parts = []
+    if right := groups.get("right"):
+        parts.append(f'<b class="good">{len(right)} right</b>')
+    for word in ("missed", "false", "wrong class", "misplaced", "duplicate"):
+        if found := groups.get(word):
+            names = ", ".join(name + (f" ×{count}" if count > 1 else "") for name, count in Counter(found).items())
+            parts.append(f'<b class="bad">{len(found)} {word}</b> ({names})')
+    if not parts:
+        parts.append("nothing there, and nothing said" if not entry["truth"] else "nothing to judge")
+    return f"{' · '.join(parts)} · F1 {entry['f1']:.2f}"
