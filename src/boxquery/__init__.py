@@ -11,6 +11,10 @@ _HOME = {
     "list_models": "boxquery.models",
     "create_model": "boxquery.models",
     "load_official": "boxquery.official",
+    "load": "boxquery.detector",
+    "Detector": "boxquery.detector",
+    "Result": "boxquery.detector",
+    "train": "boxquery.training.run",
 }
 
 __all__ = sorted(_HOME)

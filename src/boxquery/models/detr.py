@@ -8,7 +8,7 @@ Differs from DETR in:
 - nothing: this is the sentence that the other files change
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,7 +17,7 @@ from torch import nn
 from boxquery.matching.classification import Softmax
 from boxquery.matching.loss import SetLoss
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Preset, Recipe
+from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, Options, Preset, Recipe
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
@@ -34,8 +34,13 @@ class DETROptions(Options):
     pre_norm: bool = False
 
 
+_SMALL = DETROptions(
+    backbone="resnet18", backbone_options=NARROW_RESNET18, encoder_layers=2, decoder_layers=3, hidden_dim=128, ffn_dim=512, dropout=0.0, dilation=True
+)  # fmt: skip
 PRESETS = {
     "paper": Preset(DETROptions(), Recipe()),
+    "small": Preset(_SMALL, SMALL_DATA),
+    "tiny": Preset(replace(_SMALL, num_queries=40), replace(SMALL_DATA, image_size=160)),
 }
 
 

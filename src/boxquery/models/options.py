@@ -75,6 +75,15 @@ class Recipe:
     colour: float = 0.0
 
 
+#: from random weights on little data, by measurement (docs/LOG.md): one rate for backbone and transformer, a moving average, half a cosine
+SMALL_DATA = Recipe(
+    image_size=240, epochs=150, batch_size=8, lr=5e-4, backbone_lr=5e-4, decay="cosine", warmup=0.02, ema=0.99, colour=0.1,
+)  # fmt: skip
+
+#: a ResNet-18 with a deep narrow stem and half the channels: at 320 x 240 a sixth of ResNet-50's cost
+NARROW_RESNET18: dict[str, Any] = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16}
+
+
 @dataclass(frozen=True)
 class Preset:
     """A size of a paper's model and how it is trained."""

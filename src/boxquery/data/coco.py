@@ -1,0 +1,174 @@
+"""COCO: one JSON per split with ``images``, ``annotations`` and ``categories``.
+
+Layouts: a JSON file beside or above its images; ``annotations/instances_train2017.json`` with ``train2017/`` or ``images/``; Roboflow's
+``train/_annotations.coco.json``. Category ids may be sparse and start anywhere: labels are their ranks, the ids stay in ``Data.ids``.
+Boxes are x, y, width, height in pixels; segmentations are not read; ``iscrowd`` becomes ``ignore``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from boxquery.data.checks import Given, Listed, Listing, as_number
+from boxquery.data.folder import Folder, one_line, split_name
+from boxquery.errors import UserError
+
+_SAMPLE = 20  # images tried when the image folder is looked for
+
+
+def find(root: Path) -> list[Path]:
+    """The JSON files that a folder in one of the layouts trains and evaluates on; empty if it is none."""
+    roboflow = sorted(root.glob("*/_annotations.coco.json")) or sorted(root.glob("_annotations.coco.json"))
+    if roboflow:
+        return roboflow
+    for name in ("annotations", "Annotations"):
+        files = sorted((root / name).glob("*.json"))
+        if files:
+            return [file for file in files if file.stem.startswith("instances")] or files
+    return sorted(root.glob("*.json"))
+
+
+def read(root: Path, files: list[Path], *, whole: bool = False) -> Listing:
+    """Lists what the files say.
+
+    Args:
+        root: the data folder.
+        files: one per split, or a single one without splits.
+        whole: the single file has no splits, whatever it is called.
+
+    Raises:
+        UserError: broken or incomplete JSON, no or duplicate categories, categories that differ between files, files whose split is not
+            clear, a path that leaves the folder.
+    """
+    folder = Folder(root)
+    by_split: dict[str, Path] = {}
+    for file in files:
+        folder.check_link(file.absolute(), folder.show(file))
+        name = "" if whole else split_name(file.parent.name if file.stem == "_annotations.coco" else file.stem) or ""
+        if name in by_split:
+            both = f"{folder.show(by_split[name])} and {folder.show(file)}"
+            raise UserError(f"{root}: {both} are both {name or 'without a split'}; name the one to use")
+        by_split[name] = file
+    if "" in by_split and len(by_split) > 1:
+        raise UserError(f"{folder.show(by_split[''])}: is it train, val or test? Put the word into its name, or name the one file to use")
+    contents = {name: _load(folder, file) for name, file in by_split.items()}
+    names = _categories(folder, by_split, contents)
+    ids = sorted(names)
+    labels = {number: label for label, number in enumerate(ids)}
+    listing = Listing("coco", _unique(ids, names), ids, {})
+    if len(set(names.values())) < len(names):
+        listing.notes.append("several categories have the same name; their ids were added to tell them apart")
+    for name, content in contents.items():
+        listing.splits[name] = _images(folder, by_split[name], content, labels, listing.strays)
+    return listing
+
+
+def _load(folder: Folder, file: Path) -> dict[str, Any]:
+    where = folder.show(file)
+    try:
+        content = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"{where}: cannot be read ({one_line(error)})") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: nested too deeply to be COCO annotations") from error
+    except ValueError as error:  # broken JSON, broken UTF-8, numbers of absurd length
+        raise UserError(f"{where}: broken JSON ({one_line(error)}); export it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: not COCO annotations: the file should hold an object with images, annotations and categories")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content.get(key), list):
+            raise UserError(f"{where}: no list {key!r}; COCO annotations have images, annotations and categories")
+    return content
+
+
+def _categories(folder: Folder, files: dict[str, Path], contents: dict[str, dict[str, Any]]) -> dict[int, str]:
+    """Names by id, over all files."""
+    names: dict[int, str] = {}
+    for split, content in contents.items():
+        where = folder.show(files[split])
+        seen: set[int] = set()
+        for number, category in enumerate(content["categories"]):
+            identity = category.get("id") if isinstance(category, dict) else None
+            if not isinstance(identity, int) or isinstance(identity, bool) or not isinstance(category.get("name"), str):
+                raise UserError(f"{where} categories[{number}]: needs an integer 'id' and a 'name'")
+            if identity in seen:
+                raise UserError(f"{where} categories[{number}]: category id {identity} is already taken; make ids unique")
+            seen.add(identity)
+            name = category["name"].strip() or f"category {identity}"
+            if names.setdefault(identity, name) != name:
+                other = names[identity]
+                raise UserError(f"{where}: category {identity} is {name!r} here, but {other!r} in another split; use one list for all")
+    if not names:
+        raise UserError(f"{folder.show(next(iter(files.values())))}: no categories; list them under 'categories'")
+    return names
+
+
+def _unique(ids: list[int], names: dict[int, str]) -> list[str]:
+    count = Counter(names.values())
+    return [names[i] if count[names[i]] == 1 else f"{names[i]} ({i})" for i in ids]
+
+
+def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[int, int], strays: list[str]) -> list[Listed]:
+    where = folder.show(file)
+    base = _image_folder(folder, file, content["images"])
+    images: dict[int | str, Listed] = {}
+    for number, entry in enumerate(content["images"]):
+        identity = entry.get("id") if isinstance(entry, dict) else None
+        if not isinstance(identity, (int, str)) or isinstance(identity, bool):
+            raise UserError(f"{where} images[{number}]: needs an 'id' that is an integer or a string")
+        if identity in images:
+            raise UserError(f"{where} images[{number}]: image id {identity!r} is already taken; make ids unique")
+        name = entry.get("file_name")
+        text = f"{where} image {identity}"
+        path = folder.join(base, name, text) if isinstance(name, str) and name else None
+        size = (as_number(entry.get("width")), as_number(entry.get("height")))
+        images[identity] = Listed(identity, path, text, size if size[0] > 0 and size[1] > 0 else None)
+    for number, entry in enumerate(content["annotations"]):
+        if not isinstance(entry, dict):
+            strays.append(f"{where} annotations[{number}]: not an object")
+            continue
+        text = f"{where} annotation {entry.get('id', f'[{number}]')}"
+        image = entry.get("image_id")
+        if not isinstance(image, (int, str)) or isinstance(image, bool) or image not in images:
+            strays.append(f"{text}: unknown image {image!r}")
+            continue
+        category = entry.get("category_id")
+        images[image].objects.append(
+            Given(
+                where=f"{text} (image {image})",
+                label=labels.get(category) if isinstance(category, int) and not isinstance(category, bool) else None,
+                box=_box(entry.get("bbox")),
+                raw=f"category {category!r}, bbox {entry.get('bbox')!r}",
+                ignore=as_number(entry.get("iscrowd", 0)) == 1,
+                area=as_number(entry.get("area")),
+            )
+        )
+    return list(images.values())
+
+
+def _box(value: object) -> tuple[float, float, float, float] | None:
+    """COCO's x, y, width, height as xyxy; None if it is not four numbers (not even NaN or infinite ones)."""
+    if not isinstance(value, list) or len(value) != 4 or any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in value):
+        return None
+    x, y, width, height = (as_number(v) for v in value)
+    return x, y, x + width, y + height
+
+
+def _image_folder(folder: Folder, file: Path, images: list[Any]) -> Path:
+    """The folder in which most of a few of the files are found."""
+    token = file.stem.removeprefix("instances_")
+    split = split_name(file.stem)
+    root = folder.root
+    places = [file.parent, root / token, root / "images" / token, root / token / "images"]
+    if split:
+        for base in (root, root / "images"):
+            alike = sorted(p for p in base.iterdir() if p.is_dir() and split_name(p.name) == split) if base.is_dir() else []
+            places += [inner for place in alike for inner in (place, place / "images")]
+    places += [root / "images", root / "JPEGImages", root]
+    step = max(1, len(images) // _SAMPLE)
+    names = [entry["file_name"] for entry in images[::step] if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)]
+    names = [name.replace("\\", "/") for name in names if "\0" not in name]
+    return max(places, key=lambda place: sum((place / name).is_file() for name in names))

@@ -1,0 +1,205 @@
+"""From a split to batches: what an image looks like in an epoch depends on seed, epoch and image alone.
+
+Chance never comes from a worker's own generator, so neither the number of workers, nor the order, nor a resumed run changes a picture. The
+sampler yields (epoch, index) pairs, which is how the epoch reaches workers that live longer than one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from boxquery.data.dataset import Record, Split
+from boxquery.data.transforms import EvalTransform, TrainTransform, relative
+
+CACHE_LIMIT = 2**30
+"""Bytes of decoded pixels up to which a split is kept in memory."""
+_COUNT_LIMIT = 100_000  # a split of more images is not even measured
+
+
+class Sample(TypedDict):
+    """One image for the model.
+
+    ``image`` float32 [3, H, W] normalised; ``target`` {"labels": int64 [N], "boxes": float32 [N, 4] cxcywh in 0..1 of this image};
+    ``index`` its position in the split.
+    """
+
+    image: Tensor
+    target: dict[str, Tensor]
+    index: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """Samples side by side.
+
+    Attributes:
+        images: float32 [B, 3, H, W], zero where there is no image.
+        mask: bool [B, H, W], True on padding; None if no image is padded.
+        targets: as in ``Sample``, boxes still relative to each image's own extent.
+        indices: positions in the split.
+    """
+
+    images: Tensor
+    mask: Tensor | None
+    targets: list[dict[str, Tensor]]
+    indices: list[int]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """The same batch on a device."""
+        return Batch(
+            self.images.to(device, non_blocking=non_blocking),
+            None if self.mask is None else self.mask.to(device, non_blocking=non_blocking),
+            [{name: value.to(device, non_blocking=non_blocking) for name, value in target.items()} for target in self.targets],
+            self.indices,
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in pinned memory; ``DataLoader`` calls this."""
+        return Batch(
+            self.images.pin_memory(),
+            None if self.mask is None else self.mask.pin_memory(),
+            [{name: value.pin_memory() for name, value in target.items()} for target in self.targets],
+            self.indices,
+        )
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Samples of any sizes as one batch, padded to the largest height and width among them, at the right and below."""
+    images = [sample["image"] for sample in samples]
+    targets, indices = [sample["target"] for sample in samples], [sample["index"] for sample in samples]
+    if len({image.shape for image in images}) == 1:
+        return Batch(torch.stack(images), None, targets, indices)
+    height, width = (max(image.shape[side] for image in images) for side in (1, 2))
+    padded = images[0].new_zeros(len(images), 3, height, width)
+    mask = torch.ones(len(images), height, width, dtype=torch.bool)
+    for i, image in enumerate(images):
+        padded[i, :, : image.shape[1], : image.shape[2]] = image
+        mask[i, : image.shape[1], : image.shape[2]] = False
+    return Batch(padded, mask, targets, indices)
+
+
+class DetectionDataset(Dataset[Sample]):
+    """A split through a transform.
+
+    Args:
+        split: where records and pixels come from.
+        transform: what happens to them; a ``TrainTransform`` draws from (``seed``, epoch, image id).
+        seed: of the whole run.
+        cache: keep decoded images in memory where all of the split fits into ``CACHE_LIMIT``. Forked workers share them; under other
+            start methods each worker decodes for itself.
+    """
+
+    def __init__(self, split: Split, transform: TrainTransform | EvalTransform, *, seed: int = 0, cache: bool = False):
+        self.split = split
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+        self.cache = _Cache.of(split) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of items that are asked for by index alone; an ``EpochSampler`` says it with every item."""
+        self.epoch = epoch
+
+    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
+        """A sample by index, or by (epoch, index). Raises UserError if the image can no longer be read."""
+        epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
+        record = self.split[index]
+        pixels = self._pixels(index)
+        boxes, labels = torch.from_numpy(record.boxes[~record.ignore]), torch.from_numpy(record.labels[~record.ignore])
+        if isinstance(self.transform, TrainTransform):
+            image, boxes, labels = self.transform(pixels, boxes, labels, generator(self.seed, epoch, record.id))
+        else:
+            image = self.transform(pixels)
+            boxes = relative(boxes, record.height, record.width)
+        return {"image": image, "target": {"labels": labels, "boxes": boxes}, "index": index}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "cache": None}  # shared memory crosses a fork, not a pickle
+
+    def _pixels(self, index: int) -> Tensor:
+        """Uint8 [3, H, W], not to be written to."""
+        if self.cache is None:
+            return pil_to_tensor(self.split.read(index))
+        pixels = self.cache.get(index)
+        return self.cache.put(index, pil_to_tensor(self.split.read(index))) if pixels is None else pixels
+
+
+class _Cache:
+    """Decoded images in anonymous shared memory, which forked workers fill and read together; pages cost nothing until written."""
+
+    def __init__(self, records: Sequence[Record]):
+        self._shapes = [(3, record.height, record.width) for record in records]
+        sizes = torch.tensor([3 * record.height * record.width for record in records])
+        self._ends = sizes.cumsum(0).tolist()
+        self._pixels = torch.frombuffer(mmap.mmap(-1, self._ends[-1]), dtype=torch.uint8)
+        self._filled = torch.frombuffer(mmap.mmap(-1, len(records)), dtype=torch.uint8)
+
+    @classmethod
+    def of(cls, split: Split) -> _Cache | None:
+        """A cache for the split, or None where it is too large."""
+        if len(split) > _COUNT_LIMIT or sum(3 * record.height * record.width for record in split.records) > CACHE_LIMIT:
+            return None
+        return cls(split.records)
+
+    def get(self, index: int) -> Tensor | None:
+        return self._slot(index) if self._filled[index] else None
+
+    def put(self, index: int, pixels: Tensor) -> Tensor:
+        slot = self._slot(index)
+        slot.copy_(pixels)
+        self._filled[index] = 1
+        return slot
+
+    def _slot(self, index: int) -> Tensor:
+        channels, height, width = self._shapes[index]
+        end = self._ends[index]
+        return self._pixels[end - channels * height * width : end].view(channels, height, width)
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """(epoch, index) pairs in an order that depends on seed and epoch alone.
+
+    With several processes each takes every ``world``-th of the same order, which is continued from its beginning until all have equally
+    many: of every index at least one process has it.
+
+    Args:
+        n: number of items.
+        seed: of the order.
+        rank, world: this process, and how many there are.
+        shuffle: False for the order 0..n-1 in every epoch.
+    """
+
+    def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True):
+        if n < 1 or not 0 <= rank < world:
+            raise ValueError(f"EpochSampler: n={n}, rank={rank}, world={world}")
+        self.n, self.seed, self.rank, self.world, self.shuffle = n, seed, rank, world, shuffle
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return -(-self.n // self.world)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next iteration."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = torch.randperm(self.n, generator=generator(self.seed, self.epoch, "order")).tolist() if self.shuffle else range(self.n)
+        return iter([(self.epoch, order[i % self.n]) for i in range(self.rank, len(self) * self.world, self.world)])
+
+
+def generator(seed: int, epoch: int, name: int | str) -> torch.Generator:
+    """A generator of its own for everything with a name in an epoch of a run."""
+    digest = hashlib.blake2b(f"{seed}/{epoch}/{name!r}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,94 @@
+"""The way in: a word or a path to a data set, checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from boxquery.data import coco, voc, yolo
+from boxquery.data.checks import Listing, checked
+from boxquery.data.dataset import Data
+from boxquery.data.shapes import shapes_data
+from boxquery.errors import UserError
+
+_ABOVE = frozenset({"annotations", "labels"})  # a JSON in such a folder speaks of images beside the folder
+
+
+def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Data:
+    """A data set in COCO, Pascal VOC or YOLO layout, recognised by looking, or the built-in scenes.
+
+    Args:
+        source: a folder; a COCO ``.json``; a YOLO ``.yaml``; or the word ``shapes``.
+        strict: boxes and images at fault are fatal instead of skipped and named in ``Data.skipped``.
+        seed: decides which images are held out as "val" where the data has none, and what the scenes are.
+
+    Returns:
+        Data with contiguous labels, in which every file was found and every box is inside its image.
+
+    Raises:
+        UserError: the path or its content cannot be used.
+    """
+    if str(source) == "shapes":
+        return shapes_data(seed=seed)
+    path = Path(source).expanduser()
+    try:
+        exists, is_folder = path.exists(), path.is_dir()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{source}: not a path that can be read ({error})") from error
+    if not exists:
+        raise UserError(f"{source}: no such file or folder; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
+    listing = _folder(path) if is_folder else _file(path)
+    data, _ = checked(listing, str(source), strict=strict, seed=seed)
+    return data
+
+
+def _file(path: Path) -> Listing:
+    match path.suffix.lower():
+        case ".json":
+            root = path.absolute().parent
+            return coco.read(root.parent if root.name.lower() in _ABOVE else root, [path.absolute()], whole=True)
+        case ".yaml" | ".yml":
+            return yolo.read(path.absolute().parent, path.absolute())
+    raise UserError(f"{path}: not a data set; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
+
+
+def _folder(root: Path) -> Listing:
+    """Reads a folder in the first layout it shows, or the only folder inside it."""
+    try:
+        listing = _layout(root)
+        inner = [place for place in root.iterdir() if place.is_dir() and not place.name.startswith(".")]
+        if listing is None and len(inner) == 1:
+            listing = _layout(inner[0])
+            if listing is not None:
+                listing.notes.append(f"the data is in {inner[0].name}/")
+    except PermissionError as error:
+        raise UserError(f"{root}: cannot be read ({error.strerror}: {error.filename})") from error
+    if listing is None:
+        raise UserError(f"{root}: no annotations found; looked for COCO .json, Pascal VOC .xml, YOLO data.yaml or classes.txt")
+    return listing
+
+
+def _layout(root: Path) -> Listing | None:
+    """COCO and YOLO by their own files, VOC by its folders; then COCO by any JSON in the folder, the weakest sign."""
+    files = coco.find(root)
+    head = yolo.find(root)
+    signs = {
+        "coco": bool(files) and files[0].parent != root,
+        "voc": voc.find(root),
+        "yolo": head is not None,
+    }
+    seen = [name for name, sign in signs.items() if sign]
+    if not seen and files:
+        seen = ["coco"]
+    if not seen:
+        return None
+    match seen[0]:
+        case "coco":
+            listing = coco.read(root, files, whole=len(files) == 1 and files[0].parent == root)
+        case "voc":
+            listing = voc.read(root)
+        case _:
+            assert head is not None
+            listing = yolo.read(root, head)
+    if len(seen) > 1:
+        listing.notes.append(f"{root.name}/ looks like {' and like '.join(seen)}; read as {seen[0]}")
+    return listing

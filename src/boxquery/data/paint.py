@@ -1,0 +1,80 @@
+"""The pixels of the built-in scenes: a busy ground, and silhouettes filled with gradients and textures of their own."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+_FINE = 3  # outlines are drawn this many times larger, then averaged
+_CONTRAST = 70.0  # least distance in RGB levels of a fill from the ground it lies on
+
+
+def paint(rng: np.random.Generator, size: int, things: list[tuple[list[np.ndarray], np.ndarray]]) -> Image.Image:
+    """A scene.
+
+    Args:
+        size: side in pixels.
+        things: outline polygons in the unit square (the first the outline, others holes) with their box, float [4] xyxy in pixels;
+            the hindmost first.
+    """
+    canvas = _ground(rng, size)
+    for polygons, box in things:
+        left, top = np.floor(box[:2]).astype(int)
+        right, bottom = np.minimum(np.ceil(box[2:]).astype(int), size)
+        mask = _mask(polygons, box - (left, top, left, top), right - left, bottom - top)[..., None]
+        under = canvas[top:bottom, left:right]
+        fill = _fill(rng, under.mean((0, 1)), right - left, bottom - top)
+        under += mask * (fill - under)
+    canvas += rng.integers(-12, 13, (size, size, 1), dtype=np.int8)
+    return Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8))
+
+
+def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Float32 [size, size, 3], around 0..255: slow colour, two straight edges, stripes."""
+    cells = int(rng.integers(3, 6))
+    grid = Image.fromarray(rng.integers(20, 236, (cells, cells, 3), dtype=np.uint8))
+    canvas = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
+    for _ in range(2):
+        angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
+        beyond = _slope(size, size, angle) > offset
+        canvas += beyond[..., None] * rng.uniform(-80, 80, 3).astype(np.float32)
+    canvas += _stripes(rng, size, size, rng.uniform(0.04, 0.15) * size, 95)
+    canvas += _stripes(rng, size, size, rng.uniform(0.04, 0.15) * size, 95)
+    return canvas
+
+
+def _fill(rng: np.random.Generator, ground: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Float32 [height, width, 3]: a gradient between two colours, the first far enough from the mean colour below, with stripes."""
+    colours = rng.uniform(10, 245, (6, 3)).astype(np.float32)
+    distance = np.linalg.norm(colours - ground, axis=1)
+    first = colours[(distance > _CONTRAST).argmax()] if (distance > _CONTRAST).any() else colours[distance.argmax()]
+    second = first + rng.uniform(-70, 70, 3).astype(np.float32)
+    slope = _slope(width, height, rng.uniform(0, 2 * np.pi))[..., None] + np.float32(0.5)
+    return first + slope * (second - first) + _stripes(rng, width, height, rng.uniform(0.25, 0.7) * max(width, height), 100)
+
+
+def _slope(width: int, height: int, angle: float) -> np.ndarray:
+    """Float32 [height, width]: a plane through 0 in the middle that rises towards ``angle`` by 1 per width or height."""
+    x = np.linspace(-0.5, 0.5, width, dtype=np.float32) * np.float32(np.cos(angle))
+    y = np.linspace(-0.5, 0.5, height, dtype=np.float32) * np.float32(np.sin(angle))
+    return y[:, None] + x[None, :]
+
+
+def _stripes(rng: np.random.Generator, width: int, height: int, period: float, strength: float) -> np.ndarray:
+    """Float32 [height, width, 3]: a wave of one colour in any direction, ``period`` pixels long, up to ``strength`` levels high."""
+    angle, phase = rng.uniform(0, 2 * np.pi, 2)
+    turn = 2 * np.pi / max(period, 3.0)
+    x = np.arange(width, dtype=np.float32) * np.float32(turn * np.cos(angle)) + np.float32(phase)
+    y = np.arange(height, dtype=np.float32) * np.float32(turn * np.sin(angle))
+    wave = np.outer(np.sin(y), np.cos(x)) + np.outer(np.cos(y), np.sin(x))  # sin(x + y), without a sine per pixel
+    return wave[..., None] * rng.uniform(-strength, strength, 3).astype(np.float32)
+
+
+def _mask(polygons: list[np.ndarray], box: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Float32 [height, width], 0..1: how much of each pixel the silhouette covers, with ``box`` xyxy in pixels of this small picture."""
+    image = Image.new("L", (width * _FINE, height * _FINE))
+    draw = ImageDraw.Draw(image)
+    for value, points in zip((255, 0), polygons, strict=False):
+        corners = (box[:2] + points * (box[2:] - box[:2])) * _FINE - 0.5
+        draw.polygon(corners.ravel().tolist(), fill=value)
+    return np.asarray(image.reduce(_FINE), dtype=np.float32) / 255

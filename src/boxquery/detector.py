@@ -1,0 +1,284 @@
+"""A detector: a model, what its classes are called, and how an image becomes its input. It is what is saved, loaded and used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from boxquery.data.images import read_image
+from boxquery.data.transforms import EvalTransform
+from boxquery.errors import UserError
+from boxquery.models import create_model
+
+if TYPE_CHECKING:
+    from boxquery.data.dataset import Data
+    from boxquery.models.base import DetectionTransformer
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What was found in one image, best first.
+
+    Attributes:
+        boxes: float32 [K, 4], xyxy in pixels of the upright image, clipped to it.
+        scores: float32 [K], 0..1.
+        labels: int64 [K], positions in the detector's ``classes``.
+        names: K class names.
+        ids: K category ids of the data set that the detector learned from.
+        size: (height, width) of the image.
+        path: the file, where the image came from one.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    names: list[str]
+    ids: list[int]
+    size: tuple[int, int]
+    path: str | None = None
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_supervision(self) -> Any:
+        """As ``supervision.Detections`` (needs the ``viz`` extra)."""
+        try:
+            import supervision
+        except ImportError as error:
+            raise UserError("to_supervision() needs the package supervision: pip install 'boxquery[viz]'") from error
+        return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names)})
+
+
+Source = str | Path | Image.Image | np.ndarray
+
+
+class Detector:
+    """A trained model with everything that its answers need.
+
+    Args:
+        model: from ``create_model``.
+        classes: class names, one a logit column; None for a column that has no name and is never output.
+        ids: the data set's own category ids, parallel to ``classes``.
+        image_size: short side of the input in pixels.
+        threshold: the score that is used where none is given; 0.5 until an evaluation has found a better one.
+    """
+
+    def __init__(self, model: DetectionTransformer, classes: Sequence[str | None], ids: Sequence[int], image_size: int, threshold: float = 0.5):
+        if not len(classes) == len(ids) == model.config["classes"]:
+            raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names and {len(ids)} ids were given")
+        self.model, self.classes, self.ids = model, list(classes), list(ids)
+        self.image_size, self.threshold = image_size, threshold
+        self.transform = EvalTransform(image_size)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def to(self, device: str | torch.device) -> Detector:
+        self.model.to(device)
+        return self
+
+    # -- files ------------------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors``; written beside and renamed, so that a crash leaves the old ones whole."""
+        folder = Path(folder)
+        beside = folder.with_name(f".{folder.name}.new")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, beside / WEIGHTS, metadata={"format": "pt"})
+        (beside / CONFIG).write_text(json.dumps(self.config(), indent=1) + "\n", encoding="utf-8")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (WEIGHTS, CONFIG):
+            os.replace(beside / name, folder / name)
+        beside.rmdir()
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "library": "boxquery",
+            "model": self.model.config,
+            "classes": self.classes,
+            "ids": self.ids,
+            "image_size": self.image_size,
+            "threshold": self.threshold,
+        }
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload to the hub; returns the address. Needs a login there."""
+        import tempfile
+
+        from huggingface_hub import HfApi
+
+        api = HfApi()
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with tempfile.TemporaryDirectory() as folder:
+            self.save(Path(folder) / "model")
+            return str(api.upload_folder(repo_id=repo_id, folder_path=Path(folder) / "model"))
+
+    # -- answers ----------------------------------------------------------------------------------------------------------------
+
+    def predict(
+        self, source: Source | Iterable[Source], *, threshold: float | None = None, batch_size: int = 1, top_k: int | None = None
+    ) -> Any:
+        """Find objects.
+
+        Args:
+            source: a path, PIL image or RGB uint8 array [H, W, 3] gives a ``Result``; a list gives a list; any other iterable gives a
+                generator that holds one batch at a time.
+            threshold: least score, 0..1; None: the detector's own.
+            batch_size: images at once.
+            top_k: most answers an image; None: the paper's own number.
+
+        Each query answers with one label. Raises ``UserError`` for an image that cannot be read.
+        """
+        if isinstance(source, str | Path | Image.Image | np.ndarray):
+            return next(self._stream([source], threshold, 1, top_k))
+        stream = self._stream(source, threshold, batch_size, top_k)
+        return list(stream) if isinstance(source, list | tuple) else stream
+
+    def _stream(self, sources: Iterable[Source], threshold: float | None, batch_size: int, top_k: int | None) -> Iterator[Result]:
+        from boxquery.data.loading import collate
+
+        least = self.threshold if threshold is None else threshold
+        if not 0 <= least <= 1:
+            raise UserError(f"threshold={least}: must be from 0 to 1")
+        for group in _batched(sources, batch_size):
+            images = [_open(s) for s in group]
+            none = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+            batch = collate([{"image": self.transform(image), "target": none, "index": i} for i, image in enumerate(images)])
+            sizes = [(image.height, image.width) for image in images]
+            answers = self.answers(batch.images, batch.mask, sizes, top_k=top_k, one_label=True)
+            for s, answer, size in zip(group, answers, sizes, strict=True):
+                yield self._result(answer, least, size, str(s) if isinstance(s, str | Path) else None)
+
+    @torch.inference_mode()
+    def answers(
+        self, images: Tensor, mask: Tensor | None, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False
+    ) -> list[dict[str, Tensor]]:
+        """The model's answers in pixels (see ``DetectionTransformer.postprocess``), without columns that have no name."""
+        self.model.eval()
+        mask = None if mask is None else mask.to(self.device)
+        out = self.model(images.to(self.device), mask, last_only=True)
+        if None in self.classes:
+            unnamed = [i for i, name in enumerate(self.classes) if name is None]
+            out.logits[..., unnamed] = -torch.inf
+        return self.model.postprocess(out, sizes, top_k=top_k, one_label=one_label)
+
+    def _result(self, answer: dict[str, Tensor], threshold: float, size: tuple[int, int], path: str | None) -> Result:
+        keep = (answer["scores"] >= threshold) & (answer["scores"] > 0)
+        boxes = answer["boxes"][keep].float().cpu()
+        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
+        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
+        labels = answer["labels"][keep].cpu().numpy()
+        return Result(
+            boxes=boxes.numpy(),
+            scores=answer["scores"][keep].float().cpu().numpy(),
+            labels=labels,
+            names=[str(self.classes[i]) for i in labels],
+            ids=[self.ids[i] for i in labels],
+            size=size,
+            path=path,
+        )
+
+    def evaluate(self, data: str | Path | Data, *, split: str = "val", batch_size: int = 8, workers: int = 0, strict: bool = False) -> dict[str, Any]:
+        """AP and the numbers around it on a split of a data set; classes are matched by name.
+
+        Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
+        """
+        from boxquery.data.open import open_data
+        from boxquery.evaluation.metrics import evaluate
+        from boxquery.evaluation.predictions import predict_split, relabelled
+
+        opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
+        if split not in opened.splits:
+            raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
+        records = relabelled(opened, split, self.classes)
+        found = predict_split(self, records, batch_size=batch_size, workers=workers)
+        names = [name if name is not None else f"(no name {i})" for i, name in enumerate(self.classes)]
+        return evaluate(records, found, names, self.ids)
+
+
+def load(source: str | Path) -> Detector:
+    """A detector from a run folder, a folder with ``config.json`` and ``model.safetensors``, or a hub id. Nothing in it is executed."""
+    folder = Path(source)
+    if not folder.is_dir():
+        folder = _download(str(source))
+    elif (folder / "model" / CONFIG).is_file():
+        folder = folder / "model"
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{source}: neither a run nor a model folder ({CONFIG} and {WEIGHTS} are looked for, also under model/)")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        made, options = config["model"], dict(config["model"]["options"])
+        model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **options)
+        if made["frozen"]:
+            model.freeze()
+        model.load_state_dict(load_file(folder / WEIGHTS))
+        return Detector(model.eval(), config["classes"], config["ids"], config["image_size"], config["threshold"])
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / CONFIG}: not a boxquery model's configuration ({type(error).__name__}: {error})") from error
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" or isinstance(error, RuntimeError):
+            raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({str(error).splitlines()[0]})") from error
+        raise
+
+
+def _download(source: str) -> Path:
+    local = f"{source}: no such folder"
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(f"{local}; give a run folder, a model folder or a hub id (owner/name)")
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"{local}, and no such model on the hub; check the name") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{local}, and the hub cannot be reached; check the path or the network") from error
+
+
+def _open(source: Source) -> Image.Image:
+    if isinstance(source, str | Path):
+        return read_image(Path(source))
+    if isinstance(source, Image.Image):
+        return source.convert("RGB")
+    if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3 or 0 in source.shape:
+        raise UserError(f"an array of {source.dtype} {list(source.shape)}: give RGB uint8 [H, W, 3]")
+    return Image.fromarray(source)
+
+
+def _batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
+    group: list[Source] = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+@contextlib.contextmanager
+def evaluating(module: torch.nn.Module) -> Iterator[None]:
+    """``eval()`` for a while, and back."""
+    was = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was)

@@ -1,0 +1,64 @@
+"""Minutes into steps: a few timed ones tell how many fit."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import replace
+
+import torch
+from torch.utils.data import DataLoader
+
+from boxquery.data.dataset import Split
+from boxquery.detector import Detector
+from boxquery.evaluation.predictions import predict_split
+from boxquery.models.base import DetectionTransformer
+from boxquery.training.config import RunConfig
+
+#: share of the minutes that is planned; the rest is for reading data, the last evaluation, the report, and a machine that slows down
+PLANNED = 0.88
+#: share of the planned time that evaluations may take
+EVALUATING = 0.12
+WARM, TIMED = 2, 8
+
+
+def within(config: RunConfig, model: DetectionTransformer, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
+    """``config`` with the epochs, batches an epoch and evaluations that fit into its ``minutes``; the model itself is not changed."""
+    assert config.minutes is not None
+    step, look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
+    seconds = config.minutes * 60 * PLANNED
+    fitting = max(int((seconds * (1 - EVALUATING) - look) / step), 1)
+    epochs = max(fitting // config.batches, 1)
+    # a data set too large for one pass in that time gets one shortened epoch
+    batches = min(config.batches, fitting)
+    looks = max(int(seconds * EVALUATING / look), 1)
+    return replace(config, epochs=epochs, batches=batches, val_every=max(-(-epochs // looks), 1))
+
+
+def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLoader) -> float:
+    model.to(config.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-8)
+    started, count = time.monotonic(), 0
+    while count < WARM + TIMED:
+        for batch in loader:
+            if count == WARM:
+                started = time.monotonic()
+            batch = batch.to(config.device)
+            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
+                loss, _ = model.loss(model(batch.images, batch.mask, targets=batch.targets), batch.targets)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            count += 1
+            if count == WARM + TIMED:
+                break
+    return (time.monotonic() - started) / TIMED
+
+
+def _evaluation_seconds(config: RunConfig, detector: Detector, val: Split) -> float:
+    few = range(min(len(val), 2 * max(config.batch_size, 4)))
+    detector.to(config.device)
+    started = time.monotonic()
+    predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few)
+    detector.model.train()
+    return (time.monotonic() - started) / len(few) * len(val)

@@ -1,0 +1,87 @@
+"""Everything that is needed to repeat a run, in one frozen record and one file. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boxquery.errors import UserError
+from boxquery.report.files import write_whole
+
+FILE = "config.yaml"
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A run, complete: written to ``config.yaml`` before the first step.
+
+    Attributes:
+        data: what the user named; ``scenes`` is how the built-in ones are drawn.
+        options: the model's options that differ from the preset.
+        image_size: short side in pixels.
+        batch_size, accumulate: images a step of one process, and steps whose gradients are added up.
+        epochs, steps: passes over the data, and optimizer steps in all (per process).
+        batches: batches an epoch.
+        minutes: what the user asked for, if that is how ``epochs`` came about.
+        val_every: epochs from one evaluation to the next.
+        patience: stop after so many evaluations without a better AP; 0: never.
+        precision: "float32" or "bf16".
+        world: processes.
+    """
+
+    data: str
+    model: str
+    preset: str
+    options: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    freeze_backbone: bool = False
+    image_size: int = 800
+    batch_size: int = 2
+    accumulate: int = 1
+    epochs: int = 1
+    steps: int = 1
+    batches: int = 1
+    minutes: float | None = None
+    lr: float = 1e-4
+    val_every: int = 1
+    patience: int = 0
+    device: str = "cpu"
+    precision: str = "float32"
+    workers: int = 0
+    world: int = 1
+    seed: int = 0
+    strict: bool = False
+
+    def command(self, out: Path | str) -> str:
+        """The command line that repeats the run; ``--minutes`` has become the epochs that it was worth here."""
+        words = ["boxquery", "train", self.data, "--model", self.model, "--preset", self.preset, "--epochs", str(self.epochs)]
+        for name in ("image_size", "batch_size", "lr", "seed", "precision"):
+            words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
+        if self.accumulate > 1:
+            words += ["--accumulate", str(self.accumulate)]
+        for name in ("pretrained", "freeze_backbone", "strict"):
+            words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
+        for name, value in self.options.items():
+            words += ["--option", f"{name}={value}"]
+        return shlex.join([*words, "--out", str(out)])
+
+    def write(self, folder: Path) -> None:
+        write_whole(folder / FILE, yaml.safe_dump({**asdict(self), "command": self.command(folder)}, sort_keys=False).encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> RunConfig:
+        """Raises ``UserError`` where there is no run or its configuration cannot be understood."""
+        try:
+            text = (folder / FILE).read_text(encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"{folder / FILE}: no run to go on with ({error.strerror}); leave out --resume to start one") from error
+        try:
+            given = yaml.safe_load(text)
+            known = {f.name for f in fields(cls)}
+            return cls(**{k: v for k, v in given.items() if k in known})
+        except (yaml.YAMLError, AttributeError, TypeError) as error:
+            raise UserError(f"{folder / FILE}: not a run's configuration ({str(error).splitlines()[0]})") from error

@@ -1,0 +1,123 @@
+"""What happens after every epoch, in this order: evaluate, write the row, keep the best model, keep the state to go on from."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from boxquery.data.dataset import Split
+from boxquery.data.loading import DetectionDataset
+from boxquery.detector import Detector
+from boxquery.evaluation.metrics import evaluate
+from boxquery.evaluation.predictions import Found, predict_split
+from boxquery.report.files import write_whole
+from boxquery.training.config import RunConfig
+from boxquery.training.module import Training
+from boxquery.training.progress import LiveBar
+
+LAST = "last.ckpt"
+
+
+class Keeper(L.Callback):
+    """Evaluates the moving average, writes ``metrics.csv``, ``model/`` (best by AP) and ``last.ckpt``.
+
+    Its state (rows so far, best AP) is in the checkpoint, and ``metrics.csv`` is written from it: after a resume the file holds what an
+    uninterrupted run would have written.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar):
+        self.folder, self.config, self.detector, self.val, self.bar = folder, config, detector, val, bar
+        self.rows: list[dict[str, Any]] = []
+        self.best, self.waited = -1.0, 0
+        self.started, self.before = time.monotonic(), 0.0
+        self.images = DetectionDataset(val, detector.transform, cache=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows, "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows, self.best, self.waited = state_dict["rows"], state_dict["best"], state_dict["waited"]
+        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.started = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        assert isinstance(pl_module, Training)
+        epoch = trainer.current_epoch + 1
+        row = self._row(trainer, pl_module, epoch)
+        if epoch % self.config.val_every == 0 or epoch == self.config.epochs:
+            metrics = self._evaluate(trainer, pl_module)
+            row |= {k: metrics[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")}
+            self._compare(trainer, metrics)
+        row["seconds"] = round(self.before + time.monotonic() - self.started, 1)
+        self.rows.append(row)
+        if trainer.is_global_zero:
+            write_whole(self.folder / "metrics.csv", _table(self.rows))
+            self.bar.told(row)
+        self._keep(trainer)
+
+    def _row(self, trainer: L.Trainer, module: Training, epoch: int) -> dict[str, Any]:
+        count = max(len(module.ids) and self.config.batches, 1)
+        images = epoch * self.config.batches * self.config.batch_size * self.config.world
+        sums = torch.stack([v.float() for v in module.sums.values()])
+        means = (trainer.strategy.reduce(sums, reduce_op="mean") / count).tolist()
+        named = dict(zip(module.sums, means, strict=True))
+        rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
+        return {"epoch": epoch, "step": trainer.global_step, "images": images, "lr": next(iter(rates.values()))} | named
+
+    def _evaluate(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
+        self.detector.model = module.best_guess
+        share = range(trainer.global_rank, len(self.val), trainer.world_size)
+        with trainer.strategy.precision_plugin.val_step_context():
+            found = predict_split(self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images)
+        found = gathered(found)
+        self.detector.model = module.model
+        return evaluate(self.val, found, [str(n) for n in self.detector.classes], self.detector.ids)
+
+    def _compare(self, trainer: L.Trainer, metrics: dict[str, Any]) -> None:
+        score = metrics["AP"] if metrics["AP"] is not None else 0.0
+        if score > self.best:
+            self.best, self.waited = score, 0
+            self.detector.threshold = metrics["best_threshold"] if metrics["best_threshold"] is not None else 0.5
+            if trainer.is_global_zero:
+                module = trainer.lightning_module
+                assert isinstance(module, Training)
+                best = Detector(module.best_guess, self.detector.classes, self.detector.ids, self.detector.image_size, self.detector.threshold)
+                best.save(self.folder / "model")
+        else:
+            self.waited += 1
+            if self.config.patience and self.waited >= self.config.patience:
+                trainer.should_stop = True
+
+    def _keep(self, trainer: L.Trainer) -> None:
+        beside = self.folder / f".{LAST}.new"
+        trainer.save_checkpoint(beside)
+        if trainer.is_global_zero:
+            os.replace(beside, self.folder / LAST)
+
+
+def gathered(found: Found) -> Found:
+    """Every process's predictions; what two of them predicted is one entry, since positions are the keys."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return found
+    parts: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(parts, found)
+    return {k: v for part in parts for k, v in part.items()}
+
+
+def _table(rows: list[dict[str, Any]]) -> bytes:
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: "" if v is None else v for k, v in row.items()})
+    return text.getvalue().encode()

@@ -1,0 +1,107 @@
+"""What one step does: the only thing that Lightning is told about a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from boxquery.data.loading import Batch
+from boxquery.errors import UserError
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Recipe
+
+
+class Training(L.LightningModule):
+    """A model with its optimizer, schedule and moving average.
+
+    The average is torch's ``AveragedModel`` and a part of the state: evaluation and the saved model read it, nothing is ever swapped.
+
+    Args:
+        recipe: rates and schedule.
+        steps: optimizer steps of the whole run.
+        ids: image ids by position in the training split, to name the images of a failed step.
+        seed: of everything that a step draws (dropout); set anew for every epoch, so that a resumed run draws the same.
+    """
+
+    def __init__(self, model: DetectionTransformer, recipe: Recipe, steps: int, ids: Sequence[int | str], seed: int):
+        super().__init__()
+        self.model, self.recipe, self.steps, self.ids, self.seed = model, recipe, steps, ids, seed
+        self.average = AveragedModel(model, multi_avg_fn=_average(recipe.ema)) if recipe.ema else None
+        if self.average is not None:
+            self.average.requires_grad_(False)
+        #: sums over the epoch so far, on the device: every term of the last layer, the total, and the number of steps
+        self.sums: dict[str, Tensor] = {}
+
+    @property
+    def best_guess(self) -> DetectionTransformer:
+        """The model to evaluate and to save."""
+        return self.model if self.average is None else self.average.module
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank)
+        self.sums = {}
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        out = self.model(batch.images, batch.mask, targets=batch.targets)
+        try:
+            loss, terms = self.model.loss(out, batch.targets)
+        except UserError as error:
+            names = ", ".join(str(self.ids[i]) for i in batch.indices)
+            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+            raise UserError(f"epoch {self.current_epoch}, batch {batch_idx} (images {names}; rate {rate:.2g}): {error}") from error
+        shown = {"loss": loss, **{k: v[-1] if v.dim() else v for k, v in terms.items()}}
+        for name, value in shown.items():
+            value = value.detach()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        done = batch_idx + 1
+        if self.average is not None and (done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch):
+            self.average.update_parameters(self.model)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(self.recipe, self.steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def parameter_groups(model: DetectionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
+    """Three rates: the transformer's, the backbone's, and a lower one for what the paper trains slower (reference points, offsets)."""
+    groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            slow = any(part in name for part in model.slow)
+            groups["backbone" if name.startswith("backbone.") else "slow" if slow else "transformer"].append(parameter)
+    rates = {"transformer": recipe.lr, "backbone": recipe.backbone_lr, "slow": recipe.lr * recipe.slow}
+    return [{"params": parameters, "lr": rates[name], "name": name} for name, parameters in groups.items() if parameters]
+
+
+def rate(recipe: Recipe, steps: int):
+    """Step number -> factor on the rate: a linear warm-up, then a drop to a tenth, or half a cosine down to a hundredth."""
+    warmup = max(round(recipe.warmup * steps), 0)
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / (warmup + 1))
+        done = min(step / max(steps, 1), 1.0)
+        if recipe.decay == "step":
+            return rise * (0.1 if done >= recipe.decay_at else 1.0)
+        return rise * max(0.5 * (1 + math.cos(math.pi * done)), 0.01)
+
+    return factor
+
+
+def _average(decay: float):
+    """The moving average of the weights; it forgets faster at the start, when there is little to remember."""
+
+    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        n = int(count)
+        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+    return update
