@@ -17,7 +17,7 @@ _HOME = {
     "train": "boxquery.training.run",
 }
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
@@ -16,6 +15,7 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,10 +59,12 @@ class Result:
     def to_supervision(self) -> Any:
         """As ``supervision.Detections`` (needs the ``viz`` extra)."""
         try:
-            import supervision
+            import supervision  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError("to_supervision() needs the package supervision: pip install 'boxquery[viz]'") from error
-        return supervision.Detections(xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names)})
+        return supervision.Detections(
+            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names)}
+        )
 
 
 Source = str | Path | Image.Image | np.ndarray
@@ -79,12 +81,23 @@ class Detector:
         threshold: the score that is used where none is given; 0.5 until an evaluation has found a better one.
     """
 
-    def __init__(self, model: DetectionTransformer, classes: Sequence[str | None], ids: Sequence[int], image_size: int, threshold: float = 0.5):
+    def __init__(
+        self, model: DetectionTransformer, classes: Sequence[str | None], ids: Sequence[int], image_size: int, threshold: float = 0.5
+    ):
         if not len(classes) == len(ids) == model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names and {len(ids)} ids were given")
         self.model, self.classes, self.ids = model, list(classes), list(ids)
         self.image_size, self.threshold = image_size, threshold
         self.transform = EvalTransform(image_size)
+        #: the run folder that it came from, if it did
+        self.run: Path | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What it is and, of a run, how well it did: plain values."""
+        evaluation = self.run / "evaluation.json" if self.run else None
+        known = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation and evaluation.is_file() else {}
+        measured = {name: {k: split[k] for k in ("AP", "AP50", "AP75")} for name, split in known.items()}
+        return {"model": self.model.config["name"], "classes": self.classes, "run": self.run and str(self.run), **measured}
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +115,9 @@ class Detector:
         beside = folder.with_name(f".{folder.name}.new")
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, beside / WEIGHTS, metadata={"format": "pt"})
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, beside / WEIGHTS, metadata={"format": "pt"}
+        )
         (beside / CONFIG).write_text(json.dumps(self.config(), indent=1) + "\n", encoding="utf-8")
         folder.mkdir(parents=True, exist_ok=True)
         for name in (WEIGHTS, CONFIG):
@@ -197,7 +212,9 @@ class Detector:
             path=path,
         )
 
-    def evaluate(self, data: str | Path | Data, *, split: str = "val", batch_size: int = 8, workers: int = 0, strict: bool = False) -> dict[str, Any]:
+    def evaluate(
+        self, data: str | Path | Data, *, split: str = "val", batch_size: int = 8, workers: int = 0, strict: bool = False
+    ) -> dict[str, Any]:
         """AP and the numbers around it on a split of a data set; classes are matched by name.
 
         Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
@@ -218,10 +235,11 @@ class Detector:
 def load(source: str | Path) -> Detector:
     """A detector from a run folder, a folder with ``config.json`` and ``model.safetensors``, or a hub id. Nothing in it is executed."""
     folder = Path(source)
+    run = None
     if not folder.is_dir():
         folder = _download(str(source))
     elif (folder / "model" / CONFIG).is_file():
-        folder = folder / "model"
+        run, folder = folder, folder / "model"
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{source}: neither a run nor a model folder ({CONFIG} and {WEIGHTS} are looked for, also under model/)")
     try:
@@ -231,13 +249,13 @@ def load(source: str | Path) -> Detector:
         if made["frozen"]:
             model.freeze()
         model.load_state_dict(load_file(folder / WEIGHTS))
-        return Detector(model.eval(), config["classes"], config["ids"], config["image_size"], config["threshold"])
+        detector = Detector(model.eval(), config["classes"], config["ids"], config["image_size"], config["threshold"])
+        detector.run = run
+        return detector
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise UserError(f"{folder / CONFIG}: not a boxquery model's configuration ({type(error).__name__}: {error})") from error
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError" or isinstance(error, RuntimeError):
-            raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({str(error).splitlines()[0]})") from error
-        raise
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({str(error).splitlines()[0]})") from error
 
 
 def _download(source: str) -> Path:
@@ -271,14 +289,3 @@ def _batched(items: Iterable[Source], size: int) -> Iterator[list[Source]]:
             group = []
     if group:
         yield group
-
-
-@contextlib.contextmanager
-def evaluating(module: torch.nn.Module) -> Iterator[None]:
-    """``eval()`` for a while, and back."""
-    was = module.training
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train(was)

@@ -7,3 +7,11 @@ class UserError(ValueError):
     The text is one line that says what is wrong, where (file, line or key, image id) and what to do. The command line prints it
     after ``error:`` and exits with status 2.
     """
+
+    def line(self) -> str:
+        """The text in one line; what a data loader's worker wrapped around it is taken off."""
+        text = str(self)
+        marker = f"{type(self).__name__}: "
+        if text.startswith("Caught ") and marker in text:
+            text = text.rpartition(marker)[2]
+        return " ".join(text.split())

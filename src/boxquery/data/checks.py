@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.images import Header, read_header, read_image, turn_boxes
+from boxquery.data.listing import Given, Listed, Listing
 from boxquery.errors import UserError
 
 LIMIT = 0.10
@@ -27,69 +28,6 @@ HELD_OUT = 0.20
 _SLACK = 0.05  # pixels outside the image that are rounding and not worth a word
 _THREADS = 8
 _SHOWN = 3  # faults quoted when there are too many
-
-
-@dataclass(slots=True)
-class Given:
-    """An object as the annotations give it.
-
-    Attributes:
-        where: file and key or line.
-        label: 0..C-1, or None for an unknown category.
-        box: xyxy, pixels or (``Listed.relative``) 0..1; None if it is not four numbers.
-        raw: what the file says, for messages.
-        ignore: a crowd or a difficult object.
-        area: the annotation's own area in pixels, or None.
-    """
-
-    where: str
-    label: int | None
-    box: tuple[float, float, float, float] | None
-    raw: object
-    ignore: bool = False
-    area: float | None = None
-
-
-@dataclass(slots=True)
-class Listed:
-    """An image as the annotations list it.
-
-    Attributes:
-        id: as in ``Record``.
-        path: the file, which may be missing; None if the annotations name none.
-        where: the image in words, for messages.
-        size: stated width and height, or None.
-        objects: its boxes.
-        relative: boxes are in 0..1 of the image.
-        fault: why the reader already gives it up, or None.
-    """
-
-    id: int | str
-    path: Path | None
-    where: str
-    size: tuple[float, float] | None = None
-    objects: list[Given] = field(default_factory=list)
-    relative: bool = False
-    fault: str | None = None
-
-
-@dataclass(slots=True)
-class Listing:
-    """A data set as a format reader lists it.
-
-    Attributes:
-        format, names, ids: as in ``Data``.
-        splits: images of "train", "val", "test"; under "" where the data has no splits.
-        notes: as in ``Data``.
-        strays: a line for each box that belongs to no image.
-    """
-
-    format: str
-    names: list[str]
-    ids: list[int]
-    splits: dict[str, list[Listed]]
-    notes: list[str] = field(default_factory=list)
-    strays: list[str] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -108,6 +46,7 @@ class Ledger:
 
     def fault(self, line: str, outcome: str = "skipped") -> None:
         """Enters a fault by name. Raises UserError if the user asked for strictness."""
+        line = " ".join(line.split())
         if self.strict:
             raise UserError(f"{line}; repair it, or go without --strict to have such cases skipped")
         self.lines.append(f"{line}; {outcome}")
@@ -126,6 +65,7 @@ def checked(listing: Listing, source: str, *, strict: bool = False, seed: int = 
             no box left.
     """
     notes = list(listing.notes)
+    names = _unique(listing.names, listing.ids, notes)
     splits = _split(listing.splits, seed, source, notes)
     for name, images in splits.items():
         _no_duplicates(images, name)
@@ -137,7 +77,7 @@ def checked(listing: Listing, source: str, *, strict: bool = False, seed: int = 
     _not_too_many(ledger, records, source)
     notes += _accounts(ledger, records)
     result = {name: Split(name, kept, read_record) for name, kept in records.items()}
-    return Data(source, listing.format, listing.names, listing.ids, result, notes, ledger.lines), ledger
+    return Data(source, listing.format, names, listing.ids, result, notes, ledger.lines), ledger
 
 
 def read_record(record: Record) -> Image.Image:
@@ -159,14 +99,13 @@ def check_box(box: tuple[float, float, float, float], width: int, height: int) -
     return (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))), None
 
 
-def as_number(value: object) -> float:
-    """A JSON number or the text of one as a float; NaN for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return math.nan
-    try:
-        return float(value)
-    except (ValueError, OverflowError):
-        return math.nan
+def _unique(names: list[str], ids: list[int], notes: list[str]) -> list[str]:
+    """The names, with their ids where several are the same: a checkpoint finds its classes by name."""
+    count = Counter(names)
+    if len(count) == len(names):
+        return names
+    notes.append("several categories have the same name; their ids were added to tell them apart")
+    return [name if count[name] == 1 else f"{name} ({i})" for name, i in zip(names, ids, strict=True)]
 
 
 def _split(given: dict[str, list[Listed]], seed: int, source: str, notes: list[str]) -> dict[str, list[Listed]]:
@@ -298,8 +237,8 @@ def _record(image: Listed, boxes: Sequence[tuple[float, float, float, float] | N
     )
 
 
-def _short(raw: object) -> str:
-    text = raw if isinstance(raw, str) else repr(raw)
+def _short(raw: str | tuple[object, object]) -> str:
+    text = raw if isinstance(raw, str) else f"category {raw[0]!r}, box {raw[1]!r}"
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
 

@@ -8,12 +8,12 @@ Boxes are x, y, width, height in pixels; segmentations are not read; ``iscrowd``
 from __future__ import annotations
 
 import json
-from collections import Counter
+import os
 from pathlib import Path
 from typing import Any
 
-from boxquery.data.checks import Given, Listed, Listing, as_number
 from boxquery.data.folder import Folder, one_line, split_name
+from boxquery.data.listing import Given, Listed, Listing, as_number
 from boxquery.errors import UserError
 
 _SAMPLE = 20  # images tried when the image folder is looked for
@@ -44,9 +44,10 @@ def read(root: Path, files: list[Path], *, whole: bool = False) -> Listing:
             clear, a path that leaves the folder.
     """
     folder = Folder(root)
+    root, files = folder.root, [Path(os.path.abspath(file)) for file in files]
     by_split: dict[str, Path] = {}
     for file in files:
-        folder.check_link(file.absolute(), folder.show(file))
+        folder.check_link(file, folder.show(file))
         name = "" if whole else split_name(file.parent.name if file.stem == "_annotations.coco" else file.stem) or ""
         if name in by_split:
             both = f"{folder.show(by_split[name])} and {folder.show(file)}"
@@ -58,9 +59,7 @@ def read(root: Path, files: list[Path], *, whole: bool = False) -> Listing:
     names = _categories(folder, by_split, contents)
     ids = sorted(names)
     labels = {number: label for label, number in enumerate(ids)}
-    listing = Listing("coco", _unique(ids, names), ids, {})
-    if len(set(names.values())) < len(names):
-        listing.notes.append("several categories have the same name; their ids were added to tell them apart")
+    listing = Listing("coco", [names[i] for i in ids], ids, {})
     for name, content in contents.items():
         listing.splits[name] = _images(folder, by_split[name], content, labels, listing.strays)
     return listing
@@ -106,11 +105,6 @@ def _categories(folder: Folder, files: dict[str, Path], contents: dict[str, dict
     return names
 
 
-def _unique(ids: list[int], names: dict[int, str]) -> list[str]:
-    count = Counter(names.values())
-    return [names[i] if count[names[i]] == 1 else f"{names[i]} ({i})" for i in ids]
-
-
 def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[int, int], strays: list[str]) -> list[Listed]:
     where = folder.show(file)
     base = _image_folder(folder, file, content["images"])
@@ -122,7 +116,7 @@ def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[in
         if identity in images:
             raise UserError(f"{where} images[{number}]: image id {identity!r} is already taken; make ids unique")
         name = entry.get("file_name")
-        text = f"{where} image {identity}"
+        text = f"{where} image {identity!r}"
         path = folder.join(base, name, text) if isinstance(name, str) and name else None
         size = (as_number(entry.get("width")), as_number(entry.get("height")))
         images[identity] = Listed(identity, path, text, size if size[0] > 0 and size[1] > 0 else None)
@@ -138,10 +132,10 @@ def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[in
         category = entry.get("category_id")
         images[image].objects.append(
             Given(
-                where=f"{text} (image {image})",
+                where=f"{text} (image {image!r})",
                 label=labels.get(category) if isinstance(category, int) and not isinstance(category, bool) else None,
                 box=_box(entry.get("bbox")),
-                raw=f"category {category!r}, bbox {entry.get('bbox')!r}",
+                raw=(category, entry.get("bbox")),
                 ignore=as_number(entry.get("iscrowd", 0)) == 1,
                 area=as_number(entry.get("area")),
             )

@@ -17,12 +17,11 @@ class Folder:
     """A folder that nothing in the data may lead out of.
 
     Attributes:
-        root: as the user named it; messages show paths relative to it.
+        root: absolute and without ".."; messages show paths relative to it.
     """
 
     def __init__(self, root: Path):
-        self.root = root
-        self._absolute = os.path.abspath(root)
+        self.root = Path(os.path.abspath(root))
         self._real = os.path.realpath(root)
         self._parents: dict[str, str] = {}
 
@@ -33,11 +32,13 @@ class Folder:
             UserError: it leads out of the folder, by itself or through a link.
         """
         name = name.replace("\\", "/")
-        path = os.path.normpath(os.path.join(os.path.abspath(base), name))
+        path = os.path.normpath(os.path.join(base, name))
         windows = PureWindowsPath(name)
         if "\0" in name or (windows.drive and windows.root):
             raise UserError(f"{where}: {name!r} is not a path inside the data folder; use paths relative to it")
-        if not _within(path, self._absolute) and not _within(path, self._real):
+        if _within(path, self._real):
+            path = os.path.normpath(os.path.join(self.root, os.path.relpath(path, self._real)))  # where the root itself is a link
+        if not _within(path, str(self.root)):
             raise UserError(f"{where}: {name!r} leaves the data folder {self.root}; move the file inside")
         self.check_link(path, where)
         return Path(path)
@@ -55,18 +56,18 @@ class Folder:
 
     def show(self, path: str | Path) -> str:
         """The path relative to the folder, with forward slashes, for messages."""
-        return Path(os.path.relpath(path, self._absolute)).as_posix()
+        return Path(os.path.relpath(path, self.root)).as_posix()
 
     def files(self, under: Path, endings: frozenset[str] | set[str], *, deep: bool = True) -> Iterator[Path]:
-        """Files below (or directly in, unless ``deep``) a folder with one of the lower-case endings, sorted; hidden ones are left out.
+        """Files below (or directly in, unless ``deep``) a folder, with one of the lower-case endings, sorted, without hidden ones.
 
         Raises:
             UserError: one of them, or ``under`` itself, is a link that leads out of the folder.
         """
         if not under.is_dir():
             return
-        self.check_link(os.path.abspath(under), self.show(under))
-        for place, folders, names in os.walk(os.path.abspath(under)):
+        self.check_link(under, self.show(under))
+        for place, folders, names in os.walk(under):
             folders[:] = sorted(name for name in folders if not name.startswith(".")) if deep else []
             for name in sorted(names):
                 if os.path.splitext(name)[1].lower() in endings and not name.startswith("."):

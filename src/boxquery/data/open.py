@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from boxquery.data import coco, voc, yolo
-from boxquery.data.checks import Listing, checked
+from boxquery.data.checks import checked
 from boxquery.data.dataset import Data
+from boxquery.data.listing import Listing
 from boxquery.data.shapes import shapes_data
 from boxquery.errors import UserError
 
@@ -36,6 +38,7 @@ def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Dat
         raise UserError(f"{source}: not a path that can be read ({error})") from error
     if not exists:
         raise UserError(f"{source}: no such file or folder; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
+    path = Path(os.path.abspath(path))  # the readers compare paths, so theirs have no ".." left
     listing = _folder(path) if is_folder else _file(path)
     data, _ = checked(listing, str(source), strict=strict, seed=seed)
     return data
@@ -44,10 +47,10 @@ def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Dat
 def _file(path: Path) -> Listing:
     match path.suffix.lower():
         case ".json":
-            root = path.absolute().parent
-            return coco.read(root.parent if root.name.lower() in _ABOVE else root, [path.absolute()], whole=True)
+            root = path.parent.parent if path.parent.name.lower() in _ABOVE else path.parent
+            return coco.read(root, [path], whole=True)
         case ".yaml" | ".yml":
-            return yolo.read(path.absolute().parent, path.absolute())
+            return yolo.read(path.parent, path)
     raise UserError(f"{path}: not a data set; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
 
 

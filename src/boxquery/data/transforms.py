@@ -72,7 +72,8 @@ def long_side(image_size: int) -> int:
 def resized(height: int, width: int, short: int, long: int | None = None) -> tuple[int, int]:
     """DETR's rule for a new size with the same aspect ratio.
 
-    The short side becomes ``short``, or less if the long side would exceed ``long``; the other side is truncated. Sides are at least 1.
+    The short side becomes ``short``, or less if the long side would exceed ``long``; that is rounded first and the other side computed from
+    it and truncated, so that it may exceed ``long`` by the rounding. Sides are at least 1.
     """
     low, high = min(height, width), max(height, width)
     if long is not None and high / low * short > long:

@@ -1,7 +1,8 @@
 """Pascal VOC: one XML per image.
 
-Layouts: ``Annotations/`` with ``JPEGImages/`` (or ``images/``) and perhaps ``ImageSets/Main/{train,val,test}.txt``; XML files beside their
-images, flat or in ``train/``, ``valid/``, ``test/``. Class names are those found, sorted; the ids are their positions, for VOC has none.
+Layouts: ``Annotations/`` (or ``annotations/``) with ``JPEGImages/`` (or ``images/``) and perhaps ``ImageSets/Main/{train,val,test}.txt``;
+XML files beside their images, flat or in ``train/``, ``valid/``, ``test/``. Class names are those found, sorted; the ids are their
+positions, for VOC has none.
 
 Coordinates are used as they are, as pixel edges. VOC's own are 1-based and inclusive, most tools' are 0-based; the difference is at
 most a pixel, and files do not say which they are. ``difficult`` becomes ``ignore``. ``part`` elements are not read.
@@ -18,11 +19,12 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from boxquery.data.checks import Given, Listed, Listing, as_number
 from boxquery.data.folder import Folder, one_line, split_name
 from boxquery.data.images import ENDINGS
+from boxquery.data.listing import Given, Listed, Listing, as_number
 from boxquery.errors import UserError
 
+_ANNOTATIONS = ("Annotations", "annotations", "Annotations/xmls", "annotations/xmls")
 _IMAGES = ("JPEGImages", "images", "Images")
 _XML = frozenset({".xml"})
 _SPLITS = ("train", "val", "test")
@@ -31,7 +33,7 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def find(root: Path) -> bool:
     """True if the folder is in one of the layouts."""
-    if (root / "ImageSets").is_dir() or (root / "Annotations").is_dir() or any(root.glob("*.xml")):
+    if (root / "ImageSets").is_dir() or _annotations(root) is not None or any(root.glob("*.xml")):
         return True
     return any(split_name(place.name) and any(place.glob("*.xml")) for place in root.iterdir() if place.is_dir())
 
@@ -43,9 +45,11 @@ def read(root: Path) -> Listing:
         UserError: no XML files, broken XML, no named object, an image listed twice, a path that leaves the folder.
     """
     folder = Folder(root)
+    root = folder.root
     listing = Listing("voc", [], [], {})
-    groups = _standard(folder, listing) if (root / "Annotations").is_dir() or (root / "ImageSets").is_dir() else _flat(folder)
-    if not any(group.files for group in groups.values()):
+    place = _annotations(root)
+    groups = _flat(folder) if place is None else _standard(folder, place, listing)
+    if not any(file for group in groups.values() for file in group.files.values()):
         raise UserError(f"{root}: no .xml annotations; put them into Annotations/ or beside the images")
     trees = {file: _parse(folder, file) for group in groups.values() for file in group.files.values() if file is not None}
     names = sorted({name for tree in trees.values() for entry in tree.findall("object") if (name := _text(entry, "name"))})
@@ -73,25 +77,31 @@ class _Group:
     where: str
 
 
+def _annotations(root: Path) -> Path | None:
+    """The folder of the XML files, if they have one of their own."""
+    places = [root / name for name in _ANNOTATIONS]
+    found = next((place for place in places if any(place.glob("*.xml"))), None)
+    return places[0] if found is None and places[0].is_dir() else found
+
+
 def _by_id(folder: Folder, place: Path, endings: frozenset[str] = ENDINGS) -> dict[str, Path]:
     """Files below a folder by their path there without its ending; of several, the first in alphabetical order."""
     files: dict[str, Path] = {}
-    base = os.path.abspath(place)
     for file in folder.files(place, endings):
-        files.setdefault(os.path.splitext(os.path.relpath(file, base))[0].replace(os.sep, "/"), file)
+        files.setdefault(os.path.splitext(os.path.relpath(file, place))[0].replace(os.sep, "/"), file)
     return files
 
 
-def _standard(folder: Folder, listing: Listing) -> dict[str, _Group]:
-    """Annotation files by split, from ``Annotations/`` and ``ImageSets/Main/``."""
-    images = next((place for name in _IMAGES if (place := folder.root / name).is_dir()), folder.root)
-    files = _by_id(folder, folder.root / "Annotations", _XML)
+def _standard(folder: Folder, place: Path, listing: Listing) -> dict[str, _Group]:
+    """Annotation files by split, from the annotation folder and ``ImageSets/Main/``."""
+    images = next((path for name in _IMAGES if (path := folder.root / name).is_dir()), folder.root)
+    files = _by_id(folder, place, _XML)
     lists = folder.root / "ImageSets" / "Main"
     found = {name: path for name in _SPLITS if (path := lists / f"{name}.txt").is_file()}
     if "train" not in found and (lists / "trainval.txt").is_file():
         found = {"train": lists / "trainval.txt", **{name: path for name, path in found.items() if name == "test"}}
     if not found:
-        return {"": _Group(dict(files), images, "Annotations")}
+        return {"": _Group(dict(files), images, folder.show(place))}
     groups = {name: _Group(_listed(folder, path, files), images, folder.show(path)) for name, path in found.items()}
     left = set(files) - {identity for group in groups.values() for identity in group.files}
     if left:
@@ -102,7 +112,7 @@ def _standard(folder: Folder, listing: Listing) -> dict[str, _Group]:
 def _listed(folder: Folder, path: Path, files: dict[str, Path]) -> dict[str, Path | None]:
     """The annotation files of the image ids that a list names, one a line."""
     result: dict[str, Path | None] = {}
-    folder.check_link(path.absolute(), folder.show(path))
+    folder.check_link(path, folder.show(path))
     for number, line in enumerate(folder.text(path).splitlines(), 1):
         name = line.strip()
         if not name:

@@ -9,17 +9,20 @@ image without a label file is one without objects.
 from __future__ import annotations
 
 import math
+import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from boxquery.data.checks import Given, Listed, Listing, as_number
 from boxquery.data.folder import Folder, one_line, split_name
+from boxquery.data.listing import Given, Listed, Listing, as_number
 from boxquery.errors import UserError
 
 _SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASSES = ("classes.txt", "obj.names", "labels/classes.txt")
+_TEXT = frozenset({".txt"})
 _SPLITS = (("train", ("train",)), ("val", ("val", "valid", "validation")), ("test", ("test",)))
 
 
@@ -29,7 +32,7 @@ def find(root: Path) -> Path | None:
         if (root / name).is_file():
             return root / name
     settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
-    if len(settings) == 1:
+    if len(settings) == 1 and b"names" in settings[0].read_bytes():
         return settings[0]
     return root if (root / "labels").is_dir() or (root / "train" / "labels").is_dir() else None
 
@@ -45,10 +48,11 @@ def read(root: Path, head: Path) -> Listing:
         UserError: broken settings, no categories, no label files, an image listed twice, a path that leaves the folder.
     """
     folder = Folder(root)
+    root, head = folder.root, Path(os.path.abspath(head))
     listing = Listing("yolo", [], [], {})
     settings: dict[str, Any] = {}
     if head.suffix.lower() in (".yaml", ".yml"):
-        folder.check_link(head.absolute(), folder.show(head))
+        folder.check_link(head, folder.show(head))
         settings = _settings(folder, head)
         names = _names(settings, folder.show(head))
     else:
@@ -60,19 +64,34 @@ def read(root: Path, head: Path) -> Listing:
     labels = {number: label for label, number in enumerate(listing.ids)}
     found = _from_settings(folder, head, settings, listing.notes) if any(key in settings for key, _ in _SPLITS) else _from_folders(folder)
     missing = total = 0
-    for split, images in found.items():
-        listing.splits[split] = []
-        for identity, path in images:
+    for split, source in found.items():
+        listing.splits[split] = images = []
+        used: set[Path] = set()
+        for identity, path in source.images:
             text = _label_file(folder, path)
             missing += text is None
             total += 1
+            used |= {text} if text else set()
             objects = [] if text is None else _objects(folder, text, labels)
-            listing.splits[split].append(Listed(identity, path, folder.show(path), None, objects, relative=True))
+            images.append(Listed(identity, path, folder.show(path), None, objects, relative=True))
+        texts = [file for place in source.labels for file in folder.files(place, _TEXT)] if images else []
+        for text in texts:
+            if text not in used and text.name not in _CLASSES:
+                where, objects = folder.show(text), _objects(folder, text, labels)
+                images.append(Listed(where, None, where, None, objects, relative=True, fault=f"{text.stem}: no such file"))
     if total and missing == total:
         raise UserError(f"{root}: no label files for {total} images; they belong in labels/ beside images/, or beside the images")
     if missing:
         listing.notes.append(f"{missing} of {total} images have no label file: taken as images without objects")
     return listing
+
+
+@dataclass(slots=True)
+class _Source:
+    """The images of a split with their ids, and the folders whose label files should all belong to one of them."""
+
+    images: list[tuple[str, Path]] = field(default_factory=list)
+    labels: list[Path] = field(default_factory=list)
 
 
 def _settings(folder: Folder, file: Path) -> dict[str, Any]:
@@ -100,12 +119,12 @@ def _names(settings: dict[str, Any], where: str) -> dict[int, str]:
 def _class_list(folder: Folder, head: Path) -> list[str]:
     if head.is_dir():
         return []
-    folder.check_link(head.absolute(), folder.show(head))
+    folder.check_link(head, folder.show(head))
     return [line.strip() for line in folder.text(head).splitlines() if line.strip()]
 
 
-def _from_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: list[str]) -> dict[str, list[tuple[str, Path]]]:
-    """Images with their ids by split, from the entries of a settings file."""
+def _from_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: list[str]) -> dict[str, _Source]:
+    """The splits, from the entries of a settings file."""
     where = folder.show(head)
     base = folder.root
     if settings.get("path") not in (None, "", "."):
@@ -115,7 +134,7 @@ def _from_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: 
             if not any(isinstance(settings.get(key), str) and (folder.root / settings[key]).exists() for key, _ in _SPLITS):
                 raise
             notes.append(f"{where}: 'path' points elsewhere; the folder of the file itself is used")
-    splits: dict[str, list[tuple[str, Path]]] = {}
+    splits: dict[str, _Source] = {}
     for split, keys in _SPLITS:
         entry = next((settings[key] for key in keys if settings.get(key)), None)
         if entry is None:
@@ -124,7 +143,7 @@ def _from_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: 
         if not all(isinstance(item, str) for item in entries):
             raise UserError(f"{where} {split}: should be a folder, a list of folders, or a text file of image paths")
         places = [_place(folder, base, item, f"{where} {split}", notes) for item in entries]
-        splits[split] = [pair for place in places for pair in _images(folder, base, place, alone=len(places) == 1)]
+        splits[split] = _source(folder, base, places)
     return splits
 
 
@@ -142,12 +161,23 @@ def _place(folder: Folder, base: Path, name: str, where: str, notes: list[str]) 
     return place
 
 
+def _source(folder: Folder, base: Path, places: list[Path]) -> _Source:
+    """Folders and lists of images as the source of one split."""
+    source = _Source()
+    for place in places:
+        source.images += _images(folder, base, place, alone=len(places) == 1)
+        labels = _labels_place(folder, place) if place.is_dir() else None
+        if labels is not None and labels.is_dir():
+            source.labels.append(labels)
+    return source
+
+
 def _images(folder: Folder, base: Path, place: Path, *, alone: bool) -> list[tuple[str, Path]]:
     """Images of a folder or of a text file of paths, with ids: their path in that folder, or in ``base``, without ending."""
     if place.is_dir():
         images = folder.images(place)
         start = place if alone else base
-        return [(path.relative_to(start.absolute()).with_suffix("").as_posix(), path) for path in images]
+        return [(path.relative_to(start).with_suffix("").as_posix(), path) for path in images]
     pairs = []
     for number, line in enumerate(folder.text(place).splitlines(), 1):
         name = line.strip()
@@ -160,10 +190,10 @@ def _images(folder: Folder, base: Path, place: Path, *, alone: bool) -> list[tup
     return pairs
 
 
-def _from_folders(folder: Folder) -> dict[str, list[tuple[str, Path]]]:
-    """Images with their ids by split, from the names of folders."""
+def _from_folders(folder: Folder) -> dict[str, _Source]:
+    """The splits, from the names of folders."""
     root = folder.root
-    splits: dict[str, list[tuple[str, Path]]] = {}
+    splits: dict[str, _Source] = {}
     for base in (root / "images", root):
         for place in sorted(p for p in base.iterdir() if p.is_dir()) if base.is_dir() else ():
             name = split_name(place.name)
@@ -172,38 +202,43 @@ def _from_folders(folder: Folder) -> dict[str, list[tuple[str, Path]]]:
                 if name in splits:
                     raise UserError(f"{root}: two folders look like {name}; keep one")
                 start = place / "images" if (place / "images").is_dir() else place
-                splits[name] = _images(folder, root, start, alone=True)
+                splits[name] = _source(folder, root, [start])
         if splits:
             return splits
     place = root / "images" if (root / "images").is_dir() else root
-    return {"": _images(folder, root, place, alone=True)}
+    return {"": _source(folder, root, [place])}
 
 
 def _label_file(folder: Folder, image: Path) -> Path | None:
     """The label file of an image, or None where there is none."""
-    parts = list(image.relative_to(folder.root.absolute()).with_suffix(".txt").parts)
-    places = [image.with_suffix(".txt")]
-    if "images" in parts[:-1]:
-        last = max(i for i, part in enumerate(parts[:-1]) if part == "images")
-        places.insert(0, folder.root.absolute().joinpath(*parts[:last], "labels", *parts[last + 1 :]))
-    else:
-        places.insert(0, folder.root.absolute().joinpath("labels", *parts))
-    for place in places:
+    beside = image.with_suffix(".txt")
+    labels = _labels_place(folder, image.parent)
+    for place in (beside,) if labels is None else (labels / beside.name, beside):
         if place.is_file():
             folder.check_link(place, folder.show(place))
             return place
     return None
 
 
+def _labels_place(folder: Folder, images: Path) -> Path | None:
+    """The folder of the label files of an absolute image folder: its last part "images" replaced by "labels", if it has one."""
+    root = folder.root
+    parts = images.relative_to(root).parts
+    if "images" not in parts:
+        return None
+    last = max(i for i, part in enumerate(parts) if part == "images")
+    return root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+
+
 def _objects(folder: Folder, file: Path, labels: dict[int, int]) -> list[Given]:
-    objects = []
+    objects, where = [], folder.show(file)
     for number, line in enumerate(folder.text(file).splitlines(), 1):
         fields = line.split()
         if not fields:
             continue
         category = as_number(fields[0])
         label = labels.get(int(category)) if math.isfinite(category) and category == int(category) else None
-        objects.append(Given(f"{folder.show(file)} line {number}", label, _box(fields[1:]), line))
+        objects.append(Given(f"{where} line {number}", label, _box(fields[1:]), line))
     return objects
 
 

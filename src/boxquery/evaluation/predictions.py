@@ -20,7 +20,13 @@ Found = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 
 
 def predict_split(
-    detector: Detector, split: Split, *, batch_size: int = 8, workers: int = 0, only: Sequence[int] | None = None, cached: DetectionDataset | None = None
+    detector: Detector,
+    split: Split,
+    *,
+    batch_size: int = 8,
+    workers: int = 0,
+    only: Sequence[int] | None = None,
+    cached: DetectionDataset | None = None,
 ) -> Found:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 

@@ -15,7 +15,7 @@ from boxquery.errors import UserError
 
 @dataclass(frozen=True)
 class Targets:
-    """The objects of a batch in one rectangle: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh, ``counts`` per image (N = the largest)."""
+    """The objects of a batch in one rectangle: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh; N is the largest of ``counts``."""
 
     labels: Tensor
     boxes: Tensor

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from boxquery.matching.assignment import Matches, Targets, assign, collect
+from boxquery.matching.output import Output
 from boxquery.parts.boxes import at_least_float32, cxcywh_to_xyxy, giou
-from boxquery.parts.output import Output
 
 
 class Classification(Protocol):
@@ -60,19 +60,28 @@ class SetLoss:
         return assign([self.cost(logits, boxes, rectangle)], rectangle.counts)[0].pairs()
 
     def __call__(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(out.boxes.device.type, enabled=False):
+            return self._loss(out, targets)
+
+    def _loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         rectangle = collect(targets, out.boxes)
         answers = {"": (*at_least_float32(out.logits, out.boxes), rectangle)}
         if out.proposals is not None:
             # every object is class 0 to a proposal
             anything = Targets(torch.zeros_like(rectangle.labels), rectangle.boxes, rectangle.counts)
             answers["proposals."] = (*at_least_float32(out.proposals.logits, out.proposals.boxes), anything)
-        matches = assign([self.cost(*answer) for answer in answers.values()], rectangle.counts)
+        matches = assign([self.cost(logits, boxes, wanted) for logits, boxes, wanted in answers.values()], rectangle.counts)
         normalizer = _objects(rectangle.total, out.boxes)
         total, terms = out.boxes.new_zeros(()), {}
         for (prefix, (logits, boxes, wanted)), found in zip(answers.items(), matches, strict=True):
             for name, term in self.terms(logits, boxes, wanted, found, normalizer).items():
                 total = total + self.weights[name] * term.sum()
                 terms[prefix + name] = term[0] if prefix else term
+        for group, taught in out.extra.items():
+            logits, boxes = at_least_float32(taught.logits, taught.boxes)
+            for name, term in self.terms(logits, boxes, rectangle, taught.matches, normalizer * taught.times).items():
+                total = total + self.weights[name] * term.sum()
+                terms[f"{group}.{name}"] = term
         return total, terms
 
     def terms(self, logits: Tensor, boxes: Tensor, targets: Targets, matches: Matches, normalizer: Tensor) -> dict[str, Tensor]:
@@ -91,7 +100,7 @@ class SetLoss:
         """[B, Q, C] and [B, Q, 4] -> per image scores, labels, boxes (xyxy pixels, unclipped), best first."""
         logits, boxes = at_least_float32(logits, boxes)
         scores = self.classification.scores(logits)
-        batch, queries, classes = scores.shape
+        queries, classes = scores.shape[1:]
         # a softmax gives each query one class; a sigmoid may give it several
         if one_label or self.classification.spare:
             scores, labels = scores.max(-1)

@@ -6,17 +6,20 @@ A paper's file builds a ``DetectionTransformer`` from parts and says what is its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from boxquery.matching.denoising import Noisy
 from boxquery.matching.loss import SetLoss
+from boxquery.matching.output import Output, Predictions, Taught
 from boxquery.parts.attention import Look
 from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.output import Output, Predictions
 from boxquery.parts.trace import LayerTrace, Trace
 
 
@@ -31,6 +34,7 @@ class State:
         base: [B, Q, 2 or 4] logits from which the head measures; differs from ``reference`` in where gradients stop.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
         proposals: of a two-stage model.
+        groups: training-only queries, which stand before the ordinary ones in every tensor here, by name.
     """
 
     content: Tensor
@@ -39,6 +43,7 @@ class State:
     base: Tensor | None = None
     self_mask: Tensor | None = None
     proposals: Predictions | None = None
+    groups: dict[str, Noisy] = field(default_factory=dict)
 
 
 def place_at_position(state: State, memory: Memory, layer: int) -> Look:
@@ -69,7 +74,7 @@ class DetectionTransformer(nn.Module):
         encoder: Encoder,
         queries: nn.Module,
         layers: Sequence[nn.Module],
-        heads: Sequence[nn.Module],
+        heads: Sequence[Head],
         criterion: SetLoss,
         norm: nn.Module | None = None,
         place: Callable[[State, Memory, int], Look] = place_at_position,
@@ -118,11 +123,14 @@ class DetectionTransformer(nn.Module):
                 traces.layers.append(record)
         if last_only:
             logits, boxes = logits[-1:], boxes[-1:]
-        return Output(torch.stack(logits), torch.stack(boxes), proposals=state.proposals, trace=traces)
+        answers, extra = Predictions(torch.stack(logits), torch.stack(boxes)), {}
+        for name, group in state.groups.items():
+            extra[name], answers = _parted(answers, group)
+        return Output(answers.logits, answers.boxes, proposals=state.proposals, extra=extra, trace=traces)
 
-    def head(self, layer: int) -> nn.Module:
+    def head(self, layer: int) -> Head:
         """The head of a decoder layer: its own, or the one that all share."""
-        return self.heads[min(layer, len(self.heads) - 1)]
+        return cast(Head, self.heads[min(layer, len(self.heads) - 1)])
 
     def match(self, out: Output, targets: list[dict]) -> list[list[tuple[Tensor, Tensor]]]:
         """The one-to-one assignment: [layer][image] -> (query indices, target indices), int64, ordered by query."""
@@ -146,3 +154,11 @@ class DetectionTransformer(nn.Module):
         """Stem, first stage and batch norm of the backbone keep their (trained) values, as published."""
         self.backbone.freeze()
         self.config["frozen"] = True
+
+
+def _parted(answers: Predictions, group: Noisy) -> tuple[Taught, Predictions]:
+    """The first queries are the group's, the rest ordinary; a slot without an object says nothing."""
+    size = group.content.shape[1]
+    logits = answers.logits[:, :, :size].masked_fill(~group.alive[..., None], -torch.inf)
+    taught = Taught(logits, answers.boxes[:, :, :size], group.matches, group.groups)
+    return taught, Predictions(answers.logits[:, :, size:], answers.boxes[:, :, size:])

@@ -5,7 +5,7 @@ Year: 2021
 Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
 
 Differs from DETR in:
-- queries: learned content as well as position; a reference point made from the position; with `two_stage`, both made from the encoder's best proposals
+- queries: learned content as well as position; a reference point made from the position; with `two_stage`, all from the best proposals
 - encoder: multi-scale, each cell samples a few points around itself on every level
 - place: queries stand at a reference point, or at a box once refined
 - read: a few bilinear samples around the reference instead of every cell
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from boxquery.errors import UserError
 from boxquery.matching.classification import Focal
+from boxquery.matching.denoising import Denoising
 from boxquery.matching.loss import SetLoss
+from boxquery.matching.output import Predictions
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, Options, Preset, Recipe
 from boxquery.parts.attention import Look, SampledRead, SelfAttention
@@ -28,15 +30,15 @@ from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import DecoderLayer, EncoderLayer, FeedForward, SampledEncoder, reset_transformer
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.output import Predictions
 from boxquery.parts.positions import SinePosition, sine
 
 
 @dataclass(frozen=True)
 class DeformableOptions(Options):
-    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64); ``points``: samples a head and level.
-
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
+    ``points``: samples of a head on a level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
+    ``denoising``: about how many noisy queries a training step adds (DINO, section 3.2; needs ``two_stage``); 0 is the paper.
     """
 
     num_queries: int = 300
@@ -45,11 +47,14 @@ class DeformableOptions(Options):
     points: int = 4
     box_refine: bool = False
     two_stage: bool = False
+    denoising: int = 0
 
     def check(self) -> None:
         super().check()
         if self.two_stage and not self.box_refine:
             raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement carries on")
+        if self.denoising < 0 or (self.denoising and not self.two_stage):
+            raise UserError(f"denoising={self.denoising}: must be 0 or more, and needs two_stage=True, whose queries are made from boxes")
         if self.levels < 1 or self.points < 1:
             raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
         if self.hidden_dim % 32:
@@ -86,9 +91,9 @@ class PointQueries(nn.Module):
 class ProposalQueries(nn.Module):
     """Queries from the encoder's best proposals: their boxes as sine features make position and content (section 4.2, appendix A.4)."""
 
-    def __init__(self, count: int, dim: int, head: Head):
+    def __init__(self, count: int, dim: int, head: Head, denoising: Denoising | None = None):
         super().__init__()
-        self.count, self.head = count, head
+        self.count, self.head, self.denoising = count, head, denoising
         self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
         self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
         nn.init.xavier_uniform_(self.memory_proj.weight)
@@ -100,10 +105,19 @@ class ProposalQueries(nn.Module):
         logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
         chosen = logits[..., 0].topk(min(self.count, logits.shape[1]), 1).indices
         reference = boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
+        proposals = Predictions(logits[None], boxes.sigmoid()[None])
+        noisy = self.denoising(targets, boxes) if self.denoising is not None and targets is not None else None
+        if noisy is not None:
+            reference = torch.cat((noisy.reference, reference), 1)
         features = sine(reference.sigmoid(), self.memory_norm.normalized_shape[0] // 2)
         position, content = self.query_norm(self.query_proj(features)).chunk(2, -1)
-        proposals = Predictions(logits[None], boxes.sigmoid()[None])
-        return State(content=content, position=position, reference=reference, base=reference, proposals=proposals)
+        state = State(content=content, position=position, reference=reference, base=reference, proposals=proposals)
+        if noisy is None:
+            # a process without an object in its batch must have the same gradients to share as the others
+            return state if self.denoising is None else replace(state, content=content + 0 * self.denoising.labels.sum())
+        size = noisy.content.shape[1]
+        content = torch.cat((noisy.content.to(content.dtype), content[:, size:]), 1)
+        return replace(state, content=content, self_mask=noisy.self_mask(content.shape[1] - size), groups={"denoising": noisy})
 
 
 def propose(memory: Memory) -> tuple[Tensor, Tensor]:
@@ -139,14 +153,16 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
     # the image: maps from stride 8 on, further levels by strided convolutions
     backbone = Backbone(o.backbone, min(o.levels, 3), pretrained, o.dilation, o.backbone_options)
     # queries
-    queries = ProposalQueries(o.num_queries, dim, Head(dim, classes)) if o.two_stage else PointQueries(o.num_queries, dim)
+    queries = _proposing(classes, o) if o.two_stage else PointQueries(o.num_queries, dim)
     # encoder: every cell reads samples around itself
     encoder = SampledEncoder([EncoderLayer(_read(o), _ffn(o), dim, o.dropout) for _ in range(o.encoder_layers)], dim)
     # place: at the reference; read: samples around it
     layers = [DecoderLayer(SelfAttention(dim, o.heads, o.dropout), _read(o), _ffn(o), dim, o.dropout) for _ in range(o.decoder_layers)]
     reset_transformer(encoder, *layers)
     # head: boxes start small, at their reference; the first to answer says how small
-    heads = [Head(dim, classes, size_bias=0.0 if layer or o.two_stage else -2.0) for layer in range(o.decoder_layers if o.box_refine else 1)]
+    heads = [
+        Head(dim, classes, size_bias=0.0 if layer or o.two_stage else -2.0) for layer in range(o.decoder_layers if o.box_refine else 1)
+    ]
     return DetectionTransformer(
         backbone=backbone,
         neck=Neck(backbone.channels, dim, extra=max(o.levels - 3, 0), norm=True),
@@ -168,3 +184,8 @@ def _read(o: DeformableOptions) -> SampledRead:
 
 def _ffn(o: DeformableOptions) -> FeedForward:
     return FeedForward(o.hidden_dim, o.ffn_dim, o.dropout)
+
+
+def _proposing(classes: int, o: DeformableOptions) -> ProposalQueries:
+    denoising = Denoising(classes, o.hidden_dim, o.denoising) if o.denoising else None
+    return ProposalQueries(o.num_queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)

@@ -35,8 +35,15 @@ class DETROptions(Options):
 
 
 _SMALL = DETROptions(
-    backbone="resnet18", backbone_options=NARROW_RESNET18, encoder_layers=2, decoder_layers=3, hidden_dim=128, ffn_dim=512, dropout=0.0, dilation=True
-)  # fmt: skip
+    backbone="resnet18",
+    backbone_options=NARROW_RESNET18,
+    encoder_layers=2,
+    decoder_layers=3,
+    hidden_dim=128,
+    ffn_dim=512,
+    dropout=0.0,
+    dilation=True,
+)
 PRESETS = {
     "paper": Preset(DETROptions(), Recipe()),
     "small": Preset(_SMALL, SMALL_DATA),
@@ -64,7 +71,11 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
     # queries
     queries = LearnedQueries(o.num_queries, dim)
     # encoder: every region reads every region
-    encoder = Encoder([EncoderLayer(DenseRead(dim, o.heads, o.dropout), _ffn(o), dim, o.dropout, o.pre_norm) for _ in range(o.encoder_layers)], dim, o.pre_norm)
+    encoder = Encoder(
+        [EncoderLayer(DenseRead(dim, o.heads, o.dropout), _ffn(o), dim, o.dropout, o.pre_norm) for _ in range(o.encoder_layers)],
+        dim,
+        o.pre_norm,
+    )
     # place: the learned position; read: every query reads every region
     layers = [
         DecoderLayer(SelfAttention(dim, o.heads, o.dropout), DenseRead(dim, o.heads, o.dropout), _ffn(o), dim, o.dropout, o.pre_norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from boxquery.errors import UserError
 
@@ -33,7 +33,14 @@ class Options:
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no model can have."""
-        for name, least in (("num_queries", 1), ("encoder_layers", 0), ("decoder_layers", 1), ("hidden_dim", 4), ("heads", 1), ("ffn_dim", 1)):
+        for name, least in (
+            ("num_queries", 1),
+            ("encoder_layers", 0),
+            ("decoder_layers", 1),
+            ("hidden_dim", 4),
+            ("heads", 1),
+            ("ffn_dim", 1),
+        ):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
         if self.hidden_dim % self.heads or self.hidden_dim % 4:
@@ -92,7 +99,7 @@ class Preset:
     recipe: Recipe
 
 
-T = TypeVar("T")
+T = TypeVar("T", bound="Options")
 
 
 def with_options(start: T, given: dict[str, Any], what: str) -> T:
@@ -113,7 +120,9 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         accepted = (int, float) if hint is float else hint
         if not isinstance(value, accepted) or (hint is not bool and isinstance(value, bool)):
             return f"must be {plain[hint]}"
-    elif getattr(hint, "__origin__", None).__class__.__name__ == "_SpecialForm":  # Literal
-        if value not in hint.__args__:
-            return f"must be one of {', '.join(map(repr, hint.__args__))}"
+    elif get_origin(hint) is Literal:
+        if value not in get_args(hint):
+            return f"must be one of {', '.join(map(repr, get_args(hint)))}"
+    elif get_origin(hint) is dict and not isinstance(value, dict):
+        return "must be a mapping"
     return None

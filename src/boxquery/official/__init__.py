@@ -45,7 +45,9 @@ def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) ->
                     raise UserError(f"official keys {source[target]!r} and {key!r} are one tensor in {name} but differ; check the options")
                 continue
             if own[target].shape != value.shape:
-                raise UserError(f"official key {key!r} is {list(value.shape)}, the model's {target!r} is {list(own[target].shape)}; check classes and options")
+                raise UserError(
+                    f"official key {key!r} is {list(value.shape)}, the model's {target!r} {list(own[target].shape)}; check the options"
+                )
             new[target], source[target] = value, key
         elif any(c.fullmatch(key) for c in constants):
             known.append(key)

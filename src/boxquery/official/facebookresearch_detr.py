@@ -33,3 +33,22 @@ def keys(model) -> list[tuple[str, str]]:
     rules += [(encoder + rf"{theirs}\.(.+)", rf"encoder.layers.\1.{ours}.\2") for theirs, ours in _ENCODER.items()]
     rules += [(decoder + rf"{theirs}\.(.+)", rf"layers.\1.{ours}.\2") for theirs, ours in _DECODER.items()]
     return rules
+
+
+def options(tensors) -> tuple[int, dict]:
+    """The class count (without "no object") and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+
+    def layers(part: str) -> int:
+        return 1 + max(int(k.split(".")[3]) for k in tensors if k.startswith(f"transformer.{part}.layers."))
+
+    queries, dim = tensors["query_embed.weight"].shape
+    return len(tensors["class_embed.bias"]) - 1, {
+        "num_queries": queries,
+        "hidden_dim": dim,
+        "encoder_layers": layers("encoder"),
+        "decoder_layers": layers("decoder"),
+        "ffn_dim": len(tensors["transformer.encoder.layers.0.linear1.bias"]),
+        "position": "learned" if "backbone.1.row_embed.weight" in tensors else "sine",
+        "pre_norm": "transformer.encoder.norm.weight" in tensors,
+        "backbone": "resnet101" if "backbone.0.body.layer3.22.conv1.weight" in tensors else "resnet50",
+    }

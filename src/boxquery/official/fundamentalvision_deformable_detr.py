@@ -9,7 +9,7 @@ _SAMPLED = r"(sampling_offsets|attention_weights|value_proj|output_proj)\.(.+)"
 
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours. Heads stand once a layer, also where one tensor serves all; the last of two-stage are the encoder's."""
+    """Their key (a pattern) -> ours. Heads stand once a layer, also where one serves all; the last of two-stage is the encoder's."""
     layer = r"transformer\.{}\.layers\.(\d+)\."
     encoder, decoder = layer.format("encoder"), layer.format("decoder")
     rules = [
@@ -40,3 +40,27 @@ def keys(model) -> list[tuple[str, str]]:
             each = r"heads.\1" if len(model.heads) > 1 else "heads.0"
             rules.append((rf"{prefix}{theirs}\.(\d+)\.(.+)", rf"{each}.{ours}.\2"))
     return rules
+
+
+def options(tensors) -> tuple[int, dict]:
+    """The class count and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+
+    def layers(part: str) -> int:
+        return 1 + max(int(k.split(".")[3]) for k in tensors if k.startswith(f"transformer.{part}.layers."))
+
+    first, second = (tensors[f"bbox_embed.{i}.layers.2.bias"] for i in (0, 1))
+    two_stage = "transformer.enc_output.weight" in tensors
+    levels, dim = tensors["transformer.level_embed"].shape if "transformer.level_embed" in tensors else (1, 256)
+    offsets = len(tensors["transformer.encoder.layers.0.self_attn.sampling_offsets.bias"])
+    return len(tensors["class_embed.0.bias"]), {
+        "num_queries": 300 if two_stage else len(tensors["query_embed.weight"]),
+        "hidden_dim": dim,
+        "encoder_layers": layers("encoder"),
+        "decoder_layers": layers("decoder"),
+        "ffn_dim": len(tensors["transformer.encoder.layers.0.linear1.bias"]),
+        "levels": levels,
+        "points": offsets // (8 * levels * 2),
+        "box_refine": not bool(first.equal(second)),
+        "two_stage": two_stage,
+        "backbone": "resnet101" if "backbone.0.body.layer3.22.conv1.weight" in tensors else "resnet50",
+    }

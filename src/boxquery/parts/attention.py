@@ -50,7 +50,9 @@ class Attention(nn.Module):
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """query [B, Q, D], key and value [B, S, D], bias broadcastable to [B, H, Q, S] (bool: True = may be read).
 
         Returns [B, Q, D] and, with ``weights``, the attention [B, H, Q, S].
@@ -62,7 +64,8 @@ class Attention(nn.Module):
         else:
             q, k = F.linear(query, w[:dim], b[:dim]), F.linear(key, w[dim : 2 * dim], b[dim : 2 * dim])
         v = F.linear(value, w[2 * dim :], b[2 * dim :])
-        out, attention = attend(*(t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v)), bias, self.dropout * self.training, weights)
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        out, attention = attend(q, k, v, bias, self.dropout * self.training, weights)
         return self.out_proj(out), attention
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import timm
-from timm.layers import freeze_batch_norm_2d
+from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
 
 from boxquery.errors import UserError
@@ -29,11 +30,22 @@ class Backbone(nn.Module):
     def __init__(self, name: str, maps: int, pretrained: bool = False, dilation: bool = False, options: dict | None = None):
         super().__init__()
         self.body = _create(name, maps, pretrained, dilation, options or {})
-        self.channels = self.body.feature_info.channels()
-        self.strides = self.body.feature_info.reduction()
+        self.name = name
+        info: Any = self.body.feature_info
+        self.channels: list[int] = info.channels()
+        self.strides: list[int] = info.reduction()
+        self.features_last = getattr(self.body, "output_fmt", Format.NCHW) == Format.NHWC
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return self.body(images)
+        """[B, 3, H, W] -> maps [B, C, h, w], the finest first."""
+        try:
+            maps = self.body(images)
+        except AssertionError as reason:  # how timm's transformers refuse a size
+            raise UserError(
+                f"backbone {self.name!r} cannot read images of {images.shape[-2]} x {images.shape[-1]} pixels: {reason}; "
+                "its backbone_options may allow it (dynamic_img_size or strict_img_size), a convolutional backbone always does"
+            ) from reason
+        return [m.permute(0, 3, 1, 2) for m in maps] if self.features_last else maps
 
     def freeze(self) -> None:
         """Stem and first stage take no gradient and every batch norm becomes a fixed affine map, as published for trained weights."""
@@ -54,15 +66,18 @@ def _create(name: str, maps: int, pretrained: bool, dilation: bool, options: dic
     try:
         return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=last, **stride, **options)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as reason:
-        raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {str(reason).splitlines()[0]}") from reason
+        hint = "; dilation=True needs a backbone whose output_stride can be chosen, as ResNets have" if dilation else ""
+        raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {str(reason).splitlines()[0]}{hint}") from reason
     except OSError as reason:
-        raise UserError(f"backbone {name!r}: its weights cannot be fetched ({reason}); check the network or use pretrained=False") from reason
+        raise UserError(
+            f"backbone {name!r}: its weights cannot be fetched ({reason}); check the network or use pretrained=False"
+        ) from reason
 
 
 def _cached(name: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    config = timm.get_pretrained_cfg(name)
+    config: Any = timm.get_pretrained_cfg(name)
     repository = getattr(config, "hf_hub_id", None)
     if not repository:
         return False
@@ -85,8 +100,9 @@ class Neck(nn.Module):
         self.projections = nn.ModuleList(nn.Sequential(c, nn.GroupNorm(32, dim)) if norm else nn.Sequential(c) for c in convolutions)
         self.inputs = len(channels)
         for convolution in convolutions if norm else ():
-            assert isinstance(convolution, nn.Conv2d) and convolution.bias is not None
+            assert isinstance(convolution, nn.Conv2d)
             nn.init.xavier_uniform_(convolution.weight)
+            assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:

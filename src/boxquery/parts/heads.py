@@ -1,6 +1,7 @@
 """From a query's content to classes and a box."""
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
         super().__init__()
         sizes = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:

@@ -88,7 +88,9 @@ class SampledEncoder(Encoder):
 class DecoderLayer(nn.Module):
     """Object-object, then region-object, then each object alone."""
 
-    def __init__(self, self_attention: nn.Module, read: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False):
+    def __init__(
+        self, self_attention: nn.Module, read: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False
+    ):
         super().__init__()
         self.self_attention, self.read, self.ffn = self_attention, read, ffn
         self.self_residual = Residual(dim, dropout, pre_norm)

@@ -55,7 +55,8 @@ class LayerTrace:
         """float64 [h, w]: the share of the query's reading that falls on each cell of the level."""
         if self.attention is not None:
             return self.attention[level][image, :, query].detach().double().mean(0).cpu()
-        assert self.locations is not None and self.weights is not None
+        assert self.locations is not None
+        assert self.weights is not None
         at = self.locations[image, query, :, level].detach().double().cpu().flatten(0, 1)
         weight = self.weights[image, query, :, level].detach().double().cpu().flatten() / self.weights.shape[2]
         cell = at * torch.tensor([w, h], dtype=torch.float64) - 0.5
@@ -87,7 +88,7 @@ class Trace:
 
 
 def _cover(cells: int, ratio: float, pixels: int) -> Tensor:
-    """[cells, pixels] float64: the share of each cell that each pixel of the unpadded image receives; rows of padding sum to less than 1."""
+    """[cells, pixels] float64: the share of each cell that each pixel of the unpadded image receives; padding gives less than 1."""
     edges = torch.arange(cells + 1, dtype=torch.float64) / (cells * ratio) * pixels
     low = torch.maximum(edges[:-1, None], torch.arange(pixels, dtype=torch.float64))
     high = torch.minimum(edges[1:, None], torch.arange(1, pixels + 1, dtype=torch.float64))

@@ -90,7 +90,9 @@ class Keeper(L.Callback):
             if trainer.is_global_zero:
                 module = trainer.lightning_module
                 assert isinstance(module, Training)
-                best = Detector(module.best_guess, self.detector.classes, self.detector.ids, self.detector.image_size, self.detector.threshold)
+                best = Detector(
+                    module.best_guess, self.detector.classes, self.detector.ids, self.detector.image_size, self.detector.threshold
+                )
                 best.save(self.folder / "model")
         else:
             self.waited += 1

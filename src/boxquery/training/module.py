@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
@@ -41,7 +41,7 @@ class Training(L.LightningModule):
     @property
     def best_guess(self) -> DetectionTransformer:
         """The model to evaluate and to save."""
-        return self.model if self.average is None else self.average.module
+        return self.model if self.average is None else cast(DetectionTransformer, self.average.module)
 
     def on_train_epoch_start(self) -> None:
         torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank)
@@ -100,7 +100,7 @@ def rate(recipe: Recipe, steps: int):
 def _average(decay: float):
     """The moving average of the weights; it forgets faster at the start, when there is little to remember."""
 
-    def update(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
         n = int(count)
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
 

@@ -23,7 +23,14 @@ class LiveBar(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.console.is_terminal:
             return
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()]
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        ]
         self.progress = Progress(*columns, console=self.console)
         self.progress.start()
         self.task = self.progress.add_task("training", total=self.batches * self.epochs, completed=trainer.current_epoch * self.batches)

@@ -1,55 +1,51 @@
-"""The main job: a folder of labelled images in, a trained detector and its report out."""
+"""The main job, as Python and the command line call it. Imports no torch: what is heavy waits until it is needed."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import time
-import warnings
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import lightning as L
-import torch
-from lightning.pytorch.strategies import DDPStrategy
-from rich.console import Console
-from torch.utils.data import DataLoader
+import yaml
+from cyclopts import Parameter
 
-from boxquery.data.dataset import Data, Split
-from boxquery.data.loading import DetectionDataset, EpochSampler, collate
-from boxquery.data.open import open_data
-from boxquery.data.transforms import Augment, TrainTransform
-from boxquery.detector import Detector, load
 from boxquery.errors import UserError
-from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import predict_split
-from boxquery.models import create_model, preset
-from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import Recipe
-from boxquery.report.files import write_data, write_evaluation
-from boxquery.report.page import write_report
-from boxquery.report.pictures import write_pictures
-from boxquery.training.budget import within
-from boxquery.training.config import FILE, RunConfig
-from boxquery.training.keeper import LAST, Keeper
-from boxquery.training.module import Training
-from boxquery.training.progress import LiveBar
+from boxquery.training.config import RunConfig
 
-PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
+if TYPE_CHECKING:
+    from boxquery.data.dataset import Data
+    from boxquery.detector import Detector
+
+    Source = str | Path | Data
+else:  # the command line reads these at run time, where torch must not be loaded for them
+    Source, Detector = str, Any
+
+
+def key_values(kind: Any, tokens: Any) -> dict[str, Any]:
+    """``--option levels=3 --option box_refine=false`` -> a dictionary with numbers and truth values."""
+    found: dict[str, Any] = {}
+    for token in tokens:
+        name, equals, value = token.value.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--option {token.value!r}: write name=value")
+        found[name.replace("-", "_")] = yaml.safe_load(value)
+    return found
+
+
+Options = Annotated[
+    dict[str, Any] | None, Parameter(name="--option", converter=key_values, accepts_keys=False, n_tokens=1, allow_repeating=True)
+]
 
 
 def train(
-    data: str | Path | Data,
+    data: Source,
+    /,
     *,
     model: str = "deformable-detr",
     preset: str = "small",
-    out: str | Path | None = None,
+    out: Path | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
-    options: dict[str, Any] | None = None,
+    options: Options = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
@@ -68,17 +64,21 @@ def train(
 
     Args:
         data: a folder or file in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
-        model, preset: what to train; see ``list_models()``.
+        model: what to train; see ``list_models()``.
+        preset: its size and recipe: "paper", "small" or "tiny".
         out: the run folder; None: a new one under ``runs/``.
         epochs: passes over the training images; None: the preset's.
         minutes: instead of epochs, about how long; becomes a number of steps after a few timed ones.
-        options: the model's own knobs, as ``create_model`` takes them.
+        options: the model's own knobs, as ``create_model`` takes them; on the command line ``--option name=value``, repeated.
         image_size: short side in pixels; the long side is at most 5/3 of it.
-        batch_size: images a step of one process; ``accumulate`` steps make one update.
+        batch_size: images a step of one process.
+        accumulate: steps that make one update.
         lr: rate of the transformer; the backbone's keeps its ratio to it.
         patience: stop after so many evaluations without a better AP; 0: never.
-        pretrained: backbone weights from the hub; ``freeze_backbone``: train none of the backbone.
-        device: "auto", "cpu" or "cuda"; ``precision``: "auto", "float32" or "bf16".
+        pretrained: start from backbone weights of the hub.
+        freeze_backbone: train none of the backbone.
+        device: "auto", "cpu" or "cuda".
+        precision: "auto", "float32" or "bf16".
         workers: processes that read images; None: chosen.
         seed: of start values, order, augmentation and dropout.
         strict: boxes and images at fault are fatal instead of skipped.
@@ -87,200 +87,14 @@ def train(
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    console = Console(stderr=True, quiet=rank > 0)
-    source = data.source if isinstance(data, Data) else str(data)
-    folder = _folder(out, model, preset, source, resume)
-    if resume:
-        config = RunConfig.read(folder)
-        if not (folder / LAST).is_file():
-            raise UserError(f"{folder / LAST}: nothing to go on from (no epoch was finished); remove {folder} and train again")
-    else:
-        kind, half = _device(device, precision)
-        recipe = _preset(model, preset).recipe
-        config = RunConfig(
-            data=source, model=model, preset=preset, options=options or {}, pretrained=pretrained, freeze_backbone=freeze_backbone,
-            image_size=image_size or recipe.image_size, batch_size=batch_size or recipe.batch_size, accumulate=accumulate,
-            epochs=recipe.epochs if epochs is None else epochs, minutes=minutes, lr=lr or recipe.lr, patience=patience,
-            device=kind, precision=half, workers=_workers(kind) if workers is None else workers, world=world, seed=seed, strict=strict,
-        )  # fmt: skip
-        _check(config)
-    opened = data if isinstance(data, Data) else open_data(config.data, strict=config.strict, seed=config.seed)
-    _say_data(console, opened)
-    run = _Run(folder, config, opened, console)
-    if not resume:
-        run.begin()
-    return run.fit(resume)
+    for name, value in (("epochs", epochs), ("image_size", image_size), ("batch_size", batch_size), ("lr", lr), ("workers", workers)):
+        if value is not None and value < (0 if name == "workers" else 1e-12):
+            raise UserError(f"{name}={value}: must be {'0 or more' if name == 'workers' else 'above 0'}")
+    wish = RunConfig(
+        data=str(data), model=model, preset=preset, options=options or {}, pretrained=pretrained, freeze_backbone=freeze_backbone,
+        image_size=image_size or 0, batch_size=batch_size or 0, accumulate=accumulate, epochs=epochs or 0, minutes=minutes, lr=lr or 0.0,
+        patience=patience, device=device, precision=precision, workers=-1 if workers is None else workers, seed=seed, strict=strict,
+    )  # fmt: skip
+    from boxquery.training.fit import start
 
-
-class _Run:
-    """Data, model and settings of one run, put together."""
-
-    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console):
-        self.folder, self.data, self.console = folder, data, console
-        self.rank = int(os.environ.get("RANK", 0))
-        torch.manual_seed(config.seed)
-        self.model = create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
-        if config.freeze_backbone:
-            self.model.backbone.requires_grad_(False)
-        recipe = _preset(config.model, config.preset).recipe
-        self.recipe = replace(recipe, lr=config.lr, backbone_lr=recipe.backbone_lr * config.lr / recipe.lr)
-        train, self.val = data.splits["train"], data.splits["val"]
-        size = max(min(config.batch_size, len(train) // config.world), 1)
-        self.config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
-        augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
-        transform = TrainTransform(config.image_size, augment)
-        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True)
-        self.detector = Detector(self.model, data.names, data.ids, config.image_size)
-
-    def loader(self) -> DataLoader:
-        c = self.config
-        sampler = EpochSampler(len(self.train), c.seed, self.rank, c.world)
-        return DataLoader(
-            self.train, c.batch_size, sampler=sampler, collate_fn=collate, drop_last=True, num_workers=c.workers,
-            persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
-        )  # fmt: skip
-
-    def begin(self) -> None:
-        """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
-        c = self.config
-        if c.minutes is not None:
-            c = within(c, self.model, self.loader(), self.detector, self.val)
-            self.console.print(f"{c.minutes:g} minutes are worth {c.epochs} epochs of {c.batches} steps here", highlight=False)
-        else:
-            c = replace(c, val_every=max(1, round(c.epochs / 50)))
-        self.config = replace(c, steps=-(-c.batches // c.accumulate) * c.epochs)
-        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
-        self.console.print(
-            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, "
-            f"{c.epochs} epochs of {c.batches} x {c.batch_size} images, {c.precision} on {c.device}",
-            highlight=False,
-        )
-        if not c.pretrained:
-            self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch", highlight=False)
-        queries, most = self.model.config["options"]["num_queries"], max(int((~r.ignore).sum()) for r in self.data.splits["train"])
-        if most > queries:
-            self.console.print(f"warning: an image has {most} objects, the model {queries} queries: give num_queries at least {most}", style="yellow")
-        if self.rank == 0:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.config.write(self.folder)
-            write_data(self.folder, self.data)
-
-    def fit(self, resume: bool) -> Detector:
-        c = self.config
-        module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
-        bar = LiveBar(self.console, c.batches, c.epochs)
-        keeper = Keeper(self.folder, c, self.detector, self.val, bar)
-        started = time.monotonic()
-        with _quiet():
-            trainer = L.Trainer(
-                accelerator="gpu" if c.device == "cuda" else "cpu",
-                devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-                num_nodes=c.world // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
-                strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world > 1 else "auto",
-                precision=PRECISIONS[c.precision],  # pyright: ignore[reportArgumentType]
-                max_epochs=c.epochs, limit_train_batches=c.batches, accumulate_grad_batches=c.accumulate, gradient_clip_val=self.recipe.clip or None,
-                callbacks=[keeper, bar], logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                num_sanity_val_steps=0, use_distributed_sampler=False, default_root_dir=self.folder,
-            )  # fmt: skip
-            trainer.fit(module, self.loader(), ckpt_path=self.folder / LAST if resume else None, weights_only=True if resume else None)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
-        if self.rank == 0:
-            return self.finish(time.monotonic() - started)
-        return load(self.folder)
-
-    def finish(self, seconds: float) -> Detector:
-        """The best model once more over val, over test where there is one, and the report."""
-        best = load(self.folder)
-        best.to(self.config.device)
-        for name in ("val", "test"):
-            if name in self.data.splits:
-                split = self.data.splits[name]
-                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4))
-                metrics = evaluate(split, found, self.data.names, self.data.ids)
-                write_evaluation(self.folder, name, metrics)
-                self.console.print(f"{name}: AP {metrics['AP'] or 0:.3f}  AP50 {metrics['AP50'] or 0:.3f}", highlight=False)
-                if name == "val":
-                    write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
-        page = write_report(self.folder)
-        self.console.print(f"report: {page}", highlight=False)
-        return best
-
-
-def _preset(model: str, name: str):
-    return preset(model, name)
-
-
-def _check(config: RunConfig) -> None:
-    positive = ("epochs", "batch_size", "accumulate", "lr")
-    for name in positive:
-        if getattr(config, name) <= 0:
-            raise UserError(f"{name}={getattr(config, name)}: must be above 0")
-    if config.minutes is not None and config.minutes <= 0:
-        raise UserError(f"minutes={config.minutes}: must be above 0")
-    if config.workers < 0 or config.patience < 0:
-        raise UserError(f"workers={config.workers}, patience={config.patience}: must not be below 0")
-
-
-def _folder(out: str | Path | None, model: str, size: str, source: str, resume: bool) -> Path:
-    """The run folder; an existing run is never written over."""
-    if out is not None:
-        folder = Path(out)
-        if not resume and (folder / FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
-            raise UserError(f"{folder} holds another run; go on with it by --resume, or choose another --out")
-        if folder.is_file():
-            raise UserError(f"{folder} is a file; choose another --out")
-        return folder
-    if resume:
-        raise UserError("--resume needs --out, the folder of the run to go on with")
-    stem = f"{model}-{size}-{Path(source).name}"
-    taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
-    number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
-    return Path("runs") / f"{stem}-{number}"
-
-
-def _device(device: str, precision: str) -> tuple[str, str]:
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={device!r}: choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda': this PyTorch sees no CUDA device; use cpu or auto")
-    kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if precision not in ("auto", *PRECISIONS):
-        raise UserError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
-    if precision == "auto":
-        precision = "bf16" if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-    return kind, precision
-
-
-def _workers(device: str) -> int:
-    """None on a processor, which is better used for the model; on CUDA what the machine has, up to eight."""
-    return min(8, max((os.cpu_count() or 1) - 1, 0)) if device == "cuda" else 0
-
-
-def _say_data(console: Console, data: Data) -> None:
-    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    console.print(f"{data.source}: {data.format}, {counts} images, {len(data.names)} classes: {', '.join(data.names[:12])}", highlight=False, markup=False)
-    for note in data.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
-    for line in data.skipped:
-        console.print(f"skipped: {line}", style="yellow", highlight=False, markup=False)
-    for name in ("train", "val"):
-        if name not in data.splits or not len(data.splits[name]):
-            raise UserError(f"{data.source}: no images in split {name!r}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning says much that nobody asked; its warnings about workers and steps are decided here on purpose."""
-    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    return start(data, None if out is None else Path(out), wish, resume)

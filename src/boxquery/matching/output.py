@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from boxquery.matching.assignment import Matches
 from boxquery.parts.trace import Trace
 
 
@@ -18,17 +19,28 @@ class Predictions:
 
 
 @dataclass(frozen=True)
+class Taught(Predictions):
+    """Answers of queries that exist in training only, with the objects that they are taught.
+
+    ``matches`` holds for all layers; ``times``: how often each object stands in it, by which the loss is divided.
+    """
+
+    matches: Matches
+    times: int
+
+
+@dataclass(frozen=True)
 class Output(Predictions):
     """What ``model(images, mask)`` returns; shapes as in ``Predictions`` with N = Q ordinary queries, the last row is final.
 
     Attributes:
         proposals: the encoder's own answers where the model is two-stage (L = 1, N = tokens or chosen tokens).
         alive: [L, B, Q] bool where queries are dropped between layers.
-        extra: named groups of queries that exist in training only.
+        extra: named groups of queries that exist in training only, made from the targets.
         trace: what each query did, with ``trace=True``.
     """
 
     proposals: Predictions | None = None
     alive: Tensor | None = None
-    extra: dict[str, Predictions] = field(default_factory=dict)
+    extra: dict[str, Taught] = field(default_factory=dict)
     trace: Trace | None = None

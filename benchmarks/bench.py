@@ -1,0 +1,207 @@
+"""Our models beside those of `transformers`: seconds of a training step and of inference, on the same weights and the same batch.
+
+    python -m benchmarks.bench [--quick] [--only TEXT]
+
+What is measured, for each model (DETR and Deformable DETR) at two sizes, in one thread of the CPU, float32:
+
+- training: forward, matching, loss of every decoder layer, backward and one AdamW step, on a batch of two images of different size (padded
+  and masked); dropout at the same rate in the same places, batch norm and the shallow backbone frozen as published;
+- inference: forward of one image without padding, last layer's answers (`last_only=True`; there `auxiliary_loss=False`), no post-processing;
+- either with the backbone, which is the same timm module on both sides, or without it: its maps are computed once and fed in.
+
+"paper" is the published R50 architecture; "small" a ResNet-18 with a narrower transformer, where Deformable DETR refines boxes. Both sides run
+as they come: `transformers` with its own choice of attention (sdpa), and its pure PyTorch deformable attention.
+
+Repetitions are interleaved (ours, theirs, theirs, ours, ...) and timed as CPU time of this process; the ratio ours / theirs is the median
+over neighbours, so a machine that slows down for a while slows down both. Below 1 we are faster. Before timing, answers are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor, nn
+
+from boxquery.models.base import DetectionTransformer
+from tests.models.builders import batch, objects
+from tests.models.transformers_weights import labels, ours, theirs
+
+CLASSES = 80
+SMALL: dict[str, Any] = {"backbone": "resnet18", "hidden_dim": 128, "heads": 8, "ffn_dim": 512, "decoder_layers": 3, "num_queries": 100}
+
+
+@dataclass(frozen=True)
+class Setting:
+    name: str
+    options: dict[str, Any]
+    size: tuple[int, int]
+    repetitions: int
+
+    @property
+    def model(self) -> str:
+        return self.name.split()[0]
+
+
+SETTINGS = (
+    Setting("detr paper", {"backbone": "resnet50"}, (320, 416), 9),
+    Setting("deformable-detr paper", {"backbone": "resnet50"}, (320, 416), 9),
+    Setting("detr small", SMALL | {"encoder_layers": 2, "dilation": True}, (192, 256), 25),
+    Setting("deformable-detr small", SMALL | {"encoder_layers": 1, "levels": 3, "box_refine": True}, (192, 256), 25),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Milliseconds are the best of all repetitions; ``ratio`` is the median over neighbours, ``low`` and ``high`` its quartiles."""
+
+    name: str
+    ours_ms: float
+    theirs_ms: float
+    ratio: float
+    low: float
+    high: float
+
+
+class Maps(nn.Module):
+    """A backbone that has already seen its images."""
+
+    def __init__(self, maps: list[Tensor]):
+        super().__init__()
+        self.maps = maps
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return self.maps
+
+
+def pair(setting: Setting) -> tuple[DetectionTransformer, nn.Module]:
+    """Both models with the same weights, and the very same kind of backbone."""
+    from boxquery.models import preset
+
+    torch.manual_seed(0)
+    published = dict(vars(preset(setting.model).options)) | {"backbone_options": {}}
+    options = published | setting.options
+    peer = theirs(setting.model, CLASSES, options)
+    model = ours(setting.model, CLASSES, options, peer)
+    peer.model.backbone.model = copy.deepcopy(model.backbone.body)
+    return model, peer
+
+
+@torch.no_grad()
+def check_same_answers(model: DetectionTransformer, peer: nn.Module, images: Tensor, mask: Tensor) -> None:
+    model.eval(), peer.eval()
+    peer.config.auxiliary_loss = False
+    out, result = model(images, mask, last_only=True), peer(pixel_values=images, pixel_mask=(~mask).long())
+    torch.testing.assert_close(out.logits[-1], result.logits, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(out.boxes[-1], result.pred_boxes, atol=1e-3, rtol=1e-3)
+
+
+def training(model: DetectionTransformer, peer: nn.Module, images: Tensor, mask: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    """One step of each."""
+    model.train(), peer.train()
+    peer.config.auxiliary_loss = True
+    targets = objects(7, 12, classes=CLASSES)
+    answers, seen = labels(targets), (~mask).long()
+    optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-6) for m in (model, peer)]
+
+    def step_ours() -> None:
+        optimizers[0].zero_grad()
+        model.loss(model(images, mask), targets)[0].backward()
+        optimizers[0].step()
+
+    def step_theirs() -> None:
+        optimizers[1].zero_grad()
+        peer(pixel_values=images, pixel_mask=seen, labels=answers).loss.backward()
+        optimizers[1].step()
+
+    return step_ours, step_theirs
+
+
+def inference(model: DetectionTransformer, peer: nn.Module, images: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+    model.eval(), peer.eval()
+    peer.config.auxiliary_loss = False
+
+    @torch.inference_mode()
+    def run_ours() -> None:
+        model(images, last_only=True)
+
+    @torch.inference_mode()
+    def run_theirs() -> None:
+        peer(pixel_values=images)
+
+    return run_ours, run_theirs
+
+
+def seconds(run: Callable[[], None]) -> float:
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
+def measure(name: str, run_ours: Callable[[], None], run_theirs: Callable[[], None], repetitions: int) -> Row:
+    """Interleaved, each pair in the other order than the one before."""
+    for run in (run_ours, run_theirs):
+        run()
+    a, b = [], []
+    gc.disable()
+    for i in range(repetitions):
+        for mine in (True, False) if i % 2 == 0 else (False, True):
+            (a if mine else b).append(seconds(run_ours if mine else run_theirs))
+        gc.collect()
+    gc.enable()
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    return Row(name, 1e3 * min(a), 1e3 * min(b), middle, low, high)
+
+
+def rows(setting: Setting, quick: bool) -> Iterator[Row]:
+    """With backbone and without, training and inference."""
+    model, peer = pair(setting)
+    height, width = setting.size
+    images, mask = batch(setting.size, (height * 3 // 4, width * 7 // 8))
+    check_same_answers(model, peer, images, mask)
+    repetitions = 3 if quick else setting.repetitions
+    yield measure(f"{setting.name} training", *training(model, peer, images, mask), repetitions)
+    yield measure(f"{setting.name} inference", *inference(model, peer, images[:1]), 2 * repetitions)
+    body, body_theirs = model.backbone.body, peer.model.backbone.model
+    for mode, many in (("training", 1), ("inference", 2)):
+        given = images if mode == "training" else images[:1]
+        with torch.no_grad():
+            maps = [m.clone() for m in body(given)]
+        model.backbone.body, peer.model.backbone.model = Maps(maps), Maps(maps)
+        runs = training(model, peer, images, mask) if mode == "training" else inference(model, peer, given)
+        yield measure(f"{setting.name} {mode}, without backbone", *runs, many * repetitions)
+        model.backbone.body, peer.model.backbone.model = body, body_theirs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="three repetitions each")
+    parser.add_argument("--only", default="", help="settings whose name contains this")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'':56}{'ours':>10}{'theirs':>10}{'ratio':>8}   quartiles")
+    found = []
+    for setting in SETTINGS:
+        if given.only not in setting.name:
+            continue
+        for row in rows(setting, given.quick):
+            found.append(row)
+            print(f"{row.name:56}{row.ours_ms:8.1f}ms{row.theirs_ms:8.1f}ms{row.ratio:8.3f}   {row.low:.3f} .. {row.high:.3f}", flush=True)
+    print(json.dumps({"ratio": "ours / theirs, median of neighbours", "rows": [asdict(row) for row in found]}))
+
+
+if __name__ == "__main__":
+    main()

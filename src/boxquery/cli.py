@@ -1,0 +1,58 @@
+"""The command line: names of commands, how results leave, and how errors do."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from cyclopts import App
+from cyclopts.exceptions import CycloptsError
+
+from boxquery.errors import UserError
+
+app = App(
+    name="boxquery",
+    help="Detection transformers: train, understand, compare and ship a DETR.",
+    help_epilogue="With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr.",
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,
+)
+app.command("boxquery.training.run:train", name="train")
+for command in ("demo", "evaluate", "predict", "models", "import_official"):
+    app.command(f"boxquery.commands:{command}", name=command.replace("_", "-"))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line. Returns the exit status: 0 done, 2 the input was wrong, 130 interrupted."""
+    words = [word for word in arguments if word != "--json"]
+    as_json = len(words) < len(arguments)
+    try:
+        result = app(words, exit_on_error=False, print_error=False, result_action="return_value") if words else app(["--help"])
+    except UserError as error:
+        return _failed(error.line())
+    except CycloptsError as error:
+        return _failed(" ".join(str(error).split()).rstrip(".") + "; --help lists what is known")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if as_json and result is not None:
+        print(json.dumps(result if isinstance(result, dict) else result.summary(), allow_nan=False))
+    elif result is not None and hasattr(result, "show"):
+        result.show()
+    return 0
+
+
+def _failed(line: str) -> int:
+    print(f"error: {line}", file=sys.stderr)
+    return 2
+
+
+def main() -> Any:
+    """The ``boxquery`` command."""
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,279 @@
+"""The commands that are not a room of their own. Imports nothing heavy: ``--help`` must be instant."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from boxquery.errors import UserError
+
+if TYPE_CHECKING:
+    from boxquery.detector import Detector, Result
+
+IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A result that a person reads as a table and a program as JSON."""
+
+    values: dict[str, Any]
+    table: Table | None = None
+    text: str = ""
+
+    def summary(self) -> dict[str, Any]:
+        return self.values
+
+    def show(self) -> None:
+        console = Console(soft_wrap=True, highlight=False)
+        if self.table is not None:
+            console.print(self.table)
+        if self.text:
+            console.print(self.text, markup=False)
+
+
+def demo(*, minutes: float = 5.0, out: Path | None = None, seed: int = 0) -> None:
+    """Train Deformable DETR on built-in scenes and show what it finds; needs no download.
+
+    Args:
+        minutes: about how long.
+        out: the run folder; None: a new one under ``runs/``.
+        seed: of the scenes and the run.
+    """
+    from boxquery.training.run import train
+
+    started = time.monotonic()
+    detector = train("shapes", model="deformable-detr", preset="tiny", minutes=minutes, out=out, seed=seed)
+    run = detector.run
+    assert run is not None
+    metrics = json.loads((run / "evaluation.json").read_text())["test"]
+    seconds = round(time.monotonic() - started, 1)
+    print(
+        f"Deformable DETR (preset tiny) learned the built-in scenes in {seconds:.0f} seconds; "
+        f"on {metrics['images']} scenes it had never seen "
+        f"AP is {metrics['AP']:.2f} and AP50 {metrics['AP50']:.2f}. Open {run / 'report.html'} to see what it finds.",
+        file=sys.stderr,
+    )
+    print(json.dumps({"AP": metrics["AP"], "AP50": metrics["AP50"], "run": str(run), "seconds": seconds}))
+
+
+def evaluate(
+    run: str, data: str, /, *, split: str = "val", batch_size: int = 8, workers: int = 0, device: str = "auto", strict: bool = False
+) -> Shown:
+    """AP as pycocotools defines it, per class, duplicates, false positives on empty images, and the threshold of the best F1.
+
+    Args:
+        run: a run folder, a model folder or a hub id.
+        data: a data set in COCO, Pascal VOC or YOLO layout, or ``shapes``.
+        split: which of its splits.
+        batch_size: images at once.
+        workers: processes that read images.
+        device: "auto", "cpu" or "cuda".
+        strict: boxes and images at fault are fatal instead of skipped.
+    """
+    from boxquery.data.open import open_data
+
+    detector = _load(run, device)
+    opened = open_data(data, strict=strict)
+    _warn(opened.notes + [f"skipped: {line}" for line in opened.skipped])
+    metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers)
+    table = Table(title=f"{run} on {split} of {data}", title_justify="left")
+    for column in ("", "AP", "AP50", "objects"):
+        table.add_column(column, justify="left" if not column else "right")
+    table.add_row("all", _number(metrics["AP"]), _number(metrics["AP50"]), str(metrics["objects"]))
+    for row in metrics["per_class"]:
+        table.add_row(row["name"], _number(row["AP"]), _number(row["AP50"]), str(row["objects"]))
+    others = (
+        "AP75",
+        "APs",
+        "APm",
+        "APl",
+        "best_threshold",
+        "precision",
+        "recall",
+        "f1",
+        "duplicate_rate",
+        "false_positives_per_empty_image",
+    )
+    return Shown(metrics, table, "\n".join(f"{name.replace('_', ' ')}: {_number(metrics[name])}" for name in others))
+
+
+def predict(
+    run: str,
+    /,
+    *sources: str,
+    out: Path = Path("predictions"),
+    threshold: float | None = None,
+    batch_size: int = 1,
+    device: str = "auto",
+    pictures: bool = True,
+) -> Shown:
+    """Find objects in images; writes pictures with boxes and ``predictions.json`` in COCO's result format.
+
+    Args:
+        run: a run folder, a model folder or a hub id.
+        sources: image files, folders (read through), or globs.
+        out: the folder to write to.
+        threshold: least score, 0 to 1; the one of the best F1 in training if not given.
+        batch_size: images at once.
+        device: "auto", "cpu" or "cuda".
+        pictures: draw the boxes.
+
+    ``image_id`` is the file's name without its ending (as a number where it is one), ``file_name`` tells it apart. An image that
+    cannot be read is named and left out.
+    """
+    if not sources:
+        raise UserError("predict: name images, folders or globs to look at")
+    detector = _load(run, device)
+    files = _files(sources)
+    first = next(files, None)
+    if first is None:
+        raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGES))} are looked for)")
+    found = unreadable = objects = 0
+    out.mkdir(parents=True, exist_ok=True)
+    beside = out / ".predictions.json.new"
+    with beside.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for path, base in _chain(first, files):
+            try:
+                result = detector.predict(path, threshold=threshold)
+            except UserError as error:
+                if len(sources) == 1 and path == Path(sources[0]):
+                    file.close()
+                    beside.unlink()
+                    raise
+                unreadable += 1
+                _warn([f"skipped: {error.line()}"])
+                continue
+            found += 1
+            for row in _coco(result, path, base):
+                file.write(("," if objects else "") + "\n" + json.dumps(row))
+                objects += 1
+            if pictures:
+                _picture(result, path, out / "pictures" / path.relative_to(base).with_suffix(".jpg"), detector)
+        file.write("\n]\n")
+    os.replace(beside, out / "predictions.json")
+    values = {"images": found, "objects": objects, "unreadable": unreadable, "out": str(out), "predictions": str(out / "predictions.json")}
+    if not found:
+        raise UserError(f"none of {unreadable} images could be read")
+    return Shown(values, text=f"{objects} objects in {found} images; {unreadable} could not be read; see {out}")
+
+
+def models(name: str | None = None, /) -> Shown:
+    """The family on one page; with a name, how that model differs from DETR.
+
+    Args:
+        name: one of the family.
+    """
+    from boxquery.models import describe, differences, list_models
+
+    known = list_models()
+    if name is not None and name not in known:
+        raise UserError(f"no model {name!r}; choose one of {', '.join(known)}")
+    rows = []
+    for each in known if name is None else [name]:
+        text = describe(each)
+        paper = " ".join(text.partition("Paper: ")[2].partition("\nYear: ")[0].split())
+        rows.append({"name": each, "summary": text.splitlines()[0], "paper": paper, "differs_from_detr_in": differences(each)})
+    if name is not None:
+        bullets = "\n".join(f"- {line}" for line in rows[0]["differs_from_detr_in"])
+        return Shown(rows[0], text=f"{rows[0]['summary']}\n\nPaper: {rows[0]['paper']}\n\nDiffers from DETR in:\n{bullets}")
+    table = Table(show_lines=True)
+    for column in ("name", "what it is", "paper"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["name"], row["summary"], row["paper"])
+    return Shown({"models": rows}, table)
+
+
+def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800) -> Shown:
+    """Turn a paper's released COCO checkpoint into a model folder.
+
+    Args:
+        checkpoint: the authors' file; only tensors are read from it.
+        model: which of the family it is; its options are read off the tensors.
+        out: the model folder to write.
+        image_size: short side of the input in pixels.
+    """
+    from boxquery.official.checkpoint import convert
+
+    if out.exists():
+        raise UserError(f"{out} exists; choose another --out")
+    report = convert(checkpoint, model, out, image_size)
+    return Shown(report, text=f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}")
+
+
+def _load(run: str, device: str) -> Detector:
+    from boxquery.detector import load
+    from boxquery.training.fit import choose_device
+
+    return load(run).to(choose_device(device))
+
+
+def _warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _files(sources: Iterable[str]) -> Iterator[tuple[Path, Path]]:
+    """(image, the folder that its picture's path is relative to), one folder's names in memory at a time."""
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            for folder, folders, names in os.walk(path):
+                folders.sort()
+                for name in sorted(names):
+                    if Path(name).suffix.lower() in IMAGES:
+                        yield Path(folder) / name, path
+        elif path.is_file():
+            yield path, path.parent
+        else:
+            matches = glob.iglob(source, recursive=True)
+            first = next(matches, None)
+            if first is None:
+                raise UserError(f"{source}: no such image or folder, and no match as a glob")
+            for match in _chain(first, matches):
+                if Path(match).suffix.lower() in IMAGES:
+                    yield Path(match), Path(match).parent
+
+
+def _chain(first: Any, rest: Iterable[Any]) -> Iterator[Any]:
+    yield first
+    yield from rest
+
+
+def _coco(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
+    image = int(path.stem) if path.stem.isdecimal() else path.stem
+    for box, score, category in zip(result.boxes.tolist(), result.scores.tolist(), result.ids, strict=True):
+        x1, y1, x2, y2 = box
+        corner = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
+        yield {
+            "image_id": image,
+            "file_name": str(path.relative_to(base)),
+            "category_id": category,
+            "bbox": corner,
+            "score": round(score, 5),
+        }
+
+
+def _picture(result: Result, path: Path, target: Path, detector: Detector) -> None:
+    from boxquery.data.images import read_image
+    from boxquery.drawing import draw
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    names = [str(name) for name in detector.classes]
+    draw(read_image(path), result.boxes, result.labels, names, scores=result.scores).save(target, quality=90)

@@ -1,0 +1,49 @@
+"""An authors' checkpoint file -> a model folder of ours."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from boxquery.detector import Detector
+from boxquery.errors import UserError
+from boxquery.models import create_model
+from boxquery.official import AUTHORS, load_official
+from boxquery.official.coco import CATEGORIES
+
+
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint; nothing in the file is executed. Raises ``UserError`` where it is none."""
+    try:
+        # the authors keep their command line beside the tensors: plain values, allowed by name
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a checkpoint that can be read without executing it ({str(error).splitlines()[0]})") from error
+    tensors = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
+        raise UserError(f"{path}: holds no tensors under 'model'; give the file as its authors released it")
+    return tensors
+
+
+def convert(path: Path, name: str, out: Path, image_size: int) -> dict[str, Any]:
+    """Read, build the model that the tensors describe, fill it, save it. COCO's names and ids; slots without a category have no name."""
+    if name not in AUTHORS:
+        raise UserError(f"no official checkpoint is known for {name!r}; known: {', '.join(AUTHORS)}")
+    tensors = read(path)
+    try:
+        classes, options = import_module(AUTHORS[name]).options(tensors)
+    except KeyError as error:
+        raise UserError(f"{path}: no tensor {error} in it: not a checkpoint of {name}") from error
+    model = create_model(name, classes=classes, **options)
+    report = load_official(model, tensors)
+    names = [CATEGORIES.get(i) for i in range(classes)]
+    Detector(model, names, list(range(classes)), image_size).save(out)
+    return {"model": name, "out": str(out), "options": options, "used": len(report["used"]), "constants": len(report["constants"])}

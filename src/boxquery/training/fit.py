@@ -1,0 +1,253 @@
+"""The main job: a folder of labelled images in, a trained detector and its report out."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+from rich.console import Console
+from torch.utils.data import DataLoader
+
+from boxquery.data.dataset import Data
+from boxquery.data.loading import DetectionDataset, EpochSampler, collate
+from boxquery.data.open import open_data
+from boxquery.data.transforms import Augment, TrainTransform
+from boxquery.detector import Detector, load
+from boxquery.errors import UserError
+from boxquery.evaluation.metrics import evaluate
+from boxquery.evaluation.predictions import predict_split
+from boxquery.models import create_model, preset
+from boxquery.report.files import write_data, write_evaluation
+from boxquery.report.page import write_report
+from boxquery.report.pictures import write_pictures
+from boxquery.training.budget import within
+from boxquery.training.config import FILE, RunConfig
+from boxquery.training.keeper import LAST, Keeper
+from boxquery.training.module import Training
+from boxquery.training.progress import LiveBar
+
+PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
+
+
+def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detector:
+    """Train as ``wish`` says; what is 0, "auto" or -1 there is chosen. See ``boxquery.training.run.train``."""
+    rank = int(os.environ.get("RANK", 0))
+    console = Console(stderr=True, quiet=rank > 0, soft_wrap=True)
+    source = data.source if isinstance(data, Data) else str(data)
+    folder = _folder(out, wish, source, resume)
+    if resume:
+        config = RunConfig.read(folder)
+        if not (folder / LAST).is_file():
+            raise UserError(f"{folder / LAST}: nothing to go on from (no epoch was finished); remove {folder} and train again")
+    else:
+        config = _resolved(replace(wish, data=source))
+    opened = data if isinstance(data, Data) else open_data(config.data, strict=config.strict, seed=config.seed)
+    _say_data(console, opened)
+    run = _Run(folder, config, opened, console)
+    if not resume:
+        run.begin()
+    return run.fit(resume)
+
+
+class _Run:
+    """Data, model and settings of one run, put together."""
+
+    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console):
+        self.folder, self.data, self.console = folder, data, console
+        self.rank = int(os.environ.get("RANK", 0))
+        torch.manual_seed(config.seed)
+        self.model = create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
+        if config.freeze_backbone:
+            self.model.backbone.requires_grad_(False)
+        recipe = preset(config.model, config.preset).recipe
+        self.recipe = replace(recipe, lr=config.lr, backbone_lr=recipe.backbone_lr * config.lr / recipe.lr)
+        train, self.val = data.splits["train"], data.splits["val"]
+        size = max(min(config.batch_size, len(train) // config.world), 1)
+        self.config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
+        augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
+        transform = TrainTransform(config.image_size, augment)
+        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True)
+        self.detector = Detector(self.model, data.names, data.ids, config.image_size)
+
+    def loader(self) -> DataLoader:
+        c = self.config
+        sampler = EpochSampler(len(self.train), c.seed, self.rank, c.world)
+        return DataLoader(
+            self.train, c.batch_size, sampler=sampler, collate_fn=collate, drop_last=True, num_workers=c.workers,
+            persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
+        )  # fmt: skip
+
+    def begin(self) -> None:
+        """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
+        c = self.config
+        if c.minutes is not None:
+            c = within(c, self.model, self.loader(), self.detector, self.val)
+            self.console.print(f"{c.minutes:g} minutes are worth {c.epochs} epochs of {c.batches} steps here")
+        else:
+            c = replace(c, val_every=max(1, round(c.epochs / 50)))
+        self.config = replace(c, steps=-(-c.batches // c.accumulate) * c.epochs)
+        parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        self.console.print(
+            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, "
+            f"{c.epochs} epochs of {c.batches} x {c.batch_size} images, {c.precision} on {c.device}"
+        )
+        if not c.pretrained:
+            self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
+        queries, most = self.model.config["options"]["num_queries"], max(int((~r.ignore).sum()) for r in self.data.splits["train"])
+        if most > queries:
+            self.console.print(
+                f"warning: an image has {most} objects, the model {queries} queries: give num_queries at least {most}", style="yellow"
+            )
+        if self.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.config.write(self.folder)
+            write_data(self.folder, self.data)
+
+    def fit(self, resume: bool) -> Detector:
+        c = self.config
+        module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
+        bar = LiveBar(self.console, c.batches, c.epochs)
+        keeper = Keeper(self.folder, c, self.detector, self.val, bar)
+        started = time.monotonic()
+        with _quiet():
+            trainer = L.Trainer(
+                accelerator="gpu" if c.device == "cuda" else "cpu",
+                devices=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                num_nodes=c.world // int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+                strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world > 1 else "auto",
+                precision=PRECISIONS[c.precision],
+                max_epochs=c.epochs,
+                limit_train_batches=c.batches,
+                accumulate_grad_batches=c.accumulate,
+                gradient_clip_val=self.recipe.clip or None,
+                callbacks=[keeper, bar],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                default_root_dir=self.folder,
+            )
+            trainer.fit(module, self.loader(), ckpt_path=self.folder / LAST if resume else None, weights_only=True if resume else None)
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        if self.rank == 0:
+            return self.finish(time.monotonic() - started)
+        return load(self.folder)
+
+    def finish(self, seconds: float) -> Detector:
+        """The best model once more over val, over test where there is one, and the report."""
+        best = load(self.folder)
+        best.to(self.config.device)
+        for name in ("val", "test"):
+            if name in self.data.splits:
+                split = self.data.splits[name]
+                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4))
+                metrics = evaluate(split, found, self.data.names, self.data.ids)
+                write_evaluation(self.folder, name, metrics)
+                self.console.print(f"{name}: AP {metrics['AP'] or 0:.3f}  AP50 {metrics['AP50'] or 0:.3f}")
+                if name == "val":
+                    write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
+        page = write_report(self.folder)
+        self.console.print(f"report: {page}")
+        return best
+
+
+def _resolved(wish: RunConfig) -> RunConfig:
+    """What was left open is the preset's, or this machine's. Raises ``UserError`` for values that no run can have."""
+    recipe = preset(wish.model, wish.preset).recipe
+    device = choose_device(wish.device)
+    config = replace(
+        wish,
+        device=device,
+        precision=_precision(wish.precision, device),
+        world=int(os.environ.get("WORLD_SIZE", 1)),
+        workers=_workers(device) if wish.workers < 0 else wish.workers,
+        **{name: getattr(wish, name) or getattr(recipe, name) for name in ("image_size", "batch_size", "lr", "epochs")},
+    )
+    for name in ("epochs", "batch_size", "accumulate", "lr"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"{name}={getattr(config, name)}: must be above 0")
+    if config.minutes is not None and config.minutes <= 0:
+        raise UserError(f"minutes={config.minutes}: must be above 0")
+    if config.patience < 0:
+        raise UserError(f"patience={config.patience}: must not be below 0")
+    return config
+
+
+def _folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> Path:
+    """The run folder; an existing run is never written over."""
+    if out is not None:
+        folder = out
+        if not resume and (folder / FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
+            raise UserError(f"{folder} holds another run; go on with it by --resume, or choose another --out")
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; choose another --out")
+        return folder
+    if resume:
+        raise UserError("--resume needs --out, the folder of the run to go on with")
+    stem = f"{wish.model}-{wish.preset}-{Path(source).name}"
+    taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
+    number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
+    return Path("runs") / f"{stem}-{number}"
+
+
+def choose_device(device: str) -> str:
+    """ "auto", "cpu" or "cuda" -> what there is. Raises ``UserError``."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device={device!r}: choose auto, cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("device='cuda': this PyTorch sees no CUDA device; use cpu or auto")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+
+
+def _precision(precision: str, device: str) -> str:
+    if precision not in ("auto", *PRECISIONS):
+        raise UserError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
+    if precision == "auto":
+        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+    return precision
+
+
+def _workers(device: str) -> int:
+    """None on a processor, which is better used for the model; on CUDA what the machine has, up to eight."""
+    return min(8, max((os.cpu_count() or 1) - 1, 0)) if device == "cuda" else 0
+
+
+def _say_data(console: Console, data: Data) -> None:
+    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    console.print(f"{data.source}: {data.format}, {counts} images, {len(data.names)} classes: {', '.join(data.names[:12])}", markup=False)
+    for note in data.notes:
+        console.print(f"note: {note}", markup=False)
+    for line in data.skipped:
+        console.print(f"skipped: {line}", style="yellow", markup=False)
+    for name in ("train", "val"):
+        if name not in data.splits or not len(data.splits[name]):
+            raise UserError(f"{data.source}: no images in split {name!r}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning says much that nobody asked; its warnings about workers and steps are decided here on purpose."""
+    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

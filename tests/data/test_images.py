@@ -1,0 +1,218 @@
+"""Every kind of file to the pixels that a viewer shows."""
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageFile
+
+from boxquery import UserError
+from boxquery.data.images import read_header, read_image, turn_boxes, upright_rgb
+
+RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+
+
+def pixels(path):
+    """Rows of RGB triples."""
+    image = read_image(path)
+    assert image.mode == "RGB"
+    assert type(image) is Image.Image
+    assert image.size == (read_header(path).width, read_header(path).height)
+    return [[tuple(int(v) for v in pixel) for pixel in row] for row in np.asarray(image)]
+
+
+def saved(path, array, mode=None, **options):
+    image = Image.fromarray(np.asarray(array)) if mode is None else Image.fromarray(np.asarray(array)).convert(mode)
+    image.save(path, **options)
+    return path
+
+
+def test_rgb(tmp_path):
+    assert pixels(saved(tmp_path / "a.png", np.uint8([[RED, GREEN]]))) == [[RED, GREEN]]
+
+
+def test_grey(tmp_path):
+    assert pixels(saved(tmp_path / "a.png", np.uint8([[0, 100, 255]]))) == [[BLACK, (100,) * 3, WHITE]]
+
+
+def test_bilevel(tmp_path):
+    assert pixels(saved(tmp_path / "a.png", np.uint8([[0, 255]]), "1")) == [[BLACK, WHITE]]
+
+
+def test_alpha_is_laid_on_white(tmp_path):
+    rows = np.uint8([[(255, 0, 0, 255), (255, 0, 0, 0), (0, 0, 255, 51)]])
+    assert pixels(saved(tmp_path / "a.png", rows)) == [[RED, WHITE, (204, 204, 255)]]
+
+
+def test_grey_with_alpha(tmp_path):
+    image = Image.new("LA", (3, 1))
+    for x, value in enumerate([(10, 255), (10, 0), (0, 51)]):
+        image.putpixel((x, 0), value)
+    image.save(tmp_path / "a.png")
+    assert pixels(tmp_path / "a.png") == [[(10,) * 3, WHITE, (204,) * 3]]
+
+
+@pytest.mark.parametrize(("transparent", "expected"), [(None, [[RED, BLUE]]), (1, [[RED, WHITE]]), (b"\xff\x33", [[RED, (204, 204, 255)]])])
+def test_palette(tmp_path, transparent, expected):
+    image = Image.fromarray(np.uint8([[0, 1]])).convert("P")
+    image.putdata([0, 1])
+    image.putpalette([*RED, *BLUE])
+    image.save(tmp_path / "a.png", **({} if transparent is None else {"transparency": transparent}))
+    assert pixels(tmp_path / "a.png") == expected
+
+
+def test_one_colour_of_rgb_transparent(tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.uint8([[RED, GREEN]])).save(path, transparency=GREEN)
+    assert pixels(path) == [[RED, WHITE]]
+
+
+def test_cmyk(tmp_path):
+    image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
+    image.save(tmp_path / "a.jpg", quality=95)
+    np.testing.assert_allclose(np.asarray(read_image(tmp_path / "a.jpg")), np.full((16, 16, 3), RED), atol=6)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    values = np.uint16([[0, 257 * 10, 257 * 128, 65535]])
+    expected = [[BLACK, (10,) * 3, (128,) * 3, WHITE]]
+    assert pixels(saved(tmp_path / "a.png", values)) == expected
+    assert pixels(saved(tmp_path / "a.tif", values)) == expected
+    dark = np.uint16([[0, 257]])  # nothing is stretched: the same value is the same grey in every image
+    assert pixels(saved(tmp_path / "dark.png", dark)) == [[BLACK, (1,) * 3]]
+
+
+def test_32_bit_and_float_grey(tmp_path):
+    assert pixels(saved(tmp_path / "a.tif", np.int32([[0, 257 * 9, 65535]]))) == [[BLACK, (9,) * 3, WHITE]]
+    assert pixels(saved(tmp_path / "b.tif", np.int32([[0, 2**31 - 1]]))) == [[BLACK, WHITE]]
+    assert pixels(saved(tmp_path / "c.tif", np.float32([[0, 0.2, 1]]))) == [[BLACK, (51,) * 3, WHITE]]
+    assert pixels(saved(tmp_path / "d.tif", np.float32([[-5, 51, 300]]))) == [[BLACK, (51,) * 3, WHITE]]
+    saved(tmp_path / "e.tif", np.float32([[0, np.nan]]))
+    with pytest.raises(UserError, match="not finite"):
+        read_image(tmp_path / "e.tif")
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "HSV", "LAB"])
+def test_other_spaces_become_rgb(mode):
+    image = Image.new("RGB", (2, 2), (200, 30, 30))
+    if mode == "LAB":
+        srgb = ImageCms.createProfile("sRGB")
+        image = ImageCms.profileToProfile(image, srgb, ImageCms.createProfile("LAB"), outputMode="LAB")
+        assert upright_rgb(image).mode == "RGB"
+    else:
+        np.testing.assert_allclose(np.asarray(upright_rgb(image.convert(mode))), np.full((2, 2, 3), (200, 30, 30)), atol=4)
+
+
+def test_first_frame_of_an_animation(tmp_path):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in (RED, BLUE)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert pixels(tmp_path / "a.gif")[0][0] == RED
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(tmp_path, orientation, ending):
+    """The stored file is turned back; boxes of the stored image follow by ``turn_boxes``."""
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[4:12, 6:20] = 255
+    turn = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a),  # stored turned left, shown turned right
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }
+    stored = np.ascontiguousarray(turn[orientation](upright))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100} if ending in ("jpg", "webp") else {}
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(stored).save(path, exif=exif, **options)
+    image = read_image(path)
+    header = read_header(path)
+    assert image.size == (48, 32) == (header.width, header.height)
+    np.testing.assert_allclose(np.asarray(image).astype(int), upright, atol=60)
+    assert image.getexif().get(0x0112, 1) == 1
+    if ending != "tif":  # Pillow turns TIFF by itself
+        assert header.orientation == orientation
+        rows, columns = np.nonzero(stored[..., 0] > 127)
+        box = np.array([[columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]], dtype=float)
+        np.testing.assert_array_equal(turn_boxes(box, orientation, 48, 32), [[6, 4, 20, 12]])
+
+
+def test_bomb(tmp_path, monkeypatch):
+    saved(tmp_path / "a.png", np.zeros((100, 100), np.uint8))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for read in (read_image, read_header):
+        with pytest.raises(UserError, match="bomb"):
+            read(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "gif", "webp", "tif"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
+def test_truncated(tmp_path, ending, share):
+    path = tmp_path / f"a.{ending}"
+    saved(path, np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    with pytest.raises(UserError, match=r"a\.") as caught:
+        read_image(path)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError):
+        read_header(path)
+
+
+def test_bytes_after_the_end_are_no_fault(tmp_path):
+    for ending in ("jpg", "png"):
+        path = saved(tmp_path / f"a.{ending}", np.zeros((8, 8, 3), np.uint8))
+        path.write_bytes(path.read_bytes() + b"\0" * 40)
+        assert read_header(path).width == 8
+
+
+def test_broken_inside(tmp_path):
+    """Lengths and sums in a PNG that lie: a UserError, whatever Pillow raises."""
+    path = saved(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8))
+    data = path.read_bytes()
+    rng = np.random.default_rng(1)
+    refused = 0
+    for _ in range(200):
+        spoilt = bytearray(data)
+        for at in rng.integers(8, len(data), 4):
+            spoilt[at] = rng.integers(256)
+        path.write_bytes(bytes(spoilt))
+        try:
+            read_image(path)
+        except UserError:
+            refused += 1
+    assert refused > 100
+
+
+def test_no_pixels(tmp_path):
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 0, 5, 8, 2, 0, 0, 0)
+    (tmp_path / "a.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
+    for read in (read_image, read_header):
+        with pytest.raises(UserError):
+            read(tmp_path / "a.png")
+
+
+def test_missing_and_folder(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_image(tmp_path / "a.png")
+    with pytest.raises(UserError):
+        read_image(tmp_path)
+
+
+def test_header_does_not_decode_what_ends_well(tmp_path, monkeypatch):
+    paths = [saved(tmp_path / f"a.{ending}", np.zeros((8, 8, 3), np.uint8)) for ending in ("jpg", "png")]
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
+    for path in paths:
+        assert read_header(path).height == 8

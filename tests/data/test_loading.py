@@ -1,0 +1,183 @@
+"""Batches: padding, masks, and pictures that do not depend on workers, order, cache or a resumed run."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from boxquery.data import loading
+from boxquery.data.dataset import Record, Split
+from boxquery.data.loading import Batch, DetectionDataset, EpochSampler, collate, generator
+from boxquery.data.open import open_data
+from boxquery.data.shapes import shapes_data
+from boxquery.data.transforms import EvalTransform, TrainTransform
+
+from . import writers
+
+
+@pytest.fixture(scope="module")
+def split():
+    return shapes_data(train=12, size=64).splits["train"]
+
+
+def batches(dataset, epochs=(0, 1), workers=0, batch=4):
+    """Every sample of the epochs by (epoch, index), through a loader as training has it."""
+    sampler = EpochSampler(len(dataset), seed=7)
+    loader = DataLoader(dataset, batch, sampler=sampler, num_workers=workers, collate_fn=collate, persistent_workers=workers > 0)
+    result = {}
+    for epoch in epochs:
+        sampler.set_epoch(epoch)
+        for item in loader:
+            for i, index in enumerate(item.indices):
+                valid = item.images[i] if item.mask is None else item.images[i][:, ~item.mask[i].all(1)][:, :, ~item.mask[i].all(0)]
+                result[epoch, index] = (valid, item.targets[i])
+    return result
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key][0], b[key][0])
+        assert all(torch.equal(a[key][1][name], b[key][1][name]) for name in ("boxes", "labels"))
+
+
+def test_sample(split):
+    sample = DetectionDataset(split, EvalTransform(96))[3]
+    assert sample["image"].shape == (3, 96, 96)
+    assert sample["index"] == 3
+    record = split[3]
+    x, y, w, h = (sample["target"]["boxes"].numpy() * 64).T
+    np.testing.assert_allclose(np.stack((x - w / 2, y - h / 2, x + w / 2, y + h / 2), 1), record.boxes, atol=1e-4)
+    assert sample["target"]["labels"].tolist() == record.labels.tolist()
+
+
+def test_pictures_do_not_depend_on_workers_batches_or_resuming(split):
+    dataset = DetectionDataset(split, TrainTransform(64), seed=5)
+    expected = batches(dataset)
+    assert_same(batches(dataset, workers=2, batch=3), expected)
+    later = batches(dataset, epochs=(1,))  # as after a restart
+    assert_same(later, {key: value for key, value in expected.items() if key[0] == 1})
+
+
+def test_pictures_depend_on_epoch_seed_and_image(split):
+    dataset = DetectionDataset(split, TrainTransform(64), seed=5)
+    first = dataset[0, 2]["image"]
+    others = [dataset[1, 2]["image"], DetectionDataset(split, TrainTransform(64), seed=6)[0, 2]["image"]]
+    assert all(first.shape != other.shape or not torch.equal(first, other) for other in others)
+    dataset.set_epoch(1)
+    assert torch.equal(dataset[2]["image"], others[0])
+    draws = {generator(seed, epoch, name).initial_seed() for seed in (0, 1) for epoch in range(50) for name in (0, 1, "0", "train/1")}
+    assert len(draws) == 2 * 50 * 4
+
+
+def test_global_chance_is_left_alone(split):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    _ = DetectionDataset(split, TrainTransform(64))[0, 0]
+    list(EpochSampler(5, 0))
+    assert torch.equal(torch.rand(1), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_cache_changes_nothing_and_is_shared(split, workers):
+    reads = []
+    counted = Split(split.name, split.records, lambda record: reads.append(record.id) or split.reader(record))
+    cached = DetectionDataset(counted, TrainTransform(64), seed=5, cache=True)
+    assert_same(batches(cached, workers=workers), batches(DetectionDataset(split, TrainTransform(64), seed=5)))
+    if workers == 0:
+        assert len(reads) == len(split)
+    reads.clear()
+    _ = [cached[0, i] for i in range(len(split))]
+    assert reads == []  # the workers' reading is seen here
+
+
+def test_cache_has_a_limit(split, monkeypatch):
+    assert DetectionDataset(split, EvalTransform(64), cache=True).cache is not None
+    monkeypatch.setattr(loading, "CACHE_LIMIT", 1000)
+    assert DetectionDataset(split, EvalTransform(64), cache=True).cache is None
+    monkeypatch.undo()
+    dataset = DetectionDataset(split, EvalTransform(64), cache=True)
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["image"], dataset[0]["image"])  # noqa: S301
+    assert DetectionDataset(shapes_data(train=2**32).splits["train"], EvalTransform(64), cache=True).cache is None
+
+
+def test_ignored_objects_are_not_targets():
+    record = Record(
+        id=1,
+        path=None,
+        width=32,
+        height=32,
+        boxes=np.float32([[0, 0, 9, 9], [1, 1, 30, 30]]),
+        labels=np.int64([0, 1]),
+        ignore=np.array([True, False]),
+        areas=np.float32([81, 841]),
+    )
+    split = Split("train", [record], lambda record: Image.new("RGB", (32, 32)))
+    for transform in (EvalTransform(32), TrainTransform(32)):
+        assert set(DetectionDataset(split, transform)[0]["target"]["labels"].tolist()) <= {1}
+
+
+def sample(height, width, value=1.0):
+    target = {"labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.full((1, 4), 0.5)}
+    return {"image": torch.full((3, height, width), value), "target": target, "index": height}
+
+
+def test_collate_without_padding_has_no_mask():
+    batch = collate([sample(5, 7), sample(5, 7)])
+    assert batch.mask is None
+    assert batch.images.shape == (2, 3, 5, 7)
+    assert batch.indices == [5, 5]
+
+
+def test_collate_pads_to_the_largest():
+    batch = collate([sample(5, 9), sample(8, 4)])
+    assert batch.images.shape == (2, 3, 8, 9)
+    assert batch.mask.shape == (2, 8, 9)
+    assert batch.mask.dtype == torch.bool
+    assert torch.equal(batch.mask, batch.images[:, 0] == 0)
+    assert (~batch.mask).sum((1, 2)).tolist() == [45, 32]
+    assert not batch.mask[0, :5, :9].any()
+    moved = batch.to("cpu")
+    assert isinstance(moved, Batch)
+    assert torch.equal(moved.images, batch.images)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 5])
+@pytest.mark.parametrize("n", [1, 2, 10, 11])
+def test_sampler(n, world):
+    samplers = [EpochSampler(n, 3, rank, world) for rank in range(world)]
+    orders = []
+    for epoch in (0, 1, 0):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        parts = [list(sampler) for sampler in samplers]
+        assert {len(part) for part in parts} == {len(samplers[0])}
+        assert {e for part in parts for e, _ in part} == {epoch}
+        assert {index for part in parts for _, index in part} == set(range(n))
+        orders.append([index for part in parts for _, index in part])
+    assert orders[0] == orders[2]
+    assert n < 10 or orders[0] != orders[1]
+    assert [index for _, index in EpochSampler(n, 3, shuffle=False)] == list(range(n))
+
+
+def test_sampler_refuses_nonsense():
+    for wrong in ({"n": 0}, {"n": 3, "rank": 2, "world": 2}):
+        with pytest.raises(ValueError, match="EpochSampler"):
+            EpochSampler(seed=0, **wrong)
+
+
+def test_files_to_batches(tmp_path):
+    """A data set on disk, with images of several sizes and one without objects, through the loader."""
+    images = writers.pictures(12)
+    for i, picture in enumerate(images):
+        picture.size = picture.stated = (64 + 8 * (i % 3), 48)
+    images[0].things = []
+    data = open_data(writers.write_voc(tmp_path, images))
+    dataset = DetectionDataset(data.splits["train"], TrainTransform(48))
+    result = batches(dataset, workers=2)
+    assert len(result) == 2 * len(data.splits["train"])
+    assert all(target["boxes"].shape == (len(target["labels"]), 4) for _, target in result.values())

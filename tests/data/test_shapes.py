@@ -1,0 +1,170 @@
+"""The built-in scenes are what they claim: sizes, crowding, balance, seeds; and not solvable by thresholding."""
+
+import pickle
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from boxquery import UserError
+from boxquery.data.shapes import SIDES, shapes_data
+from boxquery.data.silhouettes import NAMES
+
+from . import thresholding
+
+
+@pytest.fixture(scope="module")
+def records():
+    return shapes_data().splits["train"][:1500]
+
+
+def hidden(boxes):
+    """Share of each box [N] that any one later box covers, and whether it meets any other box."""
+    sides = np.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - np.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    both = np.clip(sides, 0, None).prod(2)
+    np.fill_diagonal(both, 0)
+    share = both / (boxes[:, 2:] - boxes[:, :2]).prod(1)[:, None]
+    return np.triu(share, 1).max(1), (both > 0).any(1)
+
+
+def test_objects(records):
+    counts = np.array([len(record.boxes) for record in records])
+    assert (counts.min(), counts.max()) == (1, 10)
+    assert abs(counts.mean() - 5.5) < 0.4
+    boxes = np.concatenate([record.boxes for record in records])
+    sides = (boxes[:, 2:] - boxes[:, :2]) / 160
+    assert sides.min() > SIDES[0] - 1e-3
+    assert 0.55 < sides.max() < SIDES[2] + 1e-3
+    assert abs((sides.max(1) < SIDES[1]).mean() - 0.30) < 0.03
+    assert boxes.min() >= 0
+    assert boxes.max() <= 160
+    share = np.bincount(np.concatenate([record.labels for record in records])) / counts.sum()
+    assert len(share) == len(NAMES) >= 5
+    assert abs(share * len(NAMES) - 1).max() < 0.12
+
+
+def test_overlap(records):
+    covered, meets = zip(*[hidden(record.boxes) for record in records], strict=True)
+    assert abs(np.concatenate(meets).mean() - 0.20) < 0.03
+    assert np.concatenate(covered).max() <= 0.70 + 1e-4
+
+
+@pytest.mark.parametrize(("crowding", "low", "high"), [(0, 0, 0), (0.5, 0.4, 0.56), (1, 0.75, 1)])
+def test_crowding_is_a_knob(crowding, low, high):
+    records = shapes_data(crowding=crowding, max_objects=10).splits["train"][:200]
+    share = np.concatenate([hidden(record.boxes)[1] for record in records]).mean()
+    assert low <= share <= high
+
+
+def test_boxes_are_those_of_the_pixels():
+    """Drawn without anything else, every silhouette fills its box to the pixel; nothing is drawn outside the boxes."""
+    from boxquery.data.paint import _mask
+    from boxquery.data.silhouettes import outline
+
+    box = np.array([3.3, 5.6, 43.1, 30.2])
+    for label in range(len(NAMES)):
+        for angle in np.linspace(0, 6, 7):
+            rows, columns = np.nonzero(_mask(outline(label, angle), box, 50, 40) > 0.2)
+            found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            assert abs(found - box).max() < 1.5, (NAMES[label], angle)
+
+
+def test_silhouettes_differ_whatever_their_rotation():
+    """Of any two classes, no rotations agree: intersection over union of filled masks stays below 0.9."""
+    from boxquery.data.paint import _mask
+    from boxquery.data.silhouettes import outline
+
+    angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
+    box = np.array([0, 0, 40, 40.0])
+    masks = np.array([[_mask(outline(label, a), box, 40, 40).ravel() > 0.5 for a in angles] for label in range(len(NAMES))])
+    for i in range(len(NAMES)):
+        for j in range(i):
+            both = (masks[i][:, None] & masks[j][None]).sum(2) / (masks[i][:, None] | masks[j][None]).sum(2)
+            assert both.max() < 0.9, (NAMES[i], NAMES[j])
+
+
+def test_scene_depends_on_seed_split_and_index_alone():
+    code = (
+        "import hashlib; from boxquery.data.shapes import shapes_data; s = shapes_data(seed=5, train=10).splits['train'];"
+        "print(hashlib.blake2b(s.read(7).tobytes() + s[7].boxes.tobytes()).hexdigest(), end='')"
+    )
+    import hashlib
+
+    other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    split = shapes_data(seed=5, train=10**9, val=1).splits["train"]
+    assert hashlib.blake2b(split.read(7).tobytes() + split[7].boxes.tobytes()).hexdigest() == other
+
+
+def test_no_scene_twice():
+    """Splits, seeds and indices share no scene."""
+    seen = set()
+    for seed in (0, 1):
+        for split in shapes_data(seed=seed).splits.values():
+            seen |= {record.boxes.tobytes() for record in split[:150]}
+    assert len(seen) == 2 * 3 * 150
+
+
+def test_split_is_a_lazy_sequence():
+    split = shapes_data(train=2**32).splits["train"]
+    last = split[-1]
+    assert last.id == f"train/{2**32 - 1}"
+    assert (last.width, last.height) == split.read(2**32 - 1).size == (160, 160)
+    assert last.boxes.dtype == np.float32
+    assert last.labels.dtype == np.int64
+    assert not last.ignore.any()
+    np.testing.assert_allclose(last.areas, (last.boxes[:, 2:] - last.boxes[:, :2]).prod(1))
+    with pytest.raises(IndexError):
+        split[2**32]
+    again = pickle.loads(pickle.dumps(split))  # noqa: S301
+    assert again.read(3).tobytes() == split.read(3).tobytes()
+
+
+@pytest.mark.parametrize("wrong", [{"train": 0}, {"size": 8}, {"seed": -1}, {"seed": 2**32}, {"crowding": 1.5}, {"max_objects": 0}])
+def test_arguments_out_of_range(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        shapes_data(**wrong)
+
+
+def test_thresholding_finds_objects_on_plain_ground():
+    """The baseline is no straw man: where the ground is plain, it finds what there is."""
+    rng = np.random.default_rng(0)
+    scenes = []
+    for record in shapes_data(crowding=0).splits["val"][:20]:
+        image = np.full((160, 160, 3), 90, np.uint8)
+        for x1, y1, x2, y2 in record.boxes.round().astype(int):
+            image[y1:y2, x1:x2] = (200, rng.integers(120, 255), rng.integers(60))
+        scenes.append((record, image))
+    assert thresholding.oracle_ap50(scenes, thresholding.from_median, len(NAMES)) > 0.6
+
+
+@pytest.mark.parametrize("method", thresholding.METHODS, ids=lambda method: method.__name__)
+def test_thresholding_does_not_solve_it(method):
+    split = shapes_data().splits["val"]
+    scenes = [(split[i], np.asarray(split.read(i))) for i in range(40)]
+    assert thresholding.oracle_ap50(scenes, method, len(NAMES)) < 0.20
+
+
+def test_objects_stand_out_from_their_ground():
+    """Every object differs from the ground beside it, in its mean colour or in texture, by more than noise: it can be learnt."""
+    split = shapes_data(crowding=0).splits["val"]
+    weak = total = 0
+    for i in range(60):
+        image = ndimage.gaussian_filter(np.asarray(split.read(i)).astype(np.float32), (1, 1, 0))
+        for x1, y1, x2, y2 in split[i].boxes.round().astype(int):
+            inside = image[(y1 + y2) // 2 - 2 : (y1 + y2) // 2 + 2, x1 : x2 + 1].mean(0)
+            edge = np.abs(np.diff(image[max(y1 - 3, 0) : y2 + 3, max(x1 - 3, 0) : x2 + 3], axis=1)).max()
+            weak += edge < 12 and inside.std() < 4
+            total += 1
+    assert weak < 0.01 * total
+
+
+def test_fast():
+    split = shapes_data(seed=9).splits["train"]
+    split.read(0)
+    start = time.process_time()
+    for i in range(100):
+        split.read(i)
+    assert (time.process_time() - start) / 100 < 0.012  # about 0.003 on an idle machine

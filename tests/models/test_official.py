@@ -1,0 +1,157 @@
+"""``load_official`` takes all of a checkpoint or none of it, and says which keys are at fault."""
+
+import re
+from importlib import import_module
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import boxquery as bq
+from boxquery.models.base import DetectionTransformer
+from boxquery.official import AUTHORS, _renamed
+
+SMALL: dict[str, Any] = {"backbone": "resnet10t", "hidden_dim": 32, "heads": 4, "ffn_dim": 48, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5}
+CLASSES = 4
+
+
+def both(*stems: str) -> list[str]:
+    return [f"{stem}.{kind}" for stem in stems for kind in ("weight", "bias")]
+
+
+def mlp(stem: str) -> list[str]:
+    return both(*(f"{stem}.layers.{i}" for i in range(3)))
+
+
+def attention(stem: str) -> list[str]:
+    return [f"{stem}.in_proj_weight", f"{stem}.in_proj_bias", *both(f"{stem}.out_proj")]
+
+
+def sampled(stem: str) -> list[str]:
+    return both(*(f"{stem}.{part}" for part in ("sampling_offsets", "attention_weights", "value_proj", "output_proj")))
+
+
+def detr_keys() -> list[str]:
+    """As facebookresearch/detr names them (without the backbone)."""
+    encoder, decoder = "transformer.encoder.layers.0", [f"transformer.decoder.layers.{i}" for i in range(2)]
+    keys = ["query_embed.weight", *both("input_proj", "class_embed", "transformer.decoder.norm"), *mlp("bbox_embed")]
+    keys += attention(f"{encoder}.self_attn") + both(*(f"{encoder}.{part}" for part in ("linear1", "linear2", "norm1", "norm2")))
+    for layer in decoder:
+        keys += attention(f"{layer}.self_attn") + attention(f"{layer}.multihead_attn")
+        keys += both(*(f"{layer}.{part}" for part in ("linear1", "linear2", "norm1", "norm2", "norm3")))
+    return keys
+
+
+def deformable_keys(two_stage: bool) -> list[str]:
+    """As fundamentalvision/Deformable-DETR names them (without the backbone); heads are listed once a layer."""
+    encoder, decoder = "transformer.encoder.layers.0", [f"transformer.decoder.layers.{i}" for i in range(2)]
+    keys = ["transformer.level_embed", *both(*(f"input_proj.{level}.{part}" for level in range(4) for part in range(2)))]
+    keys += sampled(f"{encoder}.self_attn") + both(*(f"{encoder}.{part}" for part in ("linear1", "linear2", "norm1", "norm2")))
+    for layer in decoder:
+        keys += attention(f"{layer}.self_attn") + sampled(f"{layer}.cross_attn")
+        keys += both(*(f"{layer}.{part}" for part in ("linear1", "linear2", "norm1", "norm2", "norm3")))
+    for i in range(3 if two_stage else 2):
+        for prefix in ("", "transformer.decoder.") if two_stage else ("",):
+            keys += both(f"{prefix}class_embed.{i}") + mlp(f"{prefix}bbox_embed.{i}")
+    if two_stage:
+        return keys + both(*(f"transformer.{part}" for part in ("enc_output", "enc_output_norm", "pos_trans", "pos_trans_norm")))
+    return [*keys, "query_embed.weight", *both("transformer.reference_points")]
+
+
+SYSTEMS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
+    "detr": ("detr", {}, detr_keys()),
+    "deformable": ("deformable-detr", {}, deformable_keys(False)),
+    "deformable-two-stage": ("deformable-detr", {"box_refine": True, "two_stage": True}, deformable_keys(True)),
+}
+
+
+def build(system: str, seed: int) -> DetectionTransformer:
+    torch.manual_seed(seed)
+    name, options, _ = SYSTEMS[system]
+    return bq.create_model(name, classes=CLASSES, **SMALL, **options)
+
+
+def checkpoint(system: str) -> tuple[DetectionTransformer, dict[str, Tensor]]:
+    """A model of ours and the same weights under the authors' names."""
+    model = build(system, seed=1)
+    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[SYSTEMS[system][0]]).keys(model)]
+    own = model.state_dict()
+    keys = [*SYSTEMS[system][2], *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
+    return model, {key: own[_renamed(key, rules)].clone() for key in keys}
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request) -> str:
+    return request.param
+
+
+def test_every_tensor_is_used(system):
+    source, tensors = checkpoint(system)
+    tensors["backbone.0.body.somewhere.num_batches_tracked"] = torch.tensor(3)
+    model = build(system, seed=2)
+    report = bq.load_official(model, tensors)
+    assert report["constants"] == ["backbone.0.body.somewhere.num_batches_tracked"]
+    aliases = set(tensors) - set(report["used"]) - set(report["constants"])
+    assert all(("class_embed" in key or "bbox_embed" in key) and system != "detr" for key in aliases)
+    ours, theirs = model.state_dict(), source.state_dict()
+    for key, value in ours.items():
+        assert key.endswith("num_batches_tracked") or torch.equal(value, theirs[key]), key
+    assert model.config["frozen"] is True
+
+
+@pytest.mark.parametrize("key", ["input_proj", "transformer.encoder.layers.0.linear1.bias", "backbone.0.body.layer3.0.conv1.weight"])
+def test_missing(system, key):
+    _, tensors = checkpoint(system)
+    (lost, *_) = (k for k in tensors if k.startswith(key))
+    del tensors[lost]
+    model = build(system, seed=2)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(bq.UserError, match="without a tensor: ") as raised:
+        bq.load_official(model, tensors)
+    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[model.config["name"]]).keys(model)]
+    assert _renamed(lost, rules) in str(raised.value)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_unknown(system):
+    _, tensors = checkpoint(system)
+    tensors["transformer.mystery.weight"] = torch.zeros(3)
+    with pytest.raises(bq.UserError, match=r"not understood: transformer\.mystery\.weight"):
+        bq.load_official(build(system, seed=2), tensors)
+
+
+def test_layer_too_many(system):
+    _, tensors = checkpoint(system)
+    tensors["transformer.encoder.layers.1.linear1.bias"] = torch.zeros(SMALL["ffn_dim"])
+    with pytest.raises(bq.UserError, match=r"not understood: transformer\.encoder\.layers\.1\.linear1\.bias"):
+        bq.load_official(build(system, seed=2), tensors)
+
+
+def test_other_class_count(system):
+    _, tensors = checkpoint(system)
+    name, options, _ = SYSTEMS[system]
+    model = bq.create_model(name, classes=CLASSES + 1, **SMALL, **options)
+    with pytest.raises(bq.UserError, match=r"'class_embed.*check classes"):
+        bq.load_official(model, tensors)
+
+
+def test_aliases_that_differ():
+    """Without refinement one head serves every layer: a checkpoint with two heads is another model's."""
+    _, tensors = checkpoint("deformable")
+    tensors["class_embed.1.bias"] += 1
+    with pytest.raises(bq.UserError, match=r"class_embed\.0\.bias' and 'class_embed\.1\.bias"):
+        bq.load_official(build("deformable", seed=2), tensors)
+
+
+def test_of_another_paper():
+    _, tensors = checkpoint("detr")
+    with pytest.raises(bq.UserError, match=r"query_embed\.weight|not a checkpoint of deformable-detr"):
+        bq.load_official(build("deformable", seed=2), tensors)
+
+
+def test_without_authors():
+    model = build("detr", seed=0)
+    model.config["name"] = "nobody"
+    with pytest.raises(bq.UserError, match="'nobody'; known: .*detr"):
+        bq.load_official(model, {})

@@ -1,0 +1,223 @@
+"""Every knob of every model: what it changes, and that a wrong name or value says what is right."""
+
+from typing import Any
+
+import pytest
+import torch
+
+import boxquery as bq
+from boxquery.models.base import DetectionTransformer
+from tests.models.builders import batch, create, has_option, objects, options_of
+
+#: Each is tried on every model that has all of its options.
+SETTINGS: list[dict[str, Any]] = [
+    {"dilation": True},
+    {"encoder_layers": 0},
+    {"decoder_layers": 1},
+    {"num_queries": 1},
+    {"dropout": 0.0},
+    {"backbone": "regnety_002"},
+    {"position": "learned"},
+    {"pre_norm": True},
+    {"pre_norm": True, "encoder_layers": 0},
+    *({"levels": levels} for levels in range(1, 6)),
+    {"levels": 1, "dilation": True},
+    {"levels": 5, "box_refine": True, "two_stage": True},
+    {"points": 1},
+    {"points": 3, "levels": 2, "box_refine": True, "two_stage": False},
+    {"box_refine": False, "two_stage": False},
+    {"box_refine": True, "two_stage": False},
+    {"box_refine": True, "two_stage": True},
+]
+
+CASES = [
+    pytest.param(name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())]))
+    for name in bq.list_models()
+    for options in SETTINGS
+    if has_option(name, *options)
+]
+
+
+def learns(model: DetectionTransformer, *sizes: tuple[int, int], counts: tuple[int, ...]) -> torch.Size:
+    """One step of training with finite numbers everywhere -> the shape of the logits."""
+    images, mask = batch(*sizes)
+    targets = objects(*counts)
+    out = model(images, mask, targets=targets)
+    loss, terms = model.loss(out, targets)
+    loss.backward()
+    assert all(bool(t.isfinite().all()) for t in (loss, *terms.values()))
+    assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    return out.logits.shape
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_setting(name, options):
+    model = create(name, **options)
+    layers, images, queries, _ = learns(model, (96, 128), (64, 80), counts=(2, 1))
+    chosen = model.config["options"]
+    assert images == 2
+    assert layers == chosen["decoder_layers"]
+    assert queries >= chosen["num_queries"] or chosen.get("two_stage")
+    for key, value in options.items():
+        assert chosen[key] == value
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_dilation_keeps_the_last_stage_at_stride_16(name):
+    options = {"levels": 1} if has_option(name, "levels") else {}
+    for dilation, stride in ((False, 32), (True, 16)):
+        model = create(name, dilation=dilation, **options)
+        with torch.no_grad():
+            out = model(torch.zeros(1, 3, 128, 96), trace=True)
+        assert out.trace.layers[0].memory.shapes == ((128 // stride, 96 // stride),)
+
+
+@pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "levels")])
+@pytest.mark.parametrize("levels", range(1, 6))
+def test_levels_double_their_stride(name, levels):
+    model = create(name, levels=levels)
+    with torch.no_grad():
+        out = model(torch.zeros(1, 3, 128, 192), trace=True)
+    first = 32 >> min(levels, 3) - 1
+    assert out.trace.layers[0].memory.shapes == tuple((-(-128 // s), -(-192 // s)) for s in (first << i for i in range(levels)))
+
+
+@pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "position")])
+def test_learned_positions_beyond_their_table(name):
+    """52 cells wide: two more than the published table has."""
+    model = create(name, position="learned", dilation=False)
+    learns(model, (32, 52 * 32), (32, 50 * 32), counts=(1, 2))
+    with torch.no_grad():
+        memory = model(torch.zeros(1, 3, 32, 52 * 32), trace=True).trace.layers[0].memory
+    assert memory.shapes[-1][1] == 52
+
+
+@pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "two_stage")])
+class TestTwoStage:
+    def build(self, name: str, **options: Any) -> DetectionTransformer:
+        return create(name, box_refine=True, two_stage=True, num_queries=12, **options)
+
+    def test_fewer_tokens_than_queries(self, name):
+        model = self.build(name, levels=1)
+        assert learns(model, (64, 96), counts=(9,))[2] == 6
+        assert learns(self.build(name, levels=1).eval(), (20, 20), counts=(2,))[2] == 1
+
+    def test_fewer_valid_tokens_than_queries(self, name):
+        """The small image has one cell, so its other queries start from invalid proposals, whose boxes are infinite by design."""
+        model = self.build(name, levels=1)
+        assert learns(model, (96, 128), (32, 32), counts=(3, 1))[2] == 12
+
+    def test_proposals(self, name):
+        model = self.build(name)
+        images, mask = batch((96, 128), (64, 80))
+        out = model(images, mask)
+        memory = model(images, mask, trace=True).trace.layers[0].memory
+        assert out.proposals.logits.shape[:3] == (1, 2, memory.tokens.shape[1])
+        assert out.proposals.boxes.shape == (1, 2, memory.tokens.shape[1], 4)
+        assert bool((out.proposals.boxes[0][memory.mask] == 1).all())
+        terms = model.loss(out, objects(2, 1))[1]
+        assert {k: v.shape for k, v in terms.items() if k.startswith("proposals.")} == {
+            f"proposals.{k}": torch.Size([]) for k in ("class", "l1", "giou")
+        }
+
+    def test_needs_refinement(self, name):
+        with pytest.raises(bq.UserError, match="box_refine"):
+            create(name, two_stage=True, box_refine=False)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"num_queries": 0}, "num_queries=0"),
+    ({"num_queries": "12"}, "num_queries='12'"),
+    ({"num_queries": 12.0}, "num_queries=12.0"),
+    ({"num_queries": True}, "num_queries=True"),
+    ({"hidden_dim": 66}, "hidden_dim=66"),
+    ({"heads": 5}, "heads=5"),
+    ({"heads": 0}, "heads=0"),
+    ({"decoder_layers": 0}, "decoder_layers=0"),
+    ({"encoder_layers": -1}, "encoder_layers=-1"),
+    ({"ffn_dim": 0}, "ffn_dim=0"),
+    ({"dropout": 1.0}, "dropout=1.0"),
+    ({"dropout": "none"}, "dropout='none'"),
+    ({"dilation": 1}, "dilation=1"),
+    ({"backbone_options": {"no_such_option": 1}}, "no_such_option"),
+    ({"backbone_options": "narrow"}, "backbone_options='narrow'"),
+    ({"position": "cosine"}, "'sine', 'learned'"),
+    ({"pre_norm": "yes"}, "pre_norm='yes'"),
+    ({"levels": 0}, "levels=0"),
+    ({"points": 0}, "points=0"),
+    ({"box_refine": "yes"}, "box_refine='yes'"),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        pytest.param(name, options, said, id="-".join([name, *(f"{k}={v}" for k, v in options.items())]))
+        for name in bq.list_models()
+        for options, said in WRONG
+        if has_option(name, *options)
+    ],
+)
+def test_wrong_value(name, options, said):
+    with pytest.raises(bq.UserError) as raised:
+        create(name, **options)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_unknown_option_lists_the_known(name):
+    with pytest.raises(bq.UserError) as raised:
+        bq.create_model(name, classes=3, queries=100)
+    assert "'queries'" in str(raised.value)
+    assert all(option in str(raised.value) for option in vars(options_of(name)))
+
+
+def test_unknown_model_lists_the_known():
+    with pytest.raises(bq.UserError) as raised:
+        bq.create_model("detr2", classes=3)
+    assert all(name in str(raised.value) for name in ("'detr2'", *bq.list_models()))
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_unknown_preset_lists_the_known(name):
+    with pytest.raises(bq.UserError) as raised:
+        bq.create_model(name, classes=3, preset="huge")
+    assert "'huge'" in str(raised.value)
+    assert "paper" in str(raised.value)
+
+
+def test_unknown_backbone_names_some_near_it():
+    with pytest.raises(bq.UserError, match=r"'resnet51'.*resnet"):
+        bq.create_model("detr", classes=3, backbone="resnet51")
+
+
+def test_backbone_with_features_last():
+    options = {"embed_dim": 24, "depths": (1, 1, 1, 1), "strict_img_size": False}
+    model = create("deformable-detr", backbone="swin_tiny_patch4_window7_224", backbone_options=options)
+    learns(model, (96, 128), counts=(2,))
+
+
+def test_backbone_without_dilation():
+    with pytest.raises(bq.UserError, match="dilation=True"):
+        create("detr", backbone="swin_tiny_patch4_window7_224", dilation=True)
+
+
+def test_backbone_of_one_size():
+    model = bq.create_model("detr", classes=3, backbone="vit_tiny_patch16_224", encoder_layers=1, decoder_layers=1)
+    with pytest.raises(bq.UserError, match=r"'vit_tiny_patch16_224' cannot read images of 96 x 128"):
+        model(torch.zeros(1, 3, 96, 128))
+
+
+def test_weights_that_cannot_be_fetched_fail_at_once():
+    with pytest.raises(bq.UserError, match="HF_HUB_OFFLINE"):
+        bq.create_model("detr", classes=3, backbone="resnet14t", pretrained=True)
+
+
+@pytest.mark.parametrize("classes", [0, -1, []])
+def test_no_classes(classes):
+    with pytest.raises(bq.UserError, match="class"):
+        bq.create_model("detr", classes=classes)
+
+
+def test_classes_by_name():
+    assert create("detr", classes=["cat", "dog"]).config["classes"] == 2

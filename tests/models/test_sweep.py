@@ -1,0 +1,230 @@
+"""What the public surface promises of a model, held for every name, preset and variant there is."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import boxquery as bq
+from boxquery.models.base import DetectionTransformer
+from tests.models.builders import CLASSES, batch, create, has_option, objects, options_of, presets, shaken, systems
+
+SIZES = ((96, 128), (64, 80))
+
+#: Parameters whose gradient is zero for every input, and why; by the name of the system in this sweep.
+NO_GRADIENT: dict[str, dict[str, str]] = {
+    "detr": {
+        "layers.0.self_attention.attention.in_proj.weight": "content is zero, so all values are the bias: it matters neither who is read nor what",
+    },
+    "detr-pre-norm": {
+        "layers.0.self_residual.norm.weight": "it scales content, which is still zero",
+    },
+}
+
+
+SYSTEMS = systems()
+
+
+@pytest.fixture(params=SYSTEMS)
+def system(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def model(system) -> DetectionTransformer:
+    """Small, double precision, without dropout, every parameter away from its start value."""
+    return shaken(build(system)).double().eval()
+
+
+def build(system: str, **more) -> DetectionTransformer:
+    name, options = SYSTEMS[system]
+    return create(name, **options, **more)
+
+
+def double_batch() -> tuple[Tensor, Tensor]:
+    return batch(*SIZES, dtype=torch.float64)
+
+
+def finite_gradients(model: DetectionTransformer) -> bool:
+    return all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize(("name", "preset"), [(name, preset) for name in bq.list_models() for preset in presets(name)])
+def test_every_preset_learns(name, preset):
+    torch.manual_seed(0)
+    model = bq.create_model(name, classes=CLASSES, preset=preset)
+    images, mask = batch((128, 128))
+    out = model(images, mask)
+    queries = out.logits.shape[2]
+    layers = presets(name)[preset].options.decoder_layers
+    columns = CLASSES + model.criterion.classification.spare
+    assert out.logits.shape == (layers, 1, queries, columns)
+    assert out.boxes.shape == (layers, 1, queries, 4)
+    assert out.extra == {}
+    loss, terms = model.loss(out, objects(2))
+    loss.backward()
+    assert bool(loss.isfinite())
+    assert finite_gradients(model)
+    assert {"class", "l1", "giou"} <= set(terms)
+    assert all(terms[k].shape == (layers,) for k in ("class", "l1", "giou"))
+
+
+def test_every_parameter_is_taught(system, model):
+    excused = set(NO_GRADIENT.get(system, {}))
+    model.train()
+    images, mask = batch((128, 128), (96, 112), dtype=torch.float64)
+    torch.manual_seed(0)
+    targets = objects(3, 2, dtype=torch.float64)
+    model.loss(model(images, mask, targets=targets), targets)[0].backward()
+    norms = {n: None if p.grad is None else p.grad.norm().item() for n, p in model.named_parameters() if p.requires_grad}
+    assert [n for n, norm in norms.items() if norm is None] == []
+    least = 1e-10 * max(norms.values())
+    assert {n for n, norm in norms.items() if norm < least} == excused
+
+
+@pytest.mark.parametrize("counts", [(0, 0), (0, 3), (1, 0), (30, 2)], ids=["none", "one-image-without", "one", "more-than-queries"])
+def test_any_number_of_objects(system, counts):
+    model = build(system, num_queries=8)
+    images, mask = batch(*SIZES)
+    targets = objects(*counts)
+    out = model(images, mask, targets=targets)
+    assert out.logits.shape[2] == model(images, mask).logits.shape[2]
+    loss, terms = model.loss(out, targets)
+    loss.backward()
+    assert all(bool(t.isfinite().all()) for t in (loss, *terms.values()))
+    assert finite_gradients(model)
+    if not any(counts):
+        assert not terms["l1"].any()
+        assert not terms["giou"].any()
+    for image, count in enumerate(counts):
+        for query, target in (images[image] for images in model.match(out, targets)):
+            assert query.dtype == target.dtype == torch.int64
+            assert len(query) == len(target) == min(count, out.logits.shape[2]) == len(set(query.tolist())) == len(set(target.tolist()))
+
+
+def with_garbage(mask: Tensor, seed: int) -> Callable:
+    """A hook on the neck: what lies under the padding becomes noise, on every level."""
+
+    def replace(module, given, maps: list[Tensor]) -> list[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        out = []
+        for features in maps:
+            padding = F.interpolate(mask[:, None].double(), size=features.shape[-2:]).bool()
+            noise = 10 * torch.randn(features.shape, generator=generator, dtype=features.dtype)
+            out.append(torch.where(padding, noise, features))
+        return out
+
+    return replace
+
+
+@torch.no_grad()
+def test_padding_says_nothing(model):
+    images, mask = double_batch()
+    answers = []
+    for seed in (3, 4):
+        hook = model.neck.register_forward_hook(with_garbage(mask, seed))
+        answers.append(model(images, mask))
+        hook.remove()
+    torch.testing.assert_close(answers[0].logits, answers[1].logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(answers[0].boxes, answers[1].boxes, atol=1e-6, rtol=0)
+    if answers[0].proposals is not None:
+        torch.testing.assert_close(answers[0].proposals.logits, answers[1].proposals.logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(answers[0].proposals.boxes, answers[1].proposals.boxes, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_no_mask_is_a_mask_of_nothing(model):
+    images, _ = double_batch()
+    nothing, none = model(images, torch.zeros_like(images[:, 0], dtype=torch.bool)), model(images)
+    torch.testing.assert_close(none.logits, nothing.logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(none.boxes, nothing.boxes, atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+def test_images_do_not_see_each_other(model):
+    images, mask = double_batch()
+    together = model(images, mask)
+    for i in range(len(images)):
+        alone = model(images[i : i + 1], mask[i : i + 1])
+        torch.testing.assert_close(together.logits[:, i], alone.logits[:, 0], atol=1e-9, rtol=0)
+        torch.testing.assert_close(together.boxes[:, i], alone.boxes[:, 0], atol=1e-9, rtol=0)
+
+
+@torch.no_grad()
+def test_last_only(model):
+    images, mask = double_batch()
+    every, last = model(images, mask), model(images, mask, last_only=True)
+    assert len(last.logits) == len(last.boxes) == 1
+    assert torch.equal(last.logits[0], every.logits[-1])
+    assert torch.equal(last.boxes[0], every.boxes[-1])
+
+
+def test_boxes_and_answers(model):
+    images, mask = double_batch()
+    out = model(images, mask)
+    assert bool(((out.boxes >= 0) & (out.boxes <= 1)).all())
+    sizes = list(SIZES)
+    for i, answer in enumerate(model.postprocess(out, sizes)):
+        assert set(answer) == {"scores", "labels", "boxes"}
+        assert answer["scores"].tolist() == sorted(answer["scores"].tolist(), reverse=True)
+        assert answer["labels"].dtype == torch.int64
+        assert bool(((answer["labels"] >= 0) & (answer["labels"] < out.logits.shape[-1])).all())
+        assert answer["boxes"].shape == (len(answer["scores"]), 4)
+        h, w = sizes[i]
+        assert bool((answer["boxes"].abs() <= 1.5 * torch.tensor([w, h, w, h])).all())
+    assert [len(a["scores"]) for a in model.postprocess(out, sizes, top_k=5)] == [5, 5]
+    for answer in model.postprocess(out, sizes, one_label=True):
+        assert len(answer["scores"]) == out.logits.shape[2]
+
+
+def test_double_precision(model):
+    images, mask = double_batch()
+    targets = objects(2, 1, dtype=torch.float64)
+    out = model(images, mask, targets=targets)
+    loss, terms = model.loss(out, targets)
+    assert {t.dtype for t in (out.logits, out.boxes, loss, *terms.values())} == {torch.float64}
+
+
+def test_bfloat16(system):
+    model, targets = build(system), objects(2, 1)
+    images, mask = batch(*SIZES)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(images, mask, targets=targets)
+        loss, terms = model.loss(out, targets)
+    loss.backward()
+    assert {t.dtype for t in (loss, *terms.values())} == {torch.float32}
+    assert bool(loss.isfinite())
+    assert finite_gradients(model)
+
+
+def test_configuration_builds_the_model_again(system):
+    model = build(system)
+    config = json.loads(json.dumps(model.config))
+    again = bq.create_model(config["name"], classes=config["classes"], preset=config["preset"], **config["options"])
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert {k: v.shape for k, v in ours.items()} == {k: v.shape for k, v in theirs.items()}
+    again.load_state_dict(ours)
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_paper_options_are_the_defaults(name):
+    assert options_of(name) == type(options_of(name))()
+    assert has_option(name, "backbone", "num_queries", "hidden_dim")
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_freezing(name):
+    """Stem, first stage and batch norm stand still; all else learns."""
+    model = bq.create_model(name, classes=CLASSES, backbone="resnet10t", decoder_layers=1, encoder_layers=1)
+    model.freeze()
+    still = {n for n, p in model.backbone.named_parameters() if not p.requires_grad}
+    moving = {n for n, p in model.backbone.named_parameters() if p.requires_grad}
+    assert any("conv1" in n for n in still)
+    assert any("layer1" in n for n in still)
+    assert moving
+    assert all(n.startswith(("body.layer2", "body.layer3", "body.layer4")) for n in moving)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    assert model.config["frozen"] is True

@@ -1,0 +1,214 @@
+"""The reads, against plain loops, PyTorch's own attention and finite differences."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from boxquery.parts.attention import DenseRead, Look, SampledRead, SelfAttention, sample
+from boxquery.parts.layers import reset_transformer
+from boxquery.parts.trace import LayerTrace
+from tests.parts.memories import DIM, memory
+
+SHAPES = ((4, 6), (2, 3))
+HEADS, POINTS, QUERIES = 2, 3, 5
+
+
+def slow_sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
+    """The definition, a number at a time: bilinear between cell centres, zero outside."""
+    batch, queries, heads, levels, points = weights.shape
+    out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
+    for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
+        height, width = shapes[level]
+        start = sum(r * c for r, c in shapes[:level])
+        x, y = (locations[b, q, h, level, p] * torch.tensor([width, height]) - 0.5).tolist()
+        for row in (math.floor(y), math.floor(y) + 1):
+            for column in (math.floor(x), math.floor(x) + 1):
+                if 0 <= row < height and 0 <= column < width:
+                    share = (1 - abs(y - row)) * (1 - abs(x - column))
+                    out[b, q, h] += weights[b, q, h, level, p] * share * value[b, start + row * width + column, h]
+    return out.flatten(2)
+
+
+def sampling(seed: int = 0, low: float = -0.3, high: float = 1.3) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, locations (also outside the map), weights."""
+    generator = torch.Generator().manual_seed(seed)
+    cells = sum(h * w for h, w in SHAPES)
+    value = torch.randn(2, cells, HEADS, 4, dtype=torch.float64, generator=generator)
+    shape = (2, QUERIES, HEADS, len(SHAPES), POINTS)
+    locations = low + (high - low) * torch.rand(*shape, 2, dtype=torch.float64, generator=generator)
+    weights = torch.randn(*shape, dtype=torch.float64, generator=generator)
+    return value, locations, weights
+
+
+def test_sample_is_its_definition():
+    value, locations, weights = sampling()
+    assert bool(((locations < 0) | (locations > 1)).any())
+    torch.testing.assert_close(sample(value, SHAPES, locations, weights), slow_sample(value, SHAPES, locations, weights))
+
+
+def test_sample_at_a_centre_reads_that_cell():
+    value, _, _ = sampling()
+    locations = torch.tensor([(2 + 0.5) / 6, (1 + 0.5) / 4], dtype=torch.float64).expand(2, 1, HEADS, 2, 1, 2)
+    weights = torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(2, 1, HEADS, 2, 1)
+    torch.testing.assert_close(sample(value, SHAPES, locations, weights)[:, 0], value[:, 1 * 6 + 2].flatten(1))
+
+
+def test_sample_far_outside_is_zero():
+    value, locations, weights = sampling(low=3.0, high=5.0)
+    assert not sample(value, SHAPES, locations, weights).any()
+
+
+def test_sample_gradients():
+    value, locations, weights = sampling(seed=3)
+    # finite differences must not cross a cell's centre line, where bilinear sampling bends
+    sizes = torch.tensor([(w, h) for h, w in SHAPES], dtype=torch.float64)[:, None]
+    cells = locations * sizes - 0.5
+    locations = (cells.floor() + 0.2 + 0.6 * (cells - cells.floor()) + 0.5) / sizes
+    given = [t.requires_grad_() for t in (value, locations, weights)]
+    assert torch.autograd.gradcheck(lambda v, p, w: sample(v, SHAPES, p, w), given, fast_mode=True)
+
+
+def sampled_read(seed: int = 0) -> SampledRead:
+    torch.manual_seed(seed)
+    read = SampledRead(DIM, HEADS, len(SHAPES), POINTS)
+    reset_transformer(read)
+    with torch.no_grad():
+        for parameter in read.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return read.double()
+
+
+def reference(numbers: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.2 + 0.6 * torch.rand(2, QUERIES, numbers, dtype=torch.float64, generator=generator)
+
+
+def content(seed: int = 1) -> Tensor:
+    return torch.randn(2, QUERIES, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
+def test_sampled_read_gradients(numbers):
+    read, seen = sampled_read(), memory(*SHAPES)
+    asked, tokens, at, position = content(), seen.tokens.clone(), reference(numbers), content(2)
+    given = [t.requires_grad_() for t in (asked, tokens, at, position)]
+
+    def run(asked: Tensor, tokens: Tensor, at: Tensor, position: Tensor) -> Tensor:
+        return read(asked, Look(position=position, reference=at), seen.with_tokens(tokens))
+
+    assert torch.autograd.gradcheck(run, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
+def test_sampled_read_is_its_definition(numbers):
+    """Offsets in cells of each level around a point, in halves of its size over the points around a box; one softmax over levels and points."""
+    read, seen, asked, at = sampled_read(), memory(*SHAPES), content(), reference(numbers)
+    trace = LayerTrace(memory=seen)
+    out = read(asked, Look(reference=at), seen, trace)
+    offsets = read.sampling_offsets(asked).reshape(2, QUERIES, HEADS, len(SHAPES), POINTS, 2)
+    weights = read.attention_weights(asked).reshape(2, QUERIES, HEADS, -1).softmax(-1).reshape(offsets.shape[:-1])
+    locations = torch.empty_like(offsets)
+    for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
+        ratio, (height, width) = seen.valid_ratios[b, level], SHAPES[level]
+        step = torch.tensor([1 / width, 1 / height]) if numbers == 2 else at[b, q, 2:] * ratio * 0.5 / POINTS
+        locations[b, q, h, level, p] = at[b, q, :2] * ratio + offsets[b, q, h, level, p] * step
+    value = read.value_proj(seen.tokens).masked_fill(seen.mask[..., None], 0).unflatten(-1, (HEADS, -1))
+    torch.testing.assert_close(trace.locations, locations)
+    torch.testing.assert_close(trace.weights, weights)
+    torch.testing.assert_close(out, read.out_proj(slow_sample(value, SHAPES, locations, weights)))
+
+
+def test_sampled_read_starts_as_published():
+    """Head h looks in the h-th of 8 directions, point p at p cells; all weights alike."""
+    read = SampledRead(64, 8, 2, POINTS)
+    reset_transformer(read)
+    assert not read.sampling_offsets.weight.any()
+    assert not read.attention_weights.weight.any()
+    offsets = read.sampling_offsets.bias.view(8, 2, POINTS, 2)
+    torch.testing.assert_close(offsets[0, 1], torch.tensor([[1.0, 0], [2, 0], [3, 0]]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(offsets[3, 0], torch.tensor([[-1.0, 1], [-2, 2], [-3, 3]]), atol=1e-6, rtol=0)
+
+
+def torch_attention(ours: DenseRead | SelfAttention, heads: int) -> nn.MultiheadAttention:
+    theirs = nn.MultiheadAttention(DIM, heads, batch_first=True).double()
+    packed = ours.attention
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(packed.in_proj.weight)
+        theirs.in_proj_bias.copy_(packed.in_proj.bias)
+        theirs.out_proj.weight.copy_(packed.out_proj.weight)
+        theirs.out_proj.bias.copy_(packed.out_proj.bias)
+    return theirs
+
+
+def noisy(module: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=0.3)
+    return module.double()
+
+
+@pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_dense_read_is_multi_head_attention(padded, with_bias):
+    heads = 4
+    read, seen = noisy(DenseRead(DIM, heads)), memory(*SHAPES, padded=padded)
+    asked, position = content(), content(2)
+    generator = torch.Generator().manual_seed(4)
+    bias = torch.randn(2, heads, QUERIES, seen.tokens.shape[1], dtype=torch.float64, generator=generator) if with_bias else None
+    trace = LayerTrace(memory=seen)
+    out = read(asked, Look(position=position, bias=bias), seen, trace)
+    padding = None if seen.mask is None else torch.zeros(seen.mask.shape, dtype=torch.float64).masked_fill(seen.mask, -math.inf)
+    expected, weights = torch_attention(read, heads)(
+        asked + position, seen.tokens + seen.position, seen.tokens, key_padding_mask=padding,
+        attn_mask=None if bias is None else bias.flatten(0, 1), average_attn_weights=False,
+    )  # fmt: skip
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(torch.cat([a.flatten(-2) for a in trace.attention], -1), weights)
+    torch.testing.assert_close(read(asked, Look(position=position, bias=bias), seen), out)
+
+
+def test_dense_read_of_the_memory_by_itself():
+    """The encoder's case: one projection serves queries and keys."""
+    read, seen = noisy(DenseRead(DIM, 4)), memory(*SHAPES)
+    keys = seen.tokens + seen.position
+    expected, _ = torch_attention(read, 4)(keys, keys, seen.tokens, key_padding_mask=seen.mask)
+    torch.testing.assert_close(read(seen.tokens, Look(position=seen.position), seen), expected)
+
+
+def test_bias_is_shared_by_heads_and_images_if_it_is_one():
+    read, seen, asked = noisy(DenseRead(DIM, 4)), memory(*SHAPES), content()
+    bias = torch.randn(1, 1, QUERIES, seen.tokens.shape[1], dtype=torch.float64)
+    every = bias.expand(2, 4, -1, -1)
+    torch.testing.assert_close(read(asked, Look(bias=bias), seen), read(asked, Look(bias=every), seen))
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_self_attention_with_a_mask(per_image):
+    attention, asked, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
+    mask = torch.rand(2, QUERIES, QUERIES, generator=torch.Generator().manual_seed(5)) < 0.4
+    mask[:, range(QUERIES), range(QUERIES)] = False
+    if not per_image:
+        mask = mask[:1].expand(2, -1, -1)
+    out = attention(asked, Look(position=position, self_mask=mask if per_image else mask[0]))
+    where = asked + position
+    expected, _ = torch_attention(attention, 4)(where, where, asked, attn_mask=mask.repeat_interleave(4, 0))
+    torch.testing.assert_close(out, expected)
+
+
+def test_self_position_replaces_position():
+    attention, asked, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
+    plain = attention(asked, Look(position=position))
+    torch.testing.assert_close(attention(asked, Look(position=content(7), self_position=position)), plain)
+
+
+def test_padding_is_not_read():
+    seen, asked = memory(*SHAPES), content()
+    changed = seen.with_tokens(torch.where(seen.mask[..., None], 100.0, seen.tokens))
+    moved = replace(changed, position=torch.where(seen.mask[..., None], -100.0, seen.position))
+    dense, sampled, look = noisy(DenseRead(DIM, 4)), sampled_read(), Look(reference=reference(4))
+    torch.testing.assert_close(dense(asked, look, seen), dense(asked, look, moved))
+    torch.testing.assert_close(sampled(asked, look, seen), sampled(asked, look, moved))

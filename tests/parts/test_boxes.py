@@ -1,0 +1,107 @@
+"""Box arithmetic, against torchvision and the papers' formulas."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchvision.ops import generalized_box_iou
+
+from boxquery.parts.boxes import at_least_float32, clamp_logits, cxcywh_to_xyxy, giou
+from boxquery.parts.heads import Head
+
+
+def boxes(*shape: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(*shape, 4, dtype=torch.float64, generator=generator) * 0.8 + 0.05
+
+
+def test_corners():
+    assert cxcywh_to_xyxy(torch.tensor([0.5, 0.4, 0.2, 0.4])).tolist() == pytest.approx([0.4, 0.2, 0.6, 0.6])
+
+
+def test_giou_of_all_pairs():
+    a, b = cxcywh_to_xyxy(boxes(3, 7, seed=0)), cxcywh_to_xyxy(boxes(3, 5, seed=1))
+    ours = giou(a[:, :, None], b[:, None])
+    for image in range(3):
+        torch.testing.assert_close(ours[image], generalized_box_iou(a[image], b[image]))
+
+
+def test_giou_of_pairs():
+    a, b = cxcywh_to_xyxy(boxes(6, seed=2)), cxcywh_to_xyxy(boxes(6, seed=3))
+    torch.testing.assert_close(giou(a, b), generalized_box_iou(a, b).diagonal())
+    torch.testing.assert_close(giou(a, a), torch.ones(6, dtype=torch.float64))
+
+
+def test_giou_gradients():
+    a, b = (cxcywh_to_xyxy(boxes(6, seed=s)).requires_grad_() for s in (4, 5))
+    assert torch.autograd.gradcheck(giou, (a, b))
+
+
+def test_giou_of_boxes_apart_and_without_area():
+    apart = giou(torch.tensor([0.0, 0, 1, 1]), torch.tensor([3.0, 0, 4, 1]))
+    assert apart.item() == pytest.approx(0 - (4 - 2) / 4)
+    point = torch.tensor([0.5, 0.5, 0.5, 0.5])
+    assert giou(point, point).isnan()
+
+
+def inverse_sigmoid(p: torch.Tensor, eps: float) -> torch.Tensor:
+    """As the papers' code has it."""
+    p = p.clamp(0, 1)
+    return (p.clamp(min=eps) / (1 - p).clamp(min=eps)).log()
+
+
+@pytest.mark.parametrize("eps", [1e-5, 1e-3])
+def test_clamp_logits(eps):
+    logits = torch.cat((torch.linspace(-30, 30, 241, dtype=torch.float64), torch.tensor([-1e4, 1e4], dtype=torch.float64))).requires_grad_()
+    ours = clamp_logits(logits, eps)
+    theirs = inverse_sigmoid(logits.sigmoid(), eps)
+    torch.testing.assert_close(ours, theirs, atol=1e-8, rtol=1e-8)
+    gradients = [torch.autograd.grad(t.sum(), logits)[0] for t in (ours, theirs)]
+    torch.testing.assert_close(*gradients, atol=1e-6, rtol=1e-6)
+
+
+@given(st.floats(-11, 11))
+@settings(max_examples=50, deadline=None)
+def test_clamp_logits_changes_nothing_inside(logit):
+    assert clamp_logits(torch.tensor(logit, dtype=torch.float64)).item() == pytest.approx(logit, abs=1e-9)
+
+
+def test_clamp_logits_of_infinity():
+    """Invalid proposals of two-stage models: p = 1, as 1 / eps."""
+    logits = torch.tensor([torch.inf, -torch.inf], requires_grad=True)
+    out = clamp_logits(logits)
+    torch.testing.assert_close(out, torch.tensor([11.512925, -11.512925]))
+    out.sum().backward()
+    assert bool(logits.grad.isfinite().all())
+
+
+def test_at_least_float32():
+    given = [torch.zeros(1, dtype=d) for d in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]
+    assert [t.dtype for t in at_least_float32(*given)] == [torch.float32, torch.float32, torch.float32, torch.float64]
+
+
+class TestHead:
+    """Where a box is measured from."""
+
+    def head(self, **options) -> Head:
+        torch.manual_seed(0)
+        return Head(8, 3, **options).double()
+
+    def test_starts_at_its_base(self):
+        content, base = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+        torch.testing.assert_close(self.head().box(content, base), base)
+
+    def test_a_point_moves_the_centre_alone(self):
+        content, base = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
+        out = self.head(size_bias=-2.0).box(content, base)
+        torch.testing.assert_close(out[..., :2], base)
+        assert bool((out[..., 2:] == -2).all())
+
+    def test_without_a_base(self):
+        head, content = self.head(zero_boxes=False), torch.randn(2, 5, 8, dtype=torch.float64)
+        torch.testing.assert_close(head.box(content, None), head.boxes(content))
+
+    def test_classes_start_at_one_percent(self):
+        head = self.head()
+        assert head.classes.bias.sigmoid().mean().item() == pytest.approx(0.01)
+        assert self.head(focal=False).classes.bias.abs().max() < 1

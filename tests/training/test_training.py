@@ -1,0 +1,267 @@
+"""The main job on small built-in scenes: what a run leaves, that a stopped one goes on the same, and what it refuses."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import boxquery as bq
+from boxquery.cli import run as command_line
+from boxquery.data.shapes import shapes_data
+from boxquery.training.keeper import Keeper
+from boxquery.training.module import rate
+from boxquery.models.options import Recipe
+
+SMALL = {
+    "backbone": "resnet10t",
+    "backbone_options": {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""},
+    "hidden_dim": 32,
+    "heads": 4,
+    "ffn_dim": 32,
+    "num_queries": 12,
+}
+
+
+def scenes(train=12, val=6):
+    return shapes_data(train=train, val=val, test=4, size=64)
+
+
+def settings(model: str) -> dict:
+    return {"model": model, "preset": "tiny", "options": SMALL, "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32"}
+
+
+def rows(folder: Path) -> list[dict]:
+    """``metrics.csv`` without the column that is a clock."""
+    with (folder / "metrics.csv").open() as file:
+        return [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module", params=["detr", "deformable-detr"])
+def finished(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / request.param
+    detector = bq.train(scenes(), epochs=3, out=folder, **settings(request.param))
+    return request.param, folder, detector
+
+
+def test_a_run_leaves_what_the_contract_names(finished):
+    name, folder, detector = finished
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["model"], config["epochs"], config["seed"]) == (name, 3, 0)
+    assert config["command"].startswith("boxquery train shapes --model")
+    assert [int(r["epoch"]) for r in rows(folder)] == [1, 2, 3]
+    assert {"loss", "class", "l1", "giou", "AP", "AP50", "duplicate_rate", "lr"} <= set(rows(folder)[0])
+    for file in ("model/config.json", "model/model.safetensors", "last.ckpt", "report.html", "evaluation.json"):
+        assert (folder / file).is_file()
+    assert set(json.loads((folder / "evaluation.json").read_text())) == {"val", "test"}
+    assert detector.classes == scenes().names
+    assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_loaded_it_answers_as_before(finished):
+    _, folder, detector = finished
+    image = scenes().splits["val"].read(0)
+    first, again = detector.predict(image, threshold=0.0), bq.load(folder).predict(image, threshold=0.0)
+    assert len(first) > 0
+    assert (first.boxes == again.boxes).all()
+    assert first.names == again.names
+    assert first.names == [detector.classes[i] for i in first.labels]
+    metrics = bq.load(folder / "model").evaluate(scenes(), split="val")
+    assert metrics["AP"] == pytest.approx(json.loads((folder / "evaluation.json").read_text())["val"]["AP"], abs=1e-9)
+
+
+class Stop(Exception):
+    """Somebody pulled the plug."""
+
+
+@pytest.mark.parametrize("stopped_after", [1, 2])
+def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch, stopped_after):
+    name, whole, _ = finished
+    keep = Keeper._keep
+
+    def pull_the_plug(self, trainer):
+        keep(self, trainer)
+        if trainer.current_epoch + 1 == stopped_after:
+            raise Stop
+
+    monkeypatch.setattr(Keeper, "_keep", pull_the_plug)
+    with pytest.raises(Stop):
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings(name))
+    assert len(rows(tmp_path / "run")) == stopped_after
+    monkeypatch.setattr(Keeper, "_keep", keep)
+    bq.train(scenes(), out=tmp_path / "run", resume=True)
+    assert rows(tmp_path / "run") == rows(whole)
+    ours, theirs = (json.loads((f / "evaluation.json").read_text()) for f in (tmp_path / "run", whole))
+    assert ours == theirs
+
+
+def test_stopped_in_the_middle_of_an_epoch(finished, tmp_path, monkeypatch):
+    """The half epoch is done again, from the same state, with the same draws."""
+    name, whole, _ = finished
+    from boxquery.training.module import Training
+
+    step = Training.training_step
+
+    def pull_the_plug(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 1:
+            raise Stop
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Training, "training_step", pull_the_plug)
+    with pytest.raises(Stop):
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings(name))
+    monkeypatch.setattr(Training, "training_step", step)
+    bq.train(scenes(), out=tmp_path / "run", resume=True)
+    assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_workers_do_not_change_a_run(finished, tmp_path):
+    name, whole, _ = finished
+    bq.train(scenes(), epochs=3, out=tmp_path / "run", workers=2, **settings(name))
+    assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
+    bq.train(scenes(), minutes=0.1, out=tmp_path / "run", **settings("detr"))
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert config["minutes"] == 0.1
+    assert len(rows(tmp_path / "run")) == config["epochs"]
+    assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"]
+
+
+def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):
+    monkeypatch.setattr("boxquery.training.keeper.evaluate", lambda *_: dict.fromkeys(METRICS, 0.25))
+    bq.train(scenes(), epochs=9, patience=2, out=tmp_path / "run", **settings("deformable-detr") | {"precision": "bf16"})
+    assert len(rows(tmp_path / "run")) == 3
+
+
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")
+
+
+def test_accumulated_steps_are_fewer(tmp_path):
+    bq.train(scenes(), epochs=2, accumulate=3, out=tmp_path / "run", **settings("detr"))
+    assert [int(r["step"]) for r in rows(tmp_path / "run")] == [1, 2]
+
+
+def test_an_existing_run_is_not_written_over(finished):
+    _, folder, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    with pytest.raises(bq.UserError, match="holds another run"):
+        bq.train(scenes(), epochs=1, out=folder, **settings("detr"))
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"model": "dert"}, "no model 'dert'"),
+        ({"preset": "huge"}, "no preset 'huge'"),
+        ({"options": {"layers": 3}}, "unknown option 'layers'"),
+        ({"options": {"num_queries": "many"}}, "must be a whole number"),
+        ({"epochs": 0}, "epochs=0"),
+        ({"batch_size": -1}, "batch_size=-1"),
+        ({"minutes": -1.0}, "minutes=-1.0"),
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"device": "tpu"}, "device='tpu'"),
+        ({"precision": "fp8"}, "precision='fp8'"),
+        ({"image_size": 3}, "image_size=3"),
+        ({"patience": -2}, "patience=-2"),
+        ({"resume": True}, "no run to go on with"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_anything_is_written(wrong, said, tmp_path):
+    given = settings("detr") | {"epochs": 1} | wrong
+    with pytest.raises(bq.UserError, match=said):
+        bq.train(scenes(), out=tmp_path / "run", **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_numbers_that_are_none_stop_the_run_and_name_the_images(tmp_path, monkeypatch):
+    from boxquery.training.module import Training
+
+    begin = Training.on_train_epoch_start
+
+    def break_a_weight(self):
+        begin(self)
+        if self.current_epoch == 1:
+            with torch.no_grad():
+                self.model.heads[0].boxes.layers[2].weight.fill_(float("nan"))
+
+    monkeypatch.setattr(Training, "on_train_epoch_start", break_a_weight)
+    with pytest.raises(bq.UserError, match=r"epoch 1, batch 0 \(images .+\).+not finite"):
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
+    assert len(rows(tmp_path / "run")) == 1
+    assert (tmp_path / "run/last.ckpt").is_file()
+
+
+def test_schedules():
+    step = rate(Recipe(decay="step", decay_at=0.8, warmup=0.1), 100)
+    assert [round(step(i), 3) for i in (0, 9, 10, 79, 80)] == [0.091, 0.909, 1.0, 1.0, 0.1]
+    cosine = rate(Recipe(decay="cosine"), 100)
+    assert cosine(0) == 1
+    assert cosine(50) == pytest.approx(0.5)
+    assert cosine(100) == 0.01
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_evaluate_as_one_command(tmp_path):
+    """gloo, two ranks: every image is trained on and evaluated once, and the metrics are those of the saved model on all of val."""
+    script = tmp_path / "go.py"
+    script.write_text(
+        "import boxquery as bq\n"
+        "from tests.training.test_training import scenes, settings\n"
+        f"bq.train(scenes(train=13, val=7), epochs=2, out={str(tmp_path / 'run')!r}, **settings('deformable-detr'))\n"
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [r["epoch"] for r in rows(tmp_path / "run")] == ["1", "2"]
+    assert [r["images"] for r in rows(tmp_path / "run")] == ["8", "16"]
+    best = max(float(r["AP"]) for r in rows(tmp_path / "run"))
+    alone = bq.load(tmp_path / "run").evaluate(scenes(train=13, val=7), split="val")
+    assert alone["AP"] == pytest.approx(best, abs=2e-4)
+    assert alone["images"] == 7
+
+
+def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = tmp_path / "photos"
+    (data / "JPEGImages").mkdir(parents=True)
+    (data / "Annotations").mkdir()
+    split = scenes().splits["train"]
+    for i, record in enumerate(split):
+        split.read(i).save(data / f"JPEGImages/{i}.png")
+        objects = "".join(
+            f"<object><name>{scenes().names[c]}</name><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin><xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>"
+            for b, c in zip(record.boxes, record.labels, strict=True)
+        )
+        size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
+        (data / f"Annotations/{i}.xml").write_text(f"<annotation><filename>{i}.png</filename>{size}{objects}</annotation>")
+    words = ["train", str(data), "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--out", "run", "--json"]
+    for name in ("num_queries=9", "hidden_dim=32", "heads=4"):
+        words += ["--option", name]
+    assert command_line(words) == 0
+    told = capsys.readouterr()
+    assert set(json.loads(told.out)) >= {"model", "classes", "run", "val"}
+    assert "note:" in told.err  # a split was made, and said
+    assert command_line(["evaluate", "run", str(data), "--split", "val", "--json"]) == 0
+    assert {"AP", "AP50", "AP75", "per_class", "duplicate_rate"} <= set(json.loads(capsys.readouterr().out))
+    (data / "JPEGImages/broken.png").write_bytes(b"no picture")
+    assert command_line(["predict", "run", str(data / "JPEGImages"), "--threshold", "0.0", "--out", "found", "--json"]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["images"] == 12
+    assert "broken.png" in told.err
+    found = json.loads((tmp_path / "found/predictions.json").read_text())
+    assert {r["file_name"] for r in found} == {f"{i}.png" for i in range(12)}
+    assert len(list((tmp_path / "found/pictures").iterdir())) == 12
+    for wrong in (["evaluate", "run", "nowhere"], ["evaluate", "nothing", str(data)], ["predict", "run", "none.jpg"], ["train", str(data), "--out", "run"]):
+        assert command_line(wrong) == 2
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert len(lines) == 1
