@@ -1,19 +1,13 @@
 """What is fatal is one line that says what, where and what to do; what is skipped is counted and named. Never anything else."""
 
-import contextlib
 import json
 import os
 import re
 
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from boxquery import UserError
-from boxquery.data import coco, voc, yolo
-from boxquery.data.checks import check_box, checked
-from boxquery.data.listing import Given, Listed, Listing
+from boxquery.data import voc, yolo
 from boxquery.data.open import open_data
 
 from . import writers
@@ -302,55 +296,6 @@ def test_empty_and_unknown_folders(tmp_path):
     writers.write_voc_flat(tmp_path / "one", pictures(1, splits=("train",)) or [])
     (tmp_path / "one" / "p000.xml").write_text(writers.voc_text(Picture("p000", "train", [Thing("cat", [1, 1, 5, 5])])))
     refused(tmp_path / "one", "one image cannot be split")
-
-
-@given(
-    st.lists(
-        st.tuples(*[st.one_of(st.floats(width=32), st.integers(-70, 140), st.sampled_from([0, 1e-30, 64, 48, 1e308, -1e308]))] * 4),
-        max_size=12,
-    )
-)
-@settings(max_examples=150, deadline=None)
-def test_kept_and_skipped_are_all(tmp_path_factory, boxes):
-    """Whatever the boxes are: each is kept, inside and of a size, or skipped by name."""
-    root = tmp_path_factory.getbasetemp() / "any"
-    if not root.exists():
-        for i in range(12):
-            writers.save_image(root / f"{i}.png", Picture(str(i), "train", []))
-    fine = [Given(f"fine {i}", 0, (1.0, 1.0, 9.0, 9.0), "") for i in range(200)]
-    listed = [Listed(i, root / f"{i}.png", f"image {i}", objects=list(fine)) for i in range(12)]
-    listed[0].objects += [Given(f"box {i}", 0, tuple(map(float, box)), repr(box)) for i, box in enumerate(boxes)]
-    data, ledger = checked(Listing("coco", ["cat"], [1], {"": listed}), "any")
-    kept = [record.boxes for split in data.splits.values() for record in split]
-    assert ledger.boxes_given == 2400 + len(boxes)
-    assert ledger.boxes_kept == sum(map(len, kept))
-    assert ledger.boxes_kept + ledger.boxes_skipped == ledger.boxes_given
-    assert len(data.skipped) == ledger.boxes_skipped
-    everything = np.concatenate(kept)
-    assert np.isfinite(everything).all()
-    assert (everything[:, 2:] > everything[:, :2]).all()
-    assert (everything >= 0).all()
-    assert (everything <= [64, 48, 64, 48]).all()
-
-
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda x: st.lists(x, max_size=3)))
-@settings(max_examples=60, deadline=None)
-def test_coco_of_any_values_is_read_or_refused(tmp_path_factory, value):
-    """Any JSON value in any place of the file: an answer or a UserError, never another exception."""
-    images = pictures(12)
-    for key in ("images", "annotations", "categories"):
-        for field in writers.coco_content(images)[key][0]:
-            content = writers.coco_content(images)
-            content[key][0][field] = value
-            root = tmp_path_factory.getbasetemp() / "json"
-            root.mkdir(exist_ok=True)
-            (root / "x.json").write_text(json.dumps(content))
-            with contextlib.suppress(UserError):
-                coco.read(root, [root / "x.json"], whole=True)
-
-
-def test_check_box_clips():
-    assert check_box((-1.0, 2.0, 99.0, 9.0), 10, 20) == ((0.0, 2.0, 10.0, 9.0), None)
 
 
 def test_readers_refuse_with_their_own_error(tmp_path):

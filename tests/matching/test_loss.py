@@ -128,8 +128,10 @@ def test_proposals_are_taught_that_every_object_is_class_0():
 
 
 @CASES
-@pytest.mark.parametrize(("given_dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)])
-def test_precision(classification, given_dtype, expected):
+@pytest.mark.parametrize("given_dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_precision(classification, given_dtype):
+    """float32 at least, also under autocast; float64 stays."""
+    expected = torch.promote_types(given_dtype, torch.float32)
     given = answers(CLASSES + classification.spare, dtype=given_dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=given_dtype == torch.bfloat16):
         total, terms = SetLoss(classification)(Output(given.logits, given.boxes), wanted(dtype=torch.float32))

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import re
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -60,9 +62,6 @@ def load(name: str, dtype: torch.dtype) -> Case:
     out = model(images, mask, trace=True)
     total, terms = model.loss(out, targets)
     total.backward()
-    import re
-    from importlib import import_module
-
     rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[system]).keys(model)]
     return Case(name, meta, arrays, draw, model, weights, targets, out, total, terms, rules)
 
@@ -166,9 +165,6 @@ def test_start_values(name, shared):
     system, options = CASES[name]
     torch.manual_seed(0)
     model = bq.create_model(system, classes=91, **options)
-    import re
-    from importlib import import_module
-
     rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[system]).keys(model)]
     ours = model.state_dict()
     for key, stats in meta["initial_values"].items():

@@ -17,7 +17,7 @@ SIZES = ((96, 128), (64, 80))
 #: Parameters whose gradient is zero for every input, and why; by the name of the system in this sweep.
 NO_GRADIENT: dict[str, dict[str, str]] = {
     "detr": {
-        "layers.0.self_attention.attention.in_proj.weight": "content is zero, so all values are the bias: it matters neither who is read nor what",
+        "layers.0.self_attention.attention.in_proj.weight": "content is zero, so every value is the bias: who is read makes no difference",
     },
     "detr-pre-norm": {
         "layers.0.self_residual.norm.weight": "it scales content, which is still zero",

@@ -15,14 +15,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.models.base import DetectionTransformer
 from boxquery.matching.output import Output
+from boxquery.models.base import DetectionTransformer
 from tests.models.builders import batch, objects, shaken
 from tests.models.transformers_weights import labels, ours, theirs
 
 CLASSES = 5
 SMALL: dict[str, Any] = {
-    "backbone": "resnet10t", "hidden_dim": 64, "heads": 4, "ffn_dim": 96, "encoder_layers": 2, "decoder_layers": 3, "num_queries": 9, "dropout": 0.0,
+    "backbone": "resnet10t", "hidden_dim": 64, "heads": 4, "ffn_dim": 96, "encoder_layers": 2, "decoder_layers": 3, "num_queries": 9,
+    "dropout": 0.0,
 }  # fmt: skip
 CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "detr": ("detr", {}, 1e-7),

@@ -18,8 +18,7 @@ HEADS, POINTS, QUERIES = 2, 3, 5
 
 def slow_sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
     """The definition, a number at a time: bilinear between cell centres, zero outside."""
-    batch, queries, heads, levels, points = weights.shape
-    out = torch.zeros(batch, queries, heads, value.shape[-1], dtype=value.dtype)
+    out = torch.zeros(*weights.shape[:3], value.shape[-1], dtype=value.dtype)
     for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
         height, width = shapes[level]
         start = sum(r * c for r, c in shapes[:level])
@@ -104,7 +103,7 @@ def test_sampled_read_gradients(numbers):
 
 @pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
 def test_sampled_read_is_its_definition(numbers):
-    """Offsets in cells of each level around a point, in halves of its size over the points around a box; one softmax over levels and points."""
+    """Offsets count in cells around a point, in halves of its size over the points around a box; one softmax over levels and points."""
     read, seen, asked, at = sampled_read(), memory(*SHAPES), content(), reference(numbers)
     trace = LayerTrace(memory=seen)
     out = read(asked, Look(reference=at), seen, trace)

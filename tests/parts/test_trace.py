@@ -28,8 +28,8 @@ def spread(seen: Memory, image: int, masses: list[Tensor], size: tuple[int, int]
             for column in range(w):
                 for y in range(size[0]):
                     for x in range(size[1]):
-                        share = overlap(row * height, (row + 1) * height, y) / height * overlap(column * width, (column + 1) * width, x) / width
-                        total[y, x] += masses[level][row, column] * share
+                        area = overlap(row * height, (row + 1) * height, y) * overlap(column * width, (column + 1) * width, x)
+                        total[y, x] += masses[level][row, column] * area / (height * width)
     kept = total.sum().item()
     return total / kept, 1 - kept
 

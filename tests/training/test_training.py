@@ -14,9 +14,9 @@ import yaml
 import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
+from boxquery.models.options import Recipe
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import rate
-from boxquery.models.options import Recipe
 
 SMALL = {
     "backbone": "resnet10t",
@@ -261,7 +261,12 @@ def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkey
     found = json.loads((tmp_path / "found/predictions.json").read_text())
     assert {r["file_name"] for r in found} == {f"{i}.png" for i in range(12)}
     assert len(list((tmp_path / "found/pictures").iterdir())) == 12
-    for wrong in (["evaluate", "run", "nowhere"], ["evaluate", "nothing", str(data)], ["predict", "run", "none.jpg"], ["train", str(data), "--out", "run"]):
+    for wrong in (
+        ["evaluate", "run", "nowhere"],
+        ["evaluate", "nothing", str(data)],
+        ["predict", "run", "none.jpg"],
+        ["train", str(data), "--out", "run"],
+    ):
         assert command_line(wrong) == 2
         lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
         assert len(lines) == 1

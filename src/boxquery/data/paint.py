@@ -9,19 +9,18 @@ _FINE = 3  # outlines are drawn this many times larger, then averaged
 _CONTRAST = 70.0  # least distance in RGB levels of a fill from the ground it lies on
 
 
-def paint(rng: np.random.Generator, size: int, things: list[tuple[list[np.ndarray], np.ndarray]]) -> Image.Image:
+def paint(rng: np.random.Generator, size: int, things: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
     """A scene.
 
     Args:
         size: side in pixels.
-        things: outline polygons in the unit square (the first the outline, others holes) with their box, float [4] xyxy in pixels;
-            the hindmost first.
+        things: outlines, float [n, 2] in the unit square, with their box, float [4] xyxy in pixels; the hindmost first.
     """
     canvas = _ground(rng, size)
-    for polygons, box in things:
+    for corners, box in things:
         left, top = np.floor(box[:2]).astype(int)
         right, bottom = np.minimum(np.ceil(box[2:]).astype(int), size)
-        mask = _mask(polygons, box - (left, top, left, top), right - left, bottom - top)[..., None]
+        mask = _mask(corners, box - (left, top, left, top), right - left, bottom - top)[..., None]
         under = canvas[top:bottom, left:right]
         fill = _fill(rng, under.mean((0, 1)), right - left, bottom - top)
         under += mask * (fill - under)
@@ -32,14 +31,14 @@ def paint(rng: np.random.Generator, size: int, things: list[tuple[list[np.ndarra
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
     """Float32 [size, size, 3], around 0..255: slow colour, two straight edges, stripes."""
     cells = int(rng.integers(3, 6))
-    grid = Image.fromarray(rng.integers(20, 236, (cells, cells, 3), dtype=np.uint8))
+    grid = Image.fromarray(rng.integers(30, 226, (cells, cells, 3), dtype=np.uint8))
     canvas = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)
     for _ in range(2):
         angle, offset = rng.uniform(0, 2 * np.pi), rng.uniform(-0.3, 0.3)
         beyond = _slope(size, size, angle) > offset
-        canvas += beyond[..., None] * rng.uniform(-80, 80, 3).astype(np.float32)
-    canvas += _stripes(rng, size, size, rng.uniform(0.04, 0.15) * size, 95)
-    canvas += _stripes(rng, size, size, rng.uniform(0.04, 0.15) * size, 95)
+        canvas += beyond[..., None] * rng.uniform(-70, 70, 3).astype(np.float32)
+    canvas += _stripes(rng, size, size, rng.uniform(0.04, 0.15) * size, 85)
+    canvas += _stripes(rng, size, size, rng.uniform(0.04, 0.15) * size, 85)
     return canvas
 
 
@@ -48,9 +47,9 @@ def _fill(rng: np.random.Generator, ground: np.ndarray, width: int, height: int)
     colours = rng.uniform(10, 245, (6, 3)).astype(np.float32)
     distance = np.linalg.norm(colours - ground, axis=1)
     first = colours[(distance > _CONTRAST).argmax()] if (distance > _CONTRAST).any() else colours[distance.argmax()]
-    second = first + rng.uniform(-70, 70, 3).astype(np.float32)
+    second = first + rng.uniform(-65, 65, 3).astype(np.float32)
     slope = _slope(width, height, rng.uniform(0, 2 * np.pi))[..., None] + np.float32(0.5)
-    return first + slope * (second - first) + _stripes(rng, width, height, rng.uniform(0.25, 0.7) * max(width, height), 100)
+    return first + slope * (second - first) + _stripes(rng, width, height, rng.uniform(0.25, 0.7) * max(width, height), 90)
 
 
 def _slope(width: int, height: int, angle: float) -> np.ndarray:
@@ -70,11 +69,10 @@ def _stripes(rng: np.random.Generator, width: int, height: int, period: float, s
     return wave[..., None] * rng.uniform(-strength, strength, 3).astype(np.float32)
 
 
-def _mask(polygons: list[np.ndarray], box: np.ndarray, width: int, height: int) -> np.ndarray:
+def _mask(corners: np.ndarray, box: np.ndarray, width: int, height: int) -> np.ndarray:
     """Float32 [height, width], 0..1: how much of each pixel the silhouette covers, with ``box`` xyxy in pixels of this small picture."""
     image = Image.new("L", (width * _FINE, height * _FINE))
     draw = ImageDraw.Draw(image)
-    for value, points in zip((255, 0), polygons, strict=False):
-        corners = (box[:2] + points * (box[2:] - box[:2])) * _FINE - 0.5
-        draw.polygon(corners.ravel().tolist(), fill=value)
+    points = (box[:2] + corners * (box[2:] - box[:2])) * _FINE - 0.5
+    draw.polygon(points.ravel().tolist(), fill=255)
     return np.asarray(image.reduce(_FINE), dtype=np.float32) / 255

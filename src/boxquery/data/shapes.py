@@ -143,7 +143,7 @@ def _layout(scenes: Scenes, index: int) -> tuple[Thing, ...]:
     boxes = boxes[_order(rng, boxes)] * scenes.size
     boxes.setflags(write=False)
     labels = rng.integers(0, len(NAMES), len(boxes))
-    angles = rng.uniform(0, 2 * np.pi, len(boxes))
+    angles = rng.uniform(-0.35, 0.35, len(boxes))
     return tuple(Thing(int(label), box, float(angle)) for label, box, angle in zip(labels, boxes, angles, strict=True))
 
 

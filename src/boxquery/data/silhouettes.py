@@ -24,35 +24,20 @@ def _cross() -> np.ndarray:
     return np.concatenate([arm @ np.linalg.matrix_power(quarter, k) for k in range(4)])
 
 
-def _moon() -> np.ndarray:
-    outer = np.linspace(0.13, 0.87, 24)[:, None] * _TURN
-    outer = np.concatenate((np.cos(outer), np.sin(outer)), 1)
-    inner = np.linspace(0.79, 0.21, 20)[:, None] * _TURN
-    inner = np.concatenate((0.48 + 0.78 * np.cos(inner), 0.78 * np.sin(inner)), 1)
-    return np.concatenate((outer, inner))
-
-
 _OUTLINES = {
     "circle": _round(40),
-    "square": _round(4),
+    "square": np.array([[1, 1], [-1, 1], [-1, -1], [1, -1]]),
     "triangle": _round(3),
     "star": _star(),
     "cross": _cross(),
-    "ring": _round(40),
-    "moon": _moon(),
 }
 NAMES = tuple(_OUTLINES)
-_HOLE = 0.56  # inner radius of the ring
 
 
-def outline(label: int, angle: float) -> list[np.ndarray]:
-    """A silhouette rotated by ``angle`` radians and stretched to fill the unit square.
-
-    Returns polygons, float [n, 2] in 0..1: the outline, then the holes.
-    """
+def outline(label: int, angle: float) -> np.ndarray:
+    """A silhouette rotated by ``angle`` radians and stretched to fill the unit square: corners, float [n, 2] in 0..1."""
     points = _OUTLINES[NAMES[label]]
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     points = points @ rotation
     low, high = points.min(0), points.max(0)
-    points = (points - low) / (high - low)
-    return [points] if NAMES[label] != "ring" else [points, 0.5 + (points - 0.5) * _HOLE]
+    return (points - low) / (high - low)

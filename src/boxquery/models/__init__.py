@@ -63,9 +63,9 @@ def create_model(
             options.setdefault("backbone_options", {})
     chosen = with_options(start, options, name)
     chosen.check()
-    count = classes if isinstance(classes, int) else len(classes)
-    if count < 1:
-        raise UserError(f"classes={classes}: a detector needs at least one class")
+    count = len(classes) if isinstance(classes, (list, tuple)) else classes
+    if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+        raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")
     model = paper.build(count, chosen, pretrained)
     model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": dict(vars(chosen))}
     if pretrained:
