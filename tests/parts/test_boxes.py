@@ -1,5 +1,7 @@
 """Box arithmetic, against torchvision and the papers' formulas."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,3 +107,16 @@ class TestHead:
         head = self.head()
         assert head.classes.bias.sigmoid().mean().item() == pytest.approx(0.01)
         assert self.head(focal=False).classes.bias.abs().max() < 1
+
+    @pytest.mark.parametrize("eps", [1e-5, 1e-3])
+    def test_a_base_at_the_border_is_kept_from_it(self, eps):
+        base = torch.tensor([[torch.inf, -torch.inf, 20.0, 1.0]], dtype=torch.float64)
+        limit = math.log((1 - eps) / eps)
+        out = self.head(eps=eps).box(torch.zeros(1, 8, dtype=torch.float64), base)
+        assert out[0].tolist() == pytest.approx([limit, -limit, limit, 1.0], abs=2 * eps)
+
+    def test_boxes_are_float32_under_autocast(self):
+        head = Head(8, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert head.box(torch.zeros(1, 8), None).dtype == torch.float32
+            assert head.box(torch.zeros(1, 8), torch.zeros(1, 2)).dtype == torch.float32

@@ -24,7 +24,7 @@ from boxquery.matching.denoising import Denoising
 from boxquery.matching.loss import SetLoss
 from boxquery.matching.output import Predictions
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, Options, Preset, Recipe
+from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, TINY_DATA, Options, Preset, Recipe
 from boxquery.parts.attention import Look, SampledRead, SelfAttention
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
@@ -62,13 +62,25 @@ class DeformableOptions(Options):
 
 
 _SMALL = DeformableOptions(
-    backbone="resnet18", backbone_options=NARROW_RESNET18, num_queries=100, encoder_layers=1, decoder_layers=3, hidden_dim=128, ffn_dim=512,
-    dropout=0.0, levels=3, box_refine=True, two_stage=True,
-)  # fmt: skip
+    backbone="resnet18",
+    backbone_options=NARROW_RESNET18,
+    num_queries=100,
+    encoder_layers=1,
+    decoder_layers=3,
+    hidden_dim=128,
+    heads=4,
+    ffn_dim=512,
+    dropout=0.0,
+    levels=3,
+    points=2,
+    box_refine=True,
+    two_stage=True,
+    denoising=60,
+)
 PRESETS = {
     "paper": Preset(DeformableOptions(), Recipe(epochs=50, lr=2e-4, backbone_lr=2e-5, decay_at=0.8)),
     "small": Preset(_SMALL, SMALL_DATA),
-    "tiny": Preset(replace(_SMALL, num_queries=40), replace(SMALL_DATA, image_size=160)),
+    "tiny": Preset(replace(_SMALL, num_queries=40), TINY_DATA),
 }
 
 

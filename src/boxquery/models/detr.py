@@ -17,7 +17,7 @@ from torch import nn
 from boxquery.matching.classification import Softmax
 from boxquery.matching.loss import SetLoss
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, Options, Preset, Recipe
+from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, TINY_DATA, Options, Preset, Recipe
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
@@ -47,7 +47,7 @@ _SMALL = DETROptions(
 PRESETS = {
     "paper": Preset(DETROptions(), Recipe()),
     "small": Preset(_SMALL, SMALL_DATA),
-    "tiny": Preset(replace(_SMALL, num_queries=40), replace(SMALL_DATA, image_size=160)),
+    "tiny": Preset(replace(_SMALL, num_queries=40), TINY_DATA),
 }
 
 

@@ -216,8 +216,16 @@ def _precision(precision: str, device: str) -> str:
     if precision not in ("auto", *PRECISIONS):
         raise UserError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
     if precision == "auto":
-        return "bf16" if device == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        return "bf16" if _fast_bf16(device) else "float32"
     return precision
+
+
+def _fast_bf16(device: str) -> bool:
+    """Whether the hardware multiplies bf16 itself; elsewhere it is emulated and slower than float32."""
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def _workers(device: str) -> int:
