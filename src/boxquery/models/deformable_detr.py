@@ -14,6 +14,7 @@ Differs from DETR in:
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,7 @@ class DeformableOptions(Options):
     """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
     ``points``: samples of a head on a level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
+    ``content``: what a two-stage query starts with: its proposal's "position" (the paper) or the "memory" that proposed it (DINO).
     ``denoising``: about how many noisy queries a training step adds (DINO, section 3.2; needs ``two_stage``); 0 is the paper.
     """
 
@@ -47,6 +49,7 @@ class DeformableOptions(Options):
     points: int = 4
     box_refine: bool = False
     two_stage: bool = False
+    content: Literal["position", "memory"] = "position"
     denoising: int = 0
 
     def check(self) -> None:
@@ -54,7 +57,7 @@ class DeformableOptions(Options):
         if self.two_stage and not self.box_refine:
             raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement carries on")
         if self.denoising < 0 or (self.denoising and not self.two_stage):
-            raise UserError(f"denoising={self.denoising}: must be 0 or more, and needs two_stage=True, whose queries are made from boxes")
+            raise UserError(f"denoising={self.denoising}: must be 0 or more, and 0 without two_stage, whose queries are made from boxes")
         if self.levels < 1 or self.points < 1:
             raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
         if self.hidden_dim % 32:
@@ -101,13 +104,17 @@ class PointQueries(nn.Module):
 
 
 class ProposalQueries(nn.Module):
-    """Queries from the encoder's best proposals: their boxes as sine features make position and content (section 4.2, appendix A.4)."""
+    """Queries from the encoder's best proposals: their boxes as sine features make position and content (section 4.2, appendix A.4).
 
-    def __init__(self, count: int, dim: int, head: Head, denoising: Denoising | None = None):
+    With ``from_memory`` the content is the token that proposed, which knows more than where it is (DINO, section 3.4); no gradient passes.
+    """
+
+    def __init__(self, count: int, dim: int, head: Head, from_memory: bool = False, denoising: Denoising | None = None):
         super().__init__()
-        self.count, self.head, self.denoising = count, head, denoising
+        self.count, self.dim, self.head, self.from_memory, self.denoising = count, dim, head, from_memory, denoising
         self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
-        self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
+        made = dim if from_memory else 2 * dim
+        self.query_proj, self.query_norm = nn.Linear(2 * dim, made), nn.LayerNorm(made)
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
 
@@ -115,21 +122,29 @@ class ProposalQueries(nn.Module):
         tokens, anchors = propose(memory)
         tokens = self.memory_norm(self.memory_proj(tokens))
         logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
-        chosen = logits[..., 0].topk(min(self.count, logits.shape[1]), 1).indices
-        reference = boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4))
-        proposals = Predictions(logits[None], boxes.sigmoid()[None])
+        chosen = logits[..., 0].topk(min(self.count, logits.shape[1]), 1).indices[..., None]
+        reference = boxes.detach().gather(1, chosen.expand(-1, -1, 4))
         noisy = self.denoising(targets, boxes) if self.denoising is not None and targets is not None else None
         if noisy is not None:
             reference = torch.cat((noisy.reference, reference), 1)
-        features = sine(reference.sigmoid(), self.memory_norm.normalized_shape[0] // 2)
-        position, content = self.query_norm(self.query_proj(features)).chunk(2, -1)
-        state = State(content=content, position=position, reference=reference, base=reference, proposals=proposals)
-        if noisy is None:
+        made = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2)))
+        proposed = tokens.detach().gather(1, chosen.expand(-1, -1, self.dim))
+        content = proposed if self.from_memory else made[:, -chosen.shape[1] :, self.dim :]
+        state = State(
+            content=content,
+            position=made[..., : self.dim],
+            reference=reference,
+            base=reference,
+            proposals=Predictions(logits[None], boxes.sigmoid()[None]),
+        )
+        if noisy is not None:
+            mask = noisy.self_mask(content.shape[1])
+            content = torch.cat((noisy.content.to(content.dtype), content), 1)
+            return replace(state, content=content, self_mask=mask, groups={"denoising": noisy})
+        if self.denoising is not None:
             # a process without an object in its batch must have the same gradients to share as the others
-            return state if self.denoising is None else replace(state, content=content + 0 * self.denoising.labels.sum())
-        size = noisy.content.shape[1]
-        content = torch.cat((noisy.content.to(content.dtype), content[:, size:]), 1)
-        return replace(state, content=content, self_mask=noisy.self_mask(content.shape[1] - size), groups={"denoising": noisy})
+            return replace(state, content=content + 0 * self.denoising.labels.sum())
+        return state
 
 
 def propose(memory: Memory) -> tuple[Tensor, Tensor]:
@@ -200,4 +215,4 @@ def _ffn(o: DeformableOptions) -> FeedForward:
 
 def _proposing(classes: int, o: DeformableOptions) -> ProposalQueries:
     denoising = Denoising(classes, o.hidden_dim, o.denoising) if o.denoising else None
-    return ProposalQueries(o.num_queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)
+    return ProposalQueries(o.num_queries, o.hidden_dim, Head(o.hidden_dim, classes), o.content == "memory", denoising)

@@ -1,0 +1,121 @@
+"""The command line as its users meet it: instant help, one line for an error, numbers on stdout and remarks on stderr."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import boxquery as bq
+from boxquery.cli import app, run
+from boxquery.models import describe, differences
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = ("train", "evaluate", "predict", "models", "demo", "import-official")
+
+
+def loaded_by(code: str) -> set[str]:
+    done = subprocess.run([sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import boxquery",
+        "import boxquery; boxquery.list_models()",
+        "from boxquery.cli import run; run(['--help'])",
+        "from boxquery.cli import run; run(['train', '--help'])",
+        "from boxquery.cli import run; run(['evaluate', '--help'])",
+        "from boxquery.cli import run; run(['models', 'deformable-detr'])",
+        "from boxquery.report.page import write_report",
+        "from boxquery.data.open import open_data; open_data('shapes')",
+        "from boxquery.evaluation.metrics import evaluate",
+    ],
+)
+def test_what_only_reads_never_loads_torch(code):
+    assert not {"torch", "torchvision", "timm", "lightning"} & loaded_by(code)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    assert run([command, "--help"]) == 0
+    assert "Usage: boxquery" in capsys.readouterr().out
+
+
+def test_the_commands_are_those_that_work():
+    assert {name for name in app if not name.startswith("-")} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["frobnicate"], "frobnicate"),
+        (["train"], "DATA"),
+        (["train", "shapes", "--modell", "detr"], "--modell"),
+        (["train", "shapes", "--epochs", "many"], "--epochs"),
+        (["train", "shapes", "--option", "levels"], "name=value"),
+        (["train", "shapes", "--model", "dert", "--out", "x"], "dert"),
+        (["train", "no/such/folder"], "no/such/folder"),
+        (["evaluate", "no/such/run", "shapes"], "no/such/run"),
+        (["predict", "no/such/run", "a.jpg"], "no/such/run"),
+        (["predict", "no/such/run"], "name images"),
+        (["models", "yolo"], "yolo"),
+        (["import-official", "no.pth", "--model", "detr", "--out", "x"], "no.pth"),
+        (["import-official", "no.pth", "--model", "yolo", "--out", "x"], "yolo"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run(words) == 2
+    told = capsys.readouterr()
+    errors = [line for line in told.err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert "Traceback" not in told.err
+    assert told.out == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_models_prints_the_family_and_each_difference(capsys):
+    assert run(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["models"]
+    assert [row["name"] for row in rows] == bq.list_models()
+    for row in rows:
+        assert "arXiv" in row["paper"]
+        assert row["differs_from_detr_in"] == differences(row["name"]) != []
+        for heading in ("Paper:", "Year:", "Licence:", "Differs from DETR in:"):
+            assert heading in describe(row["name"])
+    assert run(["models", "deformable-detr"]) == 0
+    assert "Differs from DETR in:" in capsys.readouterr().out
+
+
+def test_interrupted_is_130(monkeypatch, capsys):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("boxquery.training.run.RunConfig", interrupted)
+    assert run(["train", "shapes"]) == 130
+
+
+def test_the_readme_names_commands_that_exist():
+    """Every boxquery line of the README parses: its command and every flag are known."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = [line.split("#")[0] for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    commands = [shlex.split(line) for line in lines if line.startswith("boxquery ")]
+    assert len(commands) >= 4
+    for words in commands:
+        app.parse_args(words[1:], exit_on_error=False, print_error=False)
+    targets = {line.split()[1] for line in lines if line.startswith("make ")}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert {"demo", "test"} <= targets
+    assert all(re.search(rf"^{t}:", makefile, re.MULTILINE) for t in targets)
+
+
+def test_public_names_are_a_checked_list():
+    assert bq.__all__ == ["Detector", "Result", "UserError", "create_model", "list_models", "load", "load_official", "train"]
+    for name in bq.__all__:
+        assert getattr(bq, name).__doc__

@@ -1,0 +1,231 @@
+"""What is saved, loaded and used: answers with the data set's own ids, and files in which nothing is executed."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import boxquery as bq
+from boxquery.cli import run
+from boxquery.detector import Detector
+from boxquery.official.coco import CATEGORIES
+
+TINY = {"backbone": "resnet10t", "num_queries": 9, "hidden_dim": 64, "heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    torch.manual_seed(0)
+    return Detector(bq.create_model("detr", classes=3, **TINY), ["cat", None, "owl"], [17, 18, 90], 64, threshold=0.0)
+
+
+@pytest.fixture
+def photo() -> Image.Image:
+    rng = np.random.default_rng(0)
+    return Image.fromarray(rng.integers(0, 255, (48, 80, 3), dtype=np.uint8))
+
+
+def same(a, b) -> bool:
+    return np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores) and a.names == b.names
+
+
+def test_every_kind_of_source_gives_the_same(detector, photo, tmp_path):
+    photo.save(tmp_path / "a.png")
+    wanted = detector.predict(photo)
+    assert same(detector.predict(str(tmp_path / "a.png")), wanted)
+    assert same(detector.predict(tmp_path / "a.png"), wanted)
+    assert same(detector.predict(np.asarray(photo)), wanted)
+    listed = detector.predict([photo, photo])
+    assert isinstance(listed, list)
+    assert all(same(r, wanted) for r in listed)
+    assert detector.predict(str(tmp_path / "a.png")).path == str(tmp_path / "a.png")
+
+
+def test_a_generator_is_read_as_it_is_needed(detector, photo):
+    asked = []
+
+    def photos():
+        for i in range(100):
+            asked.append(i)
+            yield photo
+
+    stream = detector.predict(photos(), batch_size=2)
+    next(stream)
+    assert len(asked) == 2
+
+
+def test_a_batch_answers_as_one_by_one(detector, photo):
+    """Exactly so for images of one shape; beside a larger one, convolutions see the padding at the border, in the papers as here."""
+    other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    for result, image in zip(detector.predict([photo, other], batch_size=2), (photo, other), strict=True):
+        np.testing.assert_allclose(result.boxes, detector.predict(image).boxes, atol=1e-2)
+    wide = photo.resize((150, 48))
+    for result, image in zip(detector.predict([photo, wide], batch_size=2), (photo, wide), strict=True):
+        assert result.size == (image.height, image.width)
+        assert len(result) == len(detector.predict(image))
+
+
+def test_answers_are_in_the_image_sorted_named_and_one_a_query(detector, photo):
+    result = detector.predict(photo)
+    assert 0 < len(result) <= TINY["num_queries"]
+    assert (np.diff(result.scores) <= 0).all()
+    assert (result.boxes >= 0).all()
+    assert (result.boxes <= [80, 48, 80, 48]).all()
+    assert set(result.names) <= {"cat", "owl"}
+    assert result.ids == [{0: 17, 2: 90}[i] for i in result.labels]
+    assert result.size == (48, 80)
+    assert len(detector.predict(photo, threshold=1.0)) == 0
+
+
+def test_a_column_without_a_name_is_never_an_answer(photo):
+    torch.manual_seed(0)
+    model = bq.create_model("detr", classes=3, **TINY)
+    with torch.no_grad():
+        model.heads[0].classes.bias[1] = 50.0
+    result = Detector(model, ["cat", None, "owl"], [1, 2, 3], 64).predict(photo, threshold=0.0)
+    assert 1 not in result.labels
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8), np.zeros((0, 4, 3), np.uint8)]
+)
+def test_arrays_that_are_no_rgb_images(detector, wrong):
+    with pytest.raises(bq.UserError, match="RGB uint8"):
+        detector.predict(wrong)
+
+
+def test_thresholds_out_of_range(detector, photo):
+    with pytest.raises(bq.UserError, match="threshold=2"):
+        detector.predict(photo, threshold=2)
+
+
+def test_saved_and_loaded(detector, photo, tmp_path):
+    detector.save(tmp_path / "model")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+    again = bq.load(tmp_path / "model")
+    assert (again.classes, again.ids, again.image_size, again.threshold) == (["cat", None, "owl"], [17, 18, 90], 64, 0.0)
+    assert same(again.predict(photo), detector.predict(photo))
+    detector.save(tmp_path / "model")
+    assert same(bq.load(tmp_path / "model").predict(photo), detector.predict(photo))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda f: (f / "config.json").write_text("{"), "config.json"),
+        (lambda f: (f / "config.json").write_text("[]"), "config.json"),
+        (lambda f: (f / "config.json").write_text('{"model": {"name": "detr"}}'), "config.json"),
+        (lambda f: (f / "config.json").unlink(), "neither a run nor a model folder"),
+        (lambda f: (f / "model.safetensors").unlink(), "neither a run nor a model folder"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\x00" * 40), "model.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:5000]), "model.safetensors"),
+    ],
+)
+def test_spoilt_files_are_named(detector, tmp_path, spoil, said):
+    folder = detector.save(tmp_path / "model")
+    spoil(folder)
+    with pytest.raises(bq.UserError, match=said):
+        bq.load(folder)
+
+
+def test_weights_of_another_model_are_refused(detector, tmp_path):
+    folder = detector.save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["options"]["num_queries"] = 10
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(bq.UserError, match=r"model\.safetensors"):
+        bq.load(folder)
+
+
+def test_neither_a_folder_nor_a_hub_id():
+    with pytest.raises(bq.UserError, match="no such folder"):
+        bq.load("no/such/folder")
+    with pytest.raises(bq.UserError, match="hub"):
+        bq.load("nobody/nothing")
+
+
+def test_evaluation_matches_classes_by_name(detector, tmp_path):
+    from boxquery.data.dataset import Data, Record, Split
+
+    def data(names, labels):
+        boxes, areas = np.array([[1, 1, 20, 20]] * len(labels), np.float32), np.full(len(labels), 361, np.float32)
+        record = Record("a", None, 80, 48, boxes, np.array(labels), np.zeros(len(labels), bool), areas)
+        split = Split("val", [record], lambda _: Image.new("RGB", (80, 48)))
+        return Data("here", "coco", names, list(range(len(names))), {"val": split})
+
+    found = detector.evaluate(data(["owl", "cat"], [0, 1, 1]))
+    assert {row["name"]: row["objects"] for row in found["per_class"] if row["objects"]} == {"cat": 2, "owl": 1}
+    with pytest.raises(bq.UserError, match="does not know wolf"):
+        detector.evaluate(data(["wolf"], [0]))
+    with pytest.raises(bq.UserError, match="no split 'test'"):
+        detector.evaluate(data(["owl"], [0]), split="test")
+
+
+def official_names(model) -> dict[str, torch.Tensor]:
+    """A released DETR checkpoint as its authors would have written it: our tensors under their keys."""
+    theirs = {}
+    for key, value in model.state_dict().items():
+        key = key.replace("backbone.body.", "backbone.0.body.").replace("neck.projections.0.0.", "input_proj.")
+        if key.startswith("encoder.layers"):
+            key = "transformer." + key.replace(".read.attention.", ".self_attn.").replace(".ffn.", ".")
+            key = key.replace("read_residual.norm", "norm1").replace("ffn_residual.norm", "norm2")
+        elif key.startswith("layers"):
+            key = "transformer.decoder." + key.replace("self_attention.attention", "self_attn").replace("read.attention", "multihead_attn")
+            key = key.replace(".ffn.", ".").replace("self_residual.norm", "norm1").replace("read_residual.norm", "norm2")
+            key = key.replace("ffn_residual.norm", "norm3")
+        key = key.replace("in_proj.weight", "in_proj_weight").replace("in_proj.bias", "in_proj_bias")
+        key = (
+            key.replace("heads.0.classes", "class_embed")
+            .replace("heads.0.boxes", "bbox_embed")
+            .replace("queries.position", "query_embed.weight")
+        )
+        theirs["transformer.decoder." + key if key.startswith("norm.") else key] = value
+    return theirs
+
+
+def test_a_released_checkpoint_becomes_a_model_with_cocos_names(tmp_path, photo, capsys):
+    torch.manual_seed(0)
+    model = bq.create_model("detr", classes=91, **{k: v for k, v in TINY.items() if k not in ("backbone", "heads")})
+    torch.save({"model": official_names(model)}, tmp_path / "detr.pth")
+    words = [
+        "import-official",
+        str(tmp_path / "detr.pth"),
+        "--model",
+        "detr",
+        "--out",
+        str(tmp_path / "out"),
+        "--image-size",
+        "64",
+        "--json",
+    ]
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["options"]["num_queries"] == 9
+    imported = bq.load(tmp_path / "out")
+    assert imported.classes[1] == "person"
+    assert imported.classes[0] is None
+    assert sum(name is not None for name in imported.classes) == len(CATEGORIES) == 80
+    result = imported.predict(photo, threshold=0.0)
+    assert result.ids == result.labels.tolist()
+    images = torch.randn(1, 3, 64, 96)
+    assert torch.allclose(imported.model.eval()(images).logits, model.eval()(images).logits, atol=1e-5)
+    assert run(words) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+class Hostile:
+    def __reduce__(self):
+        return (print, ("executed",))
+
+
+@pytest.mark.parametrize("content", [Hostile(), {"model": Hostile()}, [1, 2], {"model": {}}, {"model": {"a": 1}}])
+def test_a_checkpoint_executes_nothing(content, tmp_path, capsys):
+    with (tmp_path / "bad.pth").open("wb") as file:
+        pickle.dump(content, file)
+    assert run(["import-official", str(tmp_path / "bad.pth"), "--model", "detr", "--out", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr()
+    assert "executed" not in told.out
+    assert told.err.count("error:") == 1
+    assert not (tmp_path / "out").exists()
