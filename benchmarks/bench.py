@@ -1,6 +1,6 @@
 """Our models beside those of `transformers`: seconds of a training step and of inference, on the same weights and the same batch.
 
-    python benchmarks/bench.py [--quick] [--only TEXT]
+    python benchmarks/bench.py [--quick] [--only NAME]
 
 What is measured, for each model (DETR and Deformable DETR) at two sizes, in one thread of the CPU, float32:
 
@@ -192,13 +192,13 @@ def rows(setting: Setting, quick: bool) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three repetitions each")
-    parser.add_argument("--only", default="", help="settings whose name contains this")
+    parser.add_argument("--only", default="", help='settings whose name starts with this, for example "detr paper"')
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'':56}{'ours':>10}{'theirs':>10}{'ratio':>8}   quartiles")
     found = []
     for setting in SETTINGS:
-        if given.only not in setting.name:
+        if not setting.name.startswith(given.only):
             continue
         for row in rows(setting, given.quick):
             found.append(row)

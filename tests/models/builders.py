@@ -28,9 +28,9 @@ SMALL: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "detr": {"detr": {"pre_norm": False}, "detr-pre-norm": {"pre_norm": True}},
     "deformable-detr": {
-        "deformable-detr-points": {"box_refine": False, "two_stage": False},
-        "deformable-detr-refined": {"box_refine": True, "two_stage": False},
-        "deformable-detr-two-stage": {"box_refine": True, "two_stage": True},
+        "deformable-detr-points": {"box_refine": False, "two_stage": False, "denoising": 0},
+        "deformable-detr-refined": {"box_refine": True, "two_stage": False, "denoising": 0},
+        "deformable-detr-two-stage": {"box_refine": True, "two_stage": True, "denoising": 0},
         "deformable-detr-denoising": {"box_refine": True, "two_stage": True, "denoising": 20},
     },
 }

@@ -24,10 +24,11 @@ SETTINGS: list[dict[str, Any]] = [
     {"levels": 1, "dilation": True},
     {"levels": 5, "box_refine": True, "two_stage": True},
     {"points": 1},
-    {"points": 3, "levels": 2, "box_refine": True, "two_stage": False},
-    {"box_refine": False, "two_stage": False},
-    {"box_refine": True, "two_stage": False},
-    {"box_refine": True, "two_stage": True},
+    {"points": 3, "levels": 2, "box_refine": True, "two_stage": False, "denoising": 0},
+    {"box_refine": False, "two_stage": False, "denoising": 0},
+    {"box_refine": True, "two_stage": False, "denoising": 0},
+    {"box_refine": True, "two_stage": True, "denoising": 0},
+    {"box_refine": True, "two_stage": True, "denoising": 1},
 ]
 
 CASES = [
@@ -122,7 +123,7 @@ class TestTwoStage:
 
     def test_needs_refinement(self, name):
         with pytest.raises(bq.UserError, match="box_refine"):
-            create(name, two_stage=True, box_refine=False)
+            create(name, two_stage=True, box_refine=False, denoising=0)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -146,6 +147,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"levels": 0}, "levels=0"),
     ({"points": 0}, "points=0"),
     ({"box_refine": "yes"}, "box_refine='yes'"),
+    ({"denoising": -1}, "denoising=-1"),
+    ({"denoising": 20, "two_stage": False}, "denoising=20"),
 ]
 
 

@@ -47,7 +47,7 @@ def test_learns_one_image_by_heart(name):
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
     reached = 0.0
     for step in range(1, STEPS + 1):
-        loss, _ = model.loss(model(image), targets)
+        loss, _ = model.loss(model(image, targets=targets), targets)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -32,7 +32,7 @@ CASES: dict[str, tuple[str, dict[str, Any], float]] = {
     "deformable": ("deformable-detr", {}, 1e-7),
     "deformable-single-scale": ("deformable-detr", {"levels": 1}, 1e-7),
     "deformable-refined": ("deformable-detr", {"box_refine": True}, 1e-7),
-    "deformable-two-stage": ("deformable-detr", {"box_refine": True, "two_stage": True}, 2e-5),
+    "deformable-two-stage": ("deformable-detr", {"box_refine": True, "two_stage": True}, 1e-6),
 }
 TERMS = {"loss_ce": "class", "loss_bbox": "l1", "loss_giou": "giou"}
 
