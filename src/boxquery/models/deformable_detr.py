@@ -14,7 +14,6 @@ Differs from DETR in:
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +38,6 @@ class DeformableOptions(Options):
     """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
     ``points``: samples of a head on a level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
-    ``content``: what a two-stage query starts with: its proposal's "position" (the paper) or the "memory" that proposed it (DINO).
     ``denoising``: about how many noisy queries a training step adds (DINO, section 3.2; needs ``two_stage``); 0 is the paper.
     """
 
@@ -49,7 +47,6 @@ class DeformableOptions(Options):
     points: int = 4
     box_refine: bool = False
     two_stage: bool = False
-    content: Literal["position", "memory"] = "position"
     denoising: int = 0
 
     def check(self) -> None:
@@ -104,17 +101,13 @@ class PointQueries(nn.Module):
 
 
 class ProposalQueries(nn.Module):
-    """Queries from the encoder's best proposals: their boxes as sine features make position and content (section 4.2, appendix A.4).
+    """Queries from the encoder's best proposals: their boxes as sine features make position and content (section 4.2, appendix A.4)."""
 
-    With ``from_memory`` the content is the token that proposed, which knows more than where it is (DINO, section 3.4); no gradient passes.
-    """
-
-    def __init__(self, count: int, dim: int, head: Head, from_memory: bool = False, denoising: Denoising | None = None):
+    def __init__(self, count: int, dim: int, head: Head, denoising: Denoising | None = None):
         super().__init__()
-        self.count, self.dim, self.head, self.from_memory, self.denoising = count, dim, head, from_memory, denoising
+        self.count, self.dim, self.head, self.denoising = count, dim, head, denoising
         self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
-        made = dim if from_memory else 2 * dim
-        self.query_proj, self.query_norm = nn.Linear(2 * dim, made), nn.LayerNorm(made)
+        self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
 
@@ -127,20 +120,18 @@ class ProposalQueries(nn.Module):
         noisy = self.denoising(targets, boxes) if self.denoising is not None and targets is not None else None
         if noisy is not None:
             reference = torch.cat((noisy.reference, reference), 1)
-        made = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2)))
-        proposed = tokens.detach().gather(1, chosen.expand(-1, -1, self.dim))
-        content = proposed if self.from_memory else made[:, -chosen.shape[1] :, self.dim :]
+        position, content = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2))).chunk(2, -1)
         state = State(
             content=content,
-            position=made[..., : self.dim],
+            position=position,
             reference=reference,
             base=reference,
             proposals=Predictions(logits[None], boxes.sigmoid()[None]),
         )
         if noisy is not None:
-            mask = noisy.self_mask(content.shape[1])
-            content = torch.cat((noisy.content.to(content.dtype), content), 1)
-            return replace(state, content=content, self_mask=mask, groups={"denoising": noisy})
+            # told a class instead of being told a place
+            content = torch.cat((noisy.content.to(content.dtype), content[:, -chosen.shape[1] :]), 1)
+            return replace(state, content=content, self_mask=noisy.self_mask(chosen.shape[1]), groups={"denoising": noisy})
         if self.denoising is not None:
             # a process without an object in its batch must have the same gradients to share as the others
             return replace(state, content=content + 0 * self.denoising.labels.sum())
@@ -215,4 +206,4 @@ def _ffn(o: DeformableOptions) -> FeedForward:
 
 def _proposing(classes: int, o: DeformableOptions) -> ProposalQueries:
     denoising = Denoising(classes, o.hidden_dim, o.denoising) if o.denoising else None
-    return ProposalQueries(o.num_queries, o.hidden_dim, Head(o.hidden_dim, classes), o.content == "memory", denoising)
+    return ProposalQueries(o.num_queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)

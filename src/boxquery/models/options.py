@@ -87,8 +87,8 @@ SMALL_DATA = Recipe(
     image_size=240,
     epochs=150,
     batch_size=4,
-    lr=5e-4,
-    backbone_lr=5e-4,
+    lr=1e-3,
+    backbone_lr=1e-3,
     slow=1.0,
     decay="cosine",
     warmup=0.02,
@@ -97,7 +97,7 @@ SMALL_DATA = Recipe(
 )
 
 #: the same for images of about 160 pixels and a run of minutes, in which nothing is seen often enough to need augmentation
-TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, batch_size=8, lr=1e-3, backbone_lr=1e-3, scales=(1.0,), crop=0.0)
+TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, batch_size=8, scales=(1.0,), crop=0.0)
 
 #: a ResNet-18 with a deep narrow stem and half the channels: at 320 x 240 a sixth of ResNet-50's cost
 NARROW_RESNET18: dict[str, Any] = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16}

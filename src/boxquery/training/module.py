@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from boxquery.data.loading import Batch
+from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Recipe
@@ -26,7 +26,7 @@ class Training(L.LightningModule):
         recipe: rates and schedule.
         steps: optimizer steps of the whole run.
         ids: image ids by position in the training split, to name the images of a failed step.
-        seed: of everything that a step draws (dropout); set anew for every epoch, so that a resumed run draws the same.
+        seed: of everything that a step draws (dropout, denoising); set anew for every step, so that a resumed run draws the same.
     """
 
     def __init__(self, model: DetectionTransformer, recipe: Recipe, steps: int, ids: Sequence[int | str], seed: int):
@@ -44,8 +44,11 @@ class Training(L.LightningModule):
         return self.model if self.average is None else cast(DetectionTransformer, self.average.module)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 1009 + self.global_rank)
         self.sums = {}
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # loaders draw from the same generator when they start: a seed a step is what neither workers nor a resume can shift
+        torch.manual_seed(generator(self.seed, self.current_epoch, f"step {batch_idx} of {self.global_rank}").initial_seed())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self.model(batch.images, batch.mask, targets=batch.targets)
