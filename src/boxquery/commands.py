@@ -114,7 +114,6 @@ def predict(
     *sources: str,
     out: Path = Path("predictions"),
     threshold: float | None = None,
-    batch_size: int = 1,
     device: str = "auto",
     pictures: bool = True,
 ) -> Shown:
@@ -125,7 +124,6 @@ def predict(
         sources: image files, folders (read through), or globs.
         out: the folder to write to.
         threshold: least score, 0 to 1; the one of the best F1 in training if not given.
-        batch_size: images at once.
         device: "auto", "cpu" or "cuda".
         pictures: draw the boxes.
 

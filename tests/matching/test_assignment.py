@@ -78,7 +78,7 @@ def test_collect():
         {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
     ]
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
-        rectangle = collect(targets, torch.zeros(1, dtype=dtype))
+        rectangle = collect(targets, torch.zeros(1, dtype=dtype), len(targets))
         assert rectangle.boxes.dtype == expected
     assert rectangle.labels.tolist() == [[2, 1], [0, 0]]
     assert rectangle.counts == (2, 0)

@@ -88,7 +88,7 @@ def test_terms_are_their_definition(classification, counts):
 def test_costs_are_their_definition(classification):
     """Class, 5 x L1, 2 x (-GIoU), as the papers' matchers."""
     given, targets = answers(CLASSES + classification.spare), wanted()
-    cost = SetLoss(classification).cost(given.logits, given.boxes, collect(targets, given.boxes))
+    cost = SetLoss(classification).cost(given.logits, given.boxes, collect(targets, given.boxes, len(targets)))
     assert cost.shape == (LAYERS, 3, QUERIES, 9)
     assert not cost.requires_grad
     for layer in range(LAYERS):
@@ -108,7 +108,7 @@ def test_focal_loss_of_certain_logits():
     """No overflow where a sigmoid is 0 or 1 in floating point."""
     logits = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4]).repeat(2, 1)[None, None].requires_grad_()
     nothing = Matches(torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[0]]), (1,))
-    targets = collect([{"labels": torch.tensor([0]), "boxes": torch.rand(1, 4)}], logits)
+    targets = collect([{"labels": torch.tensor([0]), "boxes": torch.rand(1, 4)}], logits, 1)
     loss = Focal().loss(logits, targets, nothing, torch.tensor(1.0))
     loss.sum().backward()
     assert bool(loss.isfinite().all())

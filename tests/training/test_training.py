@@ -131,7 +131,7 @@ def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert config["minutes"] == 0.1
     assert len(rows(tmp_path / "run")) == config["epochs"]
-    assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"]
+    assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"] == config["epochs"] * config["batches"]
 
 
 def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):
@@ -181,6 +181,16 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(wrong, said, 
     assert not (tmp_path / "run").exists()
 
 
+def test_resuming_with_other_settings_is_refused(finished):
+    name, folder, _ = finished
+    other = "deformable-detr" if name == "detr" else "detr"
+    for wrong, said in (({"model": other}, "model="), ({"epochs": 4}, "epochs=3"), ({"seed": 9}, "seed=0"), ({"lr": 0.5}, "lr=")):
+        with pytest.raises(bq.UserError, match=f"was started with {said}"):
+            bq.train(scenes(), out=folder, resume=True, **wrong)
+    with pytest.raises(bq.UserError, match="was started with data="):
+        bq.train("elsewhere", out=folder, resume=True)
+
+
 def test_numbers_that_are_none_stop_the_run_and_name_the_images(tmp_path, monkeypatch):
     from boxquery.training.module import Training
 
@@ -197,6 +207,25 @@ def test_numbers_that_are_none_stop_the_run_and_name_the_images(tmp_path, monkey
         bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
     assert len(rows(tmp_path / "run")) == 1
     assert (tmp_path / "run/last.ckpt").is_file()
+
+
+def test_interrupted_it_says_so_and_can_go_on(finished, tmp_path, monkeypatch):
+    name, whole, _ = finished
+    from boxquery.training.module import Training
+
+    step = Training.training_step
+
+    def ctrl_c(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Training, "training_step", ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings(name))
+    monkeypatch.setattr(Training, "training_step", step)
+    bq.train(scenes(), out=tmp_path / "run", resume=True)
+    assert rows(tmp_path / "run") == rows(whole)
 
 
 def test_schedules():

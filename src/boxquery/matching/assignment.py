@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from boxquery.errors import UserError
 
@@ -26,15 +27,14 @@ class Targets:
         return sum(self.counts)
 
 
-def collect(targets: Sequence[dict], like: Tensor) -> Targets:
-    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``."""
+def collect(targets: Sequence[dict], like: Tensor, batch: int) -> Targets:
+    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``, without a host sync."""
+    if len(targets) != batch:
+        raise UserError(f"{len(targets)} targets for a batch of {batch} images: give one dictionary an image, empty ones too")
     counts = tuple(len(t["labels"]) for t in targets)
-    most = max(counts, default=0)
-    labels = torch.zeros(len(counts), most, dtype=torch.int64)
-    boxes = torch.full((len(counts), most, 4), 0.5, dtype=torch.promote_types(like.dtype, torch.float32))
-    for i, target in enumerate(targets):
-        labels[i, : counts[i]] = target["labels"]
-        boxes[i, : counts[i]] = target["boxes"]
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    labels = pad_sequence([t["labels"] for t in targets], batch_first=True)
+    boxes = pad_sequence([t["boxes"].to(dtype) for t in targets], batch_first=True, padding_value=0.5)
     return Targets(labels.to(like.device, non_blocking=True), boxes.to(like.device, non_blocking=True), counts)
 
 

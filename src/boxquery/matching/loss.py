@@ -56,7 +56,7 @@ class SetLoss:
 
     def pairs(self, logits: Tensor, boxes: Tensor, targets: list[dict]) -> list[list[tuple[Tensor, Tensor]]]:
         logits, boxes = at_least_float32(logits, boxes)
-        rectangle = collect(targets, boxes)
+        rectangle = collect(targets, boxes, boxes.shape[1])
         return assign([self.cost(logits, boxes, rectangle)], rectangle.counts)[0].pairs()
 
     def __call__(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,7 +64,7 @@ class SetLoss:
             return self._loss(out, targets)
 
     def _loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
-        rectangle = collect(targets, out.boxes)
+        rectangle = collect(targets, out.boxes, out.boxes.shape[1])
         answers = {"": (*at_least_float32(out.logits, out.boxes), rectangle)}
         if out.proposals is not None:
             # every object is class 0 to a proposal

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ def create_model(
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")
     model = paper.build(count, chosen, pretrained)
-    model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": dict(vars(chosen))}
+    model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": asdict(chosen)}
     if pretrained:
         model.freeze()
     return model

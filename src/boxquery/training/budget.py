@@ -28,9 +28,9 @@ def within(config: RunConfig, model: DetectionTransformer, loader: DataLoader, d
     step, look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
     seconds = config.minutes * 60 * PLANNED
     fitting = max(int((seconds * (1 - EVALUATING) - look) / step), 1)
-    epochs = max(fitting // config.batches, 1)
-    # a data set too large for one pass in that time gets one shortened epoch
-    batches = min(config.batches, fitting)
+    # epochs are shortened a little rather than dropped, and a data set too large for one pass gets one short one
+    epochs = -(-fitting // config.batches)
+    batches = fitting // epochs
     looks = max(int(seconds * EVALUATING / look), 1)
     return replace(config, epochs=epochs, batches=batches, val_every=max(-(-epochs // looks), 1))
 

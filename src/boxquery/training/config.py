@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ class RunConfig:
         return shlex.join([*words, "--out", str(out)])
 
     def write(self, folder: Path) -> None:
-        write_whole(folder / FILE, yaml.safe_dump({**asdict(self), "command": self.command(folder)}, sort_keys=False).encode())
+        write_whole(
+            folder / FILE,
+            yaml.safe_dump({**asdict(self), "boxquery": version("boxquery"), "command": self.command(folder)}, sort_keys=False).encode(),
+        )
 
     @classmethod
     def read(cls, folder: Path) -> RunConfig:

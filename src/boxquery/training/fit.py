@@ -46,14 +46,14 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     source = data.source if isinstance(data, Data) else str(data)
     folder = _folder(out, wish, source, resume)
     if resume:
-        config = RunConfig.read(folder)
+        config = _same(RunConfig.read(folder), replace(wish, data=source), folder)
         if not (folder / LAST).is_file():
             raise UserError(f"{folder / LAST}: nothing to go on from (no epoch was finished); remove {folder} and train again")
     else:
         config = _resolved(replace(wish, data=source))
     opened = data if isinstance(data, Data) else open_data(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
-    run = _Run(folder, config, opened, console)
+    run = _Run(folder, config, opened, console, resume)
     if not resume:
         run.begin()
     return run.fit(resume)
@@ -62,7 +62,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
 class _Run:
     """Data, model and settings of one run, put together."""
 
-    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console):
+    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console, resume: bool):
         self.folder, self.data, self.console = folder, data, console
         self.rank = int(os.environ.get("RANK", 0))
         torch.manual_seed(config.seed)
@@ -72,8 +72,10 @@ class _Run:
         recipe = preset(config.model, config.preset).recipe
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=recipe.backbone_lr * config.lr / recipe.lr)
         train, self.val = data.splits["train"], data.splits["val"]
-        size = max(min(config.batch_size, len(train) // config.world), 1)
-        self.config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
+        if not resume:
+            size = max(min(config.batch_size, len(train) // config.world), 1)
+            config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
+        self.config = config
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True)
@@ -91,7 +93,7 @@ class _Run:
         """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
         c = self.config
         if c.minutes is not None:
-            c = within(c, self.model, self.loader(), self.detector, self.val)
+            c = _agreed(within(c, self.model, self.loader(), self.detector, self.val))
             self.console.print(f"{c.minutes:g} minutes are worth {c.epochs} epochs of {c.batches} steps here")
         else:
             c = replace(c, val_every=max(1, round(c.epochs / 50)))
@@ -139,9 +141,10 @@ class _Run:
                 use_distributed_sampler=False,
                 default_root_dir=self.folder,
             )
-            trainer.fit(module, self.loader(), ckpt_path=self.folder / LAST if resume else None, weights_only=True if resume else None)
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+            try:
+                trainer.fit(module, self.loader(), ckpt_path=self.folder / LAST if resume else None, weights_only=True if resume else None)
+            except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+                raise KeyboardInterrupt from stopped
         if self.rank == 0:
             return self.finish(time.monotonic() - started)
         return load(self.folder)
@@ -164,8 +167,39 @@ class _Run:
         return best
 
 
+def _agreed(config: RunConfig) -> RunConfig:
+    """The first process's clock decides for all."""
+    if config.world == 1:
+        return config
+    if config.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    torch.distributed.init_process_group("nccl" if config.device == "cuda" else "gloo")
+    said = [config]
+    torch.distributed.broadcast_object_list(said, src=0)
+    return said[0]
+
+
+def _same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
+    """The run's own settings. Raises ``UserError`` where the user asked for others: they would not be the same run."""
+    unsaid = RunConfig(
+        data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, workers=-1, device="auto", precision="auto"
+    )
+    for name, asked in vars(wish).items():
+        own = getattr(config, name)
+        # where it runs and how it reads may change; a batch may have been larger than the data
+        if name in ("device", "workers", "batch_size") or asked in (getattr(unsaid, name), own):
+            continue
+        if name == "data" and Path(str(asked)).resolve() == Path(own).resolve():
+            continue
+        raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
+    if (processes := int(os.environ.get("WORLD_SIZE", 1))) != config.world:
+        raise UserError(f"{folder} was started with {config.world} processes, not {processes}: resume it with as many")
+    return config
+
+
 def _resolved(wish: RunConfig) -> RunConfig:
     """What was left open is the preset's, or this machine's. Raises ``UserError`` for values that no run can have."""
+    wish = replace(wish, model=wish.model or "deformable-detr", preset=wish.preset or "small")
     recipe = preset(wish.model, wish.preset).recipe
     device = choose_device(wish.device)
     config = replace(
@@ -197,7 +231,7 @@ def _folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> Pat
         return folder
     if resume:
         raise UserError("--resume needs --out, the folder of the run to go on with")
-    stem = f"{wish.model}-{wish.preset}-{Path(source).name}"
+    stem = f"{wish.model or 'deformable-detr'}-{wish.preset or 'small'}-{Path(source).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
     return Path("runs") / f"{stem}-{number}"

@@ -65,10 +65,9 @@ class Keeper(L.Callback):
         self._keep(trainer)
 
     def _row(self, trainer: L.Trainer, module: Training, epoch: int) -> dict[str, Any]:
-        count = max(len(module.ids) and self.config.batches, 1)
         images = epoch * self.config.batches * self.config.batch_size * self.config.world
         sums = torch.stack([v.float() for v in module.sums.values()])
-        means = (trainer.strategy.reduce(sums, reduce_op="mean") / count).tolist()
+        means = (trainer.strategy.reduce(sums, reduce_op="mean") / self.config.batches).tolist()
         named = dict(zip(module.sums, means, strict=True))
         rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
         return {"epoch": epoch, "step": trainer.global_step, "images": images, "lr": next(iter(rates.values()))} | named

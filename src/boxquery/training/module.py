@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
@@ -20,7 +20,8 @@ from boxquery.models.options import Recipe
 class Training(L.LightningModule):
     """A model with its optimizer, schedule and moving average.
 
-    The average is torch's ``AveragedModel`` and a part of the state: evaluation and the saved model read it, nothing is ever swapped.
+    The average is a second model and a part of the state: evaluation and the saved model read it, nothing is ever swapped. (torch's
+    ``AveragedModel`` asks the device for its count at every step.)
 
     Args:
         recipe: rates and schedule.
@@ -32,16 +33,14 @@ class Training(L.LightningModule):
     def __init__(self, model: DetectionTransformer, recipe: Recipe, steps: int, ids: Sequence[int | str], seed: int):
         super().__init__()
         self.model, self.recipe, self.steps, self.ids, self.seed = model, recipe, steps, ids, seed
-        self.average = AveragedModel(model, multi_avg_fn=_average(recipe.ema)) if recipe.ema else None
-        if self.average is not None:
-            self.average.requires_grad_(False)
+        self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
         #: sums over the epoch so far, on the device: every term of the last layer, the total, and the number of steps
         self.sums: dict[str, Tensor] = {}
 
     @property
     def best_guess(self) -> DetectionTransformer:
         """The model to evaluate and to save."""
-        return self.model if self.average is None else cast(DetectionTransformer, self.average.module)
+        return self.model if self.average is None else self.average
 
     def on_train_epoch_start(self) -> None:
         self.sums = {}
@@ -67,7 +66,7 @@ class Training(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         done = batch_idx + 1
         if self.average is not None and (done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch):
-            self.average.update_parameters(self.model)
+            average(self.average, self.model, self.recipe.ema, self.global_step)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay)
@@ -100,11 +99,9 @@ def rate(recipe: Recipe, steps: int):
     return factor
 
 
-def _average(decay: float):
-    """The moving average of the weights; it forgets faster at the start, when there is little to remember."""
-
-    def update(averaged: Any, current: Any, count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
-
-    return update
+@torch.no_grad()
+def average(averaged: nn.Module, current: nn.Module, decay: float, step: int) -> None:
+    """The moving average of the weights; it forgets faster at the start, when there is little to remember. Buffers are copied."""
+    share = 1 - min(decay, (1 + step) / (10 + step))
+    torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), share)
+    torch._foreach_copy_(list(averaged.buffers()), list(current.buffers()))

@@ -40,8 +40,8 @@ def train(
     data: Source,
     /,
     *,
-    model: str = "deformable-detr",
-    preset: str = "small",
+    model: str | None = None,
+    preset: str | None = None,
     out: Path | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
@@ -64,8 +64,8 @@ def train(
 
     Args:
         data: a folder or file in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
-        model: what to train; see ``list_models()``.
-        preset: its size and recipe: "paper", "small" or "tiny".
+        model: what to train, see ``list_models()``; None: "deformable-detr".
+        preset: its size and recipe: "paper", "small" or "tiny"; None: "small".
         out: the run folder; None: a new one under ``runs/``.
         epochs: passes over the training images; None: the preset's.
         minutes: instead of epochs, about how long; becomes a number of steps after a few timed ones.
@@ -82,7 +82,7 @@ def train(
         workers: processes that read images; None: chosen.
         seed: of start values, order, augmentation and dropout.
         strict: boxes and images at fault are fatal instead of skipped.
-        resume: go on with the run in ``out`` from its last finished epoch.
+        resume: go on with the run in ``out`` from its last finished epoch; settings are the run's own, and others are refused.
 
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
@@ -91,10 +91,25 @@ def train(
         if value is not None and value < (0 if name == "workers" else 1e-12):
             raise UserError(f"{name}={value}: must be {'0 or more' if name == 'workers' else 'above 0'}")
     wish = RunConfig(
-        data=str(data), model=model, preset=preset, options=options or {}, pretrained=pretrained, freeze_backbone=freeze_backbone,
-        image_size=image_size or 0, batch_size=batch_size or 0, accumulate=accumulate, epochs=epochs or 0, minutes=minutes, lr=lr or 0.0,
-        patience=patience, device=device, precision=precision, workers=-1 if workers is None else workers, seed=seed, strict=strict,
-    )  # fmt: skip
+        data=str(data),
+        model=model or "",
+        preset=preset or "",
+        options=options or {},
+        pretrained=pretrained,
+        freeze_backbone=freeze_backbone,
+        image_size=image_size or 0,
+        batch_size=batch_size or 0,
+        accumulate=accumulate,
+        epochs=epochs or 0,
+        minutes=minutes,
+        lr=lr or 0.0,
+        patience=patience,
+        device=device,
+        precision=precision,
+        workers=-1 if workers is None else workers,
+        seed=seed,
+        strict=strict,
+    )
     from boxquery.training.fit import start
 
     return start(data, None if out is None else Path(out), wish, resume)
