@@ -1,5 +1,7 @@
 """Layers with norms after and before, against PyTorch's own transformer (which knows no positions)."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ HEADS, FFN = 4, 24
 def unplaced() -> Memory:
     """A memory whose positions are zero."""
     seen = memory((4, 6))
-    return Memory(seen.tokens, torch.zeros_like(seen.position), seen.mask, seen.shapes, seen.valid_ratios)
+    return replace(seen, position=torch.zeros_like(seen.position))
 
 
 def random(module: nn.Module) -> nn.Module:
@@ -40,7 +42,7 @@ def fill(theirs: nn.Module, ours: nn.Module, names: dict[str, str]) -> None:
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
 def test_encoder(pre_norm):
     layers = [EncoderLayer(DenseRead(DIM, HEADS), FeedForward(DIM, FFN), DIM, 0.0, pre_norm) for _ in range(2)]
-    ours = random(Encoder(layers, DIM, pre_norm))
+    ours = random(Encoder(layers, nn.LayerNorm(DIM) if pre_norm else None))
     layer = nn.TransformerEncoderLayer(DIM, HEADS, FFN, 0.0, batch_first=True, norm_first=pre_norm)
     theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(DIM) if pre_norm else None, enable_nested_tensor=False).double().train()
     names = {"norm": "norm"}

@@ -46,9 +46,9 @@ class State:
     groups: dict[str, Noisy] = field(default_factory=dict)
 
 
-def place_at_position(state: State, memory: Memory, layer: int) -> Look:
+def place_at_position(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
     """DETR: a query is where its learned position says; nothing limits where it looks."""
-    return Look(position=state.position, self_mask=state.self_mask)
+    return state, Look(position=state.position, self_mask=state.self_mask)
 
 
 class DetectionTransformer(nn.Module):
@@ -56,11 +56,12 @@ class DetectionTransformer(nn.Module):
 
     Args:
         queries: ``(memory, targets) -> State``.
-        place: ``(state, memory, layer) -> Look``, redone for every layer.
+        place: ``(state, memory, layer) -> (state, Look)``, redone for every layer; sees the layer's input, and may give queries a
+            reference that they have not yet.
         layers: decoder layers, ``(content, look, memory, trace) -> content``.
         norm: of every layer's content before the heads.
         heads: one for all layers, or one a layer.
-        refine: ``(state, box_logits, layer) -> State`` for the next layer; None: references stay.
+        refine: ``(state, box_logits, head) -> State`` for the next layer; None: references stay.
         criterion: matching, loss and post-processing.
         slow: names of parameters (any part of the name) that the paper trains at a tenth of the rate.
     """
@@ -77,8 +78,8 @@ class DetectionTransformer(nn.Module):
         heads: Sequence[Head],
         criterion: SetLoss,
         norm: nn.Module | None = None,
-        place: Callable[[State, Memory, int], Look] = place_at_position,
-        refine: Callable[[State, Tensor, int], State] | None = None,
+        place: Callable[[State, Memory, int], tuple[State, Look]] = place_at_position,
+        refine: Callable[[State, Tensor, Head], State] | None = None,
         slow: tuple[str, ...] = (),
     ):
         super().__init__()
@@ -100,13 +101,13 @@ class DetectionTransformer(nn.Module):
             last_only: answers of the last layer alone (L = 1).
         """
         traces = Trace() if trace else None
-        memory = self.tokens(self.neck(self.backbone(images)), mask)
+        memory = self.tokens(self.neck(self.backbone(images)), mask, images.shape[-2:])
         memory = self.encoder(memory, traces.encoder if traces else None)
         state = self.queries(memory, targets)
         logits, boxes = [], []
         for i, layer in enumerate(self.layers):
             record = LayerTrace(memory=memory) if traces else None
-            look = self.place(state, memory, i)
+            state, look = self.place(state, memory, i)
             state = replace(state, content=layer(state.content, look, memory, record))
             answered = not last_only or trace or i == len(self.layers) - 1
             if answered or self.refine is not None:
@@ -116,7 +117,7 @@ class DetectionTransformer(nn.Module):
                     logits.append(head.classes(content))
                     boxes.append(box.sigmoid())
                 if self.refine is not None and i < len(self.layers) - 1:
-                    state = self.refine(state, box, i)
+                    state = self.refine(state, box, head)
             if traces and record:
                 record.boxes, record.reference = boxes[-1], look.reference
                 record.scores = self.criterion.classification.scores(logits[-1]).amax(-1)

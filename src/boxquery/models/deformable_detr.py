@@ -28,7 +28,7 @@ from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, TINY_DATA, Opti
 from boxquery.parts.attention import Look, SampledRead, SelfAttention
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
-from boxquery.parts.layers import DecoderLayer, EncoderLayer, FeedForward, SampledEncoder, reset_transformer
+from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, at_centres, reset_transformer
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.positions import SinePosition, sine
 
@@ -154,13 +154,13 @@ def propose(memory: Memory) -> tuple[Tensor, Tensor]:
     return tokens, boxes.logit().masked_fill(~valid[..., None], float("inf"))
 
 
-def place(state: State, memory: Memory, layer: int) -> Look:
+def place(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
     """A query stands at its reference and asks with its position."""
     assert state.reference is not None
-    return Look(position=state.position, reference=state.reference.sigmoid(), self_mask=state.self_mask)
+    return state, Look(position=state.position, reference=state.reference.sigmoid(), self_mask=state.self_mask)
 
 
-def refine(state: State, box_logits: Tensor, layer: int) -> State:
+def refine(state: State, box_logits: Tensor, head: Head) -> State:
     """The box of this layer is the next one's reference; no gradient passes from layer to layer (appendix A.4)."""
     reference = box_logits.detach()
     return replace(state, reference=reference, base=reference)
@@ -173,7 +173,7 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
     # queries
     queries = _proposing(classes, o) if o.two_stage else PointQueries(o.num_queries, dim)
     # encoder: every cell reads samples around itself
-    encoder = SampledEncoder([EncoderLayer(_read(o), _ffn(o), dim, o.dropout) for _ in range(o.encoder_layers)], dim)
+    encoder = Encoder([EncoderLayer(_read(o), _ffn(o), dim, o.dropout) for _ in range(o.encoder_layers)], place=at_centres)
     # place: at the reference; read: samples around it
     layers = [DecoderLayer(SelfAttention(dim, o.heads, o.dropout), _read(o), _ffn(o), dim, o.dropout) for _ in range(o.decoder_layers)]
     reset_transformer(encoder, *layers)

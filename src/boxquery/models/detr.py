@@ -73,8 +73,7 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
     # encoder: every region reads every region
     encoder = Encoder(
         [EncoderLayer(DenseRead(dim, o.heads, o.dropout), _ffn(o), dim, o.dropout, o.pre_norm) for _ in range(o.encoder_layers)],
-        dim,
-        o.pre_norm,
+        norm=nn.LayerNorm(dim) if o.pre_norm and o.encoder_layers else None,
     )
     # place: the learned position; read: every query reads every region
     layers = [

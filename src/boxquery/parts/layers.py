@@ -54,35 +54,35 @@ class EncoderLayer(nn.Module):
         return memory.with_tokens(self.ffn_residual(tokens, self.ffn))
 
 
+def at_position(memory: Memory) -> Look:
+    """Tokens are where the image's own positions say."""
+    return Look(position=memory.position)
+
+
+def at_centres(memory: Memory) -> Look:
+    """Tokens look around the centre of their own cell, on every level (Deformable DETR, section 4.1)."""
+    return Look(position=memory.position, reference=memory.centres())
+
+
 class Encoder(nn.Module):
     """Layers one after the other, and a final norm where norms come first.
 
-    ``place(memory)`` says where tokens are and may look; the positions of the memory itself unless a paper says otherwise.
+    ``place(memory)`` says where tokens are and may look, before every layer.
     """
 
-    def __init__(self, layers: Sequence[EncoderLayer], dim: int, pre_norm: bool = False):
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None = None, place: Callable[[Memory], Look] = at_position):
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(dim) if pre_norm and layers else nn.Identity()
-
-    def place(self, memory: Memory) -> Look:
-        return Look(position=memory.position)
+        self.norm = nn.Identity() if norm is None else norm
+        self.place = place
 
     def forward(self, memory: Memory, traces: list[LayerTrace] | None = None) -> Memory:
-        look = self.place(memory)
         for layer in self.layers:
             trace = None if traces is None else LayerTrace(memory=memory)
-            memory = layer(memory, look, trace)
+            memory = layer(memory, self.place(memory), trace)
             if traces is not None and trace is not None:
                 traces.append(trace)
         return memory.with_tokens(self.norm(memory.tokens))
-
-
-class SampledEncoder(Encoder):
-    """An encoder whose tokens look around their own cell, on every level (Deformable DETR, section 4.1)."""
-
-    def place(self, memory: Memory) -> Look:
-        return Look(position=memory.position, reference=memory.centres())
 
 
 class DecoderLayer(nn.Module):

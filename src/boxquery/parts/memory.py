@@ -22,13 +22,17 @@ class Memory:
         mask: [B, S] bool, True = padding; None where nothing is padded.
         shapes: (height, width) in cells of every level.
         valid_ratios: [B, L, 2], the share (of width, of height) of each level's map that is image and not padding.
+        extents: [B, 2], (width, height) in pixels of the unpadded image.
+        axes: for those who read rows and columns, per level the positions of its columns [B, w, D] and of its rows [B, h, D].
     """
 
     tokens: Tensor
-    position: Tensor
+    position: Tensor | None
     mask: Tensor | None
     shapes: tuple[tuple[int, int], ...]
     valid_ratios: Tensor
+    extents: Tensor
+    axes: tuple[tuple[Tensor, Tensor], ...] = ()
 
     def with_tokens(self, tokens: Tensor) -> Memory:
         return replace(self, tokens=tokens)
@@ -37,6 +41,20 @@ class Memory:
         """[B, S, ...] of any meaning -> per level [B, h, w, ...], without a copy."""
         parts = values.split([h * w for h, w in self.shapes], dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    def level(self, index: int) -> Memory:
+        """One level alone."""
+        sizes = [h * w for h, w in self.shapes]
+        cells = slice(sum(sizes[:index]), sum(sizes[: index + 1]))
+        return replace(
+            self,
+            tokens=self.tokens[:, cells],
+            position=None if self.position is None else self.position[:, cells],
+            mask=None if self.mask is None else self.mask[:, cells],
+            shapes=self.shapes[index : index + 1],
+            valid_ratios=self.valid_ratios[:, index : index + 1],
+            axes=self.axes[index : index + 1],
+        )
 
     def centres(self) -> Tensor:
         """[B, S, 2] (x, y) of every cell's centre, in [0, 1] of the image's unpadded extent (above 1 where padding is)."""
@@ -54,6 +72,9 @@ class Tokens(nn.Module):
     """Feature maps -> ``Memory``: flattens, resizes the mask, adds nothing but a position table and, if asked, one vector a level.
 
     The pixel mask goes to each level's size by nearest neighbour, directly (DETR, all of the family).
+
+    Args:
+        position: ``(padding [B, h, w], features) -> [B or 1, h, w, dim]``, or the positions of columns and rows ([B, w, dim], [B, h, dim]).
     """
 
     def __init__(self, position: nn.Module, dim: int, levels: int = 1, level_embedding: bool = False):
@@ -61,29 +82,40 @@ class Tokens(nn.Module):
         self.position = position
         self.level_embedding = nn.Parameter(torch.empty(levels, dim).normal_()) if level_embedding else None
 
-    def forward(self, maps: Sequence[Tensor], mask: Tensor | None) -> Memory:
-        tokens, positions, masks, ratios = [], [], [], []
+    def forward(self, maps: Sequence[Tensor], mask: Tensor | None, size: tuple[int, int]) -> Memory:
+        """maps [B, dim, h, w] of each level, the pixel mask [B, H, W] or None, and the batch's (height, width) in pixels."""
+        tokens, positions, axes, masks, ratios = [], [], [], [], []
         for level, features in enumerate(maps):
-            size = features.shape[-2:]
+            cells = features.shape[-2:]
             if mask is None:
-                padding = features.new_zeros((1, *size), dtype=torch.bool)
+                padding = features.new_zeros((1, *cells), dtype=torch.bool)
             else:
-                padding = F.interpolate(mask[:, None].to(torch.uint8), size=size)[:, 0].bool()
-            position = self.position(padding, features).flatten(1, 2)
-            if self.level_embedding is not None:
-                position = position + self.level_embedding[level]
-            valid = ~padding
-            ratio = torch.stack((valid[:, 0].sum(-1) / size[1], valid[:, :, 0].sum(-1) / size[0]), -1)
+                padding = F.interpolate(mask[:, None].to(torch.uint8), size=cells)[:, 0].bool()
+            position = self.position(padding, features)
+            if isinstance(position, tuple):
+                axes.append(position)
+            else:
+                position = position.flatten(1, 2)
+                positions.append(position if self.level_embedding is None else position + self.level_embedding[level])
             tokens.append(features.flatten(2).transpose(1, 2))
-            positions.append(position)
+            columns, rows = _extent(padding)
+            ratios.append(torch.stack((columns / cells[1], rows / cells[0]), -1))
             masks.append(padding.flatten(1))
-            ratios.append(ratio)
         every = torch.cat(tokens, 1)
-        # positions and ratios stay float32 at least, also under autocast
+        # positions, ratios and extents stay float32 at least, also under autocast
+        exact = torch.promote_types(every.dtype, torch.float32)
+        width, height = (every.new_full((1,), n, dtype=exact) for n in (size[1], size[0])) if mask is None else _extent(mask)
         return Memory(
             tokens=every,
-            position=torch.cat(positions, 1),
+            position=torch.cat(positions, 1) if positions else None,
             mask=None if mask is None else torch.cat(masks, 1),
             shapes=tuple((f.shape[-2], f.shape[-1]) for f in maps),
-            valid_ratios=torch.stack(ratios, 1).to(positions[0].dtype).expand(len(every), -1, -1),
+            valid_ratios=torch.stack(ratios, 1).to(exact).expand(len(every), -1, -1),
+            extents=torch.stack((width, height), -1).to(exact).expand(len(every), -1),
+            axes=tuple(axes),
         )
+
+
+def _extent(padding: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, h, w] bool, True = padding -> valid columns and rows, int64 [B] each."""
+    return (~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)

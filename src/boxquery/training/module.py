@@ -69,7 +69,7 @@ class Training(L.LightningModule):
             average(self.average, self.model, self.recipe.ema, self.global_step)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay)
+        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(self.recipe, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
