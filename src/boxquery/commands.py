@@ -42,7 +42,7 @@ class Shown:
             console.print(self.text, markup=False)
 
 
-def demo(*, minutes: float = 5.5, out: Path | None = None, seed: int = 0) -> None:
+def demo(*, minutes: float = 6.0, out: Path | None = None, seed: int = 0) -> None:
     """Train Deformable DETR on built-in scenes and show what it finds; needs no download.
 
     Args:

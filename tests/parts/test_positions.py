@@ -116,6 +116,6 @@ def test_no_mask():
 def test_level_embedding_tells_levels_apart():
     tokens = Tokens(SinePosition(8), 8, 2, level_embedding=True)
     maps = [torch.zeros(1, 8, 2, 2), torch.zeros(1, 8, 2, 2)]
-    first, second = tokens(maps, None).position.chunk(2, 1)
+    first, second = tokens(maps, None, (16, 16)).position.chunk(2, 1)
     difference = (second - first)[0]
     torch.testing.assert_close(difference, (tokens.level_embedding[1] - tokens.level_embedding[0]).expand(4, -1))

@@ -55,6 +55,8 @@ class DetectionTransformer(nn.Module):
     """Backbone, encoder, queries, decoder layers, heads: every model of the family is one of these.
 
     Args:
+        image: what makes the memory: backbone, neck, tokens.
+        encoder: region-region.
         queries: ``(memory, targets) -> State``.
         place: ``(state, memory, layer) -> (state, Look)``, redone for every layer; sees the layer's input, and may give queries a
             reference that they have not yet.
@@ -69,9 +71,7 @@ class DetectionTransformer(nn.Module):
     def __init__(
         self,
         *,
-        backbone: Backbone,
-        neck: Neck,
-        tokens: Tokens,
+        image: tuple[Backbone, Neck, Tokens],
         encoder: Encoder,
         queries: nn.Module,
         layers: Sequence[nn.Module],
@@ -83,7 +83,8 @@ class DetectionTransformer(nn.Module):
         slow: tuple[str, ...] = (),
     ):
         super().__init__()
-        self.backbone, self.neck, self.tokens, self.encoder, self.queries = backbone, neck, tokens, encoder, queries
+        self.backbone, self.neck, self.tokens = image
+        self.encoder, self.queries = encoder, queries
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.norm = nn.Identity() if norm is None else norm
         self.place, self.refine, self.criterion, self.slow = place, refine, criterion, slow

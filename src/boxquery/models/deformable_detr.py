@@ -24,12 +24,12 @@ from boxquery.matching.denoising import Denoising
 from boxquery.matching.loss import SetLoss
 from boxquery.matching.output import Predictions
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, TINY_DATA, Options, Preset, Recipe
+from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.usual import decoder, encoder, image
 from boxquery.parts.attention import Look, SampledRead, SelfAttention
-from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
-from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, at_centres, reset_transformer
-from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.layers import at_centres, reset_transformer
+from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
 
 
@@ -61,27 +61,12 @@ class DeformableOptions(Options):
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
 
 
-_SMALL = DeformableOptions(
-    backbone="resnet18",
-    backbone_options=NARROW_RESNET18,
-    num_queries=100,
-    encoder_layers=1,
-    decoder_layers=3,
-    hidden_dim=128,
-    heads=4,
-    ffn_dim=512,
-    dropout=0.0,
-    levels=3,
-    points=2,
-    box_refine=True,
-    two_stage=True,
-    denoising=60,
+PRESETS = presets(
+    DeformableOptions(),
+    Recipe(epochs=50, lr=2e-4, backbone_lr=2e-5, decay_at=0.8),
+    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2},
+    **{"box_refine": True, "two_stage": True, "denoising": 60},
 )
-PRESETS = {
-    "paper": Preset(DeformableOptions(), Recipe(epochs=50, lr=2e-4, backbone_lr=2e-5, decay_at=0.8)),
-    "small": Preset(_SMALL, SMALL_DATA),
-    "tiny": Preset(replace(_SMALL, num_queries=40), TINY_DATA),
-}
 
 
 class PointQueries(nn.Module):
@@ -168,24 +153,25 @@ def refine(state: State, box_logits: Tensor, head: Head) -> State:
 
 def build(classes: int, options: DeformableOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    # the image: maps from stride 8 on, further levels by strided convolutions
-    backbone = Backbone(o.backbone, min(o.levels, 3), pretrained, o.dilation, o.backbone_options)
+
+    def read(layer: int = 0) -> SampledRead:
+        return SampledRead(dim, o.heads, o.levels, o.points)
+
     # queries
     queries = _proposing(classes, o) if o.two_stage else PointQueries(o.num_queries, dim)
     # encoder: every cell reads samples around itself
-    encoder = Encoder([EncoderLayer(_read(o), _ffn(o), dim, o.dropout) for _ in range(o.encoder_layers)], place=at_centres)
+    regions = encoder(o, read, place=at_centres)
     # place: at the reference; read: samples around it
-    layers = [DecoderLayer(SelfAttention(dim, o.heads, o.dropout), _read(o), _ffn(o), dim, o.dropout) for _ in range(o.decoder_layers)]
-    reset_transformer(encoder, *layers)
+    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
+    reset_transformer(regions, *layers)
     # head: boxes start small, at their reference; the first to answer says how small
     heads = [
         Head(dim, classes, size_bias=0.0 if layer or o.two_stage else -2.0) for layer in range(o.decoder_layers if o.box_refine else 1)
     ]
     return DetectionTransformer(
-        backbone=backbone,
-        neck=Neck(backbone.channels, dim, extra=max(o.levels - 3, 0), norm=True),
-        tokens=Tokens(SinePosition(dim, offset=0.5), dim, o.levels, level_embedding=True),
-        encoder=encoder,
+        # image: maps from stride 8 on, further levels by strided convolutions
+        image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
+        encoder=regions,
         queries=queries,
         layers=layers,
         heads=heads,
@@ -194,14 +180,6 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
         refine=refine if o.box_refine else None,
         slow=("sampling_offsets", "reference_points"),
     )
-
-
-def _read(o: DeformableOptions) -> SampledRead:
-    return SampledRead(o.hidden_dim, o.heads, o.levels, o.points)
-
-
-def _ffn(o: DeformableOptions) -> FeedForward:
-    return FeedForward(o.hidden_dim, o.ffn_dim, o.dropout)
 
 
 def _proposing(classes: int, o: DeformableOptions) -> ProposalQueries:

@@ -8,21 +8,19 @@ Differs from DETR in:
 - nothing: this is the sentence that the other files change
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import nn
 
 from boxquery.matching.classification import Softmax
 from boxquery.matching.loss import SetLoss
-from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import NARROW_RESNET18, SMALL_DATA, TINY_DATA, Options, Preset, Recipe
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.usual import LearnedQueries, decoder, encoder, image
 from boxquery.parts.attention import DenseRead, SelfAttention
-from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
-from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, reset_transformer
-from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.layers import reset_transformer
 from boxquery.parts.positions import LearnedPosition, SinePosition
 
 
@@ -34,66 +32,32 @@ class DETROptions(Options):
     pre_norm: bool = False
 
 
-_SMALL = DETROptions(
-    backbone="resnet18",
-    backbone_options=NARROW_RESNET18,
-    encoder_layers=2,
-    decoder_layers=3,
-    hidden_dim=128,
-    ffn_dim=512,
-    dropout=0.0,
-    dilation=True,
-)
-PRESETS = {
-    "paper": Preset(DETROptions(), Recipe()),
-    "small": Preset(_SMALL, SMALL_DATA),
-    "tiny": Preset(replace(_SMALL, num_queries=40), TINY_DATA),
-}
-
-
-class LearnedQueries(nn.Module):
-    """Queries: content starts at zero; what tells them apart is a learned position, used in every layer (section 3.2)."""
-
-    def __init__(self, count: int, dim: int):
-        super().__init__()
-        self.position = nn.Parameter(torch.empty(count, dim).normal_())
-
-    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
-        position = self.position.expand(len(memory.tokens), -1, -1)
-        return State(content=torch.zeros_like(position, dtype=memory.tokens.dtype), position=position)
+PRESETS = presets(DETROptions(), Recipe())
 
 
 def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    # the image: CNN features, one 1x1 convolution, positions
-    backbone = Backbone(o.backbone, 1, pretrained, o.dilation, o.backbone_options)
+    # image: CNN features, one 1x1 convolution, positions
     position = SinePosition(dim) if o.position == "sine" else LearnedPosition(dim)
     # queries
     queries = LearnedQueries(o.num_queries, dim)
     # encoder: every region reads every region
-    encoder = Encoder(
-        [EncoderLayer(DenseRead(dim, o.heads, o.dropout), _ffn(o), dim, o.dropout, o.pre_norm) for _ in range(o.encoder_layers)],
-        norm=nn.LayerNorm(dim) if o.pre_norm and o.encoder_layers else None,
-    )
+    regions = encoder(o, norm=nn.LayerNorm(dim) if o.pre_norm and o.encoder_layers else None, pre_norm=o.pre_norm)
     # place: the learned position; read: every query reads every region
-    layers = [
-        DecoderLayer(SelfAttention(dim, o.heads, o.dropout), DenseRead(dim, o.heads, o.dropout), _ffn(o), dim, o.dropout, o.pre_norm)
-        for _ in range(o.decoder_layers)
-    ]
-    reset_transformer(encoder, *layers)
+    layers = decoder(
+        o,
+        lambda: SelfAttention(dim, o.heads, o.dropout),
+        lambda layer: DenseRead(dim, o.heads, o.dropout),
+        pre_norm=o.pre_norm,
+    )
+    reset_transformer(regions, *layers)
     # refine: nothing is; head: one for all layers, boxes from nowhere, and a class more for "no object"
     return DetectionTransformer(
-        backbone=backbone,
-        neck=Neck(backbone.channels, dim),
-        tokens=Tokens(position, dim),
-        encoder=encoder,
+        image=image(o, pretrained, position),
+        encoder=regions,
         queries=queries,
         layers=layers,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes + 1, focal=False, zero_boxes=False)],
         criterion=SetLoss(Softmax(), top_k=0),
     )
-
-
-def _ffn(o: DETROptions) -> FeedForward:
-    return FeedForward(o.hidden_dim, o.ffn_dim, o.dropout)

@@ -97,7 +97,7 @@ SMALL_DATA = Recipe(
 )
 
 #: the same for images of about 160 pixels and a run of minutes, in which nothing is seen often enough to need augmentation
-TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, batch_size=8, scales=(1.0,), crop=0.0)
+TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, scales=(1.0,), crop=0.0)
 
 #: a ResNet-18 with a deep narrow stem and half the channels: at 320 x 240 a sixth of ResNet-50's cost
 NARROW_RESNET18: dict[str, Any] = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16}
@@ -109,6 +109,23 @@ class Preset:
 
     options: Any
     recipe: Recipe
+
+
+#: what "small" and "tiny" change of any paper: narrow, shallow, the last stage at stride 16 for small objects
+SMALL_MODEL: dict[str, Any] = {
+    "backbone": "resnet18", "backbone_options": NARROW_RESNET18, "dilation": True,
+    "encoder_layers": 2, "decoder_layers": 3, "hidden_dim": 128, "ffn_dim": 512, "dropout": 0.0,
+}  # fmt: skip
+
+
+def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
+    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and what is the paper's ``own`` in them."""
+    small = replace(options, **{**SMALL_MODEL, **own})
+    return {
+        "paper": Preset(options, recipe),
+        "small": Preset(replace(small, num_queries=100), SMALL_DATA),
+        "tiny": Preset(replace(small, num_queries=40), TINY_DATA),
+    }
 
 
 T = TypeVar("T", bound="Options")

@@ -14,7 +14,11 @@ if TYPE_CHECKING:
     from boxquery.models.base import DetectionTransformer
 
 #: our name of a model -> the module with its key map
-AUTHORS = {"detr": "boxquery.official.facebookresearch_detr", "deformable-detr": "boxquery.official.fundamentalvision_deformable_detr"}
+AUTHORS = {
+    "conditional-detr": "boxquery.official.atten4vis_conditionaldetr",
+    "deformable-detr": "boxquery.official.fundamentalvision_deformable_detr",
+    "detr": "boxquery.official.facebookresearch_detr",
+}
 
 
 def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) -> dict[str, list[str]]:

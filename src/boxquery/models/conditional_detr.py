@@ -1,0 +1,87 @@
+"""Conditional DETR: a query compares its place with the image's places apart from content.
+
+Paper: Meng et al., "Conditional DETR for Fast Training Convergence", ICCV 2021, arXiv:2108.06152
+Year: 2021
+Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
+
+Differs from DETR in:
+- queries: a reference point made from the learned position
+- place: the sine of the reference point, scaled by what the content says of the box
+- read: content is compared with content and place with place, side by side, not as a sum
+- head: sigmoid focal classes without "no object"; boxes measured from the reference point
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from boxquery.matching.classification import Focal
+from boxquery.matching.loss import SetLoss
+from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.usual import LearnedQueries, decoder, encoder, image
+from boxquery.parts.attention import Look
+from boxquery.parts.heads import MLP, Head
+from boxquery.parts.layers import reset_transformer
+from boxquery.parts.memory import Memory
+from boxquery.parts.positions import SinePosition, sine
+from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
+
+
+@dataclass(frozen=True)
+class ConditionalOptions(Options):
+    num_queries: int = 300
+
+
+PRESETS = presets(ConditionalOptions(), Recipe(epochs=50, decay_at=0.8))
+
+
+class PointedQueries(LearnedQueries):
+    """Queries: a learned position, and a reference point that an MLP makes from it (section 3.3)."""
+
+    def __init__(self, count: int, dim: int):
+        super().__init__(count, dim)
+        self.reference = MLP(dim, dim, 2, 2)
+
+    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+        state = super().forward(memory, targets)
+        assert state.position is not None
+        reference = self.reference(state.position)
+        return replace(state, reference=reference, base=reference)
+
+
+class ConditionalPlace(nn.Module):
+    """The place asked for: the sine of the reference point, times an MLP of the content after the first layer (eq. 5)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim, self.scale = dim, MLP(dim, dim, dim, 2)
+
+    def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
+        assert state.reference is not None
+        point = state.reference.sigmoid()
+        place = sine(point.flip(-1), self.dim // 2)
+        if layer:
+            place = place * self.scale(state.content)
+        return state, Look(position=place, self_position=state.position, reference=point, self_mask=state.self_mask)
+
+
+def build(classes: int, options: ConditionalOptions, pretrained: bool) -> DetectionTransformer:
+    o, dim = options, options.hidden_dim
+    queries, place, regions = PointedQueries(o.num_queries, dim), ConditionalPlace(dim), encoder(o)
+    layers = decoder(
+        o,
+        lambda: SeparateSelfAttention(dim, o.heads, o.dropout),
+        lambda layer: SeparateRead(dim, o.heads, o.dropout, first=layer == 0),
+    )
+    reset_transformer(regions, queries.reference, place, *layers)
+    return DetectionTransformer(
+        image=image(o, pretrained, SinePosition(dim)),
+        encoder=regions,
+        queries=queries,
+        place=place,
+        layers=layers,
+        norm=nn.LayerNorm(dim),
+        heads=[Head(dim, classes)],
+        criterion=SetLoss(Focal()),
+    )

@@ -1,0 +1,108 @@
+"""What the authors' key names have in common: all grew from facebookresearch/detr."""
+
+from __future__ import annotations
+
+import re
+
+ENCODER = r"transformer\.encoder\.layers\.(\d+)\."
+DECODER = r"transformer\.decoder\.layers\.(\d+)\."
+#: tensors without a meaning for the model
+CONSTANTS = (r".*\.num_batches_tracked",)
+
+Rules = list[tuple[str, str]]
+
+
+def backbone() -> Rules:
+    return [(r"backbone\.0\.body\.(.+)", r"backbone.body.\1")]
+
+
+def norms(layer: str, ours: str, names: dict[str, str]) -> Rules:
+    """Their norms of a layer (a pattern with the layer's number) -> our residuals."""
+    return [(rf"{layer}{theirs}\.(.+)", rf"{ours}.\1.{name}.norm.\2") for theirs, name in names.items()]
+
+
+def encoder(layer: str = ENCODER) -> Rules:
+    """Feed-forward network and norms of an encoder layer."""
+    rules = norms(layer, "encoder.layers", {"norm1": "read_residual", "norm2": "ffn_residual"})
+    return [*rules, (layer + r"((?:linear\d|activation)\..+)", r"encoder.layers.\1.ffn.\2")]
+
+
+def decoder(order: tuple[str, str, str] = ("norm1", "norm2", "norm3"), layer: str = DECODER) -> Rules:
+    """Feed-forward network and norms of a decoder layer; ``order``: theirs after self-attention, read and feed-forward network."""
+    rules = norms(layer, "layers", dict(zip(order, ("self_residual", "read_residual", "ffn_residual"), strict=True)))
+    return [*rules, (layer + r"((?:linear\d|activation)\..+)", r"layers.\1.ffn.\2")]
+
+
+def packed(theirs: str, ours: str) -> Rules:
+    """An attention with one in-projection; both end before its tensors' names."""
+    return [(rf"{theirs}\.in_proj_(.+)", rf"{ours}.in_proj.\2"), (rf"{theirs}\.out_proj\.(.+)", rf"{ours}.out_proj.\2")]
+
+
+def dense_encoder() -> Rules:
+    """The encoder that DETR has."""
+    return encoder() + packed(ENCODER + "self_attn", r"encoder.layers.\1.read.attention")
+
+
+def packed_self_attention(layer: str = DECODER) -> Rules:
+    """Self-attention among queries as DETR has it."""
+    return packed(layer + "self_attn", r"layers.\1.self_attention.attention")
+
+
+def separate_self_attention() -> Rules:
+    """Self-attention with maps for content and place (Conditional DETR)."""
+    names = {
+        "sa_qcontent_proj": "query_content", "sa_qpos_proj": "query_position", "sa_kcontent_proj": "key_content",
+        "sa_kpos_proj": "key_position", "sa_v_proj": "value", r"self_attn\.out_proj": "out_proj",
+    }  # fmt: skip
+    return [(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.self_attention.{ours}.\2") for theirs, ours in names.items()]
+
+
+def separate_read() -> Rules:
+    """Cross-attention with maps for content and place (Conditional DETR)."""
+    names = {
+        "ca_qcontent_proj": "query_content", "ca_qpos_proj": "query_position", "ca_kcontent_proj": "key_content",
+        "ca_kpos_proj": "key_place", "ca_v_proj": "value", "ca_qpos_sine_proj": "query_place", r"cross_attn\.out_proj": "out_proj",
+    }  # fmt: skip
+    return [(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.read.{ours}.\2") for theirs, ours in names.items()]
+
+
+def sampled(layer: str = DECODER + "cross_attn", ours: str = r"layers.\1.read") -> Rules:
+    """Deformable attention (Deformable DETR)."""
+    names = r"(sampling_offsets|attention_weights|value_proj)"
+    return [(rf"{layer}\.{names}\.(.+)", rf"{ours}.\2.\3"), (rf"{layer}\.output_proj\.(.+)", rf"{ours}.out_proj.\2")]
+
+
+def sampled_encoder() -> Rules:
+    """The encoder that Deformable DETR has."""
+    level = (r"transformer\.level_embed", "tokens.level_embedding")
+    return [level, *encoder(), *sampled(ENCODER + "self_attn", r"encoder.layers.\1.read")]
+
+
+def shared_head() -> Rules:
+    """One head for all layers."""
+    return [
+        (r"class_embed\.(.+)", r"heads.0.classes.\1"),
+        (r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"heads.0.boxes.layers.\1"),
+    ]
+
+
+def head_a_layer() -> Rules:
+    """A head for every layer, also listed under the decoder."""
+    return [
+        (r"(?:transformer\.decoder\.)?class_embed\.(\d+)\.(.+)", r"heads.\1.classes.\2"),
+        (r"(?:transformer\.decoder\.)?bbox_embed\.(\d+)\.(.+)", r"heads.\1.boxes.\2"),
+    ]
+
+
+def sizes(tensors, layer: str = "transformer.{}.layers.", ffn: str = "linear1.bias") -> dict:
+    """The options that every paper has, as the tensors show them."""
+
+    def layers(part: str) -> int:
+        return 1 + max(int(m[1]) for k in tensors if (m := re.match(re.escape(layer.format(part)) + r"(\d+)\.", k)))
+
+    return {
+        "encoder_layers": layers("encoder"),
+        "decoder_layers": layers("decoder"),
+        "ffn_dim": len(tensors[f"{layer.format('encoder')}0.{ffn}"]),
+        "backbone": "resnet101" if "backbone.0.body.layer3.22.conv1.weight" in tensors else "resnet50",
+    }
