@@ -42,7 +42,7 @@ class Shown:
             console.print(self.text, markup=False)
 
 
-def demo(*, minutes: float = 6.0, out: Path | None = None, seed: int = 0) -> None:
+def demo(*, minutes: float = 5.8, out: Path | None = None, seed: int = 0) -> None:
     """Train Deformable DETR on built-in scenes and show what it finds; needs no download.
 
     Args:
@@ -173,25 +173,34 @@ def models(name: str | None = None, /) -> Shown:
     Args:
         name: one of the family.
     """
-    from boxquery.models import describe, differences, list_models
+    from boxquery.models import describe, differences, facts, list_models, sizes
 
     known = list_models()
     if name is not None and name not in known:
         raise UserError(f"no model {name!r}; choose one of {', '.join(known)}")
     rows = []
     for each in known if name is None else [name]:
-        text = describe(each)
-        paper = " ".join(text.partition("Paper: ")[2].partition("\nYear: ")[0].split())
-        rows.append({"name": each, "summary": text.splitlines()[0], "paper": paper, "differs_from_detr_in": differences(each)})
+        lines = {key.lower().replace("-", "_"): value for key, value in facts(each).items()}
+        summary = describe(each).splitlines()[0].partition(": ")[2]
+        rows.append({"name": each, "summary": summary, **lines, "sizes": sizes(each), "differs_from_detr_in": differences(each)})
     if name is not None:
-        bullets = "\n".join(f"- {line}" for line in rows[0]["differs_from_detr_in"])
-        return Shown(rows[0], text=f"{rows[0]['summary']}\n\nPaper: {rows[0]['paper']}\n\nDiffers from DETR in:\n{bullets}")
-    table = Table(show_lines=True)
-    for column in ("name", "what it is", "paper"):
+        row = rows[0]
+        bullets = "\n".join(f"- {line}" for line in row["differs_from_detr_in"])
+        counts = "\n".join(f"- {preset}: {_size(count)}, {count['image']}" for preset, count in row["sizes"].items())
+        text = f"{name}: {row['summary']}\n\nPaper: {row['paper']}\nPublished: {row['published']}"
+        return Shown(row, text=f"{text}\n\nDiffers from DETR in:\n{bullets}\n\nPresets:\n{counts}")
+    table = Table(show_lines=True, caption="size: parameters and multiply-adds of preset paper at 800 x 1333, in millions and billions")
+    for column in ("model", "queries", "encoder", "cross-attention", "refinement", "matching", "size", "published, R50 on COCO"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(row["name"], row["summary"], row["paper"])
+        axes = (row[axis] for axis in ("queries", "encoder", "cross_attention", "refinement", "matching"))
+        venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}, {row['paper'].rpartition(' ')[2]}"
+        table.add_row(f"[bold]{row['name']}[/bold]\n{venue}", *axes, _size(row["sizes"]["paper"]), row["published"])
     return Shown({"models": rows}, table)
+
+
+def _size(count: dict[str, Any]) -> str:
+    return f"{count['parameters'] / 1e6:.1f} M, {count['gflops']:.{0 if count['gflops'] >= 10 else 1}f} G"
 
 
 def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800) -> Shown:

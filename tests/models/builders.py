@@ -27,11 +27,31 @@ SMALL: dict[str, Any] = {
 #: Options that lead through code of their own; a model that is not listed is swept as it is.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "detr": {"detr": {"pre_norm": False}, "detr-pre-norm": {"pre_norm": True}},
+    "anchor-detr": {
+        "anchor-detr": {},
+        "anchor-detr-dense": {"attention": "dense"},
+        "anchor-detr-grid": {"spatial_prior": "grid", "patterns": 1},
+    },
+    "dab-detr": {"dab-detr": {}, "dab-detr-patterns": {"patterns": 2, "fixed_xy": True}},
+    "dab-deformable-detr": {"dab-deformable-detr": {}, "dab-deformable-detr-fixed": {"fixed_xy": True}},
     "deformable-detr": {
         "deformable-detr-points": {"box_refine": False, "two_stage": False, "denoising": 0},
         "deformable-detr-refined": {"box_refine": True, "two_stage": False, "denoising": 0},
         "deformable-detr-two-stage": {"box_refine": True, "two_stage": True, "denoising": 0},
         "deformable-detr-denoising": {"box_refine": True, "two_stage": True, "denoising": 20},
+    },
+    "sam-detr": {
+        "sam-detr": {},
+        "sam-detr-gaussian": {"smca": True},
+        "sam-detr-resampled": {"cross_attention": False},
+        "sam-detr-levels": {"levels": 3, "dilation": False},
+    },
+    "smca-detr": {
+        "smca-detr": {"dynamic_scale": "type3"},
+        "smca-detr-type1": {"dynamic_scale": "type1"},
+        "smca-detr-type2": {"dynamic_scale": "type2"},
+        "smca-detr-type4": {"dynamic_scale": "type4"},
+        "smca-detr-levels": {"levels": 3, "dilation": False, "centre_stride": 32, "encoder_layers": 3},
     },
 }
 

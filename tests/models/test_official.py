@@ -61,10 +61,35 @@ def deformable_keys(two_stage: bool) -> list[str]:
     return [*keys, "query_embed.weight", *both("transformer.reference_points")]
 
 
+def sam_keys(several: bool) -> list[str]:
+    """As ZhangGongjie/SAM-DETR names them (without the backbone); several levels have Deformable DETR's encoder and a norm a level."""
+    encoder, decoder = "transformer.encoder.layers.0", [f"transformer.decoder.layers.{i}" for i in range(2)]
+    neck = [f"input_proj.{level}.{i}" for level in range(3) for i in range(2)] if several else ["input_proj.0.0"]
+    keys = ["query_embed.weight", *both(*neck)]
+    keys += ["transformer.level_embed"] * several + (sampled if several else attention)(f"{encoder}.self_attn")
+    keys += both(*(f"{encoder}.{part}" for part in ("linear1", "linear2", "norm1", "norm2")))
+    for i, layer in enumerate(decoder):
+        parts = ["sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj", "self_attn.out_proj"]
+        parts += ["ca_qcontent_proj", "ca_kcontent_proj", "ca_v_proj", "cross_attn.out_proj", "attn1", "attn2", "point1.0"]
+        parts += [f"ca_{side}pos_sine_proj.layers.{j}" for side in "qk" for j in range(2)] + [f"point2.{j}" for j in (0, 2, 4, 6)]
+        keys += both(*(f"{layer}.{part}" for part in (*parts, "linear1", "linear2", "norm1", "norm2", "norm3")))
+        keys += both(f"class_embed.{i}") + mlp(f"bbox_embed.{i}") + mlp(f"transformer.decoder.bbox_embed.{i}")
+    return keys
+
+
+def smca_keys() -> list[str]:
+    """As gaopengcuhk/SMCA-DETR names them (without the backbone)."""
+    layers = [f"transformer.decoder.layers.{i}.{part}" for i in range(2) for part in ("norm4", "point2", "point3")]
+    return detr_keys() + mlp("transformer.decoder.layers.0.point1") + both(*layers)
+
+
 SYSTEMS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "detr": ("detr", {}, detr_keys()),
     "deformable": ("deformable-detr", {}, deformable_keys(False)),
     "deformable-two-stage": ("deformable-detr", {"box_refine": True, "two_stage": True}, deformable_keys(True)),
+    "sam": ("sam-detr", {}, sam_keys(False)),
+    "sam-levels-gaussian": ("sam-detr", {"levels": 3, "smca": True}, sam_keys(True)),
+    "smca": ("smca-detr", {}, smca_keys()),
 }
 
 

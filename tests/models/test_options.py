@@ -22,8 +22,23 @@ SETTINGS: list[dict[str, Any]] = [
     {"pre_norm": True, "encoder_layers": 0},
     *({"levels": levels} for levels in range(1, 6)),
     {"levels": 1, "dilation": True},
+    *({"dynamic_scale": kind} for kind in ("type1", "type2", "type3", "type4")),
+    {"dynamic_scale": "type4", "levels": 3, "dilation": False, "encoder_layers": 5},
+    {"gaussian_smooth": 2.5},
+    {"centre_stride": 32},
     {"levels": 5, "box_refine": True, "two_stage": True},
     {"points": 1},
+    {"patterns": 1},
+    {"patterns": 2},
+    {"spatial_prior": "grid"},
+    {"attention": "dense"},
+    {"attention": "dense", "spatial_prior": "grid"},
+    {"fixed_xy": True},
+    {"smca": True},
+    {"cross_attention": False},
+    {"neck_norm": True},
+    {"levels": 3, "dilation": False, "smca": True},
+    {"levels": 3, "dilation": False, "cross_attention": False, "decoder_layers": 4},
     {"points": 3, "levels": 2, "box_refine": True, "two_stage": False, "denoising": 0},
     {"box_refine": False, "two_stage": False, "denoising": 0},
     {"box_refine": True, "two_stage": False, "denoising": 0},
@@ -31,11 +46,19 @@ SETTINGS: list[dict[str, Any]] = [
     {"box_refine": True, "two_stage": True, "denoising": 1},
 ]
 
+#: how many levels a model takes, where not any number
+LEVELS = {"sam-detr": (1, 3)}
+
+
+def levels_of(name: str) -> tuple[int, ...]:
+    return LEVELS.get(name, tuple(range(1, 6)))
+
+
 CASES = [
     pytest.param(name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())]))
     for name in bq.list_models()
     for options in SETTINGS
-    if has_option(name, *options)
+    if has_option(name, *options) and options.get("levels", 1) in levels_of(name)
 ]
 
 
@@ -73,14 +96,14 @@ def test_dilation_keeps_the_last_stage_at_stride_16(name):
         assert out.trace.layers[0].memory.shapes == ((128 // stride, 96 // stride),)
 
 
-@pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "levels")])
-@pytest.mark.parametrize("levels", range(1, 6))
+@pytest.mark.parametrize(("name", "levels"), [(n, k) for n in bq.list_models() if has_option(n, "levels") for k in levels_of(n)])
 def test_levels_double_their_stride(name, levels):
-    model = create(name, levels=levels)
+    model = create(name, levels=levels, dilation=False)
     with torch.no_grad():
         out = model(torch.zeros(1, 3, 128, 192), trace=True)
-    first = 32 >> min(levels, 3) - 1
-    assert out.trace.layers[0].memory.shapes == tuple((-(-128 // s), -(-192 // s)) for s in (first << i for i in range(levels)))
+    maps = 2 if name == "smca-detr" else 3  # of the backbone
+    first = 32 >> min(levels, maps) - 1
+    assert out.trace.encoder[0].memory.shapes == tuple((-(-128 // s), -(-192 // s)) for s in (first << i for i in range(levels)))
 
 
 @pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "position")])
@@ -145,9 +168,19 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"position": "cosine"}, "'sine', 'learned'"),
     ({"pre_norm": "yes"}, "pre_norm='yes'"),
     ({"levels": 0}, "levels=0"),
+    ({"dynamic_scale": "type5"}, "'type3', 'type4'"),
+    ({"gaussian_smooth": 0}, "gaussian_smooth=0"),
+    ({"gaussian_smooth": "wide"}, "gaussian_smooth='wide'"),
+    ({"centre_stride": 0}, "centre_stride=0"),
+    ({"smca": 1}, "smca=1"),
+    ({"smca": True, "cross_attention": False}, "cross_attention=True"),
+    ({"neck_norm": True, "hidden_dim": 80}, "hidden_dim=80"),
+    ({"centre_stride": 32.0}, "centre_stride=32.0"),
     ({"points": 0}, "points=0"),
     ({"box_refine": "yes"}, "box_refine='yes'"),
     ({"denoising": -1}, "denoising=-1"),
+    ({"spatial_prior": "random"}, "'learned', 'grid'"),
+    ({"attention": "full"}, "'rcda', 'dense'"),
     ({"denoising": 20, "two_stage": False}, "denoising=20"),
 ]
 

@@ -57,6 +57,11 @@ def test_layers(traced):
         assert layer.self_attention.shape == (batch_size, heads, queries, queries)
         sums_to_one(layer.self_attention.sum(-1))
         check_read(layer, batch_size, queries, heads)
+        if model.config["name"] == "smca-detr" or model.config["options"].get("smca"):
+            assert [g.shape for g in layer.gaussian] == [a.shape for a in layer.attention]
+            assert all(bool(((g >= 0) & (g <= 1)).all()) for g in layer.gaussian)
+        else:
+            assert layer.gaussian is None
 
 
 def test_encoder(traced):
@@ -74,14 +79,22 @@ def test_encoder(traced):
 def check_read(layer: LayerTrace, batch_size: int, queries: int, heads: int) -> None:
     levels = layer.memory.shapes
     if layer.attention is not None:
-        assert [tuple(a.shape) for a in layer.attention] == [(batch_size, heads, queries, h, w) for h, w in levels]
-        sums_to_one(sum(a.sum((-2, -1)) for a in layer.attention))
-        for attention, mask in zip(layer.attention, layer.memory.maps(layer.memory.mask), strict=True):
+        dense = [outer(*a) if isinstance(a, tuple) else a for a in layer.attention]
+        assert [tuple(a.shape) for a in dense] == [(batch_size, heads, queries, h, w) for h, w in levels]
+        sums_to_one(sum(a.sum((-2, -1)) for a in dense))
+        for attention, mask in zip(dense, layer.memory.maps(layer.memory.mask), strict=True):
             assert not attention.masked_select(mask[:, None, None]).any()
     else:
         assert layer.weights.shape[:4] == (batch_size, queries, heads, len(levels))
         assert layer.locations.shape == (*layer.weights.shape, 2)
         sums_to_one(layer.weights.sum((-2, -1)))
+
+
+def outer(row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+    """The two factors of row-column attention, [..., w] and [..., h], each of them weights -> [..., h, w]."""
+    sums_to_one(row.sum(-1))
+    sums_to_one(column.sum(-1))
+    return column[..., :, None] * row[..., None, :]
 
 
 def sums_to_one(total: torch.Tensor) -> None:

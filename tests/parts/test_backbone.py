@@ -12,22 +12,22 @@ from boxquery.parts.backbone import Backbone, Neck
 def test_resnet50_is_torchvisions(dilation):
     """Number for number, also with the last stage dilated instead of strided, as DETR's DC5 models were trained."""
     torch.manual_seed(0)
-    theirs = resnet50(replace_stride_with_dilation=[False, False, dilation]).eval()
+    theirs = resnet50(replace_stride_with_dilation=[False, False, dilation]).double().eval()
     for module in theirs.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
-    ours = Backbone("resnet50", 3, dilation=dilation).eval()
+    ours = Backbone("resnet50", 3, dilation=dilation).double().eval()
     known = ours.body.state_dict().keys()
     left = ours.body.load_state_dict({k: v for k, v in theirs.state_dict().items() if k in known})
     assert left.missing_keys == []
     assert ours.strides == [8, 16, 16 if dilation else 32]
-    images = torch.randn(1, 3, 97, 130)
+    images = torch.randn(1, 3, 97, 130, dtype=torch.float64)
     x = theirs.maxpool(theirs.relu(theirs.bn1(theirs.conv1(images))))
     expected = [x := theirs.layer2(theirs.layer1(x)), x := theirs.layer3(x), theirs.layer4(x)]
     for a, b in zip(ours(images), expected, strict=True):
         assert a.shape == b.shape
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
 def test_extra_levels_come_from_the_last_raw_map():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from dataclasses import asdict
 from importlib import import_module
@@ -26,6 +27,17 @@ def list_models() -> list[str]:
 def describe(name: str) -> str:
     """The docstring of a model's file: its paper and how it differs from DETR."""
     return ast.get_docstring(ast.parse((HERE / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))) or ""
+
+
+def facts(name: str) -> dict[str, str]:
+    """The lines ``Key: value`` of a model's docstring: Paper, Year, Queries, Encoder, Cross-attention, Refinement, Matching, Published."""
+    found = re.findall(r"^([A-Z][a-z-]+): (.+)$", describe(name), re.MULTILINE)
+    return {key: value for key, value in found if key != "Licence"}
+
+
+def sizes(name: str) -> dict[str, dict[str, float]]:
+    """Preset -> ``parameters`` and ``gflops`` (multiply-adds at the preset's size of image), as ``benchmarks/sizes.py`` counted them."""
+    return json.loads((HERE / "sizes.json").read_text(encoding="utf-8"))[name]
 
 
 def differences(name: str) -> list[str]:

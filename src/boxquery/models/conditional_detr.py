@@ -2,6 +2,12 @@
 
 Paper: Meng et al., "Conditional DETR for Fast Training Convergence", ICCV 2021, arXiv:2108.06152
 Year: 2021
+Queries: learned positions, a reference point from each
+Encoder: as DETR
+Cross-attention: every cell, content and place side by side
+Refinement: none: boxes from the reference point
+Matching: one to one; sigmoid focal
+Published: 41.0 AP in 50 epochs (ConditionalDETR README)
 Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
 
 Differs from DETR in:
@@ -15,11 +21,9 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from boxquery.matching.classification import Focal
-from boxquery.matching.loss import SetLoss
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
-from boxquery.models.usual import LearnedQueries, decoder, encoder, image
+from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
@@ -83,5 +87,5 @@ def build(classes: int, options: ConditionalOptions, pretrained: bool) -> Detect
         layers=layers,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes)],
-        criterion=SetLoss(Focal()),
+        criterion=focal(),
     )

@@ -2,6 +2,12 @@
 
 Paper: Zhu et al., "Deformable DETR: Deformable Transformers for End-to-End Object Detection", ICLR 2021, arXiv:2010.04159
 Year: 2021
+Queries: learned content and position, a reference point; or the encoder's proposals
+Encoder: samples around each cell, 4 levels
+Cross-attention: a few samples around the reference, 4 levels
+Refinement: optional, box by box, detached
+Matching: one to one; sigmoid focal
+Published: 44.5 AP in 50 epochs; 46.2 refined, 46.9 two-stage (Deformable-DETR README)
 Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
 
 Differs from DETR in:
@@ -19,13 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.errors import UserError
-from boxquery.matching.classification import Focal
 from boxquery.matching.denoising import Denoising
-from boxquery.matching.loss import SetLoss
 from boxquery.matching.output import Predictions
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
-from boxquery.models.usual import decoder, encoder, image
+from boxquery.models.usual import decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import Look, SampledRead, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
@@ -145,12 +149,6 @@ def place(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
     return state, Look(position=state.position, reference=state.reference.sigmoid(), self_mask=state.self_mask)
 
 
-def refine(state: State, box_logits: Tensor, head: Head) -> State:
-    """The box of this layer is the next one's reference; no gradient passes from layer to layer (appendix A.4)."""
-    reference = box_logits.detach()
-    return replace(state, reference=reference, base=reference)
-
-
 def build(classes: int, options: DeformableOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
@@ -175,9 +173,9 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
         queries=queries,
         layers=layers,
         heads=heads,
-        criterion=SetLoss(Focal()),
+        criterion=focal(),
         place=place,
-        refine=refine if o.box_refine else None,
+        refine=refine_detached if o.box_refine else None,
         slow=("sampling_offsets", "reference_points"),
     )
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from boxquery.matching.classification import Focal
+from boxquery.matching.loss import SetLoss
 from boxquery.models.base import State
 from boxquery.models.options import Options
 from boxquery.parts.attention import DenseRead, Look
 from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.heads import Head
 from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position
 from boxquery.parts.memory import Memory, Tokens
 
@@ -29,10 +34,47 @@ class LearnedQueries(nn.Module):
         return State(content=torch.zeros_like(position, dtype=memory.tokens.dtype), position=position)
 
 
+class BoxQueries(nn.Module):
+    """Queries are 4-d anchor boxes (DAB-DETR, section 4): learned logits; content is zero, or a learned vector for each pattern or query.
+
+    Args:
+        content: "zero", "learned" (a vector a query), or the number of patterns (vectors that every anchor is asked with).
+        fixed_xy: centres are drawn evenly over the image and stay.
+
+    The order is pattern by pattern: all anchors with pattern 0 first.
+    """
+
+    def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] | int = "zero", fixed_xy: bool = False):
+        super().__init__()
+        self.centres: Tensor
+        self.dim, self.patterns = dim, content if isinstance(content, int) else 1
+        if fixed_xy:
+            self.register_buffer("centres", torch.rand(count, 2).logit(1e-3))
+        self.anchors = nn.Parameter(torch.empty(count, 2 if fixed_xy else 4).normal_())
+        rows = {"zero": 0, "learned": count}.get(content, content) if isinstance(content, str) else content
+        self.content = nn.Parameter(torch.empty(rows, dim).normal_()) if rows else None
+
+    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+        batch, tokens = len(memory.tokens), memory.tokens
+        anchors = self.anchors if self.anchors.shape[1] == 4 else torch.cat((self.centres, self.anchors), -1)
+        reference = anchors.repeat(self.patterns, 1).expand(batch, -1, -1)
+        if self.content is None:
+            content = tokens.new_zeros(1, 1, self.dim)
+        else:
+            content = self.content.repeat_interleave(reference.shape[1] // len(self.content), 0).to(tokens.dtype)
+        return State(content=content.expand(batch, reference.shape[1], -1), reference=reference, base=reference)
+
+
+def refine_detached(state: State, box_logits: Tensor, head: Head) -> State:
+    """The box of this layer is the next one's reference; no gradient passes from layer to layer (Deformable DETR, appendix A.4)."""
+    reference = box_logits.detach()
+    return replace(state, reference=reference, base=reference)
+
+
 def image(
     o: Options, pretrained: bool, position: nn.Module, levels: int = 1, maps: int = 3, norm: bool = False, level_embedding: bool = False
 ) -> Image:
-    """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last ones, strided convolutions make the rest."""
+    """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, strided convolutions make the rest."""
     backbone = Backbone(o.backbone, min(levels, maps), pretrained, o.dilation, o.backbone_options)
     neck = Neck(backbone.channels, o.hidden_dim, extra=max(levels - maps, 0), norm=norm)
     return backbone, neck, Tokens(position, o.hidden_dim, levels, level_embedding)
@@ -67,6 +109,11 @@ def decoder(
 ) -> list[DecoderLayer]:
     """``decoder_layers`` layers of self-attention ``among()`` the queries, ``read(layer)`` of the image, and a feed-forward network."""
     return [DecoderLayer(among(), read(i), ffn(o, activation), o.hidden_dim, o.dropout, pre_norm) for i in range(o.decoder_layers)]
+
+
+def focal(weight: float = 2.0, top_k: int = 100) -> SetLoss:
+    """The set loss of all papers after DETR: sigmoid focal classes without "no object"; ``top_k`` answers an image, 0: one a query."""
+    return SetLoss(Focal(weight=weight), top_k=top_k)
 
 
 def ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:

@@ -15,9 +15,14 @@ if TYPE_CHECKING:
 
 #: our name of a model -> the module with its key map
 AUTHORS = {
+    "anchor-detr": "boxquery.official.megvii_research_anchordetr",
     "conditional-detr": "boxquery.official.atten4vis_conditionaldetr",
+    "dab-deformable-detr": "boxquery.official.idea_research_dab_deformable_detr",
+    "dab-detr": "boxquery.official.idea_research_dab_detr",
     "deformable-detr": "boxquery.official.fundamentalvision_deformable_detr",
     "detr": "boxquery.official.facebookresearch_detr",
+    "sam-detr": "boxquery.official.zhanggongjie_sam_detr",
+    "smca-detr": "boxquery.official.gaopengcuhk_smca_detr",
 }
 
 
@@ -28,7 +33,8 @@ def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) ->
         model: from ``create_model``, with the options and the class count of the checkpoint (91 for COCO).
         state_dict: the authors' keys and tensors (what they store under ``"model"``).
 
-    Every tensor is used, or is a constant that the map names. Returns ``{"used": [...], "constants": [...]}``. A key that is neither, a
+    Every tensor is used, or is a constant that the map names. Returns ``{"used": [...], "constants": [...], "dropped": [...]}``; the last
+    names rows of tensors that the authors' model has and the paper's has not ("class_embed.bias[91]"). A key that is neither, a
     parameter left without a tensor, or a shape that differs is a ``UserError`` with the keys. Trained weights come with stem, first
     stage and batch norm frozen, as published.
     """
@@ -37,6 +43,7 @@ def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) ->
         raise UserError(f"no official checkpoint is known for {name!r}; known: {', '.join(AUTHORS)}")
     authors = import_module(AUTHORS[name])
     rules, constants = [(re.compile(a), b) for a, b in authors.keys(model)], [re.compile(c) for c in authors.CONSTANTS]
+    state_dict, dropped = authors.adapt(model, state_dict) if hasattr(authors, "adapt") else (state_dict, [])
     own = model.state_dict()
     new: dict[str, Tensor] = {}
     source: dict[str, str] = {}
@@ -63,7 +70,7 @@ def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) ->
         raise UserError(f"this is not a checkpoint of {name} with these options; {'; '.join(said)}")
     model.load_state_dict(new, strict=False)
     model.freeze()
-    return {"used": list(source.values()), "constants": known}
+    return {"used": list(source.values()), "constants": known, "dropped": dropped}
 
 
 def _renamed(key: str, rules: list[tuple[re.Pattern, str]]) -> str | None:

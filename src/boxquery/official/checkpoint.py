@@ -46,4 +46,5 @@ def convert(path: Path, name: str, out: Path, image_size: int) -> dict[str, Any]
     report = load_official(model, tensors)
     names = [CATEGORIES.get(i) for i in range(classes)]
     Detector(model, names, list(range(classes)), image_size).save(out)
-    return {"model": name, "out": str(out), "options": options, "used": len(report["used"]), "constants": len(report["constants"])}
+    counts = {kind: len(keys) for kind, keys in report.items()}
+    return {"model": name, "out": str(out), "options": options, **counts}

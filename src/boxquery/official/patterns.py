@@ -13,7 +13,8 @@ Rules = list[tuple[str, str]]
 
 
 def backbone() -> Rules:
-    return [(r"backbone\.0\.body\.(.+)", r"backbone.body.\1")]
+    """Most keep backbone and positions in a sequence, Anchor DETR has the backbone alone."""
+    return [(r"backbone\.(?:0\.)?body\.(.+)", r"backbone.body.\1")]
 
 
 def norms(layer: str, ours: str, names: dict[str, str]) -> Rules:
@@ -104,5 +105,5 @@ def sizes(tensors, layer: str = "transformer.{}.layers.", ffn: str = "linear1.bi
         "encoder_layers": layers("encoder"),
         "decoder_layers": layers("decoder"),
         "ffn_dim": len(tensors[f"{layer.format('encoder')}0.{ffn}"]),
-        "backbone": "resnet101" if "backbone.0.body.layer3.22.conv1.weight" in tensors else "resnet50",
+        "backbone": "resnet101" if any(k.endswith("body.layer3.22.conv1.weight") for k in tensors) else "resnet50",
     }

@@ -103,8 +103,15 @@ def read_dense(q: Tensor, k: Tensor, v: Tensor, look: Look, memory: Memory, drop
     """Every token is read: [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any]; what was read stays in the trace."""
     out, weights = attend(q, k, v, read_bias(look, memory), dropout, trace is not None)
     if trace is not None and weights is not None:
-        trace.attention = by_level(weights, memory)
+        keep_read(trace, weights, look, memory)
     return out
+
+
+def keep_read(trace: LayerTrace, weights: Tensor, look: Look, memory: Memory) -> None:
+    """What a dense read leaves in the trace: its weights [B, H, Q, S], and the Gaussian under which it looked, if there was one."""
+    trace.attention = by_level(weights, memory)
+    if look.bias is not None:
+        trace.gaussian = by_level(look.bias.exp(), memory)
 
 
 def by_level(weights: Tensor, memory: Memory) -> tuple[Tensor, ...]:
@@ -139,7 +146,7 @@ class DenseRead(nn.Module):
         key = query if content is memory.tokens else plus(memory.tokens, memory.position)
         out, weights = self.attention(query, key, memory.tokens, read_bias(look, memory), weights=trace is not None)
         if trace is not None and weights is not None:
-            trace.attention = by_level(weights, memory)
+            keep_read(trace, weights, look, memory)
         return out
 
 

@@ -28,6 +28,10 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
+#: how far DAB-DETR and all that build on it keep a base from 0 and 1
+EPS_OF_ANCHORS = 1e-3
+
+
 def clamp_logits(logits: Tensor, eps: float = 1e-5) -> Tensor:
     """What ``inverse_sigmoid(sigmoid(logits))`` of the papers gives when it clamps both p and 1 - p to at least ``eps``."""
     low = math.log(eps)

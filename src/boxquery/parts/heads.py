@@ -32,7 +32,7 @@ class Head(nn.Module):
         focal: start every class at probability 0.01 (focal loss, RetinaNet section 4.1).
         zero_boxes: start the last layer of the box MLP at zero, so that boxes begin at their base.
         size_bias: start value of the width and height logits then.
-        eps: how far from 0 and 1 a base is kept (see ``clamp_logits``).
+        eps: how far from 0 and 1 a base is kept (see ``clamp_logits``); 0: it is taken as it is.
     """
 
     def __init__(self, dim: int, columns: int, focal: bool = True, zero_boxes: bool = True, size_bias: float = 0.0, eps: float = 1e-5):
@@ -56,7 +56,7 @@ class Head(nn.Module):
         out = out.to(torch.promote_types(out.dtype, torch.float32))
         if base is None:
             return out
-        base = clamp_logits(base, self.eps)
+        base = clamp_logits(base, self.eps) if self.eps else base
         if base.shape[-1] == 4:
             return out + base
         return torch.cat((out[..., :2] + base, out[..., 2:]), -1)

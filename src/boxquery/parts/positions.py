@@ -17,6 +17,11 @@ def sine(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Te
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(-3)
 
 
+def box_sine(boxes: Tensor, features: int) -> Tensor:
+    """[..., 4] cxcywh in [0, 1] -> [..., 4 * features] in the order y, x, w, h (DAB-DETR, eq. 3)."""
+    return sine(torch.cat((boxes[..., :2].flip(-1), boxes[..., 2:]), -1), features)
+
+
 class SinePosition(nn.Module):
     """The fixed table of DETR: a cell's running number in the valid area over the valid size, through ``sine``; y half, then x half.
 
@@ -37,6 +42,26 @@ class SinePosition(nn.Module):
         y = (y - self.offset) / (y[:, -1:] + 1e-6)
         x = (x - self.offset) / (x[:, :, -1:] + 1e-6)
         return sine(torch.stack((y, x), -1), self.dim // 2, self.temperature)
+
+
+class SingleSinePosition(nn.Module):
+    """``SinePosition(dim, offset=0.5)`` in single precision whatever the model's, with SAM-DETR's order of operations.
+
+    On the image the two agree to rounding. Where a whole row or column is padding the divisor is 1e-6 and the angle near 3e6, so that
+    every rounding shows; nobody reads those cells but SAM-DETR's RoIAlign, and its trained weights have seen these numbers there.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, padding: Tensor, like: Tensor) -> Tensor:
+        """[B, h, w] bool (True = padding) -> [B, h, w, dim] in the dtype of ``like``, float32 at least."""
+        valid = (~padding).float()
+        y, x = valid.cumsum(1) - 0.5, valid.cumsum(2) - 0.5
+        y = y / (y[:, -1:] + 1e-6 + 0.5)
+        x = x / (x[:, :, -1:] + 1e-6 + 0.5)
+        return sine(torch.stack((y, x), -1), self.dim // 2).to(torch.promote_types(like.dtype, torch.float32))
 
 
 class LearnedPosition(nn.Module):

@@ -17,12 +17,17 @@ class LayerTrace:
     """One decoder layer (or encoder layer: a query there is a token, and it has neither box nor score).
 
     Attributes:
+        memory: what was read; one level of it where the layer reads no other.
         boxes: [B, Q, 4] cxcywh in [0, 1] of the unpadded extent, as this layer predicts them.
         scores: [B, Q], the best class probability.
         reference: [B, Q, 2 or 4] in [0, 1] of the unpadded extent, what the layer was placed at; None for DETR.
         self_attention: [B, heads, Q, Q].
-        attention: per level [B, heads, Q, h, w]; None where points are sampled.
+        attention: per level [B, heads, Q, h, w], or its two factors [B, heads, Q, w] and [B, heads, Q, h] (row-column attention); None
+            where points are sampled.
+        gaussian: per level [B, heads, Q, h, w] in [0, 1]: what multiplied the attention before it was normalised; None where a paper has no
+            Gaussian.
         locations, weights: [B, Q, heads, levels, points, 2] in [0, 1] of the padded map, and [B, Q, heads, levels, points].
+        salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads took the features they ask with.
     """
 
     memory: Memory = field(repr=False)
@@ -30,9 +35,11 @@ class LayerTrace:
     scores: Tensor | None = None
     reference: Tensor | None = None
     self_attention: Tensor | None = None
-    attention: tuple[Tensor, ...] | None = None
+    attention: tuple[Tensor, ...] | tuple[tuple[Tensor, Tensor]] | None = None
+    gaussian: tuple[Tensor, ...] | None = None
     locations: Tensor | None = None
     weights: Tensor | None = None
+    salient_points: Tensor | None = None
 
     def heatmap(self, query: int, size: tuple[int, int], image: int = 0) -> Heatmap:
         """What ``query`` of ``image`` read, as one map [h, w] over the unpadded image that sums to one; heads count alike.
@@ -54,7 +61,11 @@ class LayerTrace:
     def _mass(self, level: int, h: int, w: int, query: int, image: int) -> Tensor:
         """float64 [h, w]: the share of the query's reading that falls on each cell of the level."""
         if self.attention is not None:
-            return self.attention[level][image, :, query].detach().double().mean(0).cpu()
+            weights = self.attention[level]
+            if isinstance(weights, Tensor):
+                return weights[image, :, query].detach().double().mean(0).cpu()
+            row, column = (factor[image, :, query].detach().double() for factor in weights)
+            return (column.T @ row / len(row)).cpu()
         assert self.locations is not None
         assert self.weights is not None
         at = self.locations[image, query, :, level].detach().double().cpu().flatten(0, 1)

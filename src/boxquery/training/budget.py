@@ -19,8 +19,8 @@ from boxquery.training.config import RunConfig
 PLANNED = 0.9
 #: share of the planned time that evaluations may take
 EVALUATING = 0.08
-#: steps that are not timed (allocators, caches and workers start in them), and those that are, at most
-WARM, TIMED = 4, 24
+#: steps that are not timed (allocators, caches and workers start in them), and those that are, at most, each twice
+WARM, TIMED = 4, 12
 #: share of the minutes after which timing stops, however few steps it saw
 TIMING = 0.03
 
@@ -28,9 +28,12 @@ TIMING = 0.03
 def within(config: RunConfig, model: DetectionTransformer, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
     """``config`` with the epochs, batches an epoch and evaluations that fit into its ``minutes``; the model itself is not changed."""
     assert config.minutes is not None
-    step, look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
+    (first, later), look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
     seconds = config.minutes * 60 * PLANNED
-    fitting = max(int((seconds * (1 - EVALUATING) - look) / step), 1)
+    training = seconds * (1 - EVALUATING) - look
+    # the first pass over the images reads them, later ones may find them in memory
+    whole = config.batches * first
+    fitting = max(int(training / first if training < whole else config.batches + (training - whole) / later), 1)
     # epochs are shortened a little rather than dropped, and a data set too large for one pass gets one short one
     epochs = -(-fitting // config.batches)
     batches = fitting // epochs
@@ -38,26 +41,30 @@ def within(config: RunConfig, model: DetectionTransformer, loader: DataLoader, d
     return replace(config, epochs=epochs, batches=batches, val_every=max(-(-epochs // looks), 1))
 
 
-def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLoader) -> float:
+def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLoader) -> tuple[float, float]:
+    """Of a step whose images are read for the first time, and of one with the same images again."""
+    assert config.minutes is not None
     model.to(config.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-8)
-    assert config.minutes is not None
-    enough = config.minutes * 60 * TIMING
-    started, count = time.monotonic(), 0
-    while True:
-        for batch in loader:
-            if count == WARM:
-                started = time.monotonic()
-            batch = batch.to(config.device)
-            with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
-                loss, _ = model.loss(model(batch.images, batch.mask, targets=batch.targets), batch.targets)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            count += 1
-            timed, seconds = count - WARM, time.monotonic() - started
-            if timed == TIMED or (timed > 0 and seconds > enough):
-                return seconds / timed
+    enough = config.minutes * 60 * TIMING / 2
+    means = []
+    for warm in (WARM, 0):
+        started, timed = time.monotonic(), -warm
+        while timed < TIMED and (timed <= 0 or time.monotonic() - started < enough):
+            for batch in loader:
+                if timed == 0:
+                    started = time.monotonic()
+                batch = batch.to(config.device)
+                with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
+                    loss, _ = model.loss(model(batch.images, batch.mask, targets=batch.targets), batch.targets)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                timed += 1
+                if timed == TIMED or (timed > 0 and time.monotonic() - started > enough):
+                    break
+        means.append((time.monotonic() - started) / timed)
+    return means[0], means[1]
 
 
 def _evaluation_seconds(config: RunConfig, detector: Detector, val: Split) -> float:

@@ -289,6 +289,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions, which read channels last
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

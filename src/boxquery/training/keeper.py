@@ -36,7 +36,7 @@ class Keeper(L.Callback):
         self.folder, self.config, self.detector, self.val, self.bar = folder, config, detector, val, bar
         self.rows: list[dict[str, Any]] = []
         self.best, self.waited = -1.0, 0
-        self.started, self.before = time.monotonic(), 0.0
+        self.started, self.before = _clocks(), (0.0, 0.0)
         self.images = DetectionDataset(val, detector.transform, cache=True)
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,10 +44,10 @@ class Keeper(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.waited = state_dict["rows"], state_dict["best"], state_dict["waited"]
-        self.before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self.before = (self.rows[-1]["seconds"], self.rows[-1]["processor_seconds"]) if self.rows else (0.0, 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        self.started = time.monotonic()
+        self.started = _clocks()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
@@ -57,7 +57,8 @@ class Keeper(L.Callback):
             metrics = self._evaluate(trainer, pl_module)
             row |= {k: metrics[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")}
             self._compare(trainer, metrics)
-        row["seconds"] = round(self.before + time.monotonic() - self.started, 1)
+        since = zip(self.before, _clocks(), self.started, strict=True)
+        row["seconds"], row["processor_seconds"] = (round(before + now - start, 1) for before, now, start in since)
         self.rows.append(row)
         if trainer.is_global_zero:
             write_whole(self.folder / "metrics.csv", _table(self.rows))
@@ -103,6 +104,11 @@ class Keeper(L.Callback):
         trainer.save_checkpoint(beside)
         if trainer.is_global_zero:
             os.replace(beside, self.folder / LAST)
+
+
+def _clocks() -> tuple[float, float]:
+    """Seconds on the wall, and of the processor in this process."""
+    return time.monotonic(), time.process_time()
 
 
 def gathered(found: Found) -> Found:

@@ -1,0 +1,182 @@
+"""The article's main claim in miniature: how many images each system has to see, next to DETR.
+
+    python benchmarks/convergence.py                     # everything, resumable: run it again and it goes on
+    python benchmarks/convergence.py --show              # only the table and the figure, from what is there
+
+Every model at preset "tiny" learns the built-in scenes from random weights: the same scenes, order, resolution, batch, number of queries,
+schedule, and the same candidate rates for each; each rate with each seed. AP is of the 200 validation scenes after every 2,000 images
+seen. The rate of a model is the one that needs fewer images to AP50 0.30 (mean over seeds; a run that never gets there counts as its whole
+length), or, where none gets there, the one with the higher last AP50; both are in the results. Deformable DETR runs as the article has it:
+without refinement, proposals or denoising.
+
+Runs use one thread each, ``--jobs`` at a time. Results are in ``--out``: ``results.json`` (every curve), ``table.md``, ``convergence.svg``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import boxquery as bq
+
+HERE = Path(__file__).parent
+RATES, SEEDS = (5e-4, 1e-3), (0, 1)
+#: images in an epoch of the built-in scenes
+EPOCH = 2000
+GOAL = 0.30
+#: what "tiny" has beyond the article's system
+PLAIN: dict[str, dict[str, Any]] = {"deformable-detr": {"box_refine": False, "two_stage": False, "denoising": 0}}
+
+Run = tuple[str, float, int, int]  # model, rate, seed, epochs
+
+
+def runs(models: list[str], images: int, long: int) -> list[Run]:
+    """The cheapest answers first: every model at the first seed, then the others; DETR's long run last."""
+    every = [(model, rate, seed, images // EPOCH) for seed in SEEDS for rate in RATES for model in models]
+    return every + [("detr", rate, 0, long // EPOCH) for rate in RATES[-1:] if "detr" in models and long]
+
+
+def folder(out: Path, run: Run) -> Path:
+    model, rate, seed, epochs = run
+    return out / f"{model}-{rate:g}-{seed}-{epochs}"
+
+
+def train(out: Path, run: Run) -> None:
+    """One run in a process of its own; one that was stopped goes on."""
+    model, rate, seed, epochs = run
+    where = folder(out, run)
+    command = [sys.executable, "-m", "boxquery", "train", "shapes", "--model", model, "--preset", "tiny", "--out", str(where)]
+    command += ["--epochs", str(epochs), "--lr", f"{rate:g}", "--seed", str(seed), "--precision", "float32", "--workers", "0"]
+    for name, value in PLAIN.get(model, {}).items():
+        command += ["--option", f"{name}={str(value).lower()}"]
+    if (where / "last.ckpt").exists():
+        command.append("--resume")
+    with (out / f"{where.name}.log").open("a") as log:
+        status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=False).returncode
+    print(f"{where.name}: {'done' if status == 0 else f'failed with status {status}, see {log.name}'}", flush=True)
+
+
+def curve(where: Path) -> list[dict[str, float]]:
+    """A row per evaluation: images, processor_seconds, AP, AP50."""
+    if not (where / "metrics.csv").exists():
+        return []
+    with (where / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["AP50"]]
+    return [{k: float(row[k]) for k in ("images", "processor_seconds", "AP", "AP50")} for row in rows]
+
+
+def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> float | None:
+    """Where on the axis AP50 first reaches the goal, by a straight line from the point before; None if it does not."""
+    before, low = 0.0, 0.0
+    for point in points:
+        if point["AP50"] >= goal:
+            return before + (point[axis] - before) * (goal - low) / (point["AP50"] - low)
+        before, low = point[axis], point["AP50"]
+    return None
+
+
+def summary(curves: dict[str, list[dict[str, float]]], images: int) -> list[dict[str, Any]]:
+    """A row a model at its better rate, by name; the runs with the planned number of images only."""
+    rows = []
+    for model in sorted({name.rpartition("-")[0].rpartition("-")[0].rpartition("-")[0] for name in curves}):
+        by_rate = {}
+        for rate in RATES:
+            found = [curves.get(f"{model}-{rate:g}-{seed}-{images // EPOCH}", []) for seed in SEEDS]
+            found = [points for points in found if len(points) == images // EPOCH]
+            if found:
+                reached = [needed(points, "images") for points in found]
+                by_rate[rate] = (mean(n or images for n in reached), -mean(points[-1]["AP50"] for points in found), found)
+        if not by_rate:
+            continue
+        rate = min(by_rate, key=lambda r: by_rate[r][:2])
+        found = by_rate[rate][2]
+        reached, seconds = ([needed(points, axis) for points in found] for axis in ("images", "processor_seconds"))
+        rows.append({
+            "model": model, "rate": rate, "seeds": len(found), "images_to_goal": reached, "processor_seconds_to_goal": seconds,
+            "AP": [points[-1]["AP"] for points in found], "AP50": [points[-1]["AP50"] for points in found],
+            "other_rates": {f"{r:g}": [points[-1]["AP50"] for points in v[2]] for r, v in by_rate.items() if r != rate},
+        })  # fmt: skip
+    return rows
+
+
+def shown(values: list[float | None], digits: int = 0) -> str:
+    return " / ".join("not reached" if v is None else f"{v:,.{digits}f}" for v in values)
+
+
+def write(out: Path, images: int) -> None:
+    curves = {path.name: curve(path) for path in sorted(out.iterdir()) if path.is_dir()}
+    curves = {name: points for name, points in curves.items() if points}
+    known = out / "results.json"
+    if known.exists():  # the folder may hold results of runs that are no longer there
+        curves = {**json.loads(known.read_text())["curves"], **curves}
+    rows = summary(curves, images)
+    known.write_text(json.dumps({"goal": GOAL, "images": images, "summary": rows, "curves": curves}, indent=1) + "\n")
+    lines = [
+        f"| model | rate | images to AP50 {GOAL:.2f} | processor-seconds to it "
+        f"| AP50 after {images:,} images | AP | AP50 at the other rate |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda r: mean(n or 10 * images for n in r["images_to_goal"])):
+        other = "; ".join(f"{rate}: {shown(values, 3)}" for rate, values in row["other_rates"].items())
+        lines.append(
+            f"| {row['model']} | {row['rate']:g} | {shown(row['images_to_goal'])} | {shown(row['processor_seconds_to_goal'])} "
+            f"| {shown(row['AP50'], 3)} | {shown(row['AP'], 3)} | {other} |"
+        )
+    for name, points in curves.items():
+        if name.startswith("detr-") and len(points) > images // EPOCH:
+            reached, last = needed(points, "images"), points[-1]
+            told = f"needs {reached:,.0f} images" if reached else f"does not get there in {last['images']:,.0f} images"
+            lines.append(f"\nThe long run of `detr` ({name}) {told}; it ends at AP50 {last['AP50']:.3f}, AP {last['AP']:.3f}.")
+    (out / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+    draw(out / "convergence.svg", rows, curves, images)
+
+
+def draw(path: Path, rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]], images: int) -> None:
+    """AP50 against images seen (the claim) and against processor-seconds (beside it): a line a seed, each model at its better rate."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
+    for axis, name in zip(axes, ("images", "processor_seconds"), strict=True):
+        for number, row in enumerate(rows):
+            for seed in SEEDS:
+                points = curves.get(f"{row['model']}-{row['rate']:g}-{seed}-{images // EPOCH}", [])
+                x, y = [0.0, *(p[name] for p in points)], [0.0, *(p["AP50"] for p in points)]
+                axis.plot(x, y, color=f"C{number}", lw=1.5, label=row["model"] if seed == SEEDS[0] else None)
+        axis.axhline(GOAL, color="0.7", lw=0.8, ls="--")
+        axis.set(xlabel={"images": "images seen", "processor_seconds": "processor-seconds (training and evaluation)"}[name], xlim=0, ylim=0)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("AP50 on 200 validation scenes")
+    axes[0].legend(frameon=False)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default=",".join(bq.list_models()))
+    parser.add_argument("--images", type=int, default=12000, help="of a run; a multiple of 2,000")
+    parser.add_argument("--long", type=int, default=60000, help="of DETR's long run")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--show", action="store_true", help="train nothing")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    todo = runs(given.models.split(","), given.images, given.long)
+    if not given.show:
+        left = [run for run in todo if len(curve(folder(given.out, run))) < run[3]]
+        with ThreadPoolExecutor(given.jobs) as pool:
+            list(pool.map(lambda run: train(given.out, run), left))
+    write(given.out, given.images)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""DAB-Deformable-DETR: anchor boxes as queries, on deformable attention.
+
+Paper: Liu et al., "DAB-DETR: Dynamic Anchor Boxes are Better Queries for DETR", ICLR 2022, arXiv:2201.12329 (appendix)
+Year: 2022
+Queries: 4-d anchor boxes with learned content
+Encoder: as Deformable DETR
+Cross-attention: as Deformable DETR, around the box
+Refinement: box by box, detached
+Matching: one to one; sigmoid focal
+Published: 48.1 AP in 50 epochs (DAB-DETR README)
+Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
+
+Differs from DETR in:
+- queries: learned 4-d anchor boxes, and a learned content for each
+- encoder: multi-scale, each cell samples a few points around itself on every level (from Deformable DETR)
+- place: an MLP of the box's sine, scaled by content, made anew for every layer
+- read: a few bilinear samples inside and around the box instead of every cell (from Deformable DETR)
+- refine: each layer's box is the next layer's anchor
+- head: sigmoid focal classes without "no object"; boxes measured from the anchor; one head a layer
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from boxquery.errors import UserError
+from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image, refine_detached
+from boxquery.parts.attention import Look, SampledRead, SelfAttention
+from boxquery.parts.boxes import EPS_OF_ANCHORS
+from boxquery.parts.heads import MLP, Head
+from boxquery.parts.layers import at_centres, reset_transformer
+from boxquery.parts.memory import Memory
+from boxquery.parts.positions import SinePosition, box_sine
+
+
+@dataclass(frozen=True)
+class DABDeformableOptions(Options):
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
+    ``points``: samples of a head on a level. ``fixed_xy``: centres are drawn once and not trained.
+    """
+
+    num_queries: int = 300
+    dropout: float = 0.0
+    levels: int = 4
+    points: int = 4
+    fixed_xy: bool = False
+
+    def check(self) -> None:
+        super().check()
+        if self.levels < 1 or self.points < 1:
+            raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
+        if self.hidden_dim % 32:
+            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+
+
+PRESETS = presets(DABDeformableOptions(), Recipe(epochs=50, decay_at=0.8), dilation=False, encoder_layers=1, heads=4, levels=3, points=2)
+
+
+class AnchorPosition(nn.Module):
+    """An MLP of the box's sine, and from the second layer on another of the content to scale it; the box as the padded image has it."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.position, self.scale = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2)
+
+    def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
+        assert state.reference is not None
+        box = state.reference.sigmoid()
+        position = self.position(box_sine(box * memory.valid_ratios[:, :1].repeat(1, 1, 2), self.dim // 2))
+        if layer:
+            position = position * self.scale(state.content)
+        return state, Look(position=position, reference=box, self_mask=state.self_mask)
+
+
+def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> DetectionTransformer:
+    o, dim = options, options.hidden_dim
+
+    def read(layer: int = 0) -> SampledRead:
+        return SampledRead(dim, o.heads, o.levels, o.points)
+
+    regions, place = encoder(o, read, place=at_centres), AnchorPosition(dim)
+    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
+    reset_transformer(regions, place, *layers)
+    return DetectionTransformer(
+        image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
+        encoder=regions,
+        queries=BoxQueries(o.num_queries, dim, "learned", o.fixed_xy),
+        place=place,
+        layers=layers,
+        refine=refine_detached,
+        heads=[Head(dim, classes, size_bias=0.0 if layer else -2.0, eps=EPS_OF_ANCHORS) for layer in range(o.decoder_layers)],
+        criterion=focal(weight=1.0, top_k=300),
+        slow=("sampling_offsets",),
+    )

@@ -1,0 +1,57 @@
+"""gaopengcuhk/SMCA-DETR (no licence stated): the keys of its released single-scale checkpoints."""
+
+from boxquery.official.patterns import (
+    CONSTANTS,
+    DECODER,
+    backbone,
+    decoder,
+    dense_encoder,
+    packed,
+    packed_self_attention,
+    shared_head,
+    sizes,
+)
+
+__all__ = ["CONSTANTS", "adapt", "keys", "options"]
+
+
+def keys(model) -> list[tuple[str, str]]:
+    """Their key (a pattern) -> ours."""
+    return [
+        *backbone(),
+        (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
+        *dense_encoder(),
+        *packed_self_attention(),
+        *packed(DECODER + "multihead_attn", r"layers.\1.read.attention"),
+        *decoder(),
+        (DECODER + r"norm4\.(.+)", r"place.norms.\1.\2"),
+        (r"transformer\.decoder\.layers\.0\.point1\.(.+)", r"place.centre.\1"),
+        (DECODER + r"point2\.(.+)", r"place.offsets.\1.\2"),
+        (DECODER + r"point3\.(.+)", r"place.scales.\1.\2"),
+        (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
+        (r"query_embed\.weight", "queries.position"),
+        *shared_head(),
+    ]
+
+
+def adapt(model, tensors):
+    """Their head has one column more than there are ids: a sigmoid that is never positive. A model without it does not take it."""
+    bias = tensors.get("class_embed.bias")
+    if bias is None or len(bias) != model.config["classes"] + 1:
+        return tensors, []
+    names = [name for name in ("class_embed.weight", "class_embed.bias") if name in tensors]
+    kept = {**tensors, **{name: tensors[name][:-1] for name in names}}
+    return kept, [f"{name}[{len(bias) - 1}]" for name in names]
+
+
+def options(tensors) -> tuple[int, dict]:
+    """The class count (without the spare column) and our options, as the tensors show them; DC5 and ``gaussian_smooth`` must be said."""
+    queries, dim = tensors["query_embed.weight"].shape
+    heads = len(tensors["transformer.decoder.layers.0.point2.bias"]) // 2
+    scales = tensors.get("transformer.decoder.layers.0.point3.bias")
+    return len(tensors["class_embed.bias"]) - 1, {
+        **sizes(tensors),
+        "num_queries": queries,
+        "hidden_dim": dim,
+        "dynamic_scale": f"type{1 + (0 if scales is None else len(scales) // heads)}",
+    }
