@@ -9,7 +9,8 @@ seen. The rate of a model is the one that needs fewer images to AP50 0.30 (mean 
 length), or, where none gets there, the one with the higher last AP50; both are in the results. Deformable DETR runs as the article has it:
 without refinement, proposals or denoising.
 
-Runs use one thread each, ``--jobs`` at a time. Results are in ``--out``: ``results.json`` (every curve), ``table.md``, ``convergence.svg``.
+Runs use one thread each, ``--jobs`` at a time, and live in ``--runs``. Results are in ``--out``: ``results.json``
+(every curve; a run that is finished there is not run again), ``table.md``, ``convergence.svg``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 import boxquery as bq
 
 HERE = Path(__file__).parent
-RATES, SEEDS = (5e-4, 1e-3), (0, 1)
+RATES, SEEDS = (1e-3, 5e-4), (0, 1)
 #: images in an epoch of the built-in scenes
 EPOCH = 2000
 GOAL = 0.30
@@ -41,25 +42,25 @@ Run = tuple[str, float, int, int]  # model, rate, seed, epochs
 def runs(models: list[str], images: int, long: int) -> list[Run]:
     """The cheapest answers first: every model at the first seed, then the others; DETR's long run last."""
     every = [(model, rate, seed, images // EPOCH) for seed in SEEDS for rate in RATES for model in models]
-    return every + [("detr", rate, 0, long // EPOCH) for rate in RATES[-1:] if "detr" in models and long]
+    return every + [("detr", rate, 0, long // EPOCH) for rate in RATES[:1] if "detr" in models and long]
 
 
-def folder(out: Path, run: Run) -> Path:
+def name_of(run: Run) -> str:
     model, rate, seed, epochs = run
-    return out / f"{model}-{rate:g}-{seed}-{epochs}"
+    return f"{model}-{rate:g}-{seed}-{epochs}"
 
 
-def train(out: Path, run: Run) -> None:
+def train(folder: Path, run: Run) -> None:
     """One run in a process of its own; one that was stopped goes on."""
     model, rate, seed, epochs = run
-    where = folder(out, run)
+    where = folder / name_of(run)
     command = [sys.executable, "-m", "boxquery", "train", "shapes", "--model", model, "--preset", "tiny", "--out", str(where)]
     command += ["--epochs", str(epochs), "--lr", f"{rate:g}", "--seed", str(seed), "--precision", "float32", "--workers", "0"]
     for name, value in PLAIN.get(model, {}).items():
         command += ["--option", f"{name}={str(value).lower()}"]
     if (where / "last.ckpt").exists():
         command.append("--resume")
-    with (out / f"{where.name}.log").open("a") as log:
+    with (folder / f"{where.name}.log").open("a") as log:
         status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=False).returncode
     print(f"{where.name}: {'done' if status == 0 else f'failed with status {status}, see {log.name}'}", flush=True)
 
@@ -111,14 +112,17 @@ def shown(values: list[float | None], digits: int = 0) -> str:
     return " / ".join("not reached" if v is None else f"{v:,.{digits}f}" for v in values)
 
 
-def write(out: Path, images: int) -> None:
-    curves = {path.name: curve(path) for path in sorted(out.iterdir()) if path.is_dir()}
-    curves = {name: points for name, points in curves.items() if points}
-    known = out / "results.json"
-    if known.exists():  # the folder may hold results of runs that are no longer there
-        curves = {**json.loads(known.read_text())["curves"], **curves}
+def all_curves(folder: Path, out: Path) -> dict[str, list[dict[str, float]]]:
+    """What is known of every run: of finished ones from the results, of others from their folders."""
+    known = json.loads((out / "results.json").read_text())["curves"] if (out / "results.json").exists() else {}
+    here = {path.name: curve(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    return known | {name: points for name, points in here.items() if len(points) > len(known.get(name, []))}
+
+
+def write(folder: Path, out: Path, images: int) -> None:
+    curves = all_curves(folder, out)
     rows = summary(curves, images)
-    known.write_text(json.dumps({"goal": GOAL, "images": images, "summary": rows, "curves": curves}, indent=1) + "\n")
+    (out / "results.json").write_text(json.dumps({"goal": GOAL, "images": images, "summary": rows, "curves": curves}, indent=1) + "\n")
     lines = [
         f"| model | rate | images to AP50 {GOAL:.2f} | processor-seconds to it "
         f"| AP50 after {images:,} images | AP | AP50 at the other rate |",
@@ -166,16 +170,19 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12000, help="of a run; a multiple of 2,000")
     parser.add_argument("--long", type=int, default=60000, help="of DETR's long run")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--out", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
+    parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "convergence")
     parser.add_argument("--show", action="store_true", help="train nothing")
     given = parser.parse_args()
-    given.out.mkdir(parents=True, exist_ok=True)
+    for folder in (given.out, given.runs):
+        folder.mkdir(parents=True, exist_ok=True)
     todo = runs(given.models.split(","), given.images, given.long)
     if not given.show:
-        left = [run for run in todo if len(curve(folder(given.out, run))) < run[3]]
+        known = all_curves(given.runs, given.out)
+        left = [run for run in todo if len(known.get(name_of(run), [])) < run[3]]
         with ThreadPoolExecutor(given.jobs) as pool:
-            list(pool.map(lambda run: train(given.out, run), left))
-    write(given.out, given.images)
+            list(pool.map(lambda run: train(given.runs, run), left))
+    write(given.runs, given.out, given.images)
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/pictures.py RUN OUT.png [--scene N] [--object K]
 
 A held-out built-in scene: left the truth (dashed) and the model's detections; then, for the query that answers the chosen object best in
-the last layer, what it read in each decoder layer (its heat map, brightest where it read most), the reference it was placed at (a cross, dotted
-if it is a box) and the box that the layer predicts.
+the last layer, what it read in each decoder layer (its heat map, brightest where it read most), the reference it was placed at (a cross,
+dotted if it is a box) and the box that the layer predicts.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class Shown:
             console.print(self.text, markup=False)
 
 
-def demo(*, minutes: float = 5.8, out: Path | None = None, seed: int = 0) -> None:
+def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0) -> None:
     """Train Deformable DETR on built-in scenes and show what it finds; needs no download.
 
     Args:
@@ -173,9 +173,9 @@ def models(name: str | None = None, /) -> Shown:
     Args:
         name: one of the family.
     """
-    from boxquery.models import describe, differences, facts, list_models, sizes
+    from boxquery.models import describe, differences, facts, papers, sizes
 
-    known = list_models()
+    known = papers()
     if name is not None and name not in known:
         raise UserError(f"no model {name!r}; choose one of {', '.join(known)}")
     rows = []

@@ -22,7 +22,7 @@ from torch import Tensor
 from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError
-from boxquery.models import create_model
+from boxquery.models import create_model, list_models
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
@@ -233,7 +233,10 @@ class Detector:
 
 
 def load(source: str | Path) -> Detector:
-    """A detector from a run folder, a folder with ``config.json`` and ``model.safetensors``, or a hub id. Nothing in it is executed."""
+    """A detector from a run folder, a folder with ``config.json`` and ``model.safetensors``, or a hub id. Nothing in it is executed.
+
+    A model of your own is known by its name alone: ``boxquery.models.register`` it first.
+    """
     folder = Path(source)
     run = None
     if not folder.is_dir():
@@ -245,7 +248,11 @@ def load(source: str | Path) -> Detector:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         made, options = config["model"], dict(config["model"]["options"])
-        model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **options)
+        if (name := made["name"]) not in list_models():
+            raise UserError(
+                f"{folder / CONFIG}: model {name!r} is none of the library's; register it first (boxquery.models.register, docs/mixing.md)"
+            )
+        model = create_model(name, classes=made["classes"], preset=made["preset"], **options)
         if made["frozen"]:
             model.freeze()
         model.load_state_dict(load_file(folder / WEIGHTS))

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import boxquery as bq
 from boxquery.models.anchor_detr import PatternQueries, Positions
-from boxquery.models.base import DetectionTransformer
+from boxquery.models.base import DetectionTransformer, place_at_position
 from boxquery.official import AUTHORS, _renamed
 from boxquery.parts.attention import Look
 from boxquery.parts.heads import Head
@@ -236,15 +236,14 @@ class TestPositions:
     def test_place(self, axes):
         part, seen = positions(axes), memory((4, 6), dim=DIM)
         torch.manual_seed(1)
-        queries = PatternQueries(4, 3, DIM, learned=True).double()
-        state, look = part.place(queries(seen, None), seen, 1)
+        queries = PatternQueries(4, 3, DIM, part.of_points).double()
+        state, look = place_at_position(queries(seen, None), seen, 1)
         assert look.reference.shape == (2, 12, 2)
-        whole = look.self_position if axes else look.position
         for i in range(12):
             x, y = queries.points[i % 4].tolist()
-            assert look.reference[1, i].tolist() == [x, y]
+            assert look.reference[1, i].tolist() == pytest.approx([x, y], abs=1e-12)
             numbers = slow_sine(y, DIM // 2) + slow_sine(x, DIM // 2)
-            torch.testing.assert_close(whole[0, i], slow_mlp(part.point, numbers))
+            torch.testing.assert_close(look.position[0, i], slow_mlp(part.point, numbers))
             for line, number in zip(look.axes or (), (x, y), strict=False):
                 torch.testing.assert_close(line[0, i], slow_mlp(part.axis, slow_sine(number, DIM)))
             assert torch.equal(state.content[1, i], queries.patterns[i // 4])
@@ -265,7 +264,7 @@ class TestPositions:
         images, mask = batch(*SIZES)
         before = model(images, mask).boxes
         twin = shaken(copy.deepcopy(model), by=0.1)
-        assert twin.place.__self__ is twin.tokens.position
+        assert twin.queries.encode.__self__ is twin.tokens.position
         assert torch.equal(model(images, mask).boxes, before)
         assert not torch.allclose(twin(images, mask).boxes, before)
 
@@ -273,9 +272,9 @@ class TestPositions:
 class TestQueries:
     @pytest.mark.parametrize(("count", "side"), [(300, 17), (40, 6), (42, 6), (43, 7), (9, 3), (1, 1), (2, 1)])
     def test_grid(self, count, side):
-        state = PatternQueries(count, 2, DIM, learned=False).double()(memory((2, 2), dim=DIM), None)
+        state = PatternQueries(count, 2, DIM, positions(False).of_points, learned=False).double()(memory((2, 2), dim=DIM), None)
         expected = [[(i + 0.5) / side, (j + 0.5) / side] for i in range(side) for j in range(side)]
-        torch.testing.assert_close(state.position[0], torch.tensor(expected, dtype=torch.float64), atol=1e-15, rtol=0)
+        torch.testing.assert_close(state.base[1].sigmoid(), torch.tensor(2 * expected, dtype=torch.float64), atol=1e-14, rtol=0)
         assert state.content.shape == (2, 2 * side * side, DIM)
 
     def test_grid_is_not_trained(self):
@@ -286,7 +285,7 @@ class TestQueries:
     def test_boxes_are_measured_from_the_points(self):
         """Centre = sigmoid(mlp + log(max(p, 1e-5) / max(1 - p, 1e-5))), p within [0, 1], also for points that training drove outside."""
         torch.manual_seed(0)
-        queries, head = PatternQueries(8, 2, DIM, learned=True).double(), Head(DIM, 3, size_bias=-2.0).double()
+        queries, head = PatternQueries(8, 2, DIM, positions(False).of_points).double(), Head(DIM, 3, size_bias=-2.0).double()
         given = [0.0, 1.0, -0.2, 1.3, 1e-6, 1 - 1e-6, 0.3, 0.999]
         with torch.no_grad():
             queries.points[:, 0] = torch.tensor(given)

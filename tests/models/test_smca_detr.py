@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import boxquery as bq
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer, State, place_at_position
 from boxquery.models.conditional_detr import PointedQueries
 from boxquery.models.smca_detr import SMCAOptions, steps
 from boxquery.official import gaopengcuhk_smca_detr as authors
@@ -78,7 +78,7 @@ def slow_gaussian(place: GaussianPlace, query: Tensor, layer: int, centre: tuple
 @torch.no_grad()
 def test_gaussians(kind, layer, count):
     sizes, wide = (SHAPES[1:2], (1.0,)) if count == 1 else (SHAPES, STEPS)
-    place = with_noise(GaussianPlace(DIM, HEADS, 2, kind=kind, smooth=3.0, stride=16, steps=wide))
+    place = with_noise(GaussianPlace(place_at_position, DIM, HEADS, 2, kind=kind, smooth=3.0, stride=16, steps=wide))
     image, state = memory(*sizes), asked()
     given = torch.randn(2, QUERIES, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     after, look = place(state if layer == 0 else replace(state, reference=given, base=given), image, layer)
@@ -102,7 +102,7 @@ def test_gaussians(kind, layer, count):
 
 
 def test_the_centre_is_predicted_once_and_keeps_its_gradient():
-    place, image = with_noise(GaussianPlace(DIM, HEADS, 2)), memory((4, 6))
+    place, image = with_noise(GaussianPlace(place_at_position, DIM, HEADS, 2)), memory((4, 6))
     first, _ = place(asked(), image, 0)
     later, look = place(replace(first, content=first.content + 1), image, 1)
     assert later.reference is first.reference
@@ -114,7 +114,7 @@ def test_the_centre_is_predicted_once_and_keeps_its_gradient():
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_queries_with_a_reference_keep_it(size):
-    place, image = with_noise(GaussianPlace(DIM, HEADS, 1, predicts=False)), memory((4, 6))
+    place, image = with_noise(GaussianPlace(place_at_position, DIM, HEADS, 1, predicts=False)), memory((4, 6))
     assert not any(name.startswith("centre") for name, _ in place.named_parameters())
     reference = torch.randn(2, QUERIES, size, dtype=torch.float64)
     state, look = place(replace(asked(), reference=reference), image, 0)
@@ -130,7 +130,7 @@ def test_gaussians_around_the_points_of_another_paper():
     model = create("smca-detr")
     o = model.config["options"]
     model.queries = PointedQueries(o["num_queries"], o["hidden_dim"])
-    model.place = GaussianPlace(o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
+    model.place = GaussianPlace(place_at_position, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
     out = model(*batch((96, 128), (64, 80)), trace=True)
     assert torch.equal(out.trace.layers[0].reference, model.queries.reference(model.queries.position).sigmoid().expand(2, -1, -1))
     model.loss(out, objects(2, 1))[0].backward()

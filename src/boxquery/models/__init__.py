@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import re
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from boxquery.errors import UserError
 
@@ -19,13 +21,53 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 
 
+class Paper(Protocol):
+    """What a paper's file offers: a module, or anything with these names."""
+
+    PRESETS: dict[str, Preset]
+
+    @property
+    def build(self) -> Callable[[int, Any, bool], DetectionTransformer]: ...
+
+
+#: the user's own papers, by name
+_own: dict[str, Paper] = {}
+
+
 def list_models() -> list[str]:
-    """Every model's name, sorted; read from the files that name a paper, without importing them."""
+    """Every model's name, sorted: the library's papers, and what was registered."""
+    return sorted([*papers(), *_own])
+
+
+def papers() -> list[str]:
+    """The library's own models, sorted; read from the files that name a paper, without importing them."""
     return sorted(path.stem.replace("_", "-") for path in HERE.glob("*.py") if "Paper:" in describe(path.stem))
+
+
+def register(name: str, paper: Paper) -> None:
+    """Make a model of your own known to ``create_model``, ``list_models``, ``train`` and ``load``, as long as this process lives.
+
+    Args:
+        name: lower-case words and numbers joined by hyphens, none of the library's; your own may be registered again.
+        paper: a module like those in this folder, with ``PRESETS`` (name -> ``Preset``; ``presets()`` makes the usual three), a function
+            ``build(classes, options, pretrained) -> DetectionTransformer``, and a docstring that says how it differs from DETR.
+
+    docs/mixing.md shows one. Raises ``UserError``.
+    """
+    if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        raise UserError(f"name={name!r}: must be lower-case words and numbers joined by hyphens")
+    if name in papers():
+        raise UserError(f"name={name!r}: the library's own model is called so; choose another name")
+    known = getattr(paper, "PRESETS", None)
+    if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
+        raise UserError(f"{name}: a model's module needs PRESETS (a filled dictionary) and build(classes, options, pretrained)")
+    _own[name] = paper
 
 
 def describe(name: str) -> str:
     """The docstring of a model's file: its paper and how it differs from DETR."""
+    if name in _own:
+        return inspect.cleandoc(_own[name].__doc__ or "")
     return ast.get_docstring(ast.parse((HERE / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))) or ""
 
 
@@ -86,7 +128,9 @@ def create_model(
     return model
 
 
-def _paper(name: str):
-    if name not in list_models():
-        raise UserError(f"no model {name!r}; choose one of {', '.join(list_models())}")
+def _paper(name: str) -> Any:
+    if name in _own:
+        return _own[name]
+    if name not in papers():
+        raise UserError(f"no model {name!r}; choose one of {', '.join(list_models())}; your own must be registered first (docs/mixing.md)")
     return import_module(f"boxquery.models.{name.replace('-', '_')}")

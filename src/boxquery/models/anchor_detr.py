@@ -18,6 +18,7 @@ Differs from DETR in:
 - head: sigmoid focal classes without "no object"; boxes measured from the point
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +29,7 @@ from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import decoder, encoder, focal, image
-from boxquery.parts.attention import DenseRead, Look, SelfAttention
+from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_position
 from boxquery.parts.memory import Memory
@@ -65,12 +66,24 @@ PRESETS = presets(AnchorOptions(), Recipe(epochs=50, decay_at=0.8))
 class PatternQueries(nn.Module):
     """Queries: each pattern at each point, pattern by pattern ("Multiple Predictions for Each Anchor Point").
 
-    The points are plain numbers in [0, 1], (x, y) of the unpadded extent; ``State.position`` carries them, [1, points, 2]. They are
-    trained by the boxes measured from them and by their embeddings; without ``learned`` they stand on a grid, column by column.
+    The points are plain numbers in [0, 1], (x, y) of the unpadded extent, trained by the boxes measured from them and by their positions.
+
+    Args:
+        encode: points [N, 2] -> their positions [N, dim] as a whole, and by x and y where rows and columns are read:
+            ``Positions.of_points``, a method and not a part, since the image's side owns its parameters.
+        learned: or else points stand on a grid, column by column.
     """
 
-    def __init__(self, count: int, patterns: int, dim: int, learned: bool):
+    def __init__(
+        self,
+        count: int,
+        patterns: int,
+        dim: int,
+        encode: Callable[[Tensor], tuple[Tensor, tuple[Tensor, Tensor] | None]],
+        learned: bool = True,
+    ):
         super().__init__()
+        self.encode = encode
         self.points = nn.Parameter(torch.rand(count, 2)) if learned else None
         self.side = round(count**0.5)
         self.patterns = nn.Parameter(torch.empty(patterns, dim).normal_())
@@ -78,10 +91,17 @@ class PatternQueries(nn.Module):
     def forward(self, memory: Memory, targets: list[dict] | None) -> State:
         points = self.grid(memory.extents) if self.points is None else self.points
         images, patterns = len(memory.tokens), len(self.patterns)
+
+        def each(values: Tensor) -> Tensor:
+            """One a point [N, D] -> one a query [1, Q, D]."""
+            return values.repeat(patterns, 1)[None]
+
         content = self.patterns.repeat_interleave(len(points), 0).expand(images, -1, -1)
+        position, axes = self.encode(points)
         # far below the head's clamp, which is the paper's; here only so that a point on the edge has a finite logit
-        base = points.logit(eps=1e-7).repeat(patterns, 1).expand(images, -1, -1)
-        return State(content=content, position=points[None], reference=base, base=base)
+        base = each(points.logit(eps=1e-7)).expand(images, -1, -1)
+        axes = None if axes is None else (each(axes[0]), each(axes[1]))
+        return State(content=content, position=each(position), axes=axes, reference=base, base=base)
 
     def grid(self, like: Tensor) -> Tensor:
         centres = (torch.arange(self.side, device=like.device, dtype=like.dtype) + 0.5) / self.side
@@ -91,8 +111,8 @@ class PatternQueries(nn.Module):
 class Positions(nn.Module):
     """Image and queries are placed by the same two MLPs of sine features ("Anchor Points"): of a point, and of x or y alone.
 
-    As the ``position`` of tokens it encodes cell centres of the valid area, counted along the mask's first row and column; its ``place``
-    encodes the queries' points. Without ``axes`` (dense attention) only points are encoded.
+    As the ``position`` of tokens it encodes cell centres of the valid area, counted along the mask's first row and column; ``of_points``
+    serves the queries. Without ``axes`` (dense attention) only points are encoded.
     """
 
     def __init__(self, dim: int, axes: bool):
@@ -111,22 +131,13 @@ class Positions(nn.Module):
         yx = torch.stack((y[:, :, None].expand(-1, -1, w), x[:, None].expand(-1, h, -1)), -1)
         return self.point(sine(yx, self.dim // 2))
 
-    def place(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        """A query is at its point, whatever the layer: as a whole among queries, by x and y when it reads rows and columns."""
-        points = state.position
-        assert points is not None
-        images, queries = state.content.shape[:2]
-
-        def each(values: Tensor) -> Tensor:
-            """One a point -> one a query."""
-            return values.repeat(1, queries // points.shape[1], 1)
-
-        position = each(self.point(sine(points.flip(-1), self.dim // 2)))
-        reference = each(points).clamp(0, 1).expand(images, -1, -1)
+    def of_points(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """[N, 2] (x, y) -> [N, dim], and the same of x and of y alone for those who read rows and columns."""
+        position = self.point(sine(points.flip(-1), self.dim // 2))
         if self.axis is None:
-            return state, Look(position=position, reference=reference, self_mask=state.self_mask)
+            return position, None
         across, down = self.axis(sine(points[..., None], self.dim)).unbind(-2)
-        return state, Look(self_position=position, axes=(each(across), each(down)), reference=reference, self_mask=state.self_mask)
+        return position, (across, down)
 
 
 def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTransformer:
@@ -139,10 +150,10 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
     # image: cells are placed by the MLPs that place the queries
     positions = Positions(dim, axes=rows_and_columns)
     # queries
-    queries = PatternQueries(o.num_queries, o.patterns, dim, learned=o.spatial_prior == "learned")
+    queries = PatternQueries(o.num_queries, o.patterns, dim, positions.of_points, learned=o.spatial_prior == "learned")
     # encoder: every region reads a row and a column
     regions = encoder(o, read, place=at_axes if rows_and_columns else at_position)
-    # place: at the point; read: a row and a column
+    # place: at the point, as the queries say; read: a row and a column
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
     reset_packed(regions, *layers)
     # head: one for all layers, boxes start small, at their point
@@ -153,5 +164,4 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
         layers=layers,
         heads=[Head(dim, classes, size_bias=-2.0)],
         criterion=focal(),
-        place=positions.place,
     )

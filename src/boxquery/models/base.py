@@ -30,6 +30,7 @@ class State:
     Attributes:
         content: [B, Q, D], what a query has learned so far.
         position: [1 or B, Q, D], a learned or encoded place that does not change, where the paper has one.
+        axes: two [1 or B, Q, D], the same across and down, for those who read rows and columns.
         reference: [B, Q, 2 or 4] logits, read by ``place``.
         base: [B, Q, 2 or 4] logits from which the head measures; differs from ``reference`` in where gradients stop.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
@@ -39,6 +40,7 @@ class State:
 
     content: Tensor
     position: Tensor | None = None
+    axes: tuple[Tensor, Tensor] | None = None
     reference: Tensor | None = None
     base: Tensor | None = None
     self_mask: Tensor | None = None
@@ -47,8 +49,9 @@ class State:
 
 
 def place_at_position(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-    """DETR: a query is where its learned position says; nothing limits where it looks."""
-    return state, Look(position=state.position, self_mask=state.self_mask)
+    """A query is where its own position (and reference, if it has one) says; nothing limits where it looks. All that DETR needs."""
+    reference = None if state.reference is None else state.reference.sigmoid()
+    return state, Look(position=state.position, axes=state.axes, reference=reference, self_mask=state.self_mask)
 
 
 class DetectionTransformer(nn.Module):

@@ -24,7 +24,7 @@ from torch import nn
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image
-from boxquery.parts.attention import Look
+from boxquery.parts.attention import Look, given
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
@@ -62,8 +62,7 @@ class ConditionalPlace(nn.Module):
         self.dim, self.scale = dim, MLP(dim, dim, dim, 2)
 
     def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        assert state.reference is not None
-        point = state.reference.sigmoid()
+        point = given(state.reference, "ConditionalPlace", "State.reference").sigmoid()
         place = sine(point.flip(-1), self.dim // 2)
         if layer:
             place = place * self.scale(state.content)

@@ -27,7 +27,7 @@ from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image, refine_detached
-from boxquery.parts.attention import Look, SampledRead, SelfAttention
+from boxquery.parts.attention import Look, SampledRead, SelfAttention, given_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_centres, reset_transformer
@@ -67,8 +67,7 @@ class AnchorPosition(nn.Module):
         self.position, self.scale = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2)
 
     def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        assert state.reference is not None
-        box = state.reference.sigmoid()
+        box = given_boxes(state.reference, "AnchorPosition", "State.reference").sigmoid()
         position = self.position(box_sine(box * memory.valid_ratios[:, :1].repeat(1, 1, 2), self.dim // 2))
         if layer:
             position = position * self.scale(state.content)

@@ -27,7 +27,7 @@ from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
-from boxquery.parts.attention import Look
+from boxquery.parts.attention import Look, given, given_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
@@ -64,8 +64,7 @@ class ScaledPositions(nn.Module):
         self.scale = MLP(dim, dim, dim, 2)
 
     def forward(self, memory: Memory) -> Look:
-        assert memory.position is not None
-        return Look(position=memory.position * self.scale(memory.tokens))
+        return Look(position=given(memory.position, "ScaledPositions", "Memory.position") * self.scale(memory.tokens))
 
 
 class AnchorPlace(nn.Module):
@@ -80,8 +79,7 @@ class AnchorPlace(nn.Module):
         self.position, self.scale, self.size = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2), MLP(dim, dim, 2, 2)
 
     def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        assert state.reference is not None
-        box = state.reference.sigmoid()
+        box = given_boxes(state.reference, "AnchorPlace", "State.reference").sigmoid()
         features = box_sine(box, self.dim // 2)
         place = features[..., : self.dim]
         if layer:

@@ -30,7 +30,7 @@ from boxquery.matching.output import Predictions
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import decoder, encoder, focal, image, refine_detached
-from boxquery.parts.attention import Look, SampledRead, SelfAttention
+from boxquery.parts.attention import SampledRead, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
@@ -143,12 +143,6 @@ def propose(memory: Memory) -> tuple[Tensor, Tensor]:
     return tokens, boxes.logit().masked_fill(~valid[..., None], float("inf"))
 
 
-def place(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-    """A query stands at its reference and asks with its position."""
-    assert state.reference is not None
-    return state, Look(position=state.position, reference=state.reference.sigmoid(), self_mask=state.self_mask)
-
-
 def build(classes: int, options: DeformableOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
@@ -159,7 +153,7 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
     queries = _proposing(classes, o) if o.two_stage else PointQueries(o.num_queries, dim)
     # encoder: every cell reads samples around itself
     regions = encoder(o, read, place=at_centres)
-    # place: at the reference; read: samples around it
+    # place: at the reference, asking with the position; read: samples around it
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
     reset_transformer(regions, *layers)
     # head: boxes start small, at their reference; the first to answer says how small
@@ -174,7 +168,6 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
         layers=layers,
         heads=heads,
         criterion=focal(),
-        place=place,
         refine=refine_detached if o.box_refine else None,
         slow=("sampling_offsets", "reference_points"),
     )

@@ -102,6 +102,9 @@ TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, scales=(1.0,), crop=0
 #: a ResNet-18 with a deep narrow stem and half the channels: at 320 x 240 a sixth of ResNet-50's cost
 NARROW_RESNET18: dict[str, Any] = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16}
 
+#: and with one block a stage instead of two: a step of "tiny" takes a fifth less
+NARROW_RESNET10: dict[str, Any] = {**NARROW_RESNET18, "layers": (1, 1, 1, 1)}
+
 
 @dataclass(frozen=True)
 class Preset:
@@ -124,7 +127,7 @@ def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
     return {
         "paper": Preset(options, recipe),
         "small": Preset(replace(small, num_queries=100), SMALL_DATA),
-        "tiny": Preset(replace(small, num_queries=40), TINY_DATA),
+        "tiny": Preset(replace(small, num_queries=40, backbone_options=NARROW_RESNET10), TINY_DATA),
     }
 
 

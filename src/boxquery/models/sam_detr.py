@@ -28,7 +28,7 @@ from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
-from boxquery.parts.attention import Look, SampledRead
+from boxquery.parts.attention import Look, SampledRead, given
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder, at_centres, reset_transformer
 from boxquery.parts.memory import Memory
@@ -69,8 +69,7 @@ PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8))
 
 def place(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
     """A query stands at its box; other queries see the sine of its centre, which takes no gradient."""
-    assert state.reference is not None
-    box = state.reference.sigmoid()
+    box = given(state.reference, "SAM's place", "State.reference").sigmoid()
     centre = sine(box[..., :2].detach().flip(-1), state.content.shape[-1] // 2)
     return state, Look(self_position=centre, reference=box, self_mask=state.self_mask)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer
+from boxquery.models.base import DetectionTransformer, place_at_position
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import LearnedQueries, decoder, ffn, focal, image
 from boxquery.parts.attention import DenseRead, SelfAttention
@@ -85,6 +85,7 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
     encoder = regions(o)
     # place: under Gaussians, around a centre that the first layer predicts
     place = GaussianPlace(
+        place_at_position,
         dim,
         o.heads,
         o.decoder_layers,

@@ -51,7 +51,7 @@ class BoxQueries(nn.Module):
         if fixed_xy:
             self.register_buffer("centres", torch.rand(count, 2).logit(1e-3))
         self.anchors = nn.Parameter(torch.empty(count, 2 if fixed_xy else 4).normal_())
-        rows = {"zero": 0, "learned": count}.get(content, content) if isinstance(content, str) else content
+        rows = content if isinstance(content, int) else count if content == "learned" else 0
         self.content = nn.Parameter(torch.empty(rows, dim).normal_()) if rows else None
 
     def forward(self, memory: Memory, targets: list[dict] | None) -> State:

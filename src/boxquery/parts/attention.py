@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boxquery.errors import UserError
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -23,7 +25,7 @@ class Look:
     Attributes:
         position: [B or 1, Q, D], what the read asks with beside content.
         self_position: [B or 1, Q, D], the same among queries; None: ``position``.
-        axes: two [B, Q, D], the positions across and down, for those who read rows and columns.
+        axes: two [B or 1, Q, D], the positions across and down, for those who read rows and columns.
         reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent.
         bias: [B or 1, H or 1, Q, S], added to the attention logits of the read.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
@@ -35,6 +37,27 @@ class Look:
     reference: Tensor | None = None
     bias: Tensor | None = None
     self_mask: Tensor | None = None
+
+
+T = TypeVar("T")
+
+
+def given(value: T | None, part: str, what: str) -> T:
+    """What a part needs of the parts beside it. Raises ``UserError`` where they do not give it."""
+    if value is None:
+        raise UserError(f"{part} needs {what}, which the parts beside it do not give; docs/mixing.md says which fit")
+    return value
+
+
+def given_boxes(value: Tensor | None, part: str, what: str) -> Tensor:
+    """``given`` for [..., 4]: points will not do."""
+    return given(None if value is None or value.shape[-1] != 4 else value, part, f"{what} of four numbers")
+
+
+def unbiased(look: Look, part: str) -> None:
+    """Raises ``UserError`` where a place gives Gaussians to a part that would ignore them."""
+    if look.bias is not None:
+        raise UserError(f"{part} cannot use the Look.bias (Gaussians) that the place gives; docs/mixing.md says which parts fit")
 
 
 def plus(content: Tensor, position: Tensor | None) -> Tensor:
@@ -181,7 +204,8 @@ class SampledRead(nn.Module):
         self.sampling_offsets.bias.copy_(start.expand(-1, self.levels, -1, -1).flatten())
 
     def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
-        assert look.reference is not None
+        unbiased(look, "SampledRead")
+        reference = given(look.reference, "SampledRead", "Look.reference")
         query = plus(content, look.position)
         value = self.value_proj(memory.tokens)
         if memory.mask is not None:
@@ -191,7 +215,7 @@ class SampledRead(nn.Module):
         weights = self.attention_weights(query).unflatten(-1, (self.heads, -1)).softmax(-1).unflatten(-1, shape[1:])
         # [B, Q, 1, L, 1, 2 or 4]: the reference in each level's padded map
         ratios = memory.valid_ratios[:, None]
-        reference = look.reference[:, :, None] * (ratios if look.reference.shape[-1] == 2 else torch.cat((ratios, ratios), -1))
+        reference = reference[:, :, None] * (ratios if reference.shape[-1] == 2 else torch.cat((ratios, ratios), -1))
         reference = reference[:, :, None, :, None]
         if reference.shape[-1] == 2:
             cells = reference.new_tensor([(w, h) for h, w in memory.shapes])

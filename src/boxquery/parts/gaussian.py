@@ -5,13 +5,14 @@ Shape suffixes as in ``boxquery.parts.attention``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention import Look, plus
+from boxquery.parts.attention import Look, given, plus
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 
@@ -52,6 +53,8 @@ class GaussianPlace(nn.Module):
     reference and as base of the boxes. Queries that have a reference (points, or the centres of boxes) keep theirs.
 
     Args:
+        place: says where queries are; the Gaussians are added to its ``Look``. Offsets and widths come from content plus the position
+            that the query has among queries.
         layers: decoder layers.
         kind: how many scales a head has (see ``SCALES``); their squares multiply squared distances (large is narrow), and start at 1.
         smooth: divides the exponent (the paper's beta).
@@ -62,6 +65,7 @@ class GaussianPlace(nn.Module):
 
     def __init__(
         self,
+        place: Callable[[State, Memory, int], tuple[State, Look]],
         dim: int,
         heads: int,
         layers: int,
@@ -73,6 +77,7 @@ class GaussianPlace(nn.Module):
         predicts: bool = True,
     ):
         super().__init__()
+        self.place = place
         self.heads, self.kind, self.smooth, self.stride, self.steps = heads, kind, smooth, stride, steps
         self.centre = MLP(dim, dim, 2, 3) if predicts else None
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
@@ -87,11 +92,12 @@ class GaussianPlace(nn.Module):
             nn.init.ones_(layer.bias)
 
     def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        query = self.norms[layer](plus(state.content, state.position))
+        state, look = self.place(state, memory, layer)
+        query = self.norms[layer](plus(state.content, look.position if look.self_position is None else look.self_position))
         exact = torch.promote_types(query.dtype, torch.float32)
         if state.reference is None:
-            assert self.centre is not None
-            reference = self.centre(query).to(exact)
+            predict = given(self.centre, "GaussianPlace(predicts=False)", "State.reference")
+            reference = predict(query).to(exact)
             state = replace(state, reference=reference, base=reference)
         assert state.reference is not None
         place = state.reference.sigmoid()
@@ -99,7 +105,7 @@ class GaussianPlace(nn.Module):
         centre = (place[..., :2] * memory.extents[:, None] / self.stride)[:, None]
         centre = centre + self._by_head(self.offsets[layer](query)).to(exact)
         bias = log_gaussian(centre, self._squares(query, layer), memory, self.steps) / self.smooth
-        return state, Look(position=state.position, reference=place, bias=bias, self_mask=state.self_mask)
+        return state, replace(look, reference=place, bias=bias)
 
     def _squares(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """What multiplies the squared distances across, down, and the product of both: the squared scales, [B, H, Q] or broadcastable."""

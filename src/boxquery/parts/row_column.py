@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boxquery.parts.attention import Look, plus
+from boxquery.parts.attention import Look, given, plus, unbiased
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -40,17 +40,18 @@ class RowColumnRead(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
-        assert look.axes is not None
+        unbiased(look, "RowColumnRead")
+        asked = given(look.axes, "RowColumnRead", "Look.axes")
         query_x, query_y, key_x, key_y, value = zip(self.in_proj.weight.chunk(5), self.in_proj.bias.chunk(5), strict=True)
-        ((across, down),) = memory.axes
+        ((across, down),) = given(memory.axes if len(memory.axes) == 1 else None, "RowColumnRead", "Memory.axes of one level")
         columns, rows = self.means(memory)
         (mask,) = (None,) if memory.mask is None else memory.maps(memory.mask)
         # a linear map of a mean is the mean of the linear map, for a fraction of the work
         row = self._weights(
-            F.linear(plus(content, look.axes[0]), *query_x), F.linear(plus(columns, across), *key_x), None if mask is None else mask[:, 0]
+            F.linear(plus(content, asked[0]), *query_x), F.linear(plus(columns, across), *key_x), None if mask is None else mask[:, 0]
         )
         column = self._weights(
-            F.linear(plus(content, look.axes[1]), *query_y), F.linear(plus(rows, down), *key_y), None if mask is None else mask[:, :, 0]
+            F.linear(plus(content, asked[1]), *query_y), F.linear(plus(rows, down), *key_y), None if mask is None else mask[:, :, 0]
         )
         if trace is not None:
             trace.attention = ((row, column),)

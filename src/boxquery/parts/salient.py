@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from boxquery.parts.attention import Look, read_dense
+from boxquery.parts.attention import Look, given, given_boxes, read_dense, unbiased
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.gaussian import log_gaussian
 from boxquery.parts.heads import MLP
@@ -63,8 +63,8 @@ class SalientRead(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
-        assert look.reference is not None
-        memory, box = memory.level(self.level), look.reference.detach()
+        unbiased(look, "SalientRead")
+        memory, box = memory.level(self.level), given_boxes(look.reference, "SalientRead", "Look.reference").detach()
         crops = crop(memory, box)
         found = self.points(self.squeeze(crops.to(content.dtype)).relu().flatten(1)).to(box.dtype)
         found = found.view(*box.shape[:2], -1, self.heads, 2)
@@ -87,11 +87,11 @@ class SalientRead(nn.Module):
 
     def _attended(self, content: Tensor, features: Tensor, points: Tensor, look: Look, memory: Memory, trace: LayerTrace | None) -> Tensor:
         """Features [B, Q, H, D] at points [B, Q, H, 2] -> what they find in the memory, [B, Q, D]."""
-        assert memory.position is not None
+        position = given(memory.position, "SalientRead", "Memory.position")
         place = sine(points.detach().flip(-1), content.shape[-1] // 2).to(content.dtype)
         place = place * self.position_weights(content).sigmoid().unflatten(-1, (self.heads, -1))
         q = self.query_content(features) + self.query_position(place)
-        k = self.key_content(memory.tokens) + self.key_position(memory.position.to(content.dtype))
+        k = self.key_content(memory.tokens) + self.key_position(position.to(content.dtype))
         v = self.value(memory.tokens).unflatten(-1, (self.heads, -1))
         k = k[:, None].expand(-1, self.heads, -1, -1)
         return read_dense(q.transpose(1, 2), k, v.transpose(1, 2), look, memory, self.dropout * self.training, trace)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention import Look, attend, read_dense, self_bias
+from boxquery.parts.attention import Look, attend, given, read_dense, self_bias
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -26,9 +26,8 @@ class SeparateSelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, look: Look, trace: LayerTrace | None = None) -> Tensor:
-        position = look.self_position if look.self_position is not None else look.position
-        assert position is not None
-        position = position.to(content.dtype)
+        position = look.position if look.self_position is None else look.self_position
+        position = given(position, "SeparateSelfAttention", "Look.position or Look.self_position").to(content.dtype)
         q = self.query_content(content) + self.query_position(position)
         k = self.key_content(content) + self.key_position(position)
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, self.value(content)))
@@ -57,14 +56,13 @@ class SeparateRead(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
-        assert look.position is not None
-        assert memory.position is not None
+        place = given(look.position, "SeparateRead", "Look.position")
         q, k = self.query_content(content), self.key_content(memory.tokens)
-        key_place = self.key_place(memory.position.to(content.dtype)).expand_as(k)
+        key_place = self.key_place(given(memory.position, "SeparateRead", "Memory.position").to(content.dtype)).expand_as(k)
         if self.query_position is not None:
-            assert look.self_position is not None
-            q, k = q + self.query_position(look.self_position.to(content.dtype)), k + key_place
-        q = self._beside(q, self.query_place(look.position.to(content.dtype)).expand_as(q))
+            position = given(look.self_position, "SeparateRead(first=True)", "Look.self_position")
+            q, k = q + self.query_position(position.to(content.dtype)), k + key_place
+        q = self._beside(q, self.query_place(place.to(content.dtype)).expand_as(q))
         v = self.value(memory.tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         return self.out_proj(read_dense(q, self._beside(k, key_place), v, look, memory, self.dropout * self.training, trace))
 

@@ -68,6 +68,13 @@ class Training(L.LightningModule):
         if self.average is not None and (done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch):
             average(self.average, self.model, self.recipe.ema, self.global_step)
 
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        # Lightning refuses to clip for a fused optimizer in mixed precision, since half precision would need unscaling; bf16 has no scale
+        if gradient_clip_val:
+            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(self.recipe, self.steps))
