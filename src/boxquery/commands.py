@@ -190,11 +190,12 @@ def models(name: str | None = None, /) -> Shown:
         text = f"{name}: {row['summary']}\n\nPaper: {row['paper']}\nPublished: {row['published']}"
         return Shown(row, text=f"{text}\n\nDiffers from DETR in:\n{bullets}\n\nPresets:\n{counts}")
     table = Table(show_lines=True, caption="size: parameters and multiply-adds of preset paper at 800 x 1333, in millions and billions")
-    for column in ("model", "queries", "encoder", "cross-attention", "refinement", "matching", "size", "published, R50 on COCO"):
+    table.add_column("model", no_wrap=True)
+    for column in ("queries", "encoder", "cross-attention", "refinement", "matching", "size", "published, R50 on COCO"):
         table.add_column(column, overflow="fold")
     for row in rows:
         axes = (row[axis] for axis in ("queries", "encoder", "cross_attention", "refinement", "matching"))
-        venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}, {row['paper'].rpartition(' ')[2]}"
+        venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}\n{row['paper'].rpartition(' ')[2]}"
         table.add_row(f"[bold]{row['name']}[/bold]\n{venue}", *axes, _size(row["sizes"]["paper"]), row["published"])
     return Shown({"models": rows}, table)
 

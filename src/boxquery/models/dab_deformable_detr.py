@@ -1,6 +1,6 @@
 """DAB-Deformable-DETR: anchor boxes as queries, on deformable attention.
 
-Paper: Liu et al., "DAB-DETR: Dynamic Anchor Boxes are Better Queries for DETR", ICLR 2022, arXiv:2201.12329 (appendix)
+Paper: Liu et al., "DAB-DETR: Dynamic Anchor Boxes are Better Queries for DETR", ICLR 2022, arXiv:2201.12329
 Year: 2022
 Queries: 4-d anchor boxes with learned content
 Encoder: as Deformable DETR
