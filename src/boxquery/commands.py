@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boxquery.errors import UserError
+from boxquery.training.run import Options
 
 if TYPE_CHECKING:
     from boxquery.detector import Detector, Result
@@ -204,7 +205,7 @@ def _size(count: dict[str, Any]) -> str:
     return f"{count['parameters'] / 1e6:.1f} M, {count['gflops']:.{0 if count['gflops'] >= 10 else 1}f} G"
 
 
-def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800) -> Shown:
+def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800, options: Options = None) -> Shown:
     """Turn a paper's released COCO checkpoint into a model folder.
 
     Args:
@@ -212,12 +213,14 @@ def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: i
         model: which of the family it is; its options are read off the tensors.
         out: the model folder to write.
         image_size: short side of the input in pixels.
+        options: what the tensors do not show, as ``--option name=value``, repeated: ``dilation=true`` for a DC5 checkpoint.
     """
     from boxquery.official.checkpoint import convert
 
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    report = convert(checkpoint, model, out, image_size)
+    report = convert(checkpoint, model, out, image_size, options or {})
+    _warn([f"the tensors do not show {name}; taken as {value} (--option {name}=...)" for name, value in report["assumed"].items()])
     return Shown(report, text=f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}")
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import boxquery as bq
+from boxquery.cli import run
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import AUTHORS, _renamed
 
@@ -182,3 +183,21 @@ def test_without_authors():
     model.config["name"] = "nobody"
     with pytest.raises(bq.UserError, match=r"'nobody'; known: .*detr"):
         bq.load_official(model, {})
+
+
+@pytest.mark.parametrize("dilation", [None, True])
+def test_import_says_what_no_tensor_shows(tmp_path, capsys, dilation):
+    """A DC5 checkpoint has the tensors of a C5 one: what is assumed is said aloud, and can be given."""
+    small = {key: value for key, value in SMALL.items() if key not in ("backbone", "heads")}
+    source = bq.create_model("detr", classes=91, **small)
+    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS["detr"]).keys(source)]
+    own = source.state_dict()
+    keys = [*detr_keys(), *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
+    torch.save({"model": {key: own[_renamed(key, rules)].clone() for key in keys}}, tmp_path / "theirs.pth")
+    words = ["import-official", str(tmp_path / "theirs.pth"), "--model", "detr", "--out", str(tmp_path / "ours")]
+    assert run(words + (["--option", "dilation=true"] if dilation else [])) == 0
+    said = capsys.readouterr().err
+    assert ("dilation" in said) is (dilation is None)
+    model = bq.load(tmp_path / "ours").model
+    assert model.config["options"]["dilation"] is bool(dilation)
+    assert model.config["options"]["decoder_layers"] == small["decoder_layers"]

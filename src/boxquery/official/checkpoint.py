@@ -33,8 +33,15 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def convert(path: Path, name: str, out: Path, image_size: int) -> dict[str, Any]:
-    """Read, build the model that the tensors describe, fill it, save it. COCO's names and ids; slots without a category have no name."""
+#: options that change what a model answers, but none of its tensors
+UNSEEN = ("dilation", "gaussian_smooth")
+
+
+def convert(path: Path, name: str, out: Path, image_size: int, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Read, build the model that the tensors describe, fill it, save it. COCO's names and ids; slots without a category have no name.
+
+    ``given`` are options that the tensors do not show; they win over what was read. ``"assumed"`` of the report has those that nobody gave.
+    """
     if name not in AUTHORS:
         raise UserError(f"no official checkpoint is known for {name!r}; known: {', '.join(AUTHORS)}")
     tensors = read(path)
@@ -42,9 +49,12 @@ def convert(path: Path, name: str, out: Path, image_size: int) -> dict[str, Any]
         classes, options = import_module(AUTHORS[name]).options(tensors)
     except KeyError as error:
         raise UserError(f"{path}: no tensor {error} in it: not a checkpoint of {name}") from error
+    options |= given or {}
     model = create_model(name, classes=classes, **options)
     report = load_official(model, tensors)
+    built = model.config["options"]
+    assumed = {key: built[key] for key in UNSEEN if key in built and key not in options}
     names = [CATEGORIES.get(i) for i in range(classes)]
     Detector(model, names, list(range(classes)), image_size).save(out)
     counts = {kind: len(keys) for kind, keys in report.items()}
-    return {"model": name, "out": str(out), "options": options, **counts}
+    return {"model": name, "out": str(out), "options": options, "assumed": assumed, **counts}
