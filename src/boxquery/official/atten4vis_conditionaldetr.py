@@ -1,15 +1,6 @@
 """Atten4Vis/ConditionalDETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import (
-    CONSTANTS,
-    backbone,
-    decoder,
-    dense_encoder,
-    separate_read,
-    separate_self_attention,
-    shared_head,
-    sizes,
-)
+from boxquery.official.patterns import CONSTANTS, separate, sizes
 
 __all__ = ["CONSTANTS", "keys", "options"]
 
@@ -17,17 +8,9 @@ __all__ = ["CONSTANTS", "keys", "options"]
 def keys(model) -> list[tuple[str, str]]:
     """Their key (a pattern) -> ours."""
     return [
-        *backbone(),
-        (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
-        *dense_encoder(),
-        *separate_self_attention(),
-        *separate_read(),
-        *decoder(),
-        (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
-        (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1"),
+        *separate(),
         (r"transformer\.decoder\.ref_point_head\.(.+)", r"queries.reference.\1"),
         (r"query_embed\.weight", "queries.position"),
-        *shared_head(),
     ]
 
 

@@ -67,6 +67,21 @@ def separate_read() -> Rules:
     return [(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.read.{ours}.\2") for theirs, ours in names.items()]
 
 
+def separate() -> Rules:
+    """The transformer of Conditional DETR, on which DAB-DETR stands: DETR's encoder, and a decoder that maps content and place apart."""
+    return [
+        *backbone(),
+        (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
+        *dense_encoder(),
+        *separate_self_attention(),
+        *separate_read(),
+        *decoder(),
+        (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
+        (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1"),
+        *shared_head(),
+    ]
+
+
 def sampled(layer: str = DECODER + "cross_attn", ours: str = r"layers.\1.read") -> Rules:
     """Deformable attention (Deformable DETR)."""
     names = r"(sampling_offsets|attention_weights|value_proj)"
