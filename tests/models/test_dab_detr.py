@@ -63,6 +63,18 @@ def test_fixed_centres(name):
         assert torch.equal(learned.eval()(images, mask).boxes, model.eval()(images, mask).boxes)
 
 
+@pytest.mark.parametrize("name", ["dab-detr", "dab-deformable-detr", "sam-detr"])
+def test_first_boxes(name):
+    published = create(name, num_queries=2000, anchor_size=0.0).queries.anchors.detach()
+    assert published.mean(0).abs().max() < 0.1
+    assert (published.std(0) - 1).abs().max() < 0.1
+    chosen = create(name, num_queries=2000, anchor_size=0.2).queries.anchors.detach().sigmoid()
+    assert (chosen[:, :2].mean(0) - 0.5).abs().max() < 0.03
+    assert (chosen[:, :2].std(0) - 0.289).abs().max() < 0.02  # even over [0, 1)
+    assert (chosen[:, 2:].median(0).values - 0.2).abs().max() < 0.02
+    assert chosen[:, 2:].max() < 0.5
+
+
 def waves(value: float, features: int) -> list[float]:
     """Sine and cosine of one number in [0, 1], pair by pair."""
     out = []
@@ -138,6 +150,8 @@ def test_the_next_place_carries_no_gradient_but_the_prediction_does():
     ("name", "options", "said"),
     [
         ("dab-detr", {"patterns": -1}, "patterns=-1: must be 0"),
+        ("dab-detr", {"anchor_size": 1.0}, "anchor_size=1.0: must be a share"),
+        ("sam-detr", {"anchor_size": -0.1}, "anchor_size=-0.1: must be a share"),
         ("dab-detr", {"levels": 3}, "unknown option 'levels'"),
         ("dab-deformable-detr", {"levels": 0}, "levels=0, points="),
         ("dab-deformable-detr", {"hidden_dim": 40}, "hidden_dim=40: must be a multiple of 32"),

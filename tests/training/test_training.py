@@ -16,7 +16,7 @@ from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
 from boxquery.models.options import Recipe
 from boxquery.training.keeper import Keeper
-from boxquery.training.module import rate
+from boxquery.training.module import parameter_groups, rate
 
 SMALL = {
     "backbone": "resnet10t",
@@ -26,6 +26,20 @@ SMALL = {
     "ffn_dim": 32,
     "num_queries": 12,
 }
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_every_parameter_has_its_rate(name):
+    """Once, and what is learned a query (its own parameters, not those of networks beside them) is apart."""
+    model = bq.create_model(name, classes=3, preset="tiny", **SMALL)
+    groups = parameter_groups(model, Recipe(lr=1.0, backbone_lr=0.5, slow=0.1, queries=10.0))
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for path, parameter in model.named_parameters():
+        expected = 0.5 if path.startswith("backbone.") else 0.1 if any(part in path for part in model.slow) else 1.0
+        if path.startswith("queries.") and path.count(".") == 1:
+            expected = 10.0
+        assert rates[id(parameter)] == expected, path
 
 
 def scenes(train=12, val=6):

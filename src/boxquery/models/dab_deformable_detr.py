@@ -25,7 +25,7 @@ from torch import nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import Look, SampledRead, SelfAttention, given_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
@@ -39,6 +39,7 @@ from boxquery.parts.positions import SinePosition, box_sine
 class DABDeformableOptions(Options):
     """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
     ``points``: samples of a head on a level. ``fixed_xy``: centres are drawn once and not trained.
+    ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     """
 
     num_queries: int = 300
@@ -46,16 +47,22 @@ class DABDeformableOptions(Options):
     levels: int = 4
     points: int = 4
     fixed_xy: bool = False
+    anchor_size: float = 0.0
 
     def check(self) -> None:
         super().check()
+        check_share(anchor_size=self.anchor_size)
         if self.levels < 1 or self.points < 1:
             raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
         if self.hidden_dim % 32:
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
 
 
-PRESETS = presets(DABDeformableOptions(), Recipe(epochs=50, decay_at=0.8), dilation=False, encoder_layers=1, heads=4, levels=3, points=2)
+PRESETS = presets(
+    DABDeformableOptions(),
+    Recipe(epochs=50, decay_at=0.8),
+    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2, "anchor_size": 0.15},
+)
 
 
 class AnchorPosition(nn.Module):
@@ -86,7 +93,7 @@ def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> Dete
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
         encoder=regions,
-        queries=BoxQueries(o.num_queries, dim, "learned", o.fixed_xy),
+        queries=BoxQueries(o.num_queries, dim, "learned", o.fixed_xy, o.anchor_size),
         place=place,
         layers=layers,
         refine=refine_detached,

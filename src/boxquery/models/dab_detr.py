@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, given, given_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
@@ -40,20 +40,23 @@ from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
 class DABOptions(Options):
     """``patterns``: content vectors with which every anchor is asked; 0: zero content. ``num_queries``: anchors.
     ``fixed_xy``: centres are drawn once and not trained (the authors' flag draws them, but trains on).
+    ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     """
 
     num_queries: int = 300
     dropout: float = 0.0
     patterns: int = 0
     fixed_xy: bool = False
+    anchor_size: float = 0.0
 
     def check(self) -> None:
         super().check()
+        check_share(anchor_size=self.anchor_size)
         if self.patterns < 0:
             raise UserError(f"patterns={self.patterns}: must be 0 (zero content) or more")
 
 
-PRESETS = presets(DABOptions(), Recipe(epochs=50, decay_at=0.8))
+PRESETS = presets(DABOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
 
 
 class ScaledPositions(nn.Module):
@@ -111,7 +114,7 @@ def build(classes: int, options: DABOptions, pretrained: bool) -> DetectionTrans
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim, temperature=20)),
         encoder=regions,
-        queries=BoxQueries(o.num_queries, dim, o.patterns or "zero", o.fixed_xy),
+        queries=BoxQueries(o.num_queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
         place=place,
         layers=layers,
         refine=refine,

@@ -49,6 +49,13 @@ class Options:
             raise UserError(f"dropout={self.dropout}: must be at least 0 and below 1")
 
 
+def check_share(**values: float) -> None:
+    """Raise ``UserError`` for a share of the image that is not at least 0 (as published) and below 1."""
+    for name, value in values.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name}={value}: must be a share of the image below 1, or 0 for the published start")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a preset is trained, as published (``paper``) or as measured by us (``small``, ``tiny``).
@@ -56,7 +63,9 @@ class Recipe:
     Attributes:
         image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
         epochs, batch_size: of one process.
-        lr, backbone_lr, slow: rates of transformer and backbone, and the factor for parameters that a paper trains slower.
+        lr, backbone_lr: rates of transformer and backbone.
+        slow, queries: factors on ``lr`` for parameters that a paper trains slower, and for what is learned a query (places, contents):
+            each gets a gradient from its own few objects only.
         decay: "step" (to a tenth after ``decay_at`` of the steps) or "cosine" (to zero).
         warmup: steps, as a share of all.
         ema: decay of the moving average that is evaluated and saved; 0: none.
@@ -71,6 +80,7 @@ class Recipe:
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     slow: float = 0.1
+    queries: float = 1.0
     weight_decay: float = 1e-4
     decay: str = "step"
     decay_at: float = 2 / 3
@@ -90,6 +100,7 @@ SMALL_DATA = Recipe(
     lr=1e-3,
     backbone_lr=1e-3,
     slow=1.0,
+    queries=10.0,
     decay="cosine",
     warmup=0.02,
     ema=0.99,
@@ -122,12 +133,16 @@ SMALL_MODEL: dict[str, Any] = {
 
 
 def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
-    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and what is the paper's ``own`` in them."""
+    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and what is the paper's ``own`` in them.
+
+    Who reads a single map reads it at stride 8 in "tiny": at stride 16 the objects of small images are lost (docs/LOG.md).
+    """
     small = replace(options, **{**SMALL_MODEL, **own})
+    body = {**NARROW_RESNET10, "output_stride": 8} if small.dilation else NARROW_RESNET10
     return {
         "paper": Preset(options, recipe),
         "small": Preset(replace(small, num_queries=100), SMALL_DATA),
-        "tiny": Preset(replace(small, num_queries=40, backbone_options=NARROW_RESNET10), TINY_DATA),
+        "tiny": Preset(replace(small, num_queries=40, encoder_layers=1, dilation=False, backbone_options=body), TINY_DATA),
     }
 
 

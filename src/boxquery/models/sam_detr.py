@@ -26,7 +26,7 @@ from torch import Tensor
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, SampledRead, given
 from boxquery.parts.heads import Head
@@ -45,6 +45,7 @@ class SAMOptions(Options):
     """``levels``: 1, or 3 (strides 8, 16 and 32; SAM-DETR++), with feed-forward networks half as wide in the encoder.
     ``neck_norm``: group norm after the neck's convolution; the authors had it in schedules under 25 epochs. Several levels always have it.
     ``smca``: Gaussians around the salient points (from SMCA).
+    ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     ``cross_attention``: False: the memory is not attended; a query keeps the values of the features that it re-sampled.
     """
 
@@ -53,9 +54,11 @@ class SAMOptions(Options):
     neck_norm: bool = False
     smca: bool = False
     cross_attention: bool = True
+    anchor_size: float = 0.0
 
     def check(self) -> None:
         super().check()
+        check_share(anchor_size=self.anchor_size)
         if self.levels not in (1, 3):
             raise UserError(f"levels={self.levels}: must be 1 (stride 32, or 16 with dilation) or 3 (strides 8, 16 and 32)")
         if self.smca and not self.cross_attention:
@@ -64,7 +67,7 @@ class SAMOptions(Options):
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
 
 
-PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8))
+PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
 
 
 def place(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
@@ -105,7 +108,7 @@ def build(classes: int, options: SAMOptions, pretrained: bool) -> DetectionTrans
         # image: with several levels, each has a norm and an embedding
         image=image(o, pretrained, SingleSinePosition(dim), o.levels, norm=o.neck_norm or several, level_embedding=several),
         encoder=regions,
-        queries=BoxQueries(o.num_queries, dim),
+        queries=BoxQueries(o.num_queries, dim, size=o.anchor_size),
         place=place,
         layers=layers,
         refine=refine,

@@ -40,8 +40,8 @@ class SMCAOptions(Options):
     a weight of both axes' product.
     ``gaussian_smooth``: divides the Gaussian's exponent (beta); higher is wider.
     ``levels``: 1 is the released model; more is the paper's section 3.3, from stride 16 on (the paper: 3, and ``encoder_layers`` 5).
-    ``centre_stride``: pixels a cell in which the predicted centre is measured, meant to be the stride of the backbone's last map: 32, or 16
-    with ``dilation`` (the authors keep 32 there too).
+    ``centre_stride``: pixels a cell in which the predicted centre is measured; 0: the stride of the backbone's last map, which it is meant
+    to be (the authors have 32, with ``dilation`` too).
     """
 
     num_queries: int = 300
@@ -54,11 +54,11 @@ class SMCAOptions(Options):
         super().check()
         if self.gaussian_smooth <= 0:
             raise UserError(f"gaussian_smooth={self.gaussian_smooth}: must be above 0")
-        if self.levels < 1 or self.centre_stride < 1:
-            raise UserError(f"levels={self.levels}, centre_stride={self.centre_stride}: both must be at least 1")
+        if self.levels < 1 or self.centre_stride < 0:
+            raise UserError(f"levels={self.levels}, centre_stride={self.centre_stride}: must be at least 1 and 0")
 
 
-PRESETS = presets(SMCAOptions(), Recipe(epochs=50, decay_at=0.8), centre_stride=16)
+PRESETS = presets(SMCAOptions(), Recipe(epochs=50, decay_at=0.8), centre_stride=0)
 
 
 def regions(o: SMCAOptions) -> Encoder:
@@ -91,7 +91,7 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
         o.decoder_layers,
         kind=o.dynamic_scale,
         smooth=o.gaussian_smooth,
-        stride=o.centre_stride,
+        stride=o.centre_stride or parts[0].strides[-1],
         steps=steps(parts[0], o.levels),
     )
     # read: everything, or everything on each level apart

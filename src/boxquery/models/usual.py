@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -40,17 +41,25 @@ class BoxQueries(nn.Module):
     Args:
         content: "zero", "learned" (a vector a query), or the number of patterns (vectors that every anchor is asked with).
         fixed_xy: centres are drawn evenly over the image and stay.
+        size: first widths and heights, about this share of the image, with centres drawn evenly; 0: as published, all logits from a
+            normal distribution, which gathers large boxes in the middle. Few steps do not move them far from where they start.
 
     The order is pattern by pattern: all anchors with pattern 0 first.
     """
 
-    def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] | int = "zero", fixed_xy: bool = False):
+    def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] | int = "zero", fixed_xy: bool = False, size: float = 0.0):
         super().__init__()
         self.centres: Tensor
         self.dim, self.patterns = dim, content if isinstance(content, int) else 1
         if fixed_xy:
             self.register_buffer("centres", torch.rand(count, 2).logit(1e-3))
         self.anchors = nn.Parameter(torch.empty(count, 2 if fixed_xy else 4).normal_())
+        if size:
+            with torch.no_grad():
+                self.anchors[:, -2:] *= 0.3
+                self.anchors[:, -2:] += math.log(size / (1 - size))
+                if not fixed_xy:
+                    self.anchors[:, :2] = torch.rand(count, 2).logit(1e-3)
         rows = content if isinstance(content, int) else count if content == "learned" else 0
         self.content = nn.Parameter(torch.empty(rows, dim).normal_()) if rows else None
 

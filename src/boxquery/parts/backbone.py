@@ -23,7 +23,7 @@ class Backbone(nn.Module):
     Args:
         name: any timm model that supports ``features_only``.
         maps: how many of its last maps to return.
-        pretrained: load its weights from the hub.
+        pretrained: load its weights from the hub, or from the file that ``options`` name (``pretrained_cfg_overlay={"file": ...}``).
         dilation: DC5, the last stage keeps the resolution of the one before (stride 16 instead of 32).
         options: keyword arguments of the timm model itself, for example narrower ``channels``.
     """
@@ -62,7 +62,10 @@ def _create(name: str, maps: int, pretrained: bool, dilation: bool, options: dic
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() lists them"
         raise UserError(f"backbone {name!r} is not a timm model; near it: {close}")
-    if pretrained and os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES") and not _cached(name):
+    own = options.get("pretrained_cfg_overlay", {}).get("file")
+    if pretrained and own and not (os.path.isfile(own) and str(own).endswith(".safetensors")):
+        raise UserError(f"backbone {name!r}: {own} is not a safetensors file; backbone_options' pretrained_cfg_overlay names its weights")
+    if pretrained and not own and os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES") and not _cached(name):
         raise UserError(f"backbone {name!r}: HF_HUB_OFFLINE is set and its weights are not in the cache; unset it or use pretrained=False")
     stride = {"output_stride": 16} if dilation else {}
     last = tuple(range(-maps, 0))

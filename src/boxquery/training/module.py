@@ -82,13 +82,20 @@ class Training(L.LightningModule):
 
 
 def parameter_groups(model: DetectionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
-    """Three rates: the transformer's, the backbone's, and a lower one for what the paper trains slower (reference points, offsets)."""
-    groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": []}
+    """Rates of the transformer, the backbone, what the paper trains slower (reference points, offsets), and what is learned a query."""
+    own = {id(parameter) for parameter in model.queries.parameters(recurse=False)}
+    groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": [], "queries": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             slow = any(part in name for part in model.slow)
-            groups["backbone" if name.startswith("backbone.") else "slow" if slow else "transformer"].append(parameter)
-    rates = {"transformer": recipe.lr, "backbone": recipe.backbone_lr, "slow": recipe.lr * recipe.slow}
+            kind = "backbone" if name.startswith("backbone.") else "slow" if slow else "queries" if id(parameter) in own else "transformer"
+            groups[kind].append(parameter)
+    rates = {
+        "transformer": recipe.lr,
+        "backbone": recipe.backbone_lr,
+        "slow": recipe.lr * recipe.slow,
+        "queries": recipe.lr * recipe.queries,
+    }
     return [{"params": parameters, "lr": rates[name], "name": name} for name, parameters in groups.items() if parameters]
 
 
