@@ -100,7 +100,7 @@ def one(where: str, weights: str, system: str, rate: float, seed: int, epochs: i
     """What such a process does."""
     register("anchor-smca", combination())
     model, options = SYSTEMS[system]
-    options = {**options, "backbone_options": {**BODY, "pretrained_cfg_overlay": {"file": weights}}}
+    options = {"dilation": False, **options, "backbone_options": {**BODY, "pretrained_cfg_overlay": {"file": weights}}}
     settings: dict[str, Any] = {"model": model, "preset": "tiny", "options": options, "pretrained": True, "image_size": 128}
     settings |= {"epochs": epochs, "lr": rate, "seed": seed, "device": "cpu", "precision": "float32", "workers": 0}
     bq.train("shapes", out=Path(where), resume=(Path(where) / "last.ckpt").exists(), **settings)

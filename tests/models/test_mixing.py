@@ -108,7 +108,7 @@ def test_bfloat16(small):
 
 @torch.no_grad()
 def test_the_trace_shows_attention_under_gaussians_around_the_points(small):
-    """At the start all widths are one: exp(-(dx^2 + dy^2) / 8), in cells of 8 pixels from the point; offsets are set to zero."""
+    """At the start all widths are one: exp(-(dx^2 + dy^2) / 8), in cells of 16 pixels from the point; offsets are set to zero."""
     model = small.double().eval()
     for layer in model.place.offsets:
         nn.init.zeros_(layer.weight)
@@ -118,12 +118,12 @@ def test_the_trace_shows_attention_under_gaussians_around_the_points(small):
     for layer in out.trace.layers:
         traces.check_read(layer, 2, 3 * count, 8)
         (gaussian,), (attention,) = layer.gaussian, layer.attention
-        assert gaussian.shape == attention.shape == (2, 8, 3 * count, 12, 16)
+        assert gaussian.shape == attention.shape == (2, 8, 3 * count, 6, 8)
         for image, (height, width) in enumerate(SIZES):
             for query in (0, 17, count + 17, 3 * count - 1):
                 x, y = points[query % count].tolist()
                 assert layer.reference[image, query].tolist() == pytest.approx([x, y])
-                dx, dy = torch.arange(16) - x * width / 8, torch.arange(12) - y * height / 8
+                dx, dy = torch.arange(8) - x * width / 16, torch.arange(6) - y * height / 16
                 expected = torch.exp(-(dx[None] ** 2 + dy[:, None] ** 2) / 8).double()
                 torch.testing.assert_close(gaussian[image, :, query], expected.expand(8, -1, -1), atol=1e-6, rtol=1e-5)
 

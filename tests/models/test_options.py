@@ -174,7 +174,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"dynamic_scale": "type5"}, "'type3', 'type4'"),
     ({"gaussian_smooth": 0}, "gaussian_smooth=0"),
     ({"gaussian_smooth": "wide"}, "gaussian_smooth='wide'"),
-    ({"centre_stride": 0}, "centre_stride=0"),
+    ({"centre_stride": -1}, "centre_stride=-1"),
     ({"smca": 1}, "smca=1"),
     ({"smca": True, "cross_attention": False}, "cross_attention=True"),
     ({"neck_norm": True, "hidden_dim": 80}, "hidden_dim=80"),

@@ -133,16 +133,12 @@ SMALL_MODEL: dict[str, Any] = {
 
 
 def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
-    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and what is the paper's ``own`` in them.
-
-    Who reads a single map reads it at stride 8 in "tiny": at stride 16 the objects of small images are lost (docs/LOG.md).
-    """
+    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and what is the paper's ``own`` in them."""
     small = replace(options, **{**SMALL_MODEL, **own})
-    body = {**NARROW_RESNET10, "output_stride": 8} if small.dilation else NARROW_RESNET10
     return {
         "paper": Preset(options, recipe),
         "small": Preset(replace(small, num_queries=100), SMALL_DATA),
-        "tiny": Preset(replace(small, num_queries=40, encoder_layers=1, dilation=False, backbone_options=body), TINY_DATA),
+        "tiny": Preset(replace(small, num_queries=40, encoder_layers=1, backbone_options=NARROW_RESNET10), TINY_DATA),
     }
 
 
