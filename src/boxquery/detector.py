@@ -168,6 +168,22 @@ class Detector:
         stream = self._stream(source, threshold, batch_size, top_k)
         return list(stream) if isinstance(source, list | tuple) else stream
 
+    def explain(self, source: Source | Sequence[Source], *, threshold: float | None = None) -> Any:
+        """What every query did: where it looked, how its box moved from layer to layer, and which queries wanted the same object.
+
+        Args:
+            source: a path, PIL image or RGB uint8 array [H, W, 3] gives an ``Explanation``; a list gives a list. Each keeps the attention
+                of every layer, which takes memory.
+            threshold: least score of a detection, 0..1; None: the detector's own.
+
+        Raises ``UserError`` for an image that cannot be read.
+        """
+        from boxquery.explain.story import explain
+
+        if isinstance(source, str | Path | Image.Image | np.ndarray):
+            return explain(self, source, threshold=threshold)
+        return [explain(self, each, threshold=threshold) for each in source]
+
     def _stream(self, sources: Iterable[Source], threshold: float | None, batch_size: int, top_k: int | None) -> Iterator[Result]:
         from boxquery.data.loading import collate
 
@@ -175,7 +191,7 @@ class Detector:
         if not 0 <= least <= 1:
             raise UserError(f"threshold={least}: must be from 0 to 1")
         for group in _batched(sources, batch_size):
-            images = [_open(s) for s in group]
+            images = [as_image(s) for s in group]
             none = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
             batch = collate([{"image": self.transform(image), "target": none, "index": i} for i, image in enumerate(images)])
             sizes = [(image.height, image.width) for image in images]
@@ -277,7 +293,7 @@ def _download(source: str) -> Path:
         raise UserError(f"{local}, and the hub cannot be reached; check the path or the network") from error
 
 
-def _open(source: Source) -> Image.Image:
+def as_image(source: Source) -> Image.Image:
     if isinstance(source, str | Path):
         return read_image(Path(source))
     if isinstance(source, Image.Image):

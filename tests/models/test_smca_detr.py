@@ -242,11 +242,13 @@ def test_one_answer_a_query():
 
 def test_centre_stride_follows_the_last_map():
     assert has_option("smca-detr", "centre_stride")
-    assert {name: p.options.centre_stride for name, p in presets("smca-detr").items()} == {"paper": 32, "small": 16, "tiny": 16}
+    assert {name: p.options.centre_stride for name, p in presets("smca-detr").items()} == {"paper": 32, "small": 0, "tiny": 0}
+    for options, stride in (({}, 16), ({"dilation": False}, 32), ({"levels": 3, "dilation": False}, 32), ({"centre_stride": 24}, 24)):
+        assert create("smca-detr", **options).place.stride == stride
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"levels": 0}, {"levels": -1}, {"centre_stride": 0}, {"gaussian_smooth": 0.0}, {"gaussian_smooth": -8.0}]
+    "wrong", [{"levels": 0}, {"levels": -1}, {"centre_stride": -1}, {"gaussian_smooth": 0.0}, {"gaussian_smooth": -8.0}]
 )
 def test_wrong_options(wrong):
     ((name, value),) = wrong.items()

@@ -60,6 +60,18 @@ def test_one_series_is_named_by_its_caption():
     assert ">loss 1<" not in line_chart({"loss": [(1, 2.0), (2, 1.0)]}, title="Loss")
 
 
+def test_many_series_have_rows_of_values_above_the_lines():
+    series = {f"layer {i}": [(1, 0.1 * i), (2, 0.123456 * i)] for i in range(1, 8)}
+    root = ElementTree.fromstring(line_chart(series, title="t", kinds={name: f"k{i}" for i, name in enumerate(series)}))  # noqa: S314
+    shown = [e for e in root.iter("text") if e.text and "·" in e.text]
+    rows = {float(e.attrib["y"]) for e in shown}
+    assert len(rows) == 2
+    assert all(len(e.text or "") * 6.5 < 420 for e in shown)
+    assert [e.attrib["class"] for e in root.iter("polyline")] == [f"line k{i}" for i in range(7)]
+    highest = min(float(pair.split(",")[1]) for e in root.iter("polyline") for pair in e.attrib["points"].split())
+    assert highest > max(rows) + 8
+
+
 @pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(5, -3.0), (9, 4.0)], [(1, 1e12), (2, 1e-12)]])
 def test_unusual_series(points):
     ElementTree.fromstring(line_chart({"x": points}, title="t"))  # noqa: S314

@@ -165,6 +165,46 @@ def test_odd_cells_and_rows_written_twice(copy):
     assert text.count('class="best s0"') == 1
 
 
+def write_alignment(run, epochs, layers, reference=True):
+    """Columns as training writes them; the first epoch has no earlier one to compare its queries with."""
+    names = [f"{m}_{i}" for m in ("inside", "entropy", *["distance"] * reference) for i in range(1, layers + 1)]
+    lines = [",".join(["epoch", "loss", *names, "inside_even", "query_changes"])]
+    for epoch in range(1, epochs + 1):
+        values = [f"{0.9 - 0.01 * epoch - 0.02 * i:.3f}" for i in range(len(names))]
+        lines.append(",".join([str(epoch), "1", *values, "0.05", "" if epoch == 1 else "0.25"]))
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("layers", [1, 3, 6, 12])
+@pytest.mark.parametrize("reference", [True, False])
+def test_what_queries_read(copy, layers, reference):
+    write_alignment(copy, 5, layers, reference)
+    text = write_report(copy).read_text()
+    page = Page(text)
+    assert page.ids == [*SECTIONS[:2], "alignment", *SECTIONS[2:]]
+    section = text[text.index('<section id="alignment">') : text.index('<section id="scores">')]
+    assert section.count("<svg") == 3 + reference
+    assert ("diagonals of the image" in section) == reference
+    assert section.count("<polyline") == (2 + reference) * layers + 2
+    assert section.count('<polyline class="line even"') == 1
+    assert f"layer {layers}" in section or layers == 1
+    assert "even 0.05" in section
+    shades = re.findall(r'<polyline class="line (k\d)"', section)
+    assert set(shades) <= {f"k{i}" for i in range(6)}
+    assert all(f".{shade} {{ --this" in text for shade in set(shades))
+    if layers in (3, 6):
+        assert len(set(shades)) == layers
+
+
+def test_one_measurement_is_no_curve(copy):
+    write_alignment(copy, 1, 3)
+    assert Page(write_report(copy).read_text()).ids == SECTIONS
+    write_alignment(copy, 2, 3)  # queries were compared once
+    text = write_report(copy).read_text()
+    assert "alignment" in Page(text).ids
+    assert "changed their query" not in text
+
+
 def test_many_epochs_stay_small(copy):
     write_metrics(copy, 2000)
     assert write_report(copy).stat().st_size < 2_000_000

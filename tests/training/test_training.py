@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -14,6 +16,8 @@ import yaml
 import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
+from boxquery.detector import Detector
+from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.models.options import Recipe
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
@@ -75,6 +79,44 @@ def test_a_run_leaves_what_the_contract_names(finished):
     assert set(json.loads((folder / "evaluation.json").read_text())) == {"val", "test"}
     assert detector.classes == scenes().names
     assert not [p for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_a_run_logs_what_its_queries_read(finished):
+    """The last row is what the saved weights give on the same images."""
+    name, folder, _ = finished
+    first, *others = rows(folder)
+    reached = ["distance"] if name != "detr" else []
+    for row in (first, *others):
+        measured = [f"{measure}_{layer}" for measure in ("inside", "entropy", *reached) for layer in (1, 2, 3)]
+        assert all(0 <= float(row[column]) <= 1 for column in [*measured, "inside_even"])
+        assert ("distance_1" in row) == bool(reached)
+    assert first["query_changes"] == ""
+    assert all(0 <= float(row["query_changes"]) <= 1 for row in others)
+    assert len({row["inside_even"] for row in (first, *others)}) == 1
+    state = torch.load(folder / "last.ckpt", weights_only=True)
+    keeper = state["callbacks"]["Keeper"]
+    config = json.loads((folder / "model/config.json").read_text())["model"]
+    model = bq.create_model(name, classes=5, preset="tiny", **config["options"])
+    model.load_state_dict({k.removeprefix("average."): v for k, v in state["state_dict"].items() if k.startswith("average.")})
+    data = scenes()
+    found = measure_split(Detector(model, data.names, data.ids, 64), data.splits["val"], only=with_objects(data.splits["val"], 1))
+    assert {k: float(others[-1][k]) for k in found.columns()} == pytest.approx(found.columns(), abs=1e-6)
+    assert keeper["finders"] == found.query.tolist()
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_without_any_object_to_read_nothing_is_logged(tmp_path, ignored):
+    data = scenes()
+    val = data.splits["val"]
+    if ignored:
+        bare = [replace(r, ignore=np.ones_like(r.ignore)) for r in val]
+    else:
+        bare = [replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]) for r in val]
+    data = replace(data, splits={**data.splits, "val": replace(val, records=bare)})
+    bq.train(data, epochs=2, out=tmp_path / "run", **settings("detr"))
+    assert len(rows(tmp_path / "run")) == 2
+    assert not [column for column in rows(tmp_path / "run")[0] if column.startswith(("inside", "entropy", "query"))]
+    assert "What queries read" not in (tmp_path / "run/report.html").read_text()
 
 
 def test_loaded_it_answers_as_before(finished):
@@ -205,6 +247,28 @@ def test_resuming_with_other_settings_is_refused(finished):
         bq.train("elsewhere", out=folder, resume=True)
 
 
+def test_without_an_average_it_goes_on_training(tmp_path, monkeypatch):
+    """The model that an evaluation switched to answer is the one that is trained."""
+    from boxquery.training import fit
+    from boxquery.training.module import Training
+
+    modes, step, presets = [], Training.training_step, fit.preset
+
+    def told(self, batch, batch_idx):
+        modes.append(self.model.training)
+        return step(self, batch, batch_idx)
+
+    def unaveraged(name, size):
+        known = presets(name, size)
+        return replace(known, recipe=replace(known.recipe, ema=0.0))
+
+    monkeypatch.setattr(Training, "training_step", told)
+    monkeypatch.setattr(fit, "preset", unaveraged)
+    bq.train(scenes(), epochs=2, out=tmp_path / "run", **settings("detr"))
+    assert len(modes) == 6
+    assert all(modes)
+
+
 def test_numbers_that_are_none_stop_the_run_and_name_the_images(tmp_path, monkeypatch):
     from boxquery.training.module import Training
 
@@ -267,6 +331,8 @@ def test_two_processes_train_and_evaluate_as_one_command(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert [r["epoch"] for r in rows(tmp_path / "run")] == ["1", "2"]
     assert [r["images"] for r in rows(tmp_path / "run")] == ["8", "16"]
+    assert all(0 <= float(r["inside_1"]) <= 1 for r in rows(tmp_path / "run"))
+    assert [r["query_changes"] == "" for r in rows(tmp_path / "run")] == [True, False]
     best = max(float(r["AP"]) for r in rows(tmp_path / "run"))
     alone = bq.load(tmp_path / "run").evaluate(scenes(train=13, val=7), split="val")
     assert alone["AP"] == pytest.approx(best, abs=2e-4)

@@ -104,8 +104,15 @@ class DetectionTransformer(nn.Module):
             trace: keep what each query did.
             last_only: answers of the last layer alone (L = 1).
         """
+        return self.answer(self.see(images, mask), targets=targets, trace=trace, last_only=last_only)
+
+    def see(self, images: Tensor, mask: Tensor | None = None) -> Memory:
+        """The first half of ``forward``: the image as tokens, before any region has read another."""
+        return self.tokens(self.neck(self.backbone(images)), mask, images.shape[-2:])
+
+    def answer(self, memory: Memory, *, targets: list[dict] | None = None, trace: bool = False, last_only: bool = False) -> Output:
+        """The second half of ``forward``: from what ``see`` gives, through encoder and decoder, to the answers."""
         traces = Trace() if trace else None
-        memory = self.tokens(self.neck(self.backbone(images)), mask, images.shape[-2:])
         memory = self.encoder(memory, traces.encoder if traces else None)
         state = self.queries(memory, targets)
         logits, boxes = [], []

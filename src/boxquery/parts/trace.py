@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,47 +48,58 @@ class LayerTrace:
         A dense cell spreads its weight evenly over the pixels of the map that it covers; a sampled point gives its weight to the cells
         from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``.
         """
-        total = torch.zeros(size, dtype=torch.float64)
+        found = self.heatmaps([query], size, image)
+        return Heatmap(found.map[0], float(found.lost))
+
+    def heatmaps(self, queries: Sequence[int] | Tensor, size: tuple[int, int], image: int = 0, heads: bool = False) -> Heatmap:
+        """The same for n queries at once: ``map`` [n, h, w] and ``lost`` [n]; with ``heads`` [n, heads, h, w] and [n, heads]."""
+        total: Tensor | float = 0.0
         for level, (h, w) in enumerate(self.memory.shapes):
-            mass = self._mass(level, h, w, query, image)
+            mass = self.masses(level, queries, image)
+            mass = mass if heads else mass.mean(1)
             ratio = self.memory.valid_ratios[image, level].detach().cpu().double()
             rows, columns = _cover(h, float(ratio[1]), size[0]), _cover(w, float(ratio[0]), size[1])
-            total += rows.T @ mass @ columns
-        kept = float(total.sum())
-        if kept > 0:
-            total = total / kept
-        return Heatmap(total.float(), lost=min(max(1.0 - kept, 0.0), 1.0))
+            total = total + rows.T @ mass @ columns
+        assert isinstance(total, Tensor)
+        kept = total.sum((-2, -1))
+        share = total / kept.clamp(min=torch.finfo(kept.dtype).tiny)[..., None, None]
+        return Heatmap(share.float(), lost=(1 - kept).clamp(0, 1))
 
-    def _mass(self, level: int, h: int, w: int, query: int, image: int) -> Tensor:
-        """float64 [h, w]: the share of the query's reading that falls on each cell of the level."""
+    def masses(self, level: int, queries: Sequence[int] | Tensor, image: int = 0) -> Tensor:
+        """float64 [n, heads, h, w] on the processor: the share of each head's reading that falls on each cell of the level.
+
+        Over all levels a head's shares sum to one, less what sampled points lose beyond the map's edges. Cells on padding are included.
+        """
+        chosen = torch.as_tensor(queries, dtype=torch.long)
         if self.attention is not None:
             weights = self.attention[level]
             if isinstance(weights, Tensor):
-                return weights[image, :, query].detach().double().mean(0).cpu()
-            row, column = (factor[image, :, query].detach().double() for factor in weights)
-            return (column.T @ row / len(row)).cpu()
+                return weights[image][:, chosen].detach().cpu().double().transpose(0, 1)
+            row, column = (factor[image][:, chosen].detach().cpu().double().transpose(0, 1) for factor in weights)
+            return column[..., None] * row[..., None, :]
         assert self.locations is not None
         assert self.weights is not None
-        at = self.locations[image, query, :, level].detach().double().cpu().flatten(0, 1)
-        weight = self.weights[image, query, :, level].detach().double().cpu().flatten() / self.weights.shape[2]
+        h, w = self.memory.shapes[level]
+        at = self.locations[image, chosen, :, level].detach().cpu().double()
+        weight = self.weights[image, chosen, :, level].detach().cpu().double()
         cell = at * torch.tensor([w, h], dtype=torch.float64) - 0.5
         low = cell.floor()
-        mass = torch.zeros(h, w, dtype=torch.float64)
+        mass = torch.zeros(*weight.shape[:2], h * w, dtype=torch.float64)
         for dx in (0, 1):
             for dy in (0, 1):
-                x, y = (low[:, 0] + dx).long(), (low[:, 1] + dy).long()
-                share = weight * (1 - (cell[:, 0] - x).abs()) * (1 - (cell[:, 1] - y).abs())
+                x, y = (low[..., 0] + dx).long(), (low[..., 1] + dy).long()
+                share = weight * (1 - (cell[..., 0] - x).abs()) * (1 - (cell[..., 1] - y).abs())
                 inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-                mass.index_put_((y[inside], x[inside]), share[inside], accumulate=True)
-        return mass
+                mass.scatter_add_(-1, torch.where(inside, y * w + x, 0), torch.where(inside, share, 0.0))
+        return mass.unflatten(-1, (h, w))
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """``map`` [h, w] sums to one (all zero where everything was lost); ``lost`` is the share that fell outside the image."""
+    """``map`` [..., h, w] sums to one (all zero where everything was lost); ``lost`` [...] is the share that fell outside the image."""
 
     map: Tensor
-    lost: float
+    lost: Any
 
 
 @dataclass

@@ -12,6 +12,8 @@ Point = tuple[float, float]
 _LEFT, _TOP, _BOTTOM = 46, 26, 30
 _LETTER = 7.1  # width of a letter of the labels, about, in SVG units
 _ROW = 15  # height of a label
+_VALUES_ROW = 14  # height of a row of values under the pointer
+_VALUE = 6.2  # width of a letter of the values under the pointer, about
 _HOVERS = 120  # at most so many columns answer to the pointer
 
 
@@ -76,6 +78,7 @@ def line_chart(
     unit: str = "epoch",
     from_zero: bool = True,
     best: str | None = None,
+    kinds: Mapping[str, str] | None = None,
     width: int = 420,
     height: int = 235,
 ) -> str:
@@ -87,6 +90,7 @@ def line_chart(
         unit: what x counts.
         from_zero: whether the y axis begins at 0 when no value is below.
         best: a series whose highest point gets a mark.
+        kinds: name -> CSS class of its line; None: s0, s1, ... in order.
         width, height: in SVG units; letters are 12 high.
 
     Raises:
@@ -100,17 +104,20 @@ def line_chart(
     if from_zero and y_low >= 0:
         y_low = 0.0
     y_ticks = ticks(y_low, y_high)
+    kinds = kinds or {name: f"s{place}" for place, name in enumerate(series)}
+    in_a_row = max(int(width / _VALUE / (max(map(len, series)) + 8)), 1)  # of the values under the pointer
+    above = _TOP + _VALUES_ROW * (len(series) // in_a_row)
     alone = len(series) == 1  # then the caption names it
     names = {name: f"{'' if alone else name} {number(line[-1][1])}".strip() for name, line in series.items() if line}
     right = 14 + max(len(text) for text in names.values()) * _LETTER
     x = _Scale(x_low - (x_high == x_low), x_high + (x_high == x_low), _LEFT, width - right)
-    y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP)
+    y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, above)
 
     parts = [_axes(x, y, x_low, x_high, y_ticks, unit)]
     ends = {name: y(series[name][-1][1]) for name in names}
-    places = spread(list(ends.values()), _ROW, _TOP, height - _BOTTOM)
+    places = spread(list(ends.values()), _ROW, above, height - _BOTTOM)
     for (name, text), place in zip(names.items(), places, strict=True):
-        kind = f"s{list(series).index(name)}"
+        kind = kinds[name]
         line = series[name]
         if len(line) > 1:
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in line)
@@ -121,7 +128,7 @@ def line_chart(
             parts.append(f'<circle class="best {kind}" cx="{x(top[0]):.1f}" cy="{y(top[1]):.1f}" r="5.5"/>')
         end = x(line[-1][0]) + 9
         parts.append(f'<text class="name {kind}" x="{end:.1f}" y="{place + 4:.1f}">{escape(text)}</text>')
-    parts.append(_hovers(series, x, y, unit, width, height))
+    parts.append(_hovers(series, kinds, x, y, unit, (width, height), in_a_row))
     label = f"{title}. Last: {', '.join(f'{name} {number(series[name][-1][1])}' for name in names)}."
     return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
 
@@ -144,8 +151,11 @@ def _axes(x: _Scale, y: _Scale, x_low: float, x_high: float, y_ticks: Sequence[f
     return "".join(parts)
 
 
-def _hovers(series: Mapping[str, Sequence[Point]], x: _Scale, y: _Scale, unit: str, width: int, height: int) -> str:
+def _hovers(
+    series: Mapping[str, Sequence[Point]], kinds: Mapping[str, str], x: _Scale, y: _Scale, unit: str, size: tuple[int, int], in_a_row: int
+) -> str:
     """Invisible columns, one per x; the one under the pointer shows a guide, dots, and its values above the chart."""
+    width, height = size
     columns = sorted({a for line in series.values() for a, _ in line})
     if len(columns) < 2:
         return ""
@@ -157,12 +167,15 @@ def _hovers(series: Mapping[str, Sequence[Point]], x: _Scale, y: _Scale, unit: s
         before = (columns[i - 1] + column) / 2 if i else column
         after = (columns[i + 1] + column) / 2 if i + 1 < len(columns) else column
         here = {name: table[column] for name, table in values.items() if column in table}
-        dots = "".join(_dot(x(column), y(value), f"s{list(series).index(name)}") for name, value in here.items())
-        text = " · ".join([f"{unit} {column:g}", *(f"{name} {number(value)}" for name, value in here.items())])
+        dots = "".join(_dot(x(column), y(value), kinds[name]) for name, value in here.items())
+        words = [f"{unit} {column:g}", *(f"{name} {number(value)}" for name, value in here.items())]
+        rows = [" · ".join(words[start : start + in_a_row]) for start in range(0, len(words), in_a_row)]
+        text = "".join(
+            f'<text class="tick end" x="{width - 2}" y="{12 + _VALUES_ROW * row}">{escape(line)}</text>' for row, line in enumerate(rows)
+        )
         parts.append(
             f'<g class="at"><rect x="{x(before):.1f}" y="0" width="{x(after) - x(before):.1f}" height="{height}"/><g>'
-            f'<line x1="{x(column):.1f}" x2="{x(column):.1f}" y1="{_TOP}" y2="{height - _BOTTOM}"/>{dots}'
-            f'<text class="tick end" x="{width - 2}" y="12">{escape(text)}</text></g></g>'
+            f'<line x1="{x(column):.1f}" x2="{x(column):.1f}" y1="{y.stop}" y2="{y.start}"/>{dots}{text}</g></g>'
         )
     return "".join(parts)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.report.files import Run, read_run, write_whole
-from boxquery.report.sections import DASH, classes, curves, main_evaluation, name_of, pictures, scores, split_title
+from boxquery.report.sections import DASH, alignment, classes, curves, main_evaluation, name_of, pictures, scores, split_title
 
 _FLAGS = (
     "model", "preset", "epochs", "minutes", "image_size", "batch_size", "lr", "seed", "device", "precision", "workers", "freeze_backbone",
@@ -50,8 +50,8 @@ def write_report(run: Path) -> Path:
     """
     known = read_run(run)
     style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    sections = [headline(known), curves(known), scores(known), classes(known), pictures(known), data(known), configuration(known)]
-    body = "\n".join(section for section in sections if section)
+    sections = (headline, curves, alignment, scores, classes, pictures, data, configuration)
+    body = "\n".join(text for section in sections if (text := section(known)))
     return write_whole(run / "report.html", _PAGE.format(title=escape(_title(known)), style=style, body=body))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections import Counter
 from html import escape
 from pathlib import Path
@@ -84,16 +85,56 @@ def curves(run: Run) -> str:
 
 
 def _curve(run: Run, title: str, note: str, columns: tuple[str, ...], best: str | None = None) -> str:
-    series = {}
-    for column in columns:
-        points = {row.get("epoch", float(place)): row[column] for place, row in enumerate(run.epochs, 1) if column in row}
-        if len(points) > 1:  # by epoch: of rows that a resumed run wrote again, the later one counts
-            series[column] = sorted(points.items())
+    series = _lines(run, {column: column for column in columns})
     if not series:
         return ""
     width, height = (420, 235) if best or "loss" in columns else (340, 215)
     chart = line_chart(series, title=f"{title} by epoch", best=best, width=width, height=height)
     return f"<figcaption>{title} <span>{note}</span></figcaption>{chart}"
+
+
+def _lines(run: Run, columns: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
+    """Name of the line -> its column, as name -> points by epoch; columns with fewer than two are left out."""
+    lines = {}
+    for name, column in columns.items():
+        points = {row.get("epoch", float(place)): row[column] for place, row in enumerate(run.epochs, 1) if column in row}
+        if len(points) > 1:  # by epoch: of rows that a resumed run wrote again, the later one counts
+            lines[name] = sorted(points.items())
+    return lines
+
+
+_ALIGNMENT = (
+    ("inside", "Read inside the object", "share of the attention; dashed: even", "inside_even"),
+    ("entropy", "Spread of the reading", "1: even, 0: one cell", None),
+    ("distance", "From reference to object", "to its centre, in diagonals of the image", None),
+)
+_SHADES = 6  # of the lines of layers in style.css
+
+
+def alignment(run: Run) -> str:
+    """What the queries that found the objects read, by layer and epoch, where it was measured."""
+    layers = sorted({int(found[1]) for row in run.epochs for name in row if (found := re.fullmatch(r"inside_(\d+)", name))})
+    shades = {f"layer {n}": f"k{round(i * (_SHADES - 1) / max(len(layers) - 1, 1))}" for i, n in enumerate(layers)}
+    figures = []
+    for measure, title, note, even in _ALIGNMENT:
+        columns = {f"layer {n}": f"{measure}_{n}" for n in layers} | ({"even": even} if even else {})
+        figures.append((title, note, _lines(run, columns), {**shades, "even": "even"}))
+    figures.append(("Objects that changed their query", "share since the epoch before", _lines(run, {"changes": "query_changes"}), None))
+    figures = [figure for figure in figures if figure[2]]
+    if not figures:
+        return ""
+    kind, size = ("", (340, 235)) if len(figures) == 3 else ("wide", (420, 250))
+    charts = "".join(
+        f'<figure class="{kind}"><figcaption>{title} <span>{note}</span></figcaption>'
+        + line_chart(series, title=f"{title} by epoch", kinds=kinds, width=size[0], height=size[1])
+        + "</figure>"
+        for title, note, series, kinds in figures
+    )
+    hint = (
+        "How each object's query read the image, measured after every epoch on a few validation images: a query that is aligned with its "
+        "object reads inside its box far more than the dashed line, in few cells, and stays with that object from one epoch to the next."
+    )
+    return f'<section id="alignment"><h2>What queries read</h2><p class="hint">{hint}</p><div class="charts">{charts}</div></section>'
 
 
 def _log(run: Run, unfolded: bool) -> str:

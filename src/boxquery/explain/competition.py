@@ -1,0 +1,110 @@
+"""Which queries wanted the same object, and how that ended: the self-attention's part of an explanation."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from boxquery.evaluation.matching import iou
+
+if TYPE_CHECKING:
+    from boxquery.explain.story import Explanation
+
+#: IoU from which a box lies on the object
+OVERLAP = 0.5
+#: of the threshold, from which a query has a say; of its own best score, under which it has fallen
+SHARE = 0.2
+
+DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other class", "moved away", "silenced", "below threshold"
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A query that wanted the object of another one, the winner. Lists have one entry a decoder layer.
+
+    Attributes:
+        query: its number; ``name``: the class that it answers with in the end.
+        competed: the layers in which it had a say (at least ``SHARE`` of the threshold) and its box lay on the winner's last one (IoU of
+            ``OVERLAP``) or its reference (the centre of one that is a box) within it.
+        scores: of its best class; ``overlaps``: IoU of its box with the winner's last one.
+        read_winner: the share of its self-attention that fell on the winner, mean over heads; ``read_by_winner``: the other way round. With
+            Q queries an even reading gives 1 / Q to each.
+        fate: what it is in the last layer. A detection: ``duplicate`` if it lies on the winner's box with the same class, ``other class``
+            with another, ``moved away`` if it lies elsewhere. No detection: ``silenced`` if it had been one in an earlier layer or fell
+            under ``SHARE`` of its best score, else ``below threshold``.
+        silent_from: the layer from which on it was no detection; None if it is one.
+    """
+
+    query: int
+    name: str
+    competed: list[int]
+    scores: list[float]
+    overlaps: list[float]
+    read_winner: list[float]
+    read_by_winner: list[float]
+    fate: str
+    silent_from: int | None
+
+    def summary(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def rivals(story: Explanation, query: int) -> list[Rival]:
+    """The queries that competed with ``query`` for what its last box holds, those with the best scores while they did first."""
+    goal = story.boxes[-1, query]
+    overlaps = np.stack([iou(boxes.astype(np.float64), goal[None].astype(np.float64))[:, 0] for boxes in story.boxes])
+    there = overlaps >= OVERLAP
+    if story.references is not None:
+        there |= _within(story.references, goal)
+    competed = there & (story.scores >= SHARE * story.threshold)
+    competed[:, query] = False
+    read, read_by = _read(story, query)
+    best = np.where(competed, story.scores, -1.0).max(0)
+    return [
+        Rival(
+            query=int(other),
+            name=story.name(int(other)),
+            competed=np.flatnonzero(competed[:, other]).tolist(),
+            scores=story.scores[:, other].tolist(),
+            overlaps=overlaps[:, other].tolist(),
+            read_winner=read[:, other].tolist(),
+            read_by_winner=read_by[:, other].tolist(),
+            fate=_fate(story, query, int(other), bool(overlaps[-1, other] >= OVERLAP)),
+            silent_from=_silent_from(story.scores[:, other], story.threshold),
+        )
+        for other in np.argsort(-best, kind="stable")[: np.count_nonzero(best >= 0)]
+    ]
+
+
+def _within(references: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """[L, Q] bool: the point, or the centre of the box, lies in ``box``."""
+    points = references if references.shape[-1] == 2 else (references[..., :2] + references[..., 2:]) / 2
+    return np.all((points >= box[:2]) & (points <= box[2:]), axis=-1)
+
+
+def _read(story: Explanation, query: int) -> tuple[np.ndarray, np.ndarray]:
+    """Two [L, Q]: how much every query read the one, and the one every query."""
+    layers = [layer.self_attention for layer in story.trace.layers]
+    assert all(isinstance(weights, Tensor) for weights in layers)
+    found = [(w[0, :, :, query].mean(0), w[0, :, query].mean(0)) for w in layers if w is not None]
+    read, read_by = (np.stack([each[i].float().cpu().numpy() for each in found]) for i in (0, 1))
+    return read, read_by
+
+
+def _silent_from(scores: np.ndarray, threshold: float) -> int | None:
+    spoken = np.flatnonzero(scores >= threshold)
+    silent_from = int(spoken[-1]) + 1 if len(spoken) else 0
+    return silent_from if silent_from < len(scores) else None
+
+
+def _fate(story: Explanation, winner: int, query: int, on_object: bool) -> str:
+    scores = story.scores[:, query]
+    if scores[-1] >= story.threshold:
+        if not on_object:
+            return MOVED
+        return DUPLICATE if story.labels[-1, query] == story.labels[-1, winner] else OTHER_CLASS
+    fell = scores.max() >= story.threshold or scores[-1] < SHARE * scores.max()
+    return SILENCED if fell else WEAK
