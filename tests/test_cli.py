@@ -14,7 +14,7 @@ from boxquery.cli import app, run
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "predict", "models", "demo", "import-official")
+COMMANDS = ("train", "evaluate", "predict", "explain", "models", "demo", "import-official")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -63,6 +63,8 @@ def test_the_commands_are_those_that_work():
         (["evaluate", "no/such/run", "shapes"], "no/such/run"),
         (["predict", "no/such/run", "a.jpg"], "no/such/run"),
         (["predict", "no/such/run"], "name images"),
+        (["explain", "no/such/run", "shapes:1"], "no/such/run"),
+        (["explain", "no/such/run"], "name images"),
         (["models", "yolo"], "yolo"),
         (["import-official", "no.pth", "--model", "detr", "--out", "x"], "no.pth"),
         (["import-official", "no.pth", "--model", "yolo", "--out", "x"], "yolo"),

@@ -21,6 +21,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("boxquery.training.run:train", name="train")
+app.command("boxquery.explain.command:explain", name="explain")
 for command in ("demo", "evaluate", "predict", "models", "import_official"):
     app.command(f"boxquery.commands:{command}", name=command.replace("_", "-"))
 

@@ -1,0 +1,96 @@
+"""Pages about a data set in the look of the run report: HTML that needs no script and no other file. Does not import torch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from boxquery import report
+from boxquery.report.charts import bar
+
+_STYLE = """
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 28px 24px; margin: 16px 0 0; }
+.cards.maps { grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+.cards figure { break-inside: avoid; min-width: 0; }
+.cards img { display: block; width: 100%; height: auto; border-radius: 3px; background: var(--track); }
+.cards figcaption { margin: 8px 0 0; color: var(--ink); font-weight: 600; overflow-wrap: anywhere; }
+.cards figcaption span { display: block; color: var(--soft); font-weight: 400; }
+.maps img { background: none; border: 1px solid var(--faint); }
+td.b { min-width: 90px; vertical-align: middle; }
+tbody th { min-width: 120px; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}
+<footer>Made by boxquery. This page needs no other file and no network.</footer>
+</main>
+</body>
+</html>
+"""
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A whole page; ``title`` is text, ``parts`` HTML."""
+    style = (Path(report.__path__[0]) / "style.css").read_text(encoding="utf-8")
+    return _PAGE.format(title=escape(title), style=style + _STYLE, body="\n".join(parts))
+
+
+def headline(title: str, by: str, lead: str) -> str:
+    """``title`` and ``by`` are text, ``lead`` HTML."""
+    return f'<header><h1>{escape(title)}</h1><p class="by">{escape(by)}</p><p class="lead">{lead}</p></header>'
+
+
+def section(name: str, title: str, hint: str, body: str) -> str:
+    """``name`` is the anchor, ``title`` and ``hint`` text, ``body`` HTML."""
+    return f'<section id="{name}"><h2>{escape(title)}</h2><p class="hint">{escape(hint)}</p>{body}</section>'
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], *, words: int | None = None) -> str:
+    """A table whose first column names the rows.
+
+    A cell is text, set to the right like a number, or a float in [0, 1], drawn as a bar. ``words``: the one other column of prose.
+    """
+    kinds = [" class=n" if place not in (0, words) else "" for place in range(len(heads))]
+    top = "".join(f'<th scope="col"{kind}>{escape(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
+    lines = []
+    for first, *rest in rows:
+        cells = "".join(_cell(cell, place == words) for place, cell in enumerate(rest, 1))
+        lines.append(f'<tr><th scope="row">{escape(str(first))}</th>{cells}</tr>')
+    kind = ' class="dense"' if len(rows) > 20 else ""
+    return f'<div class="scroll"><table{kind}><thead><tr>{top}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+
+
+def _cell(cell: str | float, words: bool) -> str:
+    if isinstance(cell, str):
+        return f'<td class="{"wordy" if words else "n"}">{escape(cell)}</td>'
+    return f'<td class="b">{bar(cell)}</td>'
+
+
+def card(picture: Image.Image, title: str, text: str) -> str:
+    """A picture with its caption; photographs are stored as JPEG, pictures with transparency as PNG."""
+    stream, form = io.BytesIO(), "PNG" if picture.mode == "RGBA" else "JPEG"
+    picture.save(stream, form, optimize=True, **({} if form == "PNG" else {"quality": 82}))
+    data = f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    image = f'<img width="{picture.width}" height="{picture.height}" src="{data}" alt="{escape(title)}: {escape(text)}">'
+    return f"<figure>{image}<figcaption>{escape(title)} <span>{escape(text)}</span></figcaption></figure>"
+
+
+def cards(figures: Sequence[str], *, maps: bool = False) -> str:
+    """Cards side by side; ``maps`` are small."""
+    return f'<div class="cards{" maps" if maps else ""}">{"".join(figures)}</div>'

@@ -1,0 +1,318 @@
+"""The page as its user has it: real clicks and keys in a headless Chromium."""
+
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from boxquery.explain.page import write_page
+from tests.models.builders import systems
+
+from .test_page import NAMES, stand_in, story
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+BROWSER = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+DRIVER = shutil.which("chromedriver")
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(BROWSER is None or DRIVER is None, reason="no Chromium with chromedriver in PATH"),
+]
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in ("--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
+        options.add_argument(flag)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        options.add_argument("--no-sandbox")  # as the superuser Chromium starts no other way
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+    yield driver
+    driver.quit()
+
+
+class Page:
+    """A page that is open, and what its user does with it."""
+
+    def __init__(self, driver, path, width=1300, height=1000):
+        self.driver = driver
+        driver.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
+        )
+        driver.get(path.as_uri())
+        until = time.monotonic() + 30
+        while not self.js("return 'ready' in document.getElementById('page').dataset"):
+            assert time.monotonic() < until, driver.get_log("browser")
+            time.sleep(0.02)
+
+    def js(self, script, *arguments):
+        return self.driver.execute_script(script, *arguments)
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.driver.find_element("css selector", selector)
+
+    def text(self, selector="p.now"):
+        return self.one(selector).text
+
+    def press(self, *keys):
+        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
+
+    def hover(self, element):
+        webdriver.ActionChains(self.driver).move_to_element(element).perform()
+
+    def heat(self, panel=0):
+        """The map's colours [h, w, 3] as the canvas has them."""
+        script = """const c = document.querySelectorAll('canvas.heat')[arguments[0]];
+            const copy = new OffscreenCanvas(c.width, c.height).getContext('2d', {willReadFrequently: true});
+            copy.drawImage(c, 0, 0);
+            return [c.height, c.width, Array.from(copy.getImageData(0, 0, c.width, c.height).data)]"""
+        h, w, values = self.js(script, panel)
+        return np.array(values).reshape(h, w, 4)[..., :3]
+
+    def complaints(self):
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def dab():
+    return story("dab-detr")
+
+
+@pytest.fixture(scope="module")
+def single(dab, tmp_path_factory):
+    return write_page([dab], tmp_path_factory.mktemp("single") / "page.html")
+
+
+def keys():
+    return webdriver.Keys
+
+
+def shades(colours):
+    """The brightness that the page gave each cell: its colours only get lighter from share to share."""
+    return colours @ [0.3, 0.59, 0.11]
+
+
+def test_shows_the_best_query_and_its_map(chrome, dab, single):
+    page = Page(chrome, single)
+    best = dab.found[0]
+    assert page.text() == f"{dab.name(best)} {dab.scores[-1, best]:.2f} query {best}, layer 3 of 3"
+    expected = dab.heatmap(best, -1, page.heat().shape[:2]).map.numpy()
+    assert np.corrcoef(np.argsort(np.argsort(expected.ravel())), np.argsort(np.argsort(shades(page.heat()).ravel())))[0, 1] > 0.98
+    assert np.unravel_index(expected.argmax(), expected.shape) == np.unravel_index(shades(page.heat()).argmax(), expected.shape)
+    assert any(NAMES[1] in element.text for element in page.all(".list b")) == (1 in dab.labels[-1, dab.found])
+    assert page.complaints() == []
+
+
+def test_hover_shows_another_map_and_leaving_brings_it_back(chrome, dab, single):
+    page = Page(chrome, single)
+    before, told = page.heat(), page.text()
+    item = page.all("[role=option]")[1]
+    page.hover(item)
+    assert page.text() != told
+    assert (page.heat() != before).any()
+    page.hover(page.one("h1"))
+    assert page.text() == told
+    assert (page.heat() == before).all()
+
+
+def test_box_on_the_image_hover_click_focus_and_enter(chrome, dab, single):
+    page = Page(chrome, single)
+    smallest = page.all(".boxes rect")[-1]  # the last drawn lies on top
+    query = smallest.get_attribute("data-query")
+    page.hover(smallest)
+    assert f"query {query}," in page.text()
+    smallest.click()
+    page.hover(page.one("h1"))
+    assert f"query {query}," in page.text()
+    assert page.one("[aria-selected=true]").get_attribute("data-query") == query
+    first = page.all(".boxes rect")[0]
+    other = first.get_attribute("data-query")
+    page.js("arguments[0].focus()", first)
+    assert f"query {other}," in page.text()
+    assert page.one("[aria-selected=true]").get_attribute("data-query") == query
+    page.press(keys().ENTER)
+    page.js("document.activeElement.blur()")
+    assert f"query {other}," in page.text()
+    assert page.complaints() == []
+
+
+def test_layers_by_key_button_slider_and_table(chrome, dab, single):
+    page = Page(chrome, single)
+    best = dab.found[0]
+    last, tag, box = page.heat(), page.text(".tag"), page.one("dd").text
+    page.press(keys().ARROW_LEFT)
+    assert page.text(".tag") == f"{dab.name(best, 1)} {dab.scores[1, best]:.2f}"
+    assert page.text("#at") == "2 of 3"
+    x0, y0, x1, y1 = (round(float(v)) for v in dab.boxes[1, best])
+    assert page.one("dd").text == f"{x0}, {y0} to {x1}, {y1}".replace("-0", "0")
+    assert (page.one("dd").text, page.text(".tag")) != (box, tag)
+    assert (page.heat() != last).any()
+    drawn = [float(page.one(".marks .over").get_attribute(name)) for name in ("x", "y", "width", "height")]
+    np.testing.assert_allclose(drawn, [*dab.boxes[1, best, :2], *(dab.boxes[1, best, 2:] - dab.boxes[1, best, :2])], atol=0.05)
+    page.one("[aria-label='Next layer']").click()
+    assert page.text(".tag") == tag
+    page.one("[aria-label='Go to layer 2']").click()
+    assert page.text("#at") == "2 of 3"
+    assert page.one("tr[aria-current]").text.startswith("2")
+    page.js("arguments[0].focus()", page.one("#layer"))
+    page.press(keys().ARROW_RIGHT)
+    assert page.text("#at") == "3 of 3"
+    assert page.one("#layer").get_attribute("aria-valuetext") == "layer 3 of 3"
+
+
+def test_queries_by_key_and_click(chrome, dab, single):
+    page = Page(chrome, single)
+    page.press("2")
+    assert f"query {dab.found[1]}," in page.text()
+    page.press(keys().ARROW_DOWN)
+    assert f"query {dab.found[2]}," in page.text()
+    page.press(keys().ARROW_UP)
+    assert f"query {dab.found[1]}," in page.text()
+    page.press(keys().ESCAPE)
+    assert f"query {dab.found[0]}," in page.text()
+    page.all("[role=option]")[3].click()
+    assert f"query {dab.found[3]}," in page.text()
+    assert page.one("[role=listbox]").get_attribute("aria-activedescendant").endswith(f"-q{dab.found[3]}")
+    page.press(keys().END)
+    assert f"query {dab.found[-1]}," in page.text()
+    assert page.js("const l = document.querySelector('.list'); return l.scrollTop + l.clientHeight >= l.scrollHeight - 2")
+
+
+def test_heads(chrome, dab, single):
+    from selenium.webdriver.support.ui import Select
+
+    page = Page(chrome, single)
+    mean = page.heat()
+    Select(page.one("select")).select_by_visible_text("head 2")
+    assert (page.heat() != mean).any()
+    exact = dab.heatmaps(dab.found[:1], -1, page.heat().shape[:2], heads=True).map[0, 1].numpy()
+    assert np.unravel_index(exact.argmax(), exact.shape) == np.unravel_index(shades(page.heat()).argmax(), exact.shape)
+    page.js("document.activeElement.blur()")
+    page.press("h" * (page.js("return document.querySelector('select').options.length") - 2))
+    assert page.one("select").get_attribute("value") == "-1"
+    assert (page.heat() == mean).all()
+
+
+def test_opacity(chrome, single):
+    page = Page(chrome, single)
+    assert page.js("return getComputedStyle(document.querySelector('.heat')).opacity") == "0.6"
+    page.js("arguments[0].focus()", page.one("#opacity"))
+    page.press(keys().HOME)
+    assert page.js("return getComputedStyle(document.querySelector('.heat')).opacity") == "0"
+    assert page.text("#at") == "3 of 3"
+
+
+def test_keyboard_reaches_everything_in_sight(chrome, single):
+    page = Page(chrome, single)
+    seen = []
+    for _ in range(30):
+        page.press(keys().TAB)
+        name, outline = page.js(
+            """const e = document.activeElement, s = getComputedStyle(e.closest('.stage') ?? e);
+            return [e.id || e.getAttribute('aria-label') || e.tagName + (e.dataset.query ?? ''), s.outlineStyle]"""
+        )
+        if name == "BODY" or name in seen:
+            break
+        assert outline != "none", name
+        seen.append(name)
+    assert {"opacity", "all", "layer", "Previous layer", "p0-head", "Go to layer 1", "p0-list", "SUMMARY"} <= set(seen)
+    assert sum(", query " in name for name in seen) == 1  # one stop for all boxes
+
+
+def test_two_models_step_together(chrome, dab, tmp_path):
+    page = Page(chrome, write_page([dab, story("deformable-detr", decoder_layers=2)], tmp_path / "page.html"))
+    tops = [round(stage.rect["y"]) for stage in page.all(".stage")]
+    assert tops[0] == tops[1]
+    before = [page.heat(0), page.heat(1)]
+    assert page.all("p.now")[1].text.endswith("layer 2 of 2 (its last)")
+    page.press(keys().ARROW_LEFT, keys().ARROW_LEFT)
+    assert [element.text[-len("layer 1 of 3") :] for element in page.all("p.now")] == ["layer 1 of 3", "layer 1 of 2"]
+    assert all((page.heat(i) != before[i]).any() for i in (0, 1))
+    assert "layer 1 of 3, Box, " in page.js("return document.querySelector('[aria-live]').textContent")
+    told = page.all("p.now")[1].text
+    page.all(".panel")[0].find_elements("css selector", "[role=option]")[4].click()
+    assert page.all("p.now")[1].text != told  # the same object
+    page.one("#follow").click()
+    told = page.all("p.now")[1].text
+    page.all(".panel")[0].find_elements("css selector", "[role=option]")[2].click()
+    assert page.all("p.now")[1].text == told
+    assert page.complaints() == []
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_phone_has_no_sideways_scrolling(chrome, dab, dark, tmp_path):
+    scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+    path = write_page([dab, story("detr"), story("sam-detr", seed=1)], tmp_path / "page.html", titles=["a-long-name-" * 6, "b", "c"])
+    page = Page(chrome, path, 375, 800)
+    page.one("#all").click()
+    page.one("summary").click()
+    assert page.js("return document.documentElement.scrollWidth") == 375
+    assert all(panel.rect["x"] + panel.rect["width"] <= 375 for panel in page.all(".panel"))
+    assert (page.js("return getComputedStyle(document.body).backgroundColor") == "rgb(19, 22, 25)") == dark
+    assert page.complaints() == []
+    chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_row_column_heads_are_products(chrome, tmp_path):
+    known = story("anchor-detr")
+    page = Page(chrome, write_page([known], tmp_path / "page.html"))
+    page.press("h")
+    exact = known.heatmaps(known.found[:1], -1, page.heat().shape[:2], heads=True).map[0, 0].numpy()
+    assert np.unravel_index(exact.argmax(), exact.shape) == np.unravel_index(shades(page.heat()).argmax(), exact.shape)
+
+
+def test_starts_with_the_query_that_was_asked_for(chrome, tmp_path):
+    name, options = systems()["deformable-detr-refined"]
+    known = story(name, threshold=1.0, **options)
+    page = Page(chrome, write_page([replace(known, chosen=7)], tmp_path / "page.html"))
+    assert "query 7," in page.text()
+    assert page.one("select").is_enabled()
+    place = page.all("dd")[1].text
+    assert " to " in place
+    page.one("[aria-label='Go to layer 1']").click()  # it starts from a point
+    x, y = known.references[0, 7, :2]
+    assert page.all("dd")[1].text == f"{x:.0f}, {y:.0f}"
+    page.press(keys().ESCAPE)
+    assert f"query {known_order(known)[0]}," in page.text()
+    assert page.complaints() == []
+
+
+def test_900_queries_stay_responsive(chrome, tmp_path):
+    known = stand_in(heads=2, cells=(13, 21))
+    known.found[:] = known.found[:5]
+    page = Page(chrome, write_page([known], tmp_path / "page.html"))
+    assert len(page.all("[role=option]")) == 5
+    page.one("#all").click()
+    assert len(page.all("[role=option]")) == 900
+    assert page.js("return document.querySelectorAll('.boxes rect').length") == 900
+    for key in (keys().ARROW_DOWN, keys().ARROW_LEFT):
+        press = """const from = performance.now();
+            for (let i = 0; i < 5; i++) {
+              document.body.dispatchEvent(new KeyboardEvent('keydown', {key: arguments[0], bubbles: true}));
+              document.body.getBoundingClientRect();
+            }
+            return (performance.now() - from) / 5"""
+        name = "ArrowDown" if key == keys().ARROW_DOWN else "ArrowLeft"
+        assert page.js(press, name) < 200
+    page.press(keys().ARROW_DOWN)
+    assert f"query {known_order(known)[6]}," in page.text()
+    assert not page.one("select").is_enabled()
+    assert "only the mean" in page.text(".choice")
+    assert page.complaints() == []
+
+
+def known_order(known):
+    return np.argsort(-known.scores[-1], kind="stable").tolist()

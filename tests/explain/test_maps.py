@@ -1,0 +1,344 @@
+"""Heat maps of every model are what its queries read: against slow loops, against plain formulas, and with known patterns planted."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import boxquery as bq
+from boxquery.detector import Detector
+from boxquery.explain.story import explain
+from boxquery.models.base import DetectionTransformer
+from boxquery.parts import attention
+from boxquery.parts.attention import DenseRead, Look, SampledRead, plus
+from boxquery.parts.memory import Memory
+from boxquery.parts.row_column import RowColumnRead
+from boxquery.parts.salient import SalientRead
+from boxquery.parts.scales import LevelByLevel, SelectingRead
+from boxquery.parts.separate import SeparateRead
+from boxquery.parts.trace import LayerTrace
+from tests.models.builders import batch, create, shaken, systems
+from tests.parts.test_trace import slow_masses, spread
+
+SYSTEMS = systems()
+SIZES = ((96, 128), (64, 80))
+SMALL = (5, 7)
+QUERIES = [3, 0]
+
+
+@dataclass
+class Reading:
+    """One call of a part that reads: what it was given, what it left in its trace, and what came out."""
+
+    read: nn.Module
+    content: Tensor
+    look: Look
+    memory: Memory
+    trace: LayerTrace
+    out: Tensor
+
+
+@dataclass
+class Watched:
+    encoder: list[Reading]
+    decoder: list[Reading]
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def watched(request) -> Watched:
+    """A small model in double precision that looks at two unequal images, the second padded."""
+    name, options = SYSTEMS[request.param]
+    model = shaken(create(name, **options), 0.05).double().eval()
+    seen = Watched([], [])
+    for layers, readings in ((model.encoder.layers, seen.encoder), (model.layers, seen.decoder)):
+        for layer in layers:
+            layer.read.register_forward_hook(partial(remember, readings))
+    with torch.no_grad():
+        out = model(*batch(*SIZES, dtype=torch.float64), trace=True)
+    assert [r.trace for r in seen.decoder] == out.trace.layers
+    assert [r.trace for r in seen.encoder] == out.trace.encoder
+    return seen
+
+
+def remember(readings: list[Reading], read: nn.Module, given: tuple, out: Tensor) -> None:
+    readings.append(Reading(read, *given, out))
+
+
+def test_sum_to_one(watched):
+    for reading in watched.decoder:
+        for image in range(len(SIZES)):
+            for heads in (False, True):
+                heat = reading.trace.heatmaps(QUERIES, SMALL, image, heads=heads)
+                total = heat.map.double().sum((-2, -1))
+                assert total.shape == heat.lost.shape
+                assert bool((heat.map >= 0).all())
+                torch.testing.assert_close(total, (heat.lost < 1).double(), atol=1e-5, rtol=0)
+
+
+def test_heads_make_the_map(watched):
+    """Each head's map counts as much as that head kept."""
+    for reading in watched.decoder:
+        for image in range(len(SIZES)):
+            heads = reading.trace.heatmaps(QUERIES, SMALL, image, heads=True)
+            kept = 1 - heads.lost
+            mean = (heads.map * kept[..., None, None]).sum(1) / kept.sum(1).clamp(min=1e-300)[:, None, None]
+            for i, query in enumerate(QUERIES):
+                heat = reading.trace.heatmap(query, SMALL, image)
+                torch.testing.assert_close(heat.map.double(), mean[i], atol=1e-6, rtol=0)
+                assert heat.lost == pytest.approx(float(heads.lost[i].mean()), abs=1e-9)
+
+
+def test_slow_loop(watched):
+    """Cell by cell or point by point, head by head, pixel by pixel."""
+    for reading in watched.decoder:
+        trace, query = reading.trace, QUERIES[0]
+        for image in range(len(SIZES)):
+            masses = by_head(trace, image, query)
+            for level, mass in enumerate(masses):
+                torch.testing.assert_close(trace.masses(level, [query], image)[0], mass)
+            heat = trace.heatmap(query, SMALL, image)
+            if heat.lost < 1:
+                expected, lost = spread(trace.memory, image, [m.mean(0) for m in masses], SMALL)
+                torch.testing.assert_close(heat.map.double(), expected, atol=1e-6, rtol=0)
+                assert heat.lost == pytest.approx(lost, abs=1e-9)
+
+
+def by_head(trace: LayerTrace, image: int, query: int) -> list[Tensor]:
+    """[heads, h, w] of every level, by loops."""
+    if trace.locations is not None:
+        return slow_masses(trace.memory, trace.locations, trace.weights, image, query)
+    out = []
+    for weights, (h, w) in zip(trace.attention, trace.memory.shapes, strict=True):
+        heads = (weights if isinstance(weights, Tensor) else weights[0]).shape[1]
+        mass = torch.zeros(heads, h, w, dtype=torch.float64)
+        for head in range(heads):
+            for y in range(h):
+                for x in range(w):
+                    if isinstance(weights, Tensor):
+                        mass[head, y, x] = weights[image, head, query, y, x]
+                    else:
+                        mass[head, y, x] = weights[0][image, head, query, x] * weights[1][image, head, query, y]
+        out.append(mass)
+    return out
+
+
+@torch.no_grad()
+def test_masses_are_what_was_read(watched):
+    """Each head's masses times the values of the cells, through the last linear map, is what the query was given: nothing else was read."""
+    for reading in (*watched.encoder, *watched.decoder):
+        if isinstance(reading.read, SalientRead) and not reading.read.attention:
+            continue  # it reads no values of cells: what it sampled was averaged and weighed before (test_salient_points)
+        values, last = values_of(reading)
+        heads, size = reading.trace.masses(0, [0]).shape[1], values.shape[-1]
+        values = values.unflatten(-1, (heads, size // heads))
+        for image in range(len(SIZES)):
+            levels = range(len(reading.trace.memory.shapes))
+            every = range(reading.out.shape[1])
+            mass = torch.cat([reading.trace.masses(level, every, image).flatten(2) for level in levels], -1)
+            read = torch.einsum("qhs,shk->qhk", mass, values[image]).flatten(1)
+            torch.testing.assert_close(last(read), reading.out[image], atol=1e-9, rtol=0)
+
+
+def values_of(reading: Reading) -> tuple[Tensor, nn.Module]:
+    """What can be read of every cell, [B, S, D], and the map that all that was read goes through."""
+    read, memory = reading.read, reading.memory
+    read = read.read if isinstance(read, LevelByLevel) else read
+    if isinstance(read, DenseRead):
+        packed = read.attention
+        return F.linear(memory.tokens, packed.in_proj.weight.chunk(3)[-1], packed.in_proj.bias.chunk(3)[-1]), packed.out_proj
+    if isinstance(read, RowColumnRead):
+        return F.linear(memory.tokens, read.in_proj.weight.chunk(5)[-1], read.in_proj.bias.chunk(5)[-1]), read.out_proj
+    if isinstance(read, SelectingRead):
+        levels = [value(memory.level(i).tokens) for i, value in enumerate(read.values)]
+        return torch.cat(levels, 1), read.out_proj
+    if isinstance(read, SampledRead):
+        return read.value_proj(memory.tokens).masked_fill(memory.mask[..., None], 0.0), read.out_proj
+    assert isinstance(read, SeparateRead | SalientRead)
+    return read.value((memory.level(read.level) if isinstance(read, SalientRead) else memory).tokens), read.out_proj
+
+
+def test_salient_points(watched):
+    """Where the features that ask were taken: inside the box; without attention, the map is these points alone."""
+    for reading in watched.decoder:
+        if not isinstance(reading.read, SalientRead):
+            continue
+        points, box = reading.trace.salient_points, reading.look.reference
+        assert points.shape == (*box.shape[:2], reading.read.heads, 2)
+        assert bool(((points - box[:, :, None, :2]).abs() <= box[:, :, None, 2:] / 2 + 1e-9).all())
+        if not reading.read.attention:
+            ratio = reading.trace.memory.valid_ratios[:, :1, None]
+            torch.testing.assert_close(reading.trace.locations[:, :, :, 0, 0], points * ratio)
+            assert bool((reading.trace.weights == 1).all())
+
+
+@torch.no_grad()
+def test_plain_formula(watched):
+    """Dense attention as PyTorch's own function and as the papers' equations give it, from the layers' weights and inputs."""
+    for reading in (*watched.encoder, *watched.decoder):
+        if formula := FORMULAS.get(type(reading.read)):
+            expected = formula(reading)
+            for image in range(len(SIZES)):
+                masses = torch.cat([m.flatten(2) for m in levels_of(reading.trace, image)], -1)
+                torch.testing.assert_close(masses.transpose(0, 1), expected[image], atol=1e-9, rtol=0)
+
+
+def levels_of(trace: LayerTrace, image: int) -> list[Tensor]:
+    queries = range((trace.attention[0] if isinstance(trace.attention[0], Tensor) else trace.attention[0][0]).shape[2])
+    return [trace.masses(level, queries, image) for level in range(len(trace.memory.shapes))]
+
+
+def torchs(reading: Reading) -> Tensor:
+    """[B, H, Q, S] by ``torch.nn.functional.multi_head_attention_forward``, which DETR's authors used."""
+    content, look, memory, packed = reading.content, reading.look, reading.memory, reading.read.attention
+    query = plus(content, look.position)
+    key = query if content is memory.tokens else plus(memory.tokens, memory.position)
+    bias = None if look.bias is None else look.bias.expand(-1, packed.heads, -1, -1).flatten(0, 1)
+    padding = torch.zeros_like(memory.mask, dtype=query.dtype).masked_fill(memory.mask, -math.inf)
+    query, key, value = (t.transpose(0, 1) for t in (query, key, memory.tokens))
+    out, weights = F.multi_head_attention_forward(
+        query, key, value, query.shape[-1], packed.heads, packed.in_proj.weight, packed.in_proj.bias, None, None, False, 0.0,
+        packed.out_proj.weight, packed.out_proj.bias, training=False, key_padding_mask=padding, attn_mask=bias, average_attn_weights=False,
+    )  # fmt: skip
+    torch.testing.assert_close(out.transpose(0, 1), reading.out, atol=1e-9, rtol=0)
+    return weights
+
+
+def by_equation_2(reading: Reading) -> Tensor:
+    """Conditional DETR, eq. 2: content with content and place with place, one head and image at a time."""
+    read, look, memory = reading.read, reading.look, reading.memory
+    place = read.key_place(memory.position).expand_as(memory.tokens)
+    keys, queries = read.key_content(memory.tokens), read.query_content(reading.content)
+    if read.query_position is not None:
+        keys, queries = keys + place, queries + read.query_position(look.self_position)
+    asked = read.query_place(look.position).expand_as(queries)
+    size = keys.shape[-1] // read.heads
+    out = torch.zeros(len(keys), read.heads, queries.shape[1], keys.shape[1], dtype=keys.dtype)
+    for image in range(len(keys)):
+        for head in range(read.heads):
+            own = slice(head * size, (head + 1) * size)
+            logits = queries[image, :, own] @ keys[image, :, own].T + asked[image, :, own] @ place[image, :, own].T
+            logits = logits / math.sqrt(2 * size) + (0 if look.bias is None else look.bias[image, head])
+            logits[:, memory.mask[image]] = -math.inf
+            out[image, head] = logits.softmax(-1)
+    return out
+
+
+def by_rows_and_columns(reading: Reading) -> Tensor:
+    """Anchor DETR: a softmax over columns and one over rows, each from means over the other side, times each other in every cell."""
+    read, look, memory = reading.read, reading.look, reading.memory
+    (cells,), (mask,), ((across, down),) = memory.maps(memory.tokens), memory.maps(memory.mask), memory.axes
+    weight, bias = read.in_proj.weight.chunk(5), read.in_proj.bias.chunk(5)
+    size = cells.shape[-1] // read.heads
+    out = []
+    for image in range(len(cells)):
+        factors = []
+        for axis, mean, place, padding in ((0, cells.mean(1), across, mask[:, 0]), (1, cells.mean(2), down, mask[:, :, 0])):
+            where = look.axes[axis].expand(len(cells), -1, -1)[image]
+            query = F.linear(reading.content[image] + where, weight[axis], bias[axis]).unflatten(-1, (read.heads, size))
+            key = F.linear(mean[image] + place.expand(len(cells), -1, -1)[image], weight[2 + axis], bias[2 + axis])
+            logits = torch.einsum("qhk,nhk->hqn", query, key.unflatten(-1, (read.heads, size))) / math.sqrt(size)
+            factors.append(logits.masked_fill(padding[image], -math.inf).softmax(-1))
+        out.append(torch.einsum("hqx,hqy->hqyx", *factors).flatten(2))
+    return torch.stack(out)
+
+
+FORMULAS: dict[type, Callable[[Reading], Tensor]] = {DenseRead: torchs, SeparateRead: by_equation_2, RowColumnRead: by_rows_and_columns}
+
+# -- planted -----------------------------------------------------------------------------------------------------------------------
+
+#: the cell that everything reads, of the only or first level
+ROW, COLUMN = 1, 2
+WIDTHS = {SIZES[0][1] // stride for stride in (8, 16, 32)}
+
+
+def plant(model: DetectionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every head of every decoder layer reads one cell, whatever the model had learned."""
+    monkeypatch.setattr(attention, "read_bias", only_the_cell)
+    monkeypatch.setattr(RowColumnRead, "_weights", only_its_line)
+    for layer in model.layers:
+        read = layer.read
+        if isinstance(read, SampledRead | SalientRead):
+            read.register_forward_pre_hook(at_the_cell)
+        with torch.no_grad():
+            if isinstance(read, SampledRead):
+                read.sampling_offsets.weight.zero_()
+                read.sampling_offsets.bias.zero_()
+                read.attention_weights.weight.zero_()
+                read.attention_weights.bias.view(read.heads, read.levels, -1)[:, 0] = 1e3
+            if isinstance(read, SelectingRead):
+                read.selection.weight.zero_()
+                read.selection.bias[0] = 1e3
+            if isinstance(read, SalientRead):
+                read.points[-1].weight.zero_()
+                read.points[-1].bias.zero_()
+
+
+def only_the_cell(look: Look, memory: Memory) -> Tensor:
+    """Of a level that is too small to have it, some other."""
+    cells = memory.tokens.shape[1]
+    return (torch.arange(cells) == min(ROW * memory.shapes[0][1] + COLUMN, cells - 1))[None, None, None]
+
+
+def only_its_line(read: RowColumnRead, query: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
+    cells = key.shape[1]
+    line = F.one_hot(torch.tensor(COLUMN if cells in WIDTHS else ROW), cells).to(query)
+    return line.expand(len(query), read.heads, query.shape[1], cells)
+
+
+def at_the_cell(read: nn.Module, given: tuple) -> tuple:
+    """The same with references that are the cell's centre, or a box around it."""
+    content, look, memory, trace = given
+    level = read.level if isinstance(read, SalientRead) else 0
+    h, w = memory.shapes[level]
+    centre = torch.tensor([(COLUMN + 0.5) / w, (ROW + 0.5) / h]) / memory.valid_ratios[:, level]
+    reference = torch.cat((centre[:, None].expand(-1, content.shape[1], -1), look.reference[..., 2:].expand(len(centre), -1, -1)), -1)
+    return content, replace(look, reference=reference), memory, trace
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_planted_pattern_comes_back(system, monkeypatch):
+    """In the trace of a padded batch: the cell, evenly over the pixels that it covers."""
+    name, options = SYSTEMS[system]
+    model = shaken(create(name, **options), 0.05).eval()
+    plant(model, monkeypatch)
+    with torch.no_grad():
+        trace = model(*batch(*SIZES), trace=True).trace
+    for layer in trace.layers:
+        for image in range(len(SIZES)):
+            heat = layer.heatmaps(QUERIES, SMALL, image, heads=True)
+            expected, lost = planted(layer, image)
+            torch.testing.assert_close(heat.map.double(), expected.expand_as(heat.map), atol=1e-4, rtol=0)
+            torch.testing.assert_close(heat.lost, torch.full_like(heat.lost, lost), atol=1e-4, rtol=0)
+        if layer.salient_points is not None:
+            ratio, (h, w) = layer.memory.valid_ratios[:, 0], layer.memory.shapes[0]
+            points = layer.salient_points * ratio[:, None, None]
+            assert points.flatten(0, 2).amax(0).tolist() == pytest.approx([(COLUMN + 0.5) / w, (ROW + 0.5) / h], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_explain_gives_the_planted_pattern(name, monkeypatch):
+    """One image, float32, at the map's size and at the image's own."""
+    model = shaken(create(name), 0.05).eval()
+    plant(model, monkeypatch)
+    pixels = np.random.default_rng(0).integers(0, 256, (*SIZES[0], 3), dtype=np.uint8)
+    story = explain(Detector(model, ["disc", "square", "triangle"], [1, 2, 3], SIZES[0][0]), Image.fromarray(pixels))
+    for i, layer in enumerate(story.trace.layers):
+        expected, _ = planted(layer, 0)
+        torch.testing.assert_close(story.heatmap(QUERIES[0], i, SMALL).map.double(), expected, atol=1e-4, rtol=0)
+        h, w = layer.memory.shapes[0]
+        y, x = (story.heatmap(QUERIES[0], i).map > 1e-6).nonzero(as_tuple=True)
+        assert [int(y.min()), int(y.max()) + 1] == [ROW * SIZES[0][0] // h, (ROW + 1) * SIZES[0][0] // h]
+        assert [int(x.min()), int(x.max()) + 1] == [COLUMN * SIZES[0][1] // w, (COLUMN + 1) * SIZES[0][1] // w]
+
+
+def planted(layer: LayerTrace, image: int) -> tuple[Tensor, float]:
+    masses = [torch.zeros(shape, dtype=torch.float64) for shape in layer.memory.shapes]
+    masses[0][ROW, COLUMN] = 1
+    return spread(layer.memory, image, masses, SMALL)
