@@ -11,16 +11,18 @@ fewer images to AP50 0.30 (mean over seeds; a run that never gets there counts a
 with the higher last AP50; both are in the results. Deformable DETR runs as the article has it: without refinement, proposals or
 denoising.
 
-Runs use one thread each, ``--jobs`` at a time, and live in ``--runs``. Results are in ``--out``: ``results.json``
-(every curve; a run that is finished there is not run again), ``table.md``, ``convergence.svg``.
+Runs use one thread each, ``--jobs`` at a time, and live in ``--runs``, where the model after the first 2,000 images is kept as ``early``.
+Results are in ``--out``: ``results.json`` (every curve; a run that is finished there is not run again), ``table.md``, ``convergence.svg``.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -63,9 +65,11 @@ Run = tuple[str, float, int, int]  # model, rate, seed, epochs
 
 
 def runs(models: list[str], images: int, long: int) -> list[Run]:
-    """The cheapest answers first: every model at the first seed, then the others; DETR's long run last."""
-    every = [(model, rate, seed, images // EPOCH) for seed in SEEDS for rate in RATES for model in models]
-    return every + [("detr", rate, 0, long // EPOCH) for rate in RATES[:1] if "detr" in models and long]
+    """Every model at the first seed, then the others; DETR's long run; what is not one of the family, at the first rate alone."""
+    family, others = [m for m in models if m in bq.list_models()], [m for m in models if m not in bq.list_models()]
+    every = [(model, rate, seed, images // EPOCH) for seed in SEEDS for rate in RATES for model in family]
+    every += [("detr", RATES[0], 0, long // EPOCH)] if "detr" in models and long else []
+    return every + [(model, RATES[0], seed, images // EPOCH) for seed in SEEDS for model in others]
 
 
 def name_of(run: Run) -> str:
@@ -92,8 +96,17 @@ def train(folder: Path, run: Run, weights: Path) -> None:
     where = folder / name_of(run)
     command = [sys.executable, __file__, "--one", json.dumps([str(where), str(weights), *run])]
     with (folder / f"{where.name}.log").open("a") as log:
-        status = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log, check=False).returncode
+        process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+        while (status := _ended(process)) is None:
+            if len(curve(where)) == 1 and not (where / "early").exists():
+                shutil.copytree(where / "model", where / "early")
     print(f"{where.name}: {'done' if status == 0 else f'failed with status {status}, see {log.name}'}", flush=True)
+
+
+def _ended(process: subprocess.Popen) -> int | None:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(5)
+    return None
 
 
 def one(where: str, weights: str, system: str, rate: float, seed: int, epochs: int) -> None:
@@ -118,12 +131,15 @@ def combination() -> ModuleType:
 
 
 def curve(where: Path) -> list[dict[str, float]]:
-    """A row per evaluation: images, processor_seconds, AP, AP50."""
+    """A row per evaluation: images, processor_seconds, AP, AP50, and the alignment of queries by layer."""
     if not (where / "metrics.csv").exists():
         return []
     with (where / "metrics.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["AP50"]]
-    return [{k: float(row[k]) for k in ("images", "processor_seconds", "AP", "AP50")} for row in rows]
+    known = ("images", "processor_seconds", "AP", "AP50", "query_changes")
+    return [
+        {k: float(v) for k, v in row.items() if v and (k in known or k.startswith(("inside_", "entropy_", "distance_")))} for row in rows
+    ]
 
 
 def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> float | None:
