@@ -6,11 +6,10 @@ import base64
 import io
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 
 from PIL import Image
 
-from boxquery import report
+from boxquery.report import page
 from boxquery.report.charts import bar
 
 _STYLE = """
@@ -25,30 +24,10 @@ td.b { min-width: 90px; vertical-align: middle; }
 tbody th { min-width: 120px; }
 """
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>Made by boxquery. This page needs no other file and no network.</footer>
-</main>
-</body>
-</html>
-"""
-
 
 def document(title: str, parts: Sequence[str]) -> str:
     """A whole page; ``title`` is text, ``parts`` HTML."""
-    style = (Path(report.__path__[0]) / "style.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=escape(title), style=style + _STYLE, body="\n".join(parts))
+    return page.document(title, "\n".join(parts), style=_STYLE)
 
 
 def headline(title: str, by: str, lead: str) -> str:

@@ -30,11 +30,17 @@ _PAGE = """<!doctype html>
 <body>
 <main>
 {body}
-<footer>Made by boxquery from the files of this run folder. This page needs no other file and no network.</footer>
+<footer>{made} This page needs no other file and no network.</footer>
 </main>
 </body>
 </html>
 """
+
+
+def document(title: str, body: str, made: str = "Made by boxquery.", style: str = "") -> str:
+    """A whole page in the look of the reports: ``title`` and ``made`` (by whom, of what) are text, ``body`` HTML, ``style`` more CSS."""
+    house = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    return _PAGE.format(title=escape(title), style=house + style, body=body, made=escape(made))
 
 
 def write_report(run: Path) -> Path:
@@ -49,10 +55,9 @@ def write_report(run: Path) -> Path:
         UserError: no such folder, or one of the files cannot be understood.
     """
     known = read_run(run)
-    style = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
     sections = (headline, curves, alignment, scores, classes, pictures, data, configuration)
     body = "\n".join(text for section in sections if (text := section(known)))
-    return write_whole(run / "report.html", _PAGE.format(title=escape(_title(known)), style=style, body=body))
+    return write_whole(run / "report.html", document(_title(known), body, "Made by boxquery from the files of this run folder."))
 
 
 def _title(run: Run) -> str:
