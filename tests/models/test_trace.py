@@ -40,6 +40,16 @@ def test_last_only_keeps_every_layer_of_the_trace(traced):
     assert torch.equal(out.trace.layers[0].boxes, every.boxes[0])
 
 
+@torch.no_grad()
+def test_without_the_encoder(traced):
+    model, every = traced
+    trace = model(*batch(*SIZES, dtype=torch.float64), trace="decoder").trace
+    assert trace.encoder == []
+    for ours, theirs in zip(trace.layers, every.trace.layers, strict=True):
+        assert torch.equal(ours.boxes, theirs.boxes)
+        assert torch.equal(ours.masses(0, [1]), theirs.masses(0, [1]))
+
+
 def test_layers(traced):
     model, out = traced
     _, batch_size, queries, _ = out.logits.shape

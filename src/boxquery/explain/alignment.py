@@ -70,7 +70,7 @@ def measure(out: Output, targets: Sequence[dict], matches: Sequence[tuple[Tensor
     """The alignment of a batch of B images, whose objects stand one image after the other.
 
     Args:
-        out: of ``model(images, mask, trace=True)``.
+        out: of ``model(images, mask, trace="decoder")``.
         targets: per image ``{"boxes": [N, 4] cxcywh in [0, 1] of the unpadded extent, ...}``.
         matches: the last layer's, ``model.match(out, targets)[-1]``: per image (query indices, target indices).
     """
@@ -101,7 +101,7 @@ def measure_split(
     model.eval()
     for position in range(len(split)) if only is None else only:
         batch = collate([dataset[position]]).to(device)
-        out = model(batch.images, batch.mask, trace=True, last_only=True)
+        out = model(batch.images, batch.mask, trace="decoder", last_only=True)
         parts.append(measure(out, batch.targets, model.match(out, batch.targets)[-1]))
     model.train(training)
     return _joined(parts, len(model.layers))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -95,13 +95,19 @@ class DetectionTransformer(nn.Module):
         self.config: dict = {}
 
     def forward(
-        self, images: Tensor, mask: Tensor | None = None, *, targets: list[dict] | None = None, trace: bool = False, last_only: bool = False
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        targets: list[dict] | None = None,
+        trace: bool | Literal["decoder"] = False,
+        last_only: bool = False,
     ) -> Output:
         """images [B, 3, H, W] normalised floats, mask [B, H, W] bool (True = padding) or None -> ``Output``.
 
         Args:
             targets: per image ``{"labels": int64 [N], "boxes": [N, 4]}``; only training-only query groups are made from them.
-            trace: keep what each query did.
+            trace: keep what each query did, and each region in the encoder; "decoder": without the encoder, whose attention is large.
             last_only: answers of the last layer alone (L = 1).
         """
         return self.answer(self.see(images, mask), targets=targets, trace=trace, last_only=last_only)
@@ -110,10 +116,17 @@ class DetectionTransformer(nn.Module):
         """The first half of ``forward``: the image as tokens, before any region has read another."""
         return self.tokens(self.neck(self.backbone(images)), mask, images.shape[-2:])
 
-    def answer(self, memory: Memory, *, targets: list[dict] | None = None, trace: bool = False, last_only: bool = False) -> Output:
+    def answer(
+        self,
+        memory: Memory,
+        *,
+        targets: list[dict] | None = None,
+        trace: bool | Literal["decoder"] = False,
+        last_only: bool = False,
+    ) -> Output:
         """The second half of ``forward``: from what ``see`` gives, through encoder and decoder, to the answers."""
         traces = Trace() if trace else None
-        memory = self.encoder(memory, traces.encoder if traces else None)
+        memory = self.encoder(memory, traces.encoder if traces and trace is True else None)
         state = self.queries(memory, targets)
         logits, boxes = [], []
         for i, layer in enumerate(self.layers):
