@@ -40,7 +40,7 @@ from boxquery.models import register
 from boxquery.models.options import NARROW_RESNET10
 
 HERE = Path(__file__).parent
-RATES, SEEDS = (5e-4, 1e-3), (0, 1)
+RATES, SEEDS = (5e-4, 2.5e-4), (0, 1)
 #: images in an epoch of the built-in scenes
 EPOCH = 2000
 GOAL = 0.30
