@@ -65,10 +65,10 @@ Run = tuple[str, float, int, int]  # model, rate, seed, epochs
 
 
 def runs(models: list[str], images: int, long: int) -> list[Run]:
-    """Every model at the first seed, then the others; DETR's long run; what is not one of the family, at the first rate alone."""
+    """DETR's long run; every model at the first seed, then the others; what is not one of the family, at the first rate alone."""
     family, others = [m for m in models if m in bq.list_models()], [m for m in models if m not in bq.list_models()]
-    every = [(model, rate, seed, images // EPOCH) for seed in SEEDS for rate in RATES for model in family]
-    every += [("detr", RATES[0], 0, long // EPOCH)] if "detr" in models and long else []
+    every = [("detr", RATES[0], 0, long // EPOCH)] if "detr" in models and long else []
+    every += [(model, rate, seed, images // EPOCH) for seed in SEEDS for rate in RATES for model in family]
     return every + [(model, RATES[0], seed, images // EPOCH) for seed in SEEDS for model in others]
 
 
