@@ -1,0 +1,131 @@
+"""Does a query read its object, and does AP come with it? The article's explanation of slow learning, in two figures.
+
+    python benchmarks/alignment.py reading OUT.png NAME=FOLDER ...      # what one object's query reads in the last decoder layer
+    python benchmarks/alignment.py curves OUT.png NAME=RUN ...          # AP50 and alignment over a training, a panel a run
+
+A FOLDER is a model folder (``RUN/model``, ``RUN/early`` of benchmarks/convergence.py) or a run; ``RUN@0`` is the run's model before its
+first step, made again from its settings. ``reading`` takes a held-out scene (``--scene``) and its largest object (or ``--object``); the
+query is the one that the assignment gives the object in the last layer, as in training. ``curves`` reads ``metrics.csv`` of each run;
+the point at 0 images is measured on the untrained model. Both print what they draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+import boxquery as bq
+from boxquery.data.dataset import Data
+from boxquery.data.loading import DetectionDataset, collate
+from boxquery.data.open import open_data
+from boxquery.detector import Detector
+from boxquery.explain.alignment import measure, measure_split, with_objects
+from boxquery.explain.figure import laid_over
+from boxquery.training.config import RunConfig
+from convergence import curve
+
+INK, GOLD, TEAL, QUIET = "#1f2933", "#e0a100", "#0f8b8d", "#8a949e"
+#: objects that the untrained model is measured on: those of at most so many images, as in training
+SAMPLE = 32
+
+
+def detector_of(where: str, data: Data) -> Detector:
+    """A trained model, or with ``@0`` the one that its run began with."""
+    run, at, moment = where.partition("@")
+    if not at:
+        return bq.load(run)
+    assert moment == "0", f"{where}: only @0 can be made again"
+    config = RunConfig.read(Path(run))
+    torch.manual_seed(config.seed)
+    model = bq.create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
+    return Detector(model.eval(), data.names, data.ids, config.image_size)
+
+
+@torch.no_grad()
+def reading(out: Path, models: dict[str, str], data: Data, scene: int, number: int | None) -> None:
+    split = data.splits["val"]
+    record, picture = split[scene], split.read(scene)
+    sizes = (record.boxes[:, 2:] - record.boxes[:, :2]).prod(1)
+    chosen = int(sizes.argmax()) if number is None else number
+    columns = min(4, len(models))
+    rows = -(-len(models) // columns)
+    figure = Figure(figsize=(2.6 * columns, 3.05 * rows), layout="constrained")
+    for axis, (name, where) in zip(figure.subplots(rows, columns, squeeze=False).flat, models.items(), strict=False):
+        detector = detector_of(where, data)
+        batch = collate([DetectionDataset(split, detector.transform)[scene]])
+        traced = detector.model.eval()(batch.images, batch.mask, trace="decoder", last_only=True)
+        pairs = detector.model.match(traced, batch.targets)[-1]
+        found = measure(traced, batch.targets, pairs)
+        query, inside, entropy = int(found.query[chosen]), found.inside[-1, chosen], found.entropy[-1, chosen]
+        scale = 3
+        heat = traced.trace.layers[-1].heatmap(query, (picture.height * scale, picture.width * scale))
+        axis.imshow(laid_over(picture, heat.map.double().numpy()), extent=(0, picture.width, picture.height, 0))
+        left, top, right, bottom = record.boxes[chosen].tolist()
+        axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1.5))
+        axis.set_title(name, fontsize=10, color=INK)
+        axis.set_xlabel(f"{inside:.0%} in the object (even: {found.even[chosen]:.0%})", fontsize=9, color=INK)
+        axis.set(xticks=[], yticks=[])
+        print(f"{name}: query {query}, {inside:.3f} inside ({found.even[chosen]:.3f} even), entropy {entropy:.3f}")
+    for axis in figure.axes[len(models) :]:
+        axis.set_axis_off()
+    figure.savefig(out, dpi=100)
+
+
+def curves(out: Path, runs: dict[str, str], data: Data) -> None:
+    columns = min(4, len(runs))
+    rows = -(-len(runs) // columns)
+    figure = Figure(figsize=(2.75 * columns, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    for axis, (name, run) in zip(axes.flat, runs.items(), strict=False):
+        sample = with_objects(data.splits["val"], SAMPLE)
+        start = measure_split(detector_of(f"{run}@0", data), data.splits["val"], only=sample).columns()
+        points = [{"images": 0.0, "AP50": 0.0, **start}, *curve(Path(run))]
+        _panel(axis, name, points)
+    axes.flat[0].legend(frameon=False, fontsize=8, loc="upper left")
+    for axis in list(axes.flat)[len(runs) :]:
+        axis.set_axis_off()
+    figure.savefig(out, dpi=100)
+
+
+def _panel(axis: Axes, name: str, points: list[dict[str, float]]) -> None:
+    last = max(int(key.removeprefix("inside_")) for key in points[-1] if key.startswith("inside_") and key != "inside_even")
+    images = np.array([p["images"] for p in points])
+    for key, colour, style, what in (
+        ("AP50", GOLD, "-", "AP50"),
+        (f"inside_{last}", TEAL, "-", "read inside the object, last layer"),
+        ("inside_1", TEAL, ":", "the same, first layer"),
+        (f"entropy_{last}", QUIET, "-", "entropy of the reading, last layer"),
+    ):
+        axis.plot(images, [p.get(key, np.nan) for p in points], color=colour, ls=style, lw=1.6, label=what)
+    axis.axhline(points[-1]["inside_even"], color=TEAL, lw=0.8, ls=(0, (1, 3)))
+    axis.set_title(name, fontsize=10, color=INK)
+    axis.set(ylim=(0, 1), xlim=(0, images[-1]), xlabel="images seen")
+    axis.spines[["top", "right"]].set_visible(False)
+    told = ((p["images"], p["AP50"], p[f"inside_{last}"], p[f"entropy_{last}"]) for p in points)
+    print(f"{name}: " + "; ".join(f"{i:,.0f} images AP50 {a:.3f} inside {s:.3f} entropy {e:.3f}" for i, a, s, e in told))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("reading", "curves"))
+    parser.add_argument("out", type=Path)
+    parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
+    parser.add_argument("--data", default="shapes")
+    parser.add_argument("--scene", type=int, default=8)
+    parser.add_argument("--object", type=int, help="its number in the scene; the largest if left out")
+    given = parser.parse_args()
+    named, data = dict(each.split("=", 1) for each in given.models), open_data(given.data)
+    if given.what == "reading":
+        reading(given.out, named, data, given.scene, given.object)
+    else:
+        curves(given.out, named, data)
+
+
+if __name__ == "__main__":
+    main()
