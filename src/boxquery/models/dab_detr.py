@@ -71,7 +71,7 @@ class ScaledPositions(nn.Module):
 
 
 class AnchorPlace(nn.Module):
-    """Where the box is, and how wide to look (section 4.3, eq. 5).
+    """Where the box is, and how wide to look (section 4, "Width & height-modulated Gaussian kernel").
 
     Across, the products of place with place are multiplied by w_ref / w, down by h_ref / h; the reference size is read from the content.
     """
@@ -95,7 +95,8 @@ class AnchorPlace(nn.Module):
 
 
 def refine(state: State, box_logits: Tensor, head: Head) -> State:
-    """The update reads content before the norm, the prediction after it; only the prediction's base keeps the gradient (section 4.2)."""
+    """The update reads content before the norm, the prediction after it; only the prediction's base keeps the gradient (section 4,
+    "Anchor update")."""
     base = head.box(state.content, state.reference)
     return replace(state, reference=base.detach(), base=base)
 
