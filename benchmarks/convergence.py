@@ -25,7 +25,6 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import mean
 from types import ModuleType
@@ -64,17 +63,17 @@ PRETRAINING: dict[str, Any] = {
 Run = tuple[str, float, int, int]  # model, rate, seed, epochs
 
 
-def first_runs(models: list[str], images: int, long: int) -> list[Run]:
-    """DETR's long run; every model at each rate with the first seed; what is not one of the family, at the first rate alone."""
-    every = [("detr", RATES[0], SEEDS[0], long // EPOCH)] if "detr" in models and long else []
-    every += [(model, rate, SEEDS[0], images // EPOCH) for rate in RATES for model in models if model in bq.list_models()]
+def first_runs(models: list[str], images: int) -> list[Run]:
+    """Every model at each rate with the first seed; what is not one of the family, at the first rate alone."""
+    every = [(model, rate, SEEDS[0], images // EPOCH) for rate in RATES for model in models if model in bq.list_models()]
     return every + [(model, RATES[0], SEEDS[0], images // EPOCH) for model in models if model not in bq.list_models()]
 
 
-def other_runs(models: list[str], images: int, curves: dict[str, list[dict[str, float]]]) -> list[Run]:
-    """The other seeds, each model at the rate that its first seed chose."""
+def other_runs(models: list[str], images: int, long: int, curves: dict[str, list[dict[str, float]]]) -> list[Run]:
+    """DETR's long run and the other seeds, each model at the rate that its first seed chose."""
     rates = {row["model"]: row["rate"] for row in summary(curves, images)}
-    return [(model, rates[model], seed, images // EPOCH) for seed in SEEDS[1:] for model in models if model in rates]
+    every = [("detr", rates["detr"], SEEDS[0], long // EPOCH)] if "detr" in models and "detr" in rates and long else []
+    return every + [(model, rates[model], seed, images // EPOCH) for seed in SEEDS[1:] for model in models if model in rates]
 
 
 def name_of(run: Run) -> str:
@@ -253,9 +252,10 @@ def main() -> None:
     models = given.models.split(",")
     if not given.show:
         weights = backbone(given.runs)
-        for stage in (partial(first_runs, long=given.long), lambda *asked: other_runs(*asked, all_curves(given.runs, given.out))):
+        for seeds in ("first", "others"):
             known = all_curves(given.runs, given.out)
-            left = [run for run in stage(models, given.images) if len(known.get(name_of(run), [])) < run[3]]
+            every = first_runs(models, given.images) if seeds == "first" else other_runs(models, given.images, given.long, known)
+            left = [run for run in every if len(known.get(name_of(run), [])) < run[3]]
             with ThreadPoolExecutor(given.jobs) as pool:
                 list(pool.map(lambda run: train(given.runs, run, weights), left))
     write(given.runs, given.out, given.images)
