@@ -37,8 +37,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 UNSEEN = ("dilation", "gaussian_smooth")
 
 
-def convert(path: Path, name: str, out: Path, image_size: int, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Read, build the model that the tensors describe, fill it, save it. COCO's names and ids; slots without a category have no name.
+def open_checkpoint(path: Path, name: str, image_size: int, given: dict[str, Any] | None = None) -> tuple[Detector, dict[str, Any]]:
+    """Read, build the model that the tensors describe, fill it. COCO's names and ids; slots without a category have no name.
 
     ``given`` are options that the tensors do not show; they win over what was read. ``"assumed"`` of the report has those that nobody gave.
     """
@@ -55,6 +55,12 @@ def convert(path: Path, name: str, out: Path, image_size: int, given: dict[str, 
     built = model.config["options"]
     assumed = {key: built[key] for key in UNSEEN if key in built and key not in options}
     names = [CATEGORIES.get(i) for i in range(classes)]
-    Detector(model, names, list(range(classes)), image_size).save(out)
     counts = {kind: len(keys) for kind, keys in report.items()}
-    return {"model": name, "out": str(out), "options": options, "assumed": assumed, **counts}
+    return Detector(model, names, list(range(classes)), image_size), {"model": name, "options": options, "assumed": assumed, **counts}
+
+
+def convert(path: Path, name: str, out: Path, image_size: int, given: dict[str, Any] | None = None) -> dict[str, Any]:
+    """``open_checkpoint`` as a model folder; returns its report."""
+    detector, report = open_checkpoint(path, name, image_size, given)
+    detector.save(out)
+    return {**report, "out": str(out)}

@@ -29,6 +29,7 @@ class Run:
         evaluation: ``evaluation.json``: split name -> the dict of ``boxquery.evaluation.metrics.evaluate``.
         data: ``data.json``, see ``write_data``; {} if missing.
         pictures: ``pictures.json``, see ``boxquery.report.pictures``; {} if missing.
+        transfer: ``transfer.json``, see ``boxquery.transfer.Transfer``; {} where the run did not start from a trained model.
     """
 
     folder: Path
@@ -37,6 +38,7 @@ class Run:
     evaluation: dict[str, dict[str, Any]]
     data: dict[str, Any]
     pictures: dict[str, Any]
+    transfer: dict[str, Any]
 
 
 def read_run(folder: Path) -> Run:
@@ -54,6 +56,7 @@ def read_run(folder: Path) -> Run:
         _mapping(folder / "evaluation.json"),
         _mapping(folder / "data.json"),
         _mapping(folder / "pictures.json"),
+        _mapping(folder / "transfer.json"),
     )
 
 

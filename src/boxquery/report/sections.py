@@ -199,6 +199,32 @@ def classes(run: Run) -> str:
     return f'<section id="classes"><h2>By class</h2>{hint}{body}</section>'
 
 
+def transferred(run: Run) -> str:
+    """What a run that started from a trained model took over, part by part and class by class."""
+    found = run.transfer
+    if not found:
+        return ""
+    rows = []
+    for group in found["groups"]:
+        counts = (_cell(f"{group[key]:,}" if group[key] else DASH) for key in ("kept", "moved", "new"))
+        rows.append(_row(escape(group["name"]), *counts, f'<td class="wordy">{escape("; ".join(group["how"]))}</td>'))
+    heads = _heads("part", "kept", "moved", "new").replace("</tr>", '<th scope="col"></th></tr>')
+    table = f'<div class="scroll"><table>{heads}<tbody>{"".join(rows)}</tbody></table></div>'
+    known = {name: origin for name, origin in found["classes"].items() if origin is not None}
+    named = ", ".join(name_of(name) + ("" if name == origin else f" (there {name_of(origin)})") for name, origin in known.items())
+    new = ", ".join(name_of(name) for name in found["classes"] if name not in known)
+    words = [f"Classes that the source knew: {named or 'none'}. New: {new or 'none'}."]
+    if found["notes"]:
+        words.append(f"Other than there: {escape('; '.join(found['notes']))}.")
+    if found["unused"]:
+        words.append(f"{len(found['unused']):,} tensors of the source have no place here.")
+    words.append(f"Stem, first stage and batch norm of the backbone are {'frozen' if found['frozen'] else 'trained on'}.")
+    hint = f"Numbers that this run took over from {escape(found['from'])}; moved: from another row, level or layer."
+    return (
+        f'<section id="transfer"><h2>Where it started</h2><p class="hint">{hint}</p>{table}<p class="note">{" ".join(words)}</p></section>'
+    )
+
+
 def main_evaluation(run: Run) -> tuple[str, dict[str, Any] | None]:
     """The split that the page speaks of: val, else the first that was evaluated, else ("val", None)."""
     if not run.evaluation:

@@ -23,6 +23,9 @@ class RunConfig:
     Attributes:
         data: what the user named; ``scenes`` is how the built-in ones are drawn.
         options: the model's options that differ from the preset.
+        start_from, start_hash: the trained model whose weights it began with, as the user named it, and what they were (see
+            ``boxquery.transfer.fingerprint``).
+        frozen: stem, first stage and batch norm of the backbone kept what that model had.
         image_size: short side in pixels.
         batch_size, accumulate: images a step of one process, and steps whose gradients are added up.
         epochs, steps: passes over the data, and optimizer steps in all (per process).
@@ -40,6 +43,9 @@ class RunConfig:
     options: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     freeze_backbone: bool = False
+    start_from: str = ""
+    start_hash: str = ""
+    frozen: bool = False
     image_size: int = 800
     batch_size: int = 2
     accumulate: int = 1
@@ -64,6 +70,7 @@ class RunConfig:
             words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
         if self.accumulate > 1:
             words += ["--accumulate", str(self.accumulate)]
+        words += ["--from", self.start_from] * bool(self.start_from)
         for name in ("pretrained", "freeze_backbone", "strict"):
             words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
         for name, value in self.options.items():

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import predict_split
 from boxquery.models import create_model, preset
-from boxquery.report.files import write_data, write_evaluation
+from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.budget import within
@@ -35,6 +35,8 @@ from boxquery.training.config import FILE, RunConfig
 from boxquery.training.keeper import LAST, Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
+from boxquery.transfer import FILE as TRANSFERRED
+from boxquery.transfer import changed_options, check_same_model, fingerprint, read_source, transfer
 
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
 
@@ -44,6 +46,12 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     rank = int(os.environ.get("RANK", 0))
     console = Console(stderr=True, quiet=rank > 0, soft_wrap=True)
     source = data.source if isinstance(data, Data) else str(data)
+    origin = None
+    if wish.start_from and not resume:
+        origin, remarks = read_source(wish.start_from, wish.model, wish.options)
+        wish = _like(origin, wish)
+        for line in remarks:
+            console.print(f"note: {line}", markup=False)
     folder = _folder(out, wish, source, resume)
     if resume:
         config = _same(RunConfig.read(folder), replace(wish, data=source), folder)
@@ -54,6 +62,8 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     opened = data if isinstance(data, Data) else open_data(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
     run = _Run(folder, config, opened, console, resume)
+    if origin is not None:
+        run.start_from(origin)
     if not resume:
         run.begin()
     return run.fit(resume)
@@ -64,9 +74,13 @@ class _Run:
 
     def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console, resume: bool):
         self.folder, self.data, self.console = folder, data, console
+        #: what became of the model that it started from, if it did
+        self.transferred: dict[str, Any] = {}
         self.rank = int(os.environ.get("RANK", 0))
         torch.manual_seed(config.seed)
         self.model = create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
+        if config.frozen:
+            self.model.freeze()
         if config.freeze_backbone:
             self.model.backbone.requires_grad_(False)
         recipe = preset(config.model, config.preset).recipe
@@ -89,6 +103,18 @@ class _Run:
             persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
         )  # fmt: skip
 
+    def start_from(self, origin: Detector) -> None:
+        """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
+        c, names = self.config, self.data.names
+        found = transfer(origin.model, self.model, origin.classes, names)
+        frozen = found.backbone and (c.preset == "paper" or c.freeze_backbone or origin.model.config["frozen"])
+        if frozen and not c.pretrained:
+            self.model.freeze()
+        self.config = replace(c, frozen=frozen)
+        self.transferred = found.values() | {"from": c.start_from, "hash": c.start_hash, "frozen": frozen}
+        self.console.print(found.table(f"from {c.start_from}"))
+        self.console.print(found.said(), markup=False)
+
     def begin(self) -> None:
         """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
         c = self.config
@@ -103,7 +129,7 @@ class _Run:
             f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, "
             f"{c.epochs} epochs of {c.batches} x {c.batch_size} images, {c.precision} on {c.device}"
         )
-        if not c.pretrained:
+        if not c.pretrained and not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
         queries, most = self.model.config["options"]["num_queries"], max(int((~r.ignore).sum()) for r in self.data.splits["train"])
         if most > queries:
@@ -114,6 +140,8 @@ class _Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write(self.folder)
             write_data(self.folder, self.data)
+            if self.transferred:
+                write_json(self.folder / TRANSFERRED, self.transferred)
 
     def fit(self, resume: bool) -> Detector:
         c = self.config
@@ -189,12 +217,30 @@ def _same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
         # where it runs and how it reads may change; a batch may have been larger than the data
         if name in ("device", "workers", "batch_size") or asked in (getattr(unsaid, name), own):
             continue
-        if name == "data" and Path(str(asked)).resolve() == Path(own).resolve():
+        if name in ("data", "start_from") and own and Path(str(asked)).resolve() == Path(own).resolve():
+            continue
+        if name == "options" and asked.items() <= own.items():  # what was said is among what the source and the user chose
             continue
         raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) != config.world:
         raise UserError(f"{folder} was started with {config.world} processes, not {processes}: resume it with as many")
     return config
+
+
+def _like(origin: Detector, wish: RunConfig) -> RunConfig:
+    """What was not said is as the source has it: its options, so that weights fit, and its image size, unless a preset is asked for."""
+    made = origin.model.config
+    check_same_model(origin.model, wish.model or made["name"])
+    size = wish.preset or made["preset"]
+    options = {name: own for name, (_, own) in changed_options(asdict(preset(made["name"], size).options), made["options"]).items()}
+    return replace(
+        wish,
+        model=made["name"],
+        preset=size,
+        options=options | wish.options,
+        image_size=wish.image_size or (0 if wish.preset else origin.image_size),
+        start_hash=fingerprint(origin),
+    )
 
 
 def _resolved(wish: RunConfig) -> RunConfig:

@@ -40,6 +40,7 @@ def train(
     data: Source,
     /,
     *,
+    start_from: Annotated[str | Path | None, Parameter(name="--from")] = None,
     model: str | None = None,
     preset: str | None = None,
     out: Path | None = None,
@@ -64,8 +65,10 @@ def train(
 
     Args:
         data: a folder or file in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
+        start_from: a trained model to start from (docs/transfer.md): a run or model folder, a hub id, or a paper's released checkpoint.
+            Classes are matched by name; they and any option may be others. Options that are not given are as there.
         model: what to train, see ``list_models()``; None: "deformable-detr".
-        preset: its size and recipe: "paper", "small" or "tiny"; None: "small".
+        preset: its size and recipe: "paper", "small" or "tiny"; None: "small". With ``start_from`` the recipe alone.
         out: the run folder; None: a new one under ``runs/``.
         epochs: passes over the training images; None: the preset's.
         minutes: instead of epochs, about how long; becomes a number of steps after a few timed ones.
@@ -97,6 +100,7 @@ def train(
         options=options or {},
         pretrained=pretrained,
         freeze_backbone=freeze_backbone,
+        start_from="" if start_from is None else str(start_from),
         image_size=image_size or 0,
         batch_size=batch_size or 0,
         accumulate=accumulate,

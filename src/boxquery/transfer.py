@@ -1,0 +1,361 @@
+"""A new model that starts from a trained one: every tensor is copied by what its rows mean, not by where they stand.
+
+Classes are matched by name, levels by the stage of the backbone that they come from, queries, patterns and layers by number; the rest must
+have the same shape. What the source does not have keeps the new model's own start values, and the report says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from boxquery.detector import CONFIG, WEIGHTS, Detector, load
+from boxquery.errors import UserError
+from boxquery.models import preset
+from boxquery.models.base import DetectionTransformer
+from boxquery.official import AUTHORS
+from boxquery.official.checkpoint import UNSEEN, open_checkpoint
+from boxquery.parts.attention import SampledRead
+
+FILE = "transfer.json"
+
+#: names of tensors (patterns) -> what their first dimension counts
+COUNTED: tuple[tuple[str, str], ...] = (
+    (r"heads\.\d+\.classes\..+", "columns"),
+    (r"queries\.denoising\.labels", "classes"),
+    # every object is column 0 to a proposal: its columns have no names
+    (r"queries\.head\.classes\..+", "proposal columns"),
+    (r"queries\.(position|embedding|anchors|centres|points)", "queries"),
+    (r"queries\.content", "contents"),
+    (r"queries\.patterns", "patterns"),
+    (r"tokens\.level_embedding|.+\.read\.selection\..+", "levels"),
+    (r".+\.(sampling_offsets|attention_weights)\.(weight|bias)", "samples"),
+    (r"tokens\.position\.(row|column)", "cells"),
+)
+
+#: modules that stand once a level
+PER_LEVEL = re.compile(r"(neck\.projections|.+\.read\.(?:keys|values))\.(\d+)\.(.+)")
+CLASS_HEAD = re.compile(r"heads\.(\d+)\.classes\.(.+)")
+
+#: beginnings of names (patterns) -> what the table calls the group
+GROUPS: tuple[tuple[str, str], ...] = (
+    (r"backbone\.", "backbone"),
+    (r"neck\.", "neck"),
+    (r"tokens\.", "positions and levels"),
+    (r"encoder\.", "encoder"),
+    (r"queries\.head\.", "proposal head"),
+    (r"queries\.denoising\.", "denoising labels"),
+    (r"queries\.", "queries"),
+    (r"place\.", "place"),
+    (r"layers\.", "decoder"),
+    (r"heads\.\d+\.classes\.", "class heads"),
+    (r"heads\.", "box heads"),
+    (r"", "other"),
+)
+
+
+@dataclass
+class Group:
+    """How many numbers of a part of the model were kept in their place, moved from another, or start anew, and what decided it."""
+
+    name: str
+    kept: int = 0
+    moved: int = 0
+    new: int = 0
+    how: list[str] = field(default_factory=list)
+
+    def say(self, why: str) -> None:
+        if why and why not in self.how:
+            self.how.append(why)
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What became of a model that started from another.
+
+    Attributes:
+        model: the name of both.
+        groups: the parts of the new model.
+        classes: for each class of the new model the source's name whose rows it has, or None where they are new.
+        left: classes of the source that nobody took.
+        unused: tensors of the source that have no place in the new model.
+        notes: options that differ.
+        backbone: whether it is the source's.
+    """
+
+    model: str
+    groups: list[Group]
+    classes: dict[str, str | None]
+    left: list[str]
+    unused: list[str]
+    notes: list[str]
+    backbone: bool
+
+    def values(self) -> dict[str, Any]:
+        """Plain values, as ``transfer.json`` has them."""
+        return asdict(self)
+
+    def said(self) -> str:
+        """The classes in a line, then what differs and what was left out."""
+        known = [name if origin == name else f"{name} (there {origin})" for name, origin in self.classes.items() if origin is not None]
+        new = [name for name, origin in self.classes.items() if origin is None]
+        lines = [f"classes known to it: {', '.join(known) or 'none'}; new: {', '.join(new) or 'none'}"]
+        if self.notes:
+            lines.append(f"other than there: {'; '.join(self.notes)}")
+        if self.unused:
+            lines.append(f"{len(self.unused)} tensors of the source have no place here")
+        return "\n".join(lines)
+
+    def table(self, title: str) -> Table:
+        table = Table(
+            title=Text(title), title_justify="left", caption="numbers; moved: from another row, level or layer", caption_justify="left"
+        )
+        table.add_column("part", no_wrap=True)
+        for column in ("kept", "moved", "new"):
+            table.add_column(column, justify="right")
+        table.add_column("how", overflow="fold")
+        for group in self.groups:
+            table.add_row(group.name, *(f"{n:,}" if n else "-" for n in (group.kept, group.moved, group.new)), "; ".join(group.how))
+        return table
+
+
+def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] | None = None) -> tuple[Detector, list[str]]:
+    """What ``--from`` names: a run folder, a model folder, a hub id, or a paper's released checkpoint. Nothing in it is executed.
+
+    Args:
+        model: which of the family a released checkpoint is of; its file does not say.
+        options: of those, what a checkpoint's tensors do not show is taken for it too (``dilation``).
+
+    Returns the detector and what had to be assumed, one line each. Raises ``UserError``.
+    """
+    path = Path(source)
+    if not path.is_file():
+        return load(source), []
+    if path.name in (CONFIG, WEIGHTS, "last.ckpt"):
+        raise UserError(f"{path}: give the folder of the run or model, not a file in it")
+    if not model:
+        raise UserError(f"{path}: the file does not say which model it is of; add --model, one of {', '.join(AUTHORS)}")
+    given = {name: value for name, value in (options or {}).items() if name in UNSEEN}
+    detector, report = open_checkpoint(path, model, preset(model).recipe.image_size, given)
+    return detector, [f"the tensors do not show {n}; taken as {v} (--option {n}=...)" for n, v in report["assumed"].items()]
+
+
+def fingerprint(detector: Detector) -> str:
+    """A hash (SHA-256) of the class names and every tensor: equal where a transfer would give the same."""
+    digest = hashlib.sha256(json.dumps([detector.model.config["name"], detector.classes]).encode())
+    for name, value in sorted(detector.model.state_dict().items()):
+        digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Name -> (before, now) of the options of ``now`` that are others; sequences that a file made lists are the same."""
+    before, now = (json.loads(json.dumps(options)) for options in (before, now))
+    return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
+
+
+def check_same_model(source: DetectionTransformer, name: str) -> None:
+    """Raises ``UserError`` where the tensors of one mean nothing to the other."""
+    if (theirs := source.config["name"]) != name:
+        raise UserError(
+            f"the source is a {theirs}, the new model a {name}: weights pass only between models of one name; use --model {theirs}"
+        )
+
+
+def plain(name: str) -> str:
+    """A class name as it is compared: without case; space, hyphen and underscore are alike."""
+    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
+
+
+def rows_by_name(theirs: Sequence[str | None], ours: Sequence[str | None]) -> list[int]:
+    """For each of our classes the position of theirs with the same name (to the letter first, then as ``plain`` compares), or -1."""
+    exact: dict[str, int] = {}
+    alike: dict[str, int] = {}
+    for i, name in enumerate(theirs):
+        if name is not None:
+            exact.setdefault(name, i)
+            alike.setdefault(plain(name), i)
+    return [-1 if name is None else exact.get(name, alike.get(plain(name), -1)) for name in ours]
+
+
+@torch.no_grad()
+def transfer(
+    source: DetectionTransformer, target: DetectionTransformer, source_classes: Sequence[str | None], target_classes: Sequence[str | None]
+) -> Transfer:
+    """Fill ``target`` with what ``source`` has learned; the source is not changed.
+
+    Args:
+        source, target: two models of one name (``config["name"]``); classes, queries, levels, layers and every option may differ.
+        source_classes, target_classes: their class names, one a logit column; None for a column without a name, which is matched by none.
+
+    - Class rows (heads of every layer, or the one that all share, and the label embeddings of denoising) by name, see ``plain``; "no object"
+      of a softmax goes along, a new class keeps the target's start values. The columns of a two-stage model's proposal head have no names:
+      the first one is "an object", so they go by number.
+    - Queries by number. Fewer: the first ones; they were drawn at random, so any choice is as good, and this one keeps their numbers and
+      undoes an extension. More: those beyond have the target's start values. Anchors and patterns are stored apart, so patterns stay.
+    - Levels by the stage of the backbone that they stand for. A learned table of positions is resampled.
+    - A head that all layers shared gives its classes to every layer, its boxes to the first: later ones are measured from elsewhere.
+    - Another backbone is new as a whole, and with it the neck's maps of it.
+
+    Raises ``UserError`` for models of different names or class names that are not one a column.
+    """
+    check_same_model(source, target.config["name"])
+    for model, classes in ((source, source_classes), (target, target_classes)):
+        if len(classes) != model.config["classes"]:
+            raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names were given")
+    copier = _Copier(source, target, rows_by_name(source_classes, target_classes))
+    groups = copier.copy()
+    rows = copier.classes
+    changed = changed_options(source.config["options"], target.config["options"])
+    notes = [f"{name}: {before} became {now}" for name, (before, now) in changed.items()]
+    return Transfer(
+        model=target.config["name"],
+        groups=groups,
+        classes={
+            str(name): source_classes[i] if i >= 0 else None for name, i in zip(target_classes, rows, strict=True) if name is not None
+        },
+        left=[name for i, name in enumerate(source_classes) if name is not None and i not in rows],
+        unused=copier.unused(),
+        notes=notes,
+        backbone=copier.same_backbone,
+    )
+
+
+#: of one dimension of a tensor: how many rows the source has, and for each of ours which of them (-1: none)
+Rows = tuple[int, list[int]]
+
+
+class _Copier:
+    """Two models, and for every way of counting which row of the source is which of the target."""
+
+    def __init__(self, source: DetectionTransformer, target: DetectionTransformer, classes: list[int]):
+        self.source, self.target, self.classes = source, target, classes
+        self.theirs, self.ours = source.state_dict(), target.state_dict()
+        # a level is told by the stage of the backbone that it stands for, counted from the last
+        ours, theirs, shift = len(target.neck.projections), len(source.neck.projections), source.neck.inputs - target.neck.inputs
+        self.levels = [i + shift if 0 <= i + shift < theirs else -1 for i in range(ours)]
+        self.same_backbone = source.backbone.name == target.backbone.name and _shapes(self.theirs) == _shapes(self.ours)
+        self.used: set[str] = set()
+
+    def copy(self) -> list[Group]:
+        groups = {title: Group(title) for _, title in GROUPS}
+        for name, tensor in self.ours.items():
+            if _means_something(name):
+                group = groups[next(title for beginning, title in GROUPS if re.match(beginning, name))]
+                known, kept = self._fill(name, tensor, group)
+                group.kept += kept
+                group.moved += known - kept
+                group.new += tensor.numel() - known
+        return [group for group in groups.values() if group.kept + group.moved + group.new]
+
+    def unused(self) -> list[str]:
+        return [name for name in self.theirs if name not in self.used and _means_something(name)]
+
+    def _fill(self, name: str, ours: Tensor, group: Group) -> tuple[int, int]:
+        """How many numbers of a tensor the source gave, and how many of them stand where they stood."""
+        if not self.same_backbone and self._of_backbone(name):
+            group.say("another backbone")
+            return 0, 0
+        origin = self._origin(name)
+        theirs = self.theirs.get(origin)
+        if theirs is None:
+            group.say("some are not in the source")
+            return 0, 0
+        kind = next((kind for pattern, kind in COUNTED if re.fullmatch(pattern, name)), "")
+        rows = self._rows(kind, name, origin, ours, theirs)
+        if rows is None and (kind or ours.shape != theirs.shape):
+            group.say("some have another shape")
+            return 0, 0
+        self.used.add(origin)
+        if rows is None:
+            ours.copy_(theirs)
+            return ours.numel(), ours.numel() if origin == name else 0
+        if kind == "cells" and ours.shape != theirs.shape:
+            ours.copy_(torch.nn.functional.interpolate(theirs.T[None], size=len(ours), mode="linear", align_corners=True)[0].T)
+            group.say(f"resampled from {len(theirs)} to {len(ours)} cells")
+            return ours.numel(), 0
+        group.say(self._said(kind, rows[-1]))
+        copied, kept = _copy_rows(ours, theirs, rows)
+        return copied, kept if origin == name else 0
+
+    def _of_backbone(self, name: str) -> bool:
+        """Whether a tensor belongs to the backbone or reads its maps."""
+        level = PER_LEVEL.fullmatch(name)
+        return name.startswith("backbone.") or (name.startswith("neck.") and bool(level) and int(level[2]) <= self.target.neck.inputs)
+
+    def _origin(self, name: str) -> str:
+        """What the source calls a tensor of ours; "" where it cannot have it."""
+        if (found := PER_LEVEL.fullmatch(name)) is not None:
+            level = self.levels[int(found[2])]
+            return f"{found[1]}.{level}.{found[3]}" if level >= 0 else ""
+        if (found := CLASS_HEAD.fullmatch(name)) is not None:
+            return f"heads.{min(int(found[1]), len(self.source.heads) - 1)}.classes.{found[2]}"
+        return name
+
+    def _rows(self, kind: str, name: str, origin: str, ours: Tensor, theirs: Tensor) -> list[Rows] | None:
+        """Of each leading dimension; None where a tensor counts nothing, or what it counts cannot be compared."""
+        if not kind:
+            return None
+        if kind == "samples":
+            return self._samples(name, origin)
+        if ours.shape[1:] != theirs.shape[1:]:
+            return None
+        by_number = [i if i < len(theirs) else -1 for i in range(len(ours))]
+        if kind in ("classes", "columns"):
+            # "no object" stands behind the classes
+            spare = range(len(self.classes), len(ours))
+            return [(len(theirs), [*self.classes, *(len(theirs) - len(ours) + i for i in spare)])]
+        return [(len(theirs), self.levels if kind == "levels" else by_number)]
+
+    def _said(self, kind: str, rows: Rows) -> str:
+        """What became of rows, in words; "" where all are as they were."""
+        theirs, ours = rows
+        if ours == list(range(theirs)):
+            return ""
+        if kind in ("classes", "columns"):
+            return f"{sum(i >= 0 for i in self.classes)} of {len(self.classes)} classes by name"
+        known, what = sum(i >= 0 for i in ours), "levels" if kind == "samples" else kind
+        if known < len(ours):
+            return f"{known} of {len(ours)} {what}, the others are new"
+        return f"{'the first ' if ours == list(range(known)) else ''}{known} of {theirs} {what}"
+
+    def _samples(self, name: str, origin: str) -> list[Rows] | None:
+        """Sampled attention: heads, levels, points (and x, y), in this order."""
+        ours, theirs = (m.get_submodule(n.rsplit(".", 2)[0]) for m, n in ((self.target, name), (self.source, origin)))
+        if not isinstance(ours, SampledRead) or not isinstance(theirs, SampledRead):
+            return None
+        if (ours.heads, ours.points) != (theirs.heads, theirs.points):
+            return None
+        return [(theirs.heads, list(range(ours.heads))), (theirs.levels, self.levels)]
+
+
+def _copy_rows(ours: Tensor, theirs: Tensor, rows: list[Rows]) -> tuple[int, int]:
+    """Copy every combination of known rows; how many numbers that is, and how many of them stand where they stood."""
+    known = [[(i, j) for i, j in enumerate(axis) if j >= 0] for _, axis in rows]
+    here, there = (
+        torch.meshgrid(*(torch.tensor([p[side] for p in axis], dtype=torch.int64) for axis in known), indexing="ij") for side in (0, 1)
+    )
+    mine, yours = ours.view(*(len(axis) for _, axis in rows), -1), theirs.reshape(*(count for count, _ in rows), -1)
+    mine[here] = yours[there].to(mine)
+    same = math.prod(sum(i == j for i, j in axis) for axis in known)
+    return here[0].numel() * mine.shape[-1], same * mine.shape[-1]
+
+
+def _means_something(name: str) -> bool:
+    return not name.endswith("num_batches_tracked")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items() if name.startswith("backbone.") and _means_something(name)}
