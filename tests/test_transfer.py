@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 
@@ -454,3 +455,12 @@ def test_nothing_is_written_for_a_source_that_cannot_be_used(first, tmp_path, ca
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
         assert said in line
     assert [p.name for p in tmp_path.iterdir()] == ["damaged"]
+
+
+def test_the_page_names_commands_that_exist():
+    text = (Path(__file__).parents[1] / "docs/transfer.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line.split("#")[0]) for line in re.findall(r"^boxquery .+$", text, re.MULTILINE)]
+    assert len(commands) >= 5
+    for words in commands:
+        parsed = app.parse_args(words[1:], exit_on_error=False, print_error=False)[1].arguments
+        assert parsed["start_from"] == words[words.index("--from") + 1]

@@ -200,9 +200,9 @@ def transfer(
         source, target: two models of one name (``config["name"]``); classes, queries, levels, layers and every option may differ.
         source_classes, target_classes: their class names, one a logit column; None for a column without a name, which is matched by none.
 
-    - Class rows (heads of every layer, or the one that all share, and the label embeddings of denoising) by name, see ``plain``; "no object"
-      of a softmax goes along, a new class keeps the target's start values. The columns of a two-stage model's proposal head have no names:
-      the first one is "an object", so they go by number.
+    - Class rows (heads of every layer, or the one that all share, and denoising's label embeddings) by name, see ``plain``; "no object" of
+      a softmax goes along, a new class keeps the target's start values. The columns of a two-stage model's proposal head have no names: the
+      first one is "an object", so they go by number.
     - Queries by number. Fewer: the first ones; they were drawn at random, so any choice is as good, and this one keeps their numbers and
       undoes an extension. More: those beyond have the target's start values. Anchors and patterns are stored apart, so patterns stay.
     - Levels by the stage of the backbone that they stand for. A learned table of positions is resampled.
@@ -271,7 +271,8 @@ class _Copier:
         origin = self._origin(name)
         theirs = self.theirs.get(origin)
         if theirs is None:
-            group.say("some are not in the source")
+            levels = PER_LEVEL.fullmatch(name)
+            group.say(self._said("levels", (len(self.source.neck.projections), self.levels)) if levels else "some are not in the source")
             return 0, 0
         kind = next((kind for pattern, kind in COUNTED if re.fullmatch(pattern, name)), "")
         rows = self._rows(kind, name, origin, ours, theirs)

@@ -209,7 +209,7 @@ def transferred(run: Run) -> str:
         counts = (_cell(f"{group[key]:,}" if group[key] else DASH) for key in ("kept", "moved", "new"))
         rows.append(_row(escape(group["name"]), *counts, f'<td class="wordy">{escape("; ".join(group["how"]))}</td>'))
     heads = _heads("part", "kept", "moved", "new").replace("</tr>", '<th scope="col"></th></tr>')
-    table = f'<div class="scroll"><table>{heads}<tbody>{"".join(rows)}</tbody></table></div>'
+    table = f'<div class="scroll"><table class="taken">{heads}<tbody>{"".join(rows)}</tbody></table></div>'
     known = {name: origin for name, origin in found["classes"].items() if origin is not None}
     named = ", ".join(name_of(name) + ("" if name == origin else f" (there {name_of(origin)})") for name, origin in known.items())
     new = ", ".join(name_of(name) for name in found["classes"] if name not in known)

@@ -114,6 +114,7 @@ class _Run:
         self.transferred = found.values() | {"from": c.start_from, "hash": c.start_hash, "frozen": frozen}
         self.console.print(found.table(f"from {c.start_from}"))
         self.console.print(found.said(), markup=False)
+        self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
 
     def begin(self) -> None:
         """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
