@@ -78,12 +78,26 @@ def test_collect():
         {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
     ]
     for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
-        rectangle = collect(targets, torch.zeros(1, dtype=dtype), len(targets))
+        rectangle = collect(targets, torch.zeros(1, dtype=dtype), len(targets), 3)
         assert rectangle.boxes.dtype == expected
     assert rectangle.labels.tolist() == [[2, 1], [0, 0]]
     assert rectangle.counts == (2, 0)
     assert rectangle.total == 2
     torch.testing.assert_close(rectangle.boxes[0], targets[0]["boxes"].double())
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [([0, 3], "the label 3: labels of 3 classes go from 0 to 2"), ([-1, 2], "the label -1: labels of 3")]
+)
+def test_a_label_without_a_class_is_named(labels, said):
+    targets = [
+        {"labels": torch.tensor(labels), "boxes": torch.full((2, 4), 0.5)},
+        {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
+    ]
+    with pytest.raises(bq.UserError, match=said):
+        collect(targets, torch.zeros(1), 2, 3)
+    elsewhere = [{"labels": t["labels"].to("meta"), "boxes": t["boxes"].to("meta")} for t in targets]
+    collect(elsewhere, torch.zeros(1, device="meta"), 2, 3)  # to look there would be to wait
 
 
 def answers(layers: int, queries: int, columns: int) -> Predictions:

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 
+from boxquery.errors import UserError
 from boxquery.matching.assignment import Matches, collect
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.matching.loss import SetLoss
@@ -88,7 +89,7 @@ def test_terms_are_their_definition(classification, counts):
 def test_costs_are_their_definition(classification):
     """Class, 5 x L1, 2 x (-GIoU), as the papers' matchers."""
     given, targets = answers(CLASSES + classification.spare), wanted()
-    cost = SetLoss(classification).cost(given.logits, given.boxes, collect(targets, given.boxes, len(targets)))
+    cost = SetLoss(classification).cost(given.logits, given.boxes, collect(targets, given.boxes, len(targets), CLASSES))
     assert cost.shape == (LAYERS, 3, QUERIES, 9)
     assert not cost.requires_grad
     for layer in range(LAYERS):
@@ -108,11 +109,25 @@ def test_focal_loss_of_certain_logits():
     """No overflow where a sigmoid is 0 or 1 in floating point."""
     logits = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4]).repeat(2, 1)[None, None].requires_grad_()
     nothing = Matches(torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[0]]), (1,))
-    targets = collect([{"labels": torch.tensor([0]), "boxes": torch.rand(1, 4)}], logits, 1)
+    targets = collect([{"labels": torch.tensor([0]), "boxes": torch.rand(1, 4)}], logits, 1, 5)
     loss = Focal().loss(logits, targets, nothing, torch.tensor(1.0))
     loss.sum().backward()
     assert bool(loss.isfinite().all())
     assert bool(logits.grad.isfinite().all())
+
+
+@CASES
+def test_a_label_must_have_a_column(classification):
+    """A softmax has a column for "no object", which is no class."""
+    given = answers(CLASSES + classification.spare)
+    targets = wanted()
+    targets[2]["labels"][4] = CLASSES
+    for call in (
+        lambda: SetLoss(classification)(Output(given.logits, given.boxes), targets),
+        lambda: SetLoss(classification).pairs(given.logits, given.boxes, targets),
+    ):
+        with pytest.raises(UserError, match=f"the label {CLASSES}: labels of {CLASSES} classes go from 0 to {CLASSES - 1}"):
+            call()
 
 
 def test_proposals_are_taught_that_every_object_is_class_0():

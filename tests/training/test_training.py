@@ -237,6 +237,16 @@ def test_what_cannot_be_trained_is_said_before_anything_is_written(wrong, said, 
     assert not (tmp_path / "run").exists()
 
 
+def test_a_label_beyond_the_classes_is_found_before_the_first_step(tmp_path):
+    data = scenes()
+    train = data.splits["train"]
+    wrong = [replace(r, labels=r.labels + 5) if i == 3 else r for i, r in enumerate(train)]
+    data = replace(data, splits={**data.splits, "train": replace(train, records=wrong)})
+    with pytest.raises(bq.UserError, match=f"split 'train', image {train[3].id}: labels 5 to [5-9], where classes go from 0 to 4"):
+        bq.train(data, epochs=1, out=tmp_path / "run", **settings("detr"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_resuming_with_other_settings_is_refused(finished):
     name, folder, _ = finished
     other = "deformable-detr" if name == "detr" else "detr"

@@ -27,13 +27,23 @@ class Targets:
         return sum(self.counts)
 
 
-def collect(targets: Sequence[dict], like: Tensor, batch: int) -> Targets:
-    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``, without a host sync."""
+def collect(targets: Sequence[dict], like: Tensor, batch: int, classes: int) -> Targets:
+    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``, without a host sync.
+
+    Raises ``UserError`` for another number of images than ``batch``, and for a label that is not in 0..``classes`` - 1. Labels that are on
+    another device are not looked at, since that would wait for it; a training run looks at all of its data beforehand.
+    """
     if len(targets) != batch:
         raise UserError(f"{len(targets)} targets for a batch of {batch} images: give one dictionary an image, empty ones too")
     counts = tuple(len(t["labels"]) for t in targets)
     dtype = torch.promote_types(like.dtype, torch.float32)
     labels = pad_sequence([t["labels"] for t in targets], batch_first=True)
+    if labels.device.type == "cpu" and labels.numel():
+        least, most = labels.numpy().min(), labels.numpy().max()
+        if least < 0 or most >= classes:
+            raise UserError(
+                f"targets hold the label {least if least < 0 else most}: labels of {classes} classes go from 0 to {classes - 1}"
+            )
     boxes = pad_sequence([t["boxes"].to(dtype) for t in targets], batch_first=True, padding_value=0.5)
     return Targets(labels.to(like.device, non_blocking=True), boxes.to(like.device, non_blocking=True), counts)
 

@@ -57,7 +57,7 @@ class Denoising(nn.Module):
 
     def forward(self, targets: list[dict], like: Tensor) -> Noisy | None:
         """None where the batch has no object."""
-        wanted = collect(targets, like, len(like))
+        wanted = collect(targets, like, len(like), self.classes)
         batch, most = wanted.labels.shape
         if most == 0:
             return None

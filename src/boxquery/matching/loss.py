@@ -42,6 +42,10 @@ class SetLoss:
         self.weights = {"class": classification.weight, "l1": l1, "giou": giou}
         self.top_k = top_k
 
+    def classes(self, logits: Tensor) -> int:
+        """How many classes the columns [..., C] are of."""
+        return logits.shape[-1] - self.classification.spare
+
     def cost(self, logits: Tensor, boxes: Tensor, targets: Targets) -> Tensor:
         """[L, B, Q, C], [L, B, Q, 4] -> [L, B, Q, N]; no gradient."""
         with torch.no_grad():
@@ -56,7 +60,7 @@ class SetLoss:
 
     def pairs(self, logits: Tensor, boxes: Tensor, targets: list[dict]) -> list[list[tuple[Tensor, Tensor]]]:
         logits, boxes = at_least_float32(logits, boxes)
-        rectangle = collect(targets, boxes, boxes.shape[1])
+        rectangle = collect(targets, boxes, boxes.shape[1], self.classes(logits))
         return assign([self.cost(logits, boxes, rectangle)], rectangle.counts)[0].pairs()
 
     def __call__(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -64,7 +68,7 @@ class SetLoss:
             return self._loss(out, targets)
 
     def _loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
-        rectangle = collect(targets, out.boxes, out.boxes.shape[1])
+        rectangle = collect(targets, out.boxes, out.boxes.shape[1], self.classes(out.logits))
         answers = {"": (*at_least_float32(out.logits, out.boxes), rectangle)}
         if out.proposals is not None:
             # every object is class 0 to a proposal

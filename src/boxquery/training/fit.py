@@ -324,6 +324,11 @@ def _say_data(console: Console, data: Data) -> None:
     for name in ("train", "val"):
         if name not in data.splits or not len(data.splits[name]):
             raise UserError(f"{data.source}: no images in split {name!r}")
+    for name, split in data.splits.items():
+        for record in split:  # once here, since a loss that looked would make a GPU wait in every step
+            if len(record.labels) and not 0 <= record.labels.min() <= record.labels.max() < len(data.names):
+                found, most = f"{record.labels.min()} to {record.labels.max()}", len(data.names) - 1
+                raise UserError(f"{data.source}: split {name!r}, image {record.id}: labels {found}, where classes go from 0 to {most}")
 
 
 @contextlib.contextmanager
