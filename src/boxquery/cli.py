@@ -22,6 +22,7 @@ app = App(
 )
 app.command("boxquery.training.run:train", name="train")
 app.command("boxquery.explain.command:explain", name="explain")
+app.command("boxquery.compare.command:compare", name="compare")
 for command in ("demo", "evaluate", "predict", "models", "import_official"):
     app.command(f"boxquery.commands:{command}", name=command.replace("_", "-"))
 

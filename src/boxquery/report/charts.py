@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 Point = tuple[float, float]
+Band = tuple[float, float, float]
 
 _LEFT, _TOP, _BOTTOM = 46, 26, 30
 _LETTER = 7.1  # width of a letter of the labels, about, in SVG units
@@ -79,6 +80,8 @@ def line_chart(
     from_zero: bool = True,
     best: str | None = None,
     kinds: Mapping[str, str] | None = None,
+    bands: Mapping[str, Sequence[Band]] | None = None,
+    last: bool = True,
     width: int = 420,
     height: int = 235,
 ) -> str:
@@ -91,6 +94,8 @@ def line_chart(
         from_zero: whether the y axis begins at 0 when no value is below.
         best: a series whose highest point gets a mark.
         kinds: name -> CSS class of its line; None: s0, s1, ... in order.
+        bands: name -> (x, low, high), rising in x: a lighter area behind that line.
+        last: write a line's last value beside its name.
         width, height: in SVG units; letters are 12 high.
 
     Raises:
@@ -100,7 +105,8 @@ def line_chart(
     if not points:
         raise ValueError("a chart needs at least one point")
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
-    y_low, y_high = min(y for _, y in points), max(y for _, y in points)
+    heights = [y for _, y in points] + [y for band in (bands or {}).values() for _, *ends in band for y in ends]
+    y_low, y_high = min(heights), max(heights)
     if from_zero and y_low >= 0:
         y_low = 0.0
     y_ticks = ticks(y_low, y_high)
@@ -108,12 +114,19 @@ def line_chart(
     in_a_row = max(int(width / _VALUE / (max(map(len, series)) + 8)), 1)  # of the values under the pointer
     above = _TOP + _VALUES_ROW * (len(series) // in_a_row)
     alone = len(series) == 1  # then the caption names it
-    names = {name: f"{'' if alone else name} {number(line[-1][1])}".strip() for name, line in series.items() if line}
+    names = {
+        name: f"{'' if alone else name} {number(line[-1][1]) if last or alone else ''}".strip() for name, line in series.items() if line
+    }
     right = 14 + max(len(text) for text in names.values()) * _LETTER
     x = _Scale(x_low - (x_high == x_low), x_high + (x_high == x_low), _LEFT, width - right)
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, above)
 
     parts = [_axes(x, y, x_low, x_high, y_ticks, unit)]
+    for name, band in (bands or {}).items():
+        if len(band) > 1:
+            edge = [(a, high) for a, _, high in band] + [(a, low) for a, low, _ in reversed(band)]
+            path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge)
+            parts.append(f'<polygon class="band {kinds[name]}" points="{path}"/>')
     ends = {name: y(series[name][-1][1]) for name in names}
     places = spread(list(ends.values()), _ROW, above, height - _BOTTOM)
     for (name, text), place in zip(names.items(), places, strict=True):

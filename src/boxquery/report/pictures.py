@@ -157,7 +157,7 @@ def write_pictures(
     written: set[str] = set()
     for item in chosen:
         record = split[item.position]
-        image, scale = _resized(split.read(item.position))
+        image, scale = resized(split.read(item.position))
         truth, hidden = record.boxes * scale, record.ignore
         left = draw(image, truth[~hidden], record.labels[~hidden], names, dashed=(truth[hidden], record.labels[hidden]))
         missed = np.array(item.missed, np.int64)
@@ -165,7 +165,7 @@ def write_pictures(
         number = sum(entry["kind"] == item.kind for entry in entries) + 1
         files = [f"pictures/{item.kind}-{number}-{side}.jpg" for side in ("truth", "prediction")]
         for file, picture in zip(files, (left, right), strict=True):
-            write_whole(run / file, _jpeg(picture, budget))
+            write_whole(run / file, jpeg(picture, budget))
         written.update(files)
         entries.append(
             {
@@ -195,14 +195,14 @@ def write_pictures(
     return write_json(run / "pictures.json", {"split": split.name, "threshold": threshold, "pictures": entries})
 
 
-def _resized(image: Image.Image) -> tuple[Image.Image, float]:
-    """The image with its long side at ``LONG_SIDE`` (small ones grow, so that letters fit), and new size / old size."""
-    scale = LONG_SIDE / max(image.size)
+def resized(image: Image.Image, side: int = LONG_SIDE) -> tuple[Image.Image, float]:
+    """The image with its long side at ``side`` pixels (small ones grow, so that letters fit), and new size / old size."""
+    scale = side / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return image.convert("RGB").resize(size, Image.Resampling.LANCZOS), scale
 
 
-def _jpeg(image: Image.Image, budget: int) -> bytes:
+def jpeg(image: Image.Image, budget: int) -> bytes:
     """JPEG of at most ``budget`` bytes: of lower quality where it must be, then smaller, down to 64 pixels."""
     while True:
         for quality in (88, 80, 70, 60, 48):

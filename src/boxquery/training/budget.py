@@ -1,9 +1,10 @@
-"""Minutes into steps: a few timed ones tell how many fit."""
+"""Minutes or images into epochs of so many steps: of minutes a few timed steps tell how many fit."""
 
 from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -21,6 +22,8 @@ PLANNED = 0.9
 EVALUATING = 0.08
 #: steps that are not timed (allocators, caches and workers start in them), and those that are, at most, each twice
 WARM, TIMED = 4, 12
+#: the processor's clock decides between models, so it is read longer
+TIMED_PROCESSOR = 48
 #: share of the minutes after which timing stops, however few steps it saw
 TIMING = 0.03
 
@@ -34,11 +37,26 @@ def within(config: RunConfig, model: DetectionTransformer, loader: DataLoader, d
     # the first pass over the images reads them, later ones may find them in memory
     whole = config.batches * first
     fitting = max(int(training / first if training < whole else config.batches + (training - whole) / later), 1)
-    # epochs are shortened a little rather than dropped, and a data set too large for one pass gets one short one
-    epochs = -(-fitting // config.batches)
-    batches = fitting // epochs
+    epochs, batches = fitted(fitting, config.batches)
     looks = max(int(seconds * EVALUATING / look), 1)
-    return replace(config, epochs=epochs, batches=batches, val_every=max(-(-epochs // looks), 1))
+    return replace(config, epochs=epochs, batches=batches, val_every=config.val_every or max(-(-epochs // looks), 1))
+
+
+def fitted(steps: int, whole: int) -> tuple[int, int]:
+    """(epochs, steps an epoch) of about so many steps, where an epoch has at most ``whole``.
+
+    Epochs are shortened a little rather than dropped, and data too large for one pass gets one short one. The result is the longest epochs
+    whose sum is within 1 % of ``steps``, or where there are none (a few steps of a few an epoch) the nearest sum.
+    """
+    least = -(-steps // whole)
+    choices = [(epochs, max(round(steps / epochs), 1)) for epochs in range(least, 2 * least + 1)]
+    off = {choice: abs(choice[0] * choice[1] - steps) for choice in choices}
+    return next((choice for choice in choices if off[choice] <= steps / 100), min(choices, key=off.__getitem__))
+
+
+def clock(config: RunConfig) -> Callable[[], float]:
+    """Seconds of the clock that the run's minutes are counted on."""
+    return time.process_time if config.clock == "processor" else time.monotonic
 
 
 def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLoader) -> tuple[float, float]:
@@ -47,13 +65,13 @@ def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLo
     model.to(config.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-8)
     enough = config.minutes * 60 * TIMING / 2
-    means = []
+    now, most, means = clock(config), TIMED_PROCESSOR if config.clock == "processor" else TIMED, []
     for warm in (WARM, 0):
-        started, timed = time.monotonic(), -warm
-        while timed < TIMED and (timed <= 0 or time.monotonic() - started < enough):
+        started, timed = now(), -warm
+        while timed < most and (timed <= 0 or now() - started < enough):
             for batch in loader:
                 if timed == 0:
-                    started = time.monotonic()
+                    started = now()
                 batch = batch.to(config.device)
                 with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
                     loss, _ = model.loss(model(batch.images, batch.mask, targets=batch.targets), batch.targets)
@@ -61,9 +79,9 @@ def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLo
                 loss.backward()
                 optimizer.step()
                 timed += 1
-                if timed == TIMED or (timed > 0 and time.monotonic() - started > enough):
+                if timed == most or (timed > 0 and now() - started > enough):
                     break
-        means.append((time.monotonic() - started) / timed)
+        means.append((now() - started) / timed)
     return means[0], means[1]
 
 
@@ -71,7 +89,7 @@ def _evaluation_seconds(config: RunConfig, detector: Detector, val: Split) -> fl
     few = range(min(len(val), 2 * max(config.batch_size, 4)))
     detector.to(config.device)
     for _ in range(2):  # the first pass is slower than all that follow
-        started = time.monotonic()
+        started = clock(config)()
         predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few)
     detector.model.train()
-    return (time.monotonic() - started) / len(few) * len(val)
+    return (clock(config)() - started) / len(few) * len(val)

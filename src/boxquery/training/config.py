@@ -16,6 +16,17 @@ from boxquery.report.files import write_whole
 FILE = "config.yaml"
 
 
+def option_word(name: str, value: Any) -> str:
+    """``name=value`` such that ``--option`` reads the same value back: YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return f"{name}={text.removesuffix('...' + chr(10)).strip()}"
+
+
+def usual_val_every(epochs: int) -> int:
+    """Epochs from one evaluation to the next where nobody said: about 50 evaluations in all."""
+    return max(1, round(epochs / 50))
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """A run, complete: written to ``config.yaml`` before the first step.
@@ -31,6 +42,9 @@ class RunConfig:
         epochs, steps: passes over the data, and optimizer steps in all (per process).
         batches: batches an epoch.
         minutes: what the user asked for, if that is how ``epochs`` came about.
+        clock: whose minutes: "wall", or "processor" (the time that this process computes, which a busy machine does not shorten). On CUDA
+            always "wall": there the processor only waits.
+        images_seen: what the user asked for, if that is how ``epochs`` and ``batches`` came about.
         val_every: epochs from one evaluation to the next.
         patience: stop after so many evaluations without a better AP; 0: never.
         precision: "float32" or "bf16".
@@ -53,6 +67,8 @@ class RunConfig:
     steps: int = 1
     batches: int = 1
     minutes: float | None = None
+    clock: str = "wall"
+    images_seen: int | None = None
     lr: float = 1e-4
     val_every: int = 1
     patience: int = 0
@@ -64,8 +80,12 @@ class RunConfig:
     strict: bool = False
 
     def command(self, out: Path | str) -> str:
-        """The command line that repeats the run; ``--minutes`` has become the epochs that it was worth here."""
-        words = ["boxquery", "train", self.data, "--model", self.model, "--preset", self.preset, "--epochs", str(self.epochs)]
+        """The command line that repeats the run; ``--minutes`` has become the images that it was worth here."""
+        words = ["boxquery", "train", self.data, "--model", self.model, "--preset", self.preset]
+        shortened = self.minutes is not None or self.images_seen is not None
+        words += ["--images-seen", str(self.seen())] if shortened else ["--epochs", str(self.epochs)]
+        if self.val_every != usual_val_every(self.epochs):
+            words += ["--val-every", str(self.val_every)]
         for name in ("image_size", "batch_size", "lr", "seed", "precision"):
             words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
         if self.accumulate > 1:
@@ -74,8 +94,12 @@ class RunConfig:
         for name in ("pretrained", "freeze_backbone", "strict"):
             words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
         for name, value in self.options.items():
-            words += ["--option", f"{name}={value}"]
+            words += ["--option", option_word(name, value)]
         return shlex.join([*words, "--out", str(out)])
+
+    def seen(self) -> int:
+        """Images that the whole run sees, all processes together."""
+        return self.epochs * self.batches * self.batch_size * self.world
 
     def write(self, folder: Path) -> None:
         write_whole(

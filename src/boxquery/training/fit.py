@@ -30,14 +30,15 @@ from boxquery.models import create_model, preset
 from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
-from boxquery.training.budget import within
-from boxquery.training.config import FILE, RunConfig
+from boxquery.training.budget import fitted, within
+from boxquery.training.config import FILE, RunConfig, usual_val_every
 from boxquery.training.keeper import LAST, Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
 from boxquery.transfer import FILE as TRANSFERRED
 from boxquery.transfer import changed_options, check_same_model, fingerprint, read_source, transfer
 
+CLOCKS = ("wall", "processor")
 PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
 
 
@@ -121,9 +122,13 @@ class _Run:
         c = self.config
         if c.minutes is not None:
             c = _agreed(within(c, self.model, self.loader(), self.detector, self.val))
-            self.console.print(f"{c.minutes:g} minutes are worth {c.epochs} epochs of {c.batches} steps here")
-        else:
-            c = replace(c, val_every=max(1, round(c.epochs / 50)))
+            whose = " of the processor" if c.clock == "processor" else ""
+            self.console.print(f"{c.minutes:g} minutes{whose} are worth {c.epochs} epochs of {c.batches} steps here")
+        elif c.images_seen is not None:
+            steps = max(round(c.images_seen / (c.batch_size * c.world)), 1)
+            epochs, batches = fitted(steps, c.batches)
+            c = replace(c, epochs=epochs, batches=batches)
+        c = replace(c, val_every=c.val_every or usual_val_every(c.epochs))
         self.config = replace(c, steps=-(-c.batches // c.accumulate) * c.epochs)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.console.print(
@@ -211,8 +216,8 @@ def _agreed(config: RunConfig) -> RunConfig:
 def _same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
     """The run's own settings. Raises ``UserError`` where the user asked for others: they would not be the same run."""
     unsaid = RunConfig(
-        data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, workers=-1, device="auto", precision="auto"
-    )
+        data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, val_every=0, workers=-1, device="auto", precision="auto"
+    )  # fmt: skip
     for name, asked in vars(wish).items():
         own = getattr(config, name)
         # where it runs and how it reads may change; a batch may have been larger than the data
@@ -252,7 +257,8 @@ def _resolved(wish: RunConfig) -> RunConfig:
     config = replace(
         wish,
         device=device,
-        precision=_precision(wish.precision, device),
+        precision=choose_precision(wish.precision, device),
+        clock="wall" if device == "cuda" else wish.clock,
         world=int(os.environ.get("WORLD_SIZE", 1)),
         workers=_workers(device) if wish.workers < 0 else wish.workers,
         **{name: getattr(wish, name) or getattr(recipe, name) for name in ("image_size", "batch_size", "lr", "epochs")},
@@ -262,6 +268,10 @@ def _resolved(wish: RunConfig) -> RunConfig:
             raise UserError(f"{name}={getattr(config, name)}: must be above 0")
     if config.minutes is not None and config.minutes <= 0:
         raise UserError(f"minutes={config.minutes}: must be above 0")
+    if config.images_seen is not None and (config.minutes is not None or wish.epochs):
+        raise UserError("--images-seen, --minutes and --epochs are three ways to say how long; give one of them")
+    if config.clock not in CLOCKS:
+        raise UserError(f"clock={config.clock!r}: choose {' or '.join(CLOCKS)}")
     if config.patience < 0:
         raise UserError(f"patience={config.patience}: must not be below 0")
     return config
@@ -293,7 +303,8 @@ def choose_device(device: str) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
-def _precision(precision: str, device: str) -> str:
+def choose_precision(precision: str, device: str) -> str:
+    """What "auto" is on this device: bf16 where it is fast. Raises ``UserError``."""
     if precision not in ("auto", *PRECISIONS):
         raise UserError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
     if precision == "auto":

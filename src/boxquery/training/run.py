@@ -46,12 +46,15 @@ def train(
     out: Path | None = None,
     epochs: int | None = None,
     minutes: float | None = None,
+    clock: str = "wall",
+    images_seen: int | None = None,
     options: Options = None,
     image_size: int | None = None,
     batch_size: int | None = None,
     accumulate: int = 1,
     lr: float | None = None,
     patience: int = 0,
+    val_every: int | None = None,
     pretrained: bool = False,
     freeze_backbone: bool = False,
     device: str = "auto",
@@ -72,12 +75,15 @@ def train(
         out: the run folder; None: a new one under ``runs/``.
         epochs: passes over the training images; None: the preset's.
         minutes: instead of epochs, about how long; becomes a number of steps after a few timed ones.
+        clock: of the minutes: "wall", or "processor", which a busy machine does not shorten (what ``compare`` uses; not on CUDA).
+        images_seen: instead of epochs, how many training images to see in all; epochs are shortened a little to come near it.
         options: the model's own knobs, as ``create_model`` takes them; on the command line ``--option name=value``, repeated.
         image_size: short side in pixels; the long side is at most 5/3 of it.
         batch_size: images a step of one process.
         accumulate: steps that make one update.
         lr: rate of the transformer; the backbone's keeps its ratio to it.
         patience: stop after so many evaluations without a better AP; 0: never.
+        val_every: epochs from one evaluation to the next; None: chosen, about 50 evaluations in all.
         pretrained: start from backbone weights of the hub.
         freeze_backbone: train none of the backbone.
         device: "auto", "cpu" or "cuda".
@@ -90,7 +96,15 @@ def train(
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
     """
-    for name, value in (("epochs", epochs), ("image_size", image_size), ("batch_size", batch_size), ("lr", lr), ("workers", workers)):
+    above = {
+        "epochs": epochs,
+        "images_seen": images_seen,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "lr": lr,
+        "val_every": val_every,
+    }
+    for name, value in (*above.items(), ("workers", workers)):
         if value is not None and value < (0 if name == "workers" else 1e-12):
             raise UserError(f"{name}={value}: must be {'0 or more' if name == 'workers' else 'above 0'}")
     wish = RunConfig(
@@ -106,7 +120,10 @@ def train(
         accumulate=accumulate,
         epochs=epochs or 0,
         minutes=minutes,
+        clock=clock,
+        images_seen=images_seen,
         lr=lr or 0.0,
+        val_every=val_every or 0,
         patience=patience,
         device=device,
         precision=precision,

@@ -1,0 +1,159 @@
+"""What a finished run is asked beyond its own report, in a process of its own: ``python -m boxquery.compare.measure RUN``.
+
+Its best model looks at the validation split once more. ``RUN/compare/measured.json`` then holds size, cost and speed, AP after non-maximum
+suppression, and AP on resampled images; beside it are pictures of a few images, the same for every run on these data.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.ops import batched_nms
+
+from boxquery.compare.results import FOLDER, MEASURED, NMS
+from boxquery.compare.statistics import average_precisions, drawn_images
+from boxquery.data.dataset import Split
+from boxquery.data.loading import Batch, DetectionDataset, collate
+from boxquery.data.open import open_data
+from boxquery.detector import Detector, load
+from boxquery.drawing import draw
+from boxquery.errors import UserError
+from boxquery.evaluation.metrics import evaluate
+from boxquery.evaluation.predictions import Found, predict_split
+from boxquery.report.files import write_json, write_whole
+from boxquery.report.pictures import jpeg, resized
+from boxquery.training.config import RunConfig
+
+#: images whose time is taken, after as many more to warm up
+TIMED, WARM = 30, 4
+PICTURES, PICTURE_SIDE, PICTURE_BYTES = 4, 400, 40_000
+
+
+def measure(run: Path) -> Path:
+    """Write what is measured of a finished run; returns the JSON file. Raises ``UserError``."""
+    config = RunConfig.read(run)
+    data = open_data(config.data, strict=config.strict, seed=config.seed)
+    val = data.splits["val"]
+    detector = load(run).to(config.device)
+    found = predict_split(detector, val, batch_size=max(config.batch_size, 4))
+    times = drawn_images(len(val))
+    ap, ap50 = average_precisions(val, found, len(data.names), times)
+    after = {}
+    for threshold in NMS:
+        metrics = evaluate(val, suppressed(found, threshold), data.names, data.ids)
+        after[f"{threshold:g}"] = {key: metrics[key] for key in ("AP", "AP50", "duplicate_rate")}
+    one = _single(detector, val, 0)
+    return write_json(
+        run / FOLDER / MEASURED,
+        {
+            "val": _digest(val, times),
+            "images_measured": len(val),
+            "parameters": sum(p.numel() for p in detector.model.parameters()),
+            "gflops": round(gflops(detector, one), 3),
+            "image": f"{one.images.shape[-2]} x {one.images.shape[-1]}",
+            "milliseconds": round(1000 * _seconds(detector, val), 2),
+            "threads": torch.get_num_threads(),
+            "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+            "cores": os.cpu_count(),
+            "nms": after,
+            "resampled": {"AP": _rounded(ap), "AP50": _rounded(ap50)},
+            "pictures": _draw(run / FOLDER, val, found, data.names, detector.threshold),
+        },
+    )
+
+
+def suppressed(found: Found, threshold: float) -> Found:
+    """Without every detection that overlaps a better one of its class with IoU > ``threshold`` (torchvision's ``batched_nms``)."""
+    result: Found = {}
+    for position, (boxes, scores, labels) in found.items():
+        kept = batched_nms(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels), threshold).numpy()
+        result[position] = boxes[kept], scores[kept], labels[kept]
+    return result
+
+
+@torch.no_grad()
+def gflops(detector: Detector, batch: Batch) -> float:
+    """Multiply-adds of one forward pass in billions, counted as in models/sizes.json."""
+    model = copy.deepcopy(detector.model).eval()
+    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+        model(batch.images, batch.mask, last_only=True)
+    return flops.get_total_flops() / 2e9
+
+
+def _single(detector: Detector, val: Split, position: int) -> Batch:
+    return collate([DetectionDataset(val, detector.transform)[position]]).to(detector.device)
+
+
+def _seconds(detector: Detector, val: Split) -> float:
+    """Of a forward pass and its answers, one image at a time, the median; processor time of this process, on CUDA the wall's."""
+    cuda, clock = detector.device.type == "cuda", time.process_time
+    if cuda:
+        clock = time.perf_counter
+    seconds = []
+    for number in range(WARM + TIMED):
+        position = number % len(val)
+        batch, size = _single(detector, val, position), [(val[position].height, val[position].width)]
+        started = clock()
+        detector.answers(batch.images, batch.mask, size)
+        if cuda:
+            torch.cuda.synchronize()
+        seconds.append(clock() - started)
+    return median(seconds[WARM:])
+
+
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 5) for value in values]
+
+
+def _digest(val: Split, times: np.ndarray) -> str:
+    """Tells whether two runs were measured on the same images and the same draws of them."""
+    digest = hashlib.sha256(np.ascontiguousarray(times[0]).astype(np.int64).tobytes())
+    for record in val:
+        digest.update(f"{record.id} {record.labels.tolist()} {np.round(record.boxes, 2).tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def _chosen(val: Split) -> list[int]:
+    """Images from few to many objects, by nothing that a model said."""
+    order = sorted((i for i in range(len(val)) if (~val[i].ignore).any()), key=lambda i: (len(val[i].boxes), i))
+    return list(dict.fromkeys(order[round(share * (len(order) - 1))] for share in np.linspace(0.2, 0.95, PICTURES))) if order else []
+
+
+def _draw(folder: Path, val: Split, found: Found, names: list[str], threshold: float) -> list[dict[str, Any]]:
+    entries = []
+    for number, position in enumerate(_chosen(val), 1):
+        record = val[position]
+        image, scale = resized(val.read(position), PICTURE_SIDE)
+        boxes, scores, labels = found[position]
+        kept = scores >= threshold
+        sides = {
+            "truth": draw(image, record.boxes[~record.ignore] * scale, record.labels[~record.ignore], names),
+            "prediction": draw(image, boxes[kept] * scale, labels[kept], names, scores=scores[kept]),
+        }
+        files = {side: f"{side}-{number}.jpg" for side in sides}
+        for side, picture in sides.items():
+            write_whole(folder / files[side], jpeg(picture, PICTURE_BYTES))
+        title = record.path.name if record.path else f"image {record.id}"
+        entries.append({"title": title, "width": image.width, "height": image.height, "threshold": threshold, **files})
+    return entries
+
+
+if __name__ == "__main__":
+    try:
+        measure(Path(sys.argv[1]))
+    except UserError as error:
+        print(f"error: {error.line()}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,263 @@
+"""What is compared, written down before the first run: the same data, budget, settings and seeds for every entry. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from boxquery.errors import UserError
+from boxquery.report.files import write_whole
+from boxquery.training.config import RunConfig, option_word
+
+FILE = "compare.yaml"
+#: how far the images that an adopted run saw may be from those planned
+CLOSE = 0.02
+_ENTRY = ("model", "preset", "options", "lr")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One of those compared.
+
+    Attributes:
+        label: what the report calls it; unique, and the start of its run folders' names.
+        options: the model's options that differ from the preset.
+        lr: rate of the transformer.
+    """
+
+    label: str
+    model: str
+    preset: str
+    options: dict[str, Any]
+    lr: float
+
+    def settings(self) -> dict[str, Any]:
+        """Everything but the label."""
+        return {name: getattr(self, name) for name in _ENTRY}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison, complete: ``compare.yaml``.
+
+    Attributes:
+        data: what the user named.
+        seeds: every entry runs with each of them.
+        epochs, minutes, images_seen: the budget, one of the three; minutes are the processor's (on CUDA the wall's).
+        image_size, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
+    """
+
+    data: str
+    entries: tuple[Entry, ...]
+    seeds: tuple[int, ...]
+    epochs: int | None
+    minutes: float | None
+    images_seen: int | None
+    image_size: int
+    batch_size: int
+    pretrained: bool
+    freeze_backbone: bool
+    device: str
+    precision: str
+    strict: bool
+
+    def tasks(self) -> list[Task]:
+        """Every run there is, a seed of all entries before the next seed: whatever is finished can be compared."""
+        return [Task(entry, seed) for seed in self.seeds for entry in self.entries]
+
+    def budget(self) -> str:
+        """For people."""
+        if self.epochs is not None:
+            return f"{self.epochs:,} epochs"
+        if self.images_seen is not None:
+            return f"{self.images_seen:,} images"
+        return f"{self.minutes:g} minutes" + (" of the processor" if self.device != "cuda" else "")
+
+    def words(self, task: Task, out: Path, worth: RunConfig | None = None) -> list[str]:
+        """The arguments of ``boxquery`` that train a run of this plan.
+
+        Args:
+            worth: what the minutes turned out to be worth to another seed of the same entry; all its seeds then get as many images.
+        """
+        entry = task.entry
+        words = ["train", self.data, "--model", entry.model, "--preset", entry.preset, "--lr", str(entry.lr), "--seed", str(task.seed)]
+        if worth is not None:
+            words += ["--images-seen", str(worth.seen()), "--val-every", str(worth.val_every)]
+        elif self.minutes is not None:
+            words += ["--minutes", str(self.minutes), "--clock", "processor"]
+        else:
+            words += ["--epochs", str(self.epochs)] if self.epochs is not None else ["--images-seen", str(self.images_seen)]
+        for name in ("image_size", "batch_size", "device", "precision"):
+            words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
+        for name in ("pretrained", "freeze_backbone", "strict"):
+            words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
+        for name, value in entry.options.items():
+            words += ["--option", option_word(name, value)]
+        return [*words, "--out", str(out)]
+
+    def fits(self, task: Task, config: RunConfig) -> bool:
+        """Whether a run is the planned one, going by its configuration alone; where it ran and how it read do not matter."""
+        wanted = task.entry.settings() | {
+            name: getattr(self, name) for name in ("image_size", "batch_size", "pretrained", "freeze_backbone", "precision", "strict")
+        }
+        if any(_plain(getattr(config, name)) != _plain(value) for name, value in wanted.items()):
+            return False
+        if (config.seed, config.accumulate, config.patience, config.world) != (task.seed, 1, 0, 1) or not same_data(self.data, config.data):
+            return False
+        if self.epochs is not None:
+            return config.epochs == self.epochs and config.minutes is None and config.images_seen is None
+        if self.images_seen is not None:
+            return abs(config.seen() - self.images_seen) <= CLOSE * self.images_seen
+        if config.minutes is None:
+            return config.images_seen is not None  # another seed's minutes
+        return config.minutes == self.minutes and (config.clock == "processor" or config.device == "cuda")
+
+    def write(self, folder: Path) -> None:
+        """Raises ``UserError`` where the folder cannot be written."""
+        entries = {entry.label: entry.settings() for entry in self.entries}
+        common = {name: value for name, value in asdict(self).items() if name not in ("entries", "seeds")}
+        text = yaml.safe_dump({**common, "seeds": list(self.seeds), "entries": entries}, sort_keys=False, allow_unicode=True)
+        try:
+            write_whole(folder / FILE, text)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+
+    @classmethod
+    def read(cls, folder: Path) -> Plan:
+        """Raises ``UserError`` where there is no comparison or its plan cannot be understood."""
+        try:
+            given = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
+            entries = tuple(Entry(str(label), **settings) for label, settings in given.pop("entries").items())
+            return cls(**{**given, "entries": entries, "seeds": tuple(given["seeds"])})
+        except OSError as error:
+            raise UserError(f"{folder}: no comparison there ({FILE}: {error.strerror}); name the folder that compare wrote") from error
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(f"{folder / FILE}: not a comparison's plan ({str(error).splitlines()[0]})") from error
+
+    def joined(self, other: Plan, folder: Path) -> Plan:
+        """This plan with the other's new entries and seeds. Raises ``UserError`` where they contradict each other."""
+        for field in fields(self):
+            if field.name in ("entries", "seeds"):
+                continue
+            mine, theirs = getattr(self, field.name), getattr(other, field.name)
+            if mine != theirs and not (field.name == "data" and same_data(mine, theirs)):
+                raise UserError(f"{folder} compares with {field.name}={mine!r}, not {theirs!r}: choose another --out")
+        known = {entry.label: entry for entry in self.entries}
+        for entry in other.entries:
+            if _plain(known.setdefault(entry.label, entry).settings()) != _plain(entry.settings()):
+                raise UserError(f"{folder}: {entry.label!r} is {known[entry.label].settings()} there, not {entry.settings()}; rename one")
+        return replace(self, entries=tuple(known.values()), seeds=tuple(dict.fromkeys((*self.seeds, *other.seeds))))
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run to do."""
+
+    entry: Entry
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.entry.label}-{self.seed}"
+
+
+def same_data(one: str, other: str) -> bool:
+    return one == other or (Path(one).exists() and Path(one).resolve() == Path(other).resolve())
+
+
+def _plain(value: Any) -> Any:
+    """As YAML keeps it: tuples are lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def entries_of(
+    models: Sequence[str], file: Path | None, sweep: Mapping[str, Sequence[Any]], preset: str, options: Mapping[str, Any], lr: float | None
+) -> list[Entry]:
+    """Who is compared: models by name, one model over values of an option, or what a file says; options and rate given beside are theirs.
+
+    A rate that nobody gave is 0 here, see ``settled``. Raises ``UserError``.
+    """
+    if (bool(models) + (file is not None)) != 1:
+        raise UserError("name what to compare: --models A,B,... (one model with --sweep NAME=a,b,...) or --plan FILE")
+    common: dict[str, Any] = {"preset": preset, "lr": lr or 0.0}
+    if file is not None:
+        if sweep:
+            raise UserError("--sweep goes with --models and one model; a plan file lists its entries itself")
+        entries = [_entry(label, given, common, options, file) for label, given in _file(file).items()]
+    elif sweep:
+        if len(models) != 1 or len(sweep) != 1:
+            raise UserError("--sweep needs one model in --models, and one option: --sweep num_queries=10,30,100")
+        (name, values), (model,) = next(iter(sweep.items())), models
+        entries = [Entry(_label(option_word(name, value)), model, options={**options, name: value}, **common) for value in values]
+    else:
+        entries = [Entry(model, model, options=dict(options), **common) for model in models]
+    labels = [entry.label for entry in entries]
+    if twice := {label for label in labels if labels.count(label) > 1}:
+        raise UserError(f"{', '.join(sorted(twice))}: named twice; in a plan file (--plan) each entry has its own label")
+    if not entries:
+        raise UserError("nothing to compare: the list is empty")
+    return entries
+
+
+def _label(text: str) -> str:
+    return re.sub(r"[^\w=.+-]+", "_", text).strip("_")[:80]
+
+
+def _file(file: Path) -> dict[Any, Any]:
+    try:
+        given = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read ({' '.join(str(error).split())})") from error
+    if not isinstance(given, dict):
+        raise UserError(f"{file}: expected labels with settings ({', '.join(_ENTRY)}), found a {type(given).__name__}")
+    return given
+
+
+def _entry(label: Any, given: Any, common: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Entry:
+    given = {} if given is None else given
+    if not isinstance(label, str) or label != _label(label) or label.startswith("."):
+        raise UserError(f"{file}: {label!r} is no label; use letters, digits and - _ = . + (it names folders)")
+    if not isinstance(given, dict) or (unknown := sorted(map(str, given.keys() - set(_ENTRY)))):
+        raise UserError(f"{file}: {label}: {', '.join(unknown) if isinstance(given, dict) else given!r} is not known; "
+                        f"an entry has {', '.join(_ENTRY)}")  # fmt: skip
+    own = given.get("options") or {}
+    if not isinstance(own, dict) or not all(isinstance(given.get(name, ""), str) for name in ("model", "preset")):
+        raise UserError(f"{file}: {label}: model and preset are names, options is a mapping")
+    rate = given.get("lr", common["lr"])
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
+        raise UserError(f"{file}: {label}: lr={rate!r} must be a number above 0 (in YAML 5.0e-4, not 5e-4)")
+    return Entry(label, given.get("model", label), given.get("preset", common["preset"]), {**options, **own}, float(rate))
+
+
+def settled(plan: Plan) -> Plan:
+    """The plan with what was left open (0 or "auto") filled in from presets and this machine. Imports torch.
+
+    Raises:
+        UserError: an unknown model, preset or option; presets that do not agree on the size of an image or a batch.
+    """
+    from boxquery.models import preset
+    from boxquery.models.options import with_options
+    from boxquery.training.fit import choose_device, choose_precision
+
+    entries, sizes = [], {"image_size": set(), "batch_size": set()}
+    for entry in plan.entries:
+        known = preset(entry.model, entry.preset)
+        with_options(known.options, entry.options, entry.label).check()
+        entries.append(replace(entry, lr=entry.lr or known.recipe.lr))
+        for name, values in sizes.items():
+            values.add(getattr(plan, name) or getattr(known.recipe, name))
+    for name, values in sizes.items():
+        if len(values) > 1:
+            raise UserError(f"the presets differ in {name} ({', '.join(map(str, sorted(values)))}): "
+                            f"give --{name.replace('_', '-')} for all")  # fmt: skip
+    device = choose_device(plan.device)
+    common = {name: values.pop() for name, values in sizes.items()}
+    return replace(plan, entries=tuple(entries), device=device, precision=choose_precision(plan.precision, device), **common)

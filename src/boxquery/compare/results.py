@@ -1,0 +1,300 @@
+"""The files of a comparison, read into one record: ``results.json``. Imports no torch.
+
+DIR holds ``compare.yaml`` (the plan), ``runs/NAME`` (run folders as ``train`` writes them, with ``compare/`` in each for what was measured
+at the end), ``state/`` (who works on what, what was printed, how it ended), ``results.json`` and ``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from boxquery.compare.claims import claimed
+from boxquery.compare.plan import Entry, Plan, Task
+from boxquery.compare.statistics import against_best, conclusion, drawn_means, interval
+from boxquery.errors import UserError
+from boxquery.report.files import Run, read_run, write_json
+from boxquery.training.config import FILE, RunConfig
+
+RESULTS = "results.json"
+#: in a run folder: what was measured at its end
+FOLDER, MEASURED = "compare", "measured.json"
+#: IoU above which the worse of two detections of a class is taken away: what ``duplicate_rate`` counts, and what most detectors use
+NMS = (0.7, 0.5)
+#: AP that curves are asked when they reached it
+LEVELS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
+_SHOWN_LEVELS = 4
+_SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate")
+_AXES = ("epoch", "step", "images", "seconds", "processor_seconds")
+_COSTS = ("parameters", "gflops", "milliseconds", "memory", "images_per_second", "images", "seconds", "processor_seconds")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        status: "waiting", "training", "measuring", "stopped" (begun, and nobody works on it), "failed" or "finished".
+        epoch, epochs: finished and planned; 0 where not yet known.
+        AP, AP50: the last.
+        left: seconds, where an epoch tells.
+        reason: of a failure.
+    """
+
+    task: Task
+    status: str
+    epoch: int = 0
+    epochs: int = 0
+    AP: float | None = None
+    AP50: float | None = None
+    left: float | None = None
+    reason: str = ""
+
+
+def run_folder(folder: Path, task: Task) -> Path:
+    return folder / "runs" / task.name
+
+
+def state_file(folder: Path, task: Task, ending: str) -> Path:
+    """``ending``: ".claim", ".log" or ".json"."""
+    return folder / "state" / f"{task.name}{ending}"
+
+
+def finished(folder: Path, task: Task) -> bool:
+    """Trained and measured."""
+    return (run_folder(folder, task) / FOLDER / MEASURED).is_file()
+
+
+def is_trained(run: Path) -> bool:
+    """Whether ``train`` came to its end there: its report is written last."""
+    return all((run / name).is_file() for name in ("report.html", "evaluation.json", "metrics.csv")) and (run / "model").is_dir()
+
+
+def read_ending(folder: Path, task: Task) -> dict[str, Any]:
+    """``reason`` of a failure, ``memory`` (bytes at the peak of its processes); what is not known is missing."""
+    path = state_file(folder, task, ".json")
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}: cannot be read ({error}); delete it and compare again") from error
+
+
+def write_ending(folder: Path, task: Task, *, reason: str | None = None, memory: int | None = None) -> None:
+    """Keep how a process ended: a new reason replaces the old one, of memory the largest counts."""
+    known = read_ending(folder, task)
+    most = max(known.get("memory") or 0, memory or 0)
+    found = ({"reason": reason} if reason else {}) | ({"memory": most} if most else {})
+    if found != known:
+        write_json(state_file(folder, task, ".json"), found)
+
+
+def progress_of(folder: Path, task: Task) -> Progress:
+    """Read from its files how far a run is."""
+    run = run_folder(folder, task)
+    reason = read_ending(folder, task).get("reason", "")
+    working = claimed(state_file(folder, task, ".claim"))
+    if not (run / FILE).is_file():
+        return Progress(task, "training" if working else "failed" if reason else "waiting", reason=reason)
+    config, rows = RunConfig.read(run), read_run(run).epochs
+    scored = [row for row in rows if "AP50" in row]
+    status = "training" if working else "failed" if reason else "stopped"
+    status = "measuring" if working and is_trained(run) else "finished" if finished(folder, task) else status
+    left = None
+    if rows and status == "training" and (run / "metrics.csv").is_file():
+        since = time.time() - (run / "metrics.csv").stat().st_mtime
+        left = max(rows[-1].get("seconds", 0) / len(rows) * (config.epochs - len(rows)) - since, 0)
+    last = scored[-1] if scored else {}
+    return Progress(task, status, len(rows), config.epochs, last.get("AP"), last.get("AP50"), left, reason)
+
+
+def joined(folders: Sequence[Path]) -> Plan:
+    """The plan of several parts of one comparison. Raises ``UserError`` where they contradict each other."""
+    plan = Plan.read(folders[0])
+    for folder in folders[1:]:
+        other = Plan.read(folder)
+        if (
+            Path(other.data).name == Path(plan.data).name
+        ):  # another machine may keep the data elsewhere; ``val`` tells whether they are the same
+            other = replace(other, data=plan.data)
+        plan = plan.joined(other, folders[0])
+    return plan
+
+
+def where(folders: Sequence[Path], task: Task) -> Path:
+    """The part that is furthest with a run."""
+    done = [folder for folder in folders if finished(folder, task)]
+    begun = [folder for folder in folders if run_folder(folder, task).is_dir() or state_file(folder, task, ".json").is_file()]
+    return (done or begun or list(folders))[0]
+
+
+def collect(folders: Sequence[Path]) -> dict[str, Any]:
+    """What is known of a comparison, in one or several parts, as plain values.
+
+    - ``plan``: as in ``compare.yaml``. ``clock``: the column of time that counts, "processor_seconds" ("seconds" on CUDA).
+    - ``runs``: of every planned one ``label``, ``seed``, ``status``, ``reason``, ``folder``; of a finished one also ``curve`` (a row an
+      evaluation), ``scores`` (val, its best model), ``test`` (where the data has a test split), ``nms`` and what it cost.
+    - ``entries``: those with a finished run, best AP first: means over seeds, ``interval`` (95 %), ``reached`` (AP level -> where on
+      each axis every seed reached it, or None).
+    - ``best``, ``lower``: the best entry and how much lower each other one is, with an interval.
+    - ``conclusion``: two sentences. ``notes``: what must be said beside them.
+    """
+    plan = joined(folders)
+    clock = "seconds" if plan.device == "cuda" else "processor_seconds"
+    runs = [_run(where(folders, task), task) for task in plan.tasks()]
+    done = [run for run in runs if run["status"] == "finished"]
+    levels = _levels(done)
+    entries = [_entry(entry, [run for run in done if run["label"] == entry.label], levels, (clock, "images")) for entry in plan.entries]
+    entries = sorted((entry for entry in entries if entry["seeds"]), key=lambda entry: -(entry["scores"]["AP"] or 0))
+    result: dict[str, Any] = {"plan": _plan(plan), "clock": clock, "levels": levels, "runs": runs, "entries": entries}
+    result |= _conclusion(plan, entries, done)
+    for run in runs:
+        run.pop("resampled", None)
+    result["notes"] = _notes(plan, entries, runs, done)
+    return result
+
+
+def _plan(plan: Plan) -> dict[str, Any]:
+    common = {k: v for k, v in vars(plan).items() if k not in ("entries", "seeds")}
+    entries = {entry.label: entry.settings() for entry in plan.entries}
+    return {**common, "budget": plan.budget(), "seeds": list(plan.seeds), "entries": entries}
+
+
+def _run(folder: Path, task: Task) -> dict[str, Any]:
+    progress = progress_of(folder, task)
+    place = run_folder(folder, task)
+    found: dict[str, Any] = {"label": task.entry.label, "seed": task.seed, "status": progress.status, "reason": progress.reason}
+    found |= {"folder": str(place), "epoch": progress.epoch, "epochs": progress.epochs, "AP": progress.AP, "AP50": progress.AP50}
+    if progress.status != "finished":
+        return found
+    run, measured = read_run(place), json.loads((place / FOLDER / MEASURED).read_text(encoding="utf-8"))
+    found["curve"] = _curve(run)
+    last = run.epochs[-1] if run.epochs else {}
+    seconds = last.get("processor_seconds", 0)
+    found |= {key: last.get(key) for key in ("images", "seconds", "processor_seconds")}
+    found["images_per_second"] = last["images"] / seconds if seconds and "images" in last else None
+    for split, name in (("val", "scores"), ("test", "test")):
+        if known := run.evaluation.get(split):
+            found[name] = {key: known.get(key) for key in (*_SCORES, "best_threshold", "images", "objects")}
+    found["memory"] = read_ending(folder, task).get("memory")
+    return found | measured
+
+
+def _curve(run: Run) -> list[dict[str, float]]:
+    """A row an evaluation: where it was taken, AP, AP50, and what queries read in the last layer."""
+    layers = [int(name[7:]) for row in run.epochs for name in row if name.startswith("inside_") and name[7:].isdigit()]
+    rows = []
+    for row in run.epochs:
+        if "AP" in row:
+            kept = {key: row[key] for key in (*_AXES, "AP", "AP50", "query_changes", "inside_even") if key in row}
+            if layers and f"inside_{max(layers)}" in row:
+                kept["inside"] = row[f"inside_{max(layers)}"]
+            rows.append(kept)
+    return rows
+
+
+def reached(curve: Sequence[Mapping[str, float]], axis: str, level: float) -> float | None:
+    """Where on the axis AP first is ``level``, by a straight line from the evaluation before (from nothing at 0); None if nowhere."""
+    before, low = 0.0, 0.0
+    for point in curve:
+        if axis not in point:
+            return None
+        if point["AP"] >= level:
+            return before + (point[axis] - before) * (level - low) / (point["AP"] - low)
+        before, low = point[axis], point["AP"]
+    return None
+
+
+def _levels(runs: Sequence[Mapping[str, Any]]) -> list[float]:
+    """A few of those that some run reached: the highest, and others below it."""
+    most = max((point["AP"] for run in runs for point in run["curve"]), default=0.0)
+    known = [level for level in LEVELS if level <= most]
+    known = known[len(known) // 3 :]
+    picked = sorted({round(place) for place in np.linspace(0, len(known) - 1, min(_SHOWN_LEVELS, len(known)))}) if known else []
+    return [known[place] for place in picked]
+
+
+def _entry(entry: Entry, runs: Sequence[dict[str, Any]], levels: Sequence[float], axes: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"label": entry.label, **entry.settings(), "seeds": [run["seed"] for run in runs]}
+    if not runs:
+        return found
+    found["AP"] = [run["scores"]["AP"] for run in runs]
+    found["scores"] = {key: _mean(run["scores"][key] for run in runs) for key in _SCORES}
+    found["test"] = {key: _mean((run.get("test") or {}).get(key) for run in runs) for key in ("AP", "AP50")}
+    found["nms"] = {
+        f"{threshold:g}": {
+            key: _mean(run["nms"].get(f"{threshold:g}", {}).get(key) for run in runs) for key in ("AP", "AP50", "duplicate_rate")
+        }
+        for threshold in NMS
+    }
+    found |= {key: _mean(run.get(key) for run in runs) for key in _COSTS} | {"image": runs[0]["image"]}
+    found["reached"] = {f"{level:g}": {axis: [reached(run["curve"], axis, level) for run in runs] for axis in axes} for level in levels}
+    if len({run["val"] for run in runs}) == 1:
+        found["interval"] = interval(_drawn(entry.label, runs))
+    return found
+
+
+def _mean(values: Any) -> float | None:
+    """None where one of them is not known."""
+    known = list(values)
+    return mean(known) if known and all(value is not None and math.isfinite(value) for value in known) else None
+
+
+def _drawn(label: str, runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Resampled means over seeds [R]; the draws of seeds go by the label, so that entries draw theirs apart."""
+    values = np.array([run["resampled"]["AP"] for run in runs], dtype=float)
+    return drawn_means(values, zlib.crc32(label.encode()))
+
+
+def _conclusion(plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if not entries:
+        return {"best": None, "lower": {}, "conclusion": ["No run is finished yet.", "Nothing can be said."]}
+    if any(entry["scores"]["AP"] is None for entry in entries):
+        return {"best": None, "lower": {}, "conclusion": ["The validation split has no objects.", "Nothing can be said."]}
+    means = {entry["label"]: entry["scores"]["AP"] for entry in entries}
+    if len({run["val"] for run in runs}) > 1:
+        return {
+            "best": None,
+            "lower": {},
+            "conclusion": ["The runs were not measured on the same validation images.", "Nothing can be said."],
+        }
+    drawn = {label: _drawn(label, [run for run in runs if run["label"] == label]) for label in means}
+    best, lower = against_best(means, drawn)
+    said = conclusion(means, drawn, min(len(entry["seeds"]) for entry in entries), plan.budget(), runs[0]["images_measured"])
+    return {"best": best, "lower": {name: {"by": by, "interval": bounds} for name, (by, bounds) in lower.items()}, "conclusion": said}
+
+
+def _notes(
+    plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    notes = []
+    if missing := len(runs) - len(done):
+        failed = sum(run["status"] == "failed" for run in runs)
+        notes.append(f"{missing} of {len(runs)} runs are not finished" + (f", {failed} of them failed." if failed else "."))
+    few = min((len(entry["seeds"]) for entry in entries), default=0)
+    if few == 1:
+        notes.append("With one seed an interval speaks of these trained models only: another seed may turn a difference round.")
+    elif 1 < few < 5:
+        notes.append(f"With {few} seeds the intervals are rough: the spread between seeds is estimated from {few} values.")
+    clock = "seconds" if plan.device == "cuda" else "processor_seconds"
+    spent = [entry[clock] for entry in entries if entry.get(clock)]
+    if plan.minutes is not None and spent and max(spent) > 1.02 * min(spent):
+        notes.append(
+            f"The budget was planned from a few timed steps; what was spent differs by {100 * (max(spent) / min(spent) - 1):.0f} %: "
+            f"{min(spent):,.0f} to {max(spent):,.0f} seconds."
+        )
+    busy = [run["load"] for run in done if run.get("load") is not None and run.get("cores") and run["load"] > 0.5 + run["cores"] / 2]
+    if busy and plan.device != "cuda":
+        notes.append(
+            f"Inference was timed on a machine with other work (load {min(busy):.1f} to {max(busy):.1f} on {done[0]['cores']} cores): "
+            "processor time leaves waiting out, but shared caches and cores still make it longer."
+        )
+    return notes
