@@ -1,4 +1,4 @@
-"""A few built-in scenes as a COCO folder (a compared run is a process of its own, which reads its data from files), and a model for them."""
+"""A few built-in scenes as a COCO folder (a compared run reads its data in a process of its own), and a model for them."""
 
 import json
 from pathlib import Path

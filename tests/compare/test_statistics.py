@@ -1,4 +1,4 @@
-"""Resampled AP is COCO's on the images as often as they were drawn; intervals cover what they should; sentences say no more than figures."""
+"""Resampled AP is COCO's on the images as often as they were drawn; intervals and sentences say no more than the figures."""
 
 import numpy as np
 import pytest

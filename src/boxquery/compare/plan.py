@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -119,7 +120,7 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """Raises ``UserError`` where the folder cannot be written."""
-        entries = {entry.label: entry.settings() for entry in self.entries}
+        entries = {entry.label: copy.deepcopy(entry.settings()) for entry in self.entries}  # what two share is written out twice
         common = {name: value for name, value in asdict(self).items() if name not in ("entries", "seeds")}
         text = yaml.safe_dump({**common, "seeds": list(self.seeds), "entries": entries}, sort_keys=False, allow_unicode=True)
         try:

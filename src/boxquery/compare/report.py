@@ -161,7 +161,8 @@ def _scores(result: Result) -> str:
     heads = ["", "AP", "95 % interval", "lowest – highest seed", "below the best", "AP50", "AP75", "APs", "APm", "APl", "seeds"]
     hint = (
         "Each run's best model by validation AP, on the validation split. Intervals: images and seeds drawn again 1,000 times. "
-        "Below the best: with an interval on the same images, widened for the number of comparisons; where it holds 0, no difference is shown."
+        "Below the best: with an interval on the same images, widened for the number of comparisons; where it holds 0, no difference "
+        "is shown."
     )
     return _section("scores", "How good they are", hint, _table([*heads, *(["AP on test"] if tested else [])], rows))
 
@@ -215,8 +216,8 @@ def _costs(result: Result) -> str:
     clock = "processor time of one thread" if result["clock"] == "processor_seconds" else "time on the wall"
     hint = (
         f"GFLOPs: multiply-adds of one image of {escape(result['entries'][0]['image'])}. ms an image: one at a time, "
-        f"the model and its answers without reading the file, {clock}, median. Training images a second: over the whole run, evaluations included. Peak: of the "
-        "training process, libraries included."
+        f"the model and its answers without reading the file, {clock}, median. Training images a second: over the whole run, "
+        "evaluations included. Peak: of the training process, libraries included."
     )
     return _section("costs", "What they cost", hint, _table(heads, rows))
 

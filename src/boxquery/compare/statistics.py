@@ -129,6 +129,11 @@ def conclusion(means: Mapping[str, float], drawn: Mapping[str, np.ndarray], seed
     where = f"on {images:,} validation images"
     first = f"After {budget}, {best} has the highest AP {where}: {means[best]:.3f}"
     first += f" (95 % interval {own[0]:.3f} to {own[1]:.3f}, {runs})." if own else f" ({runs})."
+    if means[best] == 0:
+        return [
+            f"After {budget}, AP is 0 {where} for {'all of them' if len(means) > 1 else best}.",
+            "No difference is shown: they find nothing yet.",
+        ]
     if len(means) == 1:
         return [
             f"After {budget}, {best} has AP {means[best]:.3f} {where}{first[first.index(' (') :]}",

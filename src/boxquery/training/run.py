@@ -31,9 +31,10 @@ def key_values(kind: Any, tokens: Any) -> dict[str, Any]:
     return found
 
 
-Options = Annotated[
-    dict[str, Any] | None, Parameter(name="--option", converter=key_values, accepts_keys=False, n_tokens=1, allow_repeating=True)
-]
+if TYPE_CHECKING:
+    Options = dict[str, Any] | None
+else:  # cyclopts hands a converter all repetitions of a flag only where it sees a list; of other types the last one wins
+    Options = Annotated[list[str] | None, Parameter(name="--option", converter=key_values)]
 
 
 def train(
