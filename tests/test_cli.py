@@ -14,7 +14,7 @@ from boxquery.cli import app, run
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "predict", "explain", "models", "demo", "import-official")
+COMMANDS = ("train", "evaluate", "predict", "explain", "compare", "models", "demo", "import-official")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -30,6 +30,7 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.cli import run; run(['--help'])",
         "from boxquery.cli import run; run(['train', '--help'])",
         "from boxquery.cli import run; run(['evaluate', '--help'])",
+        "from boxquery.cli import run; run(['compare', '--help'])",
         "from boxquery.cli import run; run(['models', 'deformable-detr'])",
         "from boxquery.report.page import write_report",
         "from boxquery.data.open import open_data; open_data('shapes')",
@@ -93,6 +94,12 @@ def test_models_prints_the_family_and_each_difference(capsys):
             assert heading in describe(row["name"])
     assert run(["models", "deformable-detr"]) == 0
     assert "Differs from DETR in:" in capsys.readouterr().out
+
+
+def test_every_repeated_option_arrives():
+    words = ["train", "x", "--option", "levels=3", "--option", "box-refine=false", "--option", "anchor_size=[0.1, 1.0e-2]"]
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert bound.arguments["options"] == {"levels": 3, "box_refine": False, "anchor_size": [0.1, 0.01]}
 
 
 def test_interrupted_is_130(monkeypatch, capsys):

@@ -183,12 +183,44 @@ def test_workers_do_not_change_a_run(finished, tmp_path):
     assert rows(tmp_path / "run") == rows(whole)
 
 
+def test_images_seen_shorten_epochs_a_little_and_the_command_repeats_it(tmp_path):
+    bq.train(scenes(), images_seen=16, val_every=2, out=tmp_path / "run", **settings("detr"))
+    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
+    assert (config["epochs"], config["batches"], config["steps"], config["images_seen"], config["val_every"]) == (2, 2, 4, 16, 2)
+    assert [(r["images"], r["step"], bool(r["AP"])) for r in rows(tmp_path / "run")] == [("8", "2", False), ("16", "4", True)]
+    assert "--images-seen 16 --val-every 2" in config["command"]
+    assert "--epochs" not in config["command"]
+
+
 def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
     bq.train(scenes(), minutes=0.1, out=tmp_path / "run", **settings("detr"))
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert config["minutes"] == 0.1
     assert len(rows(tmp_path / "run")) == config["epochs"]
     assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"] == config["epochs"] * config["batches"]
+
+
+def _stop(*_, **__):
+    raise Stop
+
+
+def test_the_processors_minutes_do_not_count_waiting(tmp_path, monkeypatch):
+    """A machine that is busy with other things leaves a run as many steps; one on the wall's clock gets fewer."""
+    import time
+
+    from boxquery.models.base import DetectionTransformer
+
+    forward = DetectionTransformer.forward
+    monkeypatch.setattr("boxquery.training.fit.L.Trainer.fit", _stop)
+    monkeypatch.setattr(DetectionTransformer, "forward", lambda *a, **k: (time.sleep(0.1), forward(*a, **k))[1])
+    steps = {}
+    for clock in ("wall", "processor"):
+        with pytest.raises(Stop):
+            bq.train(scenes(), minutes=0.1, clock=clock, out=tmp_path / clock, **settings("detr"))
+        config = yaml.safe_load((tmp_path / clock / "config.yaml").read_text())
+        steps[clock] = config["steps"]
+        assert config["clock"] == clock
+    assert steps["processor"] > 1.2 * steps["wall"]
 
 
 def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):
@@ -228,6 +260,10 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"precision": "fp8"}, "precision='fp8'"),
         ({"image_size": 3}, "image_size=3"),
         ({"patience": -2}, "patience=-2"),
+        ({"images_seen": 0}, "images_seen=0"),
+        ({"images_seen": 8}, "three ways to say how long"),
+        ({"clock": "sun"}, "clock='sun'"),
+        ({"val_every": -1}, "val_every=-1"),
         ({"resume": True}, "no run to go on with"),
     ],
 )

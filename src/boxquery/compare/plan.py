@@ -226,9 +226,9 @@ def _entry(label: Any, given: Any, common: Mapping[str, Any], options: Mapping[s
     given = {} if given is None else given
     if not isinstance(label, str) or label != _label(label) or label.startswith("."):
         raise UserError(f"{file}: {label!r} is no label; use letters, digits and - _ = . + (it names folders)")
-    if not isinstance(given, dict) or (unknown := sorted(map(str, given.keys() - set(_ENTRY)))):
-        raise UserError(f"{file}: {label}: {', '.join(unknown) if isinstance(given, dict) else given!r} is not known; "
-                        f"an entry has {', '.join(_ENTRY)}")  # fmt: skip
+    unknown = sorted(map(str, given.keys() - set(_ENTRY))) if isinstance(given, dict) else [repr(given)]
+    if unknown:
+        raise UserError(f"{file}: {label}: {', '.join(unknown)} is not known; an entry has {', '.join(_ENTRY)}")
     own = given.get("options") or {}
     if not isinstance(own, dict) or not all(isinstance(given.get(name, ""), str) for name in ("model", "preset")):
         raise UserError(f"{file}: {label}: model and preset are names, options is a mapping")

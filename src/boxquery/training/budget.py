@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,8 +49,8 @@ def fitted(steps: int, whole: int) -> tuple[int, int]:
     Epochs are shortened a little rather than dropped, and data too large for one pass gets one short one. The result is the longest epochs
     whose sum is within 1 % of ``steps``, or where there are none (a few steps of a few an epoch) the nearest sum.
     """
-    least = -(-steps // whole)
-    choices = [(epochs, max(round(steps / epochs), 1)) for epochs in range(least, 2 * least + 1)]
+    least = max(math.ceil(0.99 * steps / whole), 1)
+    choices = [(epochs, min(max(round(steps / epochs), 1), whole)) for epochs in range(least, 2 * least + 1)]
     off = {choice: abs(choice[0] * choice[1] - steps) for choice in choices}
     return next((choice for choice in choices if off[choice] <= steps / 100), min(choices, key=off.__getitem__))
 

@@ -1,0 +1,176 @@
+"""Who is compared, what is refused before anything is written, which runs are the planned ones, and how minutes and images become steps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import boxquery as bq
+from boxquery.compare.plan import Plan, Task, entries_of, settled
+from boxquery.training.budget import fitted
+from boxquery.training.config import RunConfig, option_word
+from boxquery.training.run import key_values
+
+from .fake_comparison import make_plan, write_config
+
+
+def entries(models=(), file=None, sweep=None, **options):
+    return entries_of(list(models), file, sweep or {}, "tiny", options, None)
+
+
+def test_models_a_sweep_and_a_file_make_entries(tmp_path):
+    assert [(e.label, e.model, e.options) for e in entries(["detr", "dab-detr"], num_queries=9)] == [
+        ("detr", "detr", {"num_queries": 9}), ("dab-detr", "dab-detr", {"num_queries": 9})
+    ]  # fmt: skip
+    swept = entries(["detr"], sweep={"num_queries": [10, 30]}, heads=4)
+    assert [(e.label, e.options) for e in swept] == [
+        ("num_queries=10", {"heads": 4, "num_queries": 10}), ("num_queries=30", {"heads": 4, "num_queries": 30})
+    ]  # fmt: skip
+    assert [e.label for e in entries(["detr"], sweep={"queries": [[300, 100], "a b"]})] == ["queries=_300_100", "queries=a_b"]
+    file = tmp_path / "plan.yaml"
+    file.write_text("detr:\nwithout: {model: sam-detr, options: {cross_attention: false}, lr: 0.0005, preset: small}\n")
+    first, second = entries(file=file, heads=4)
+    assert (first.label, first.model, first.preset, first.options, first.lr) == ("detr", "detr", "tiny", {"heads": 4}, 0.0)
+    assert second.settings() == {"model": "sam-detr", "preset": "small", "options": {"heads": 4, "cross_attention": False}, "lr": 5e-4}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- detr", "found a list"),
+        ("a/b: {model: detr}", "no label"),
+        ("..: {model: detr}", "no label"),
+        ("a: {modell: detr}", "modell is not known"),
+        ("a: detr", "'detr' is not known"),
+        ("a: {model: detr, options: [1]}", "options is a mapping"),
+        ("a: {model: detr, lr: 5e-4}", "in YAML 5.0e-4"),
+        ("{", "cannot be read"),
+        ("{}", "the list is empty"),
+    ],
+)
+def test_a_plan_file_that_cannot_be_used_is_said(text, said, tmp_path):
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(bq.UserError, match=said):
+        entries(file=tmp_path / "plan.yaml")
+
+
+def test_what_cannot_be_compared_is_said():
+    for given, said in (
+        ({}, "--models"), ({"models": ["detr", "detr"]}, "named twice"), ({"models": ["a", "b"], "sweep": {"x": [1]}}, "one model"),
+        ({"models": ["a"], "sweep": {"x": [1], "y": [2]}}, "one option"), ({"models": ["a"], "sweep": {"x": [1, 1]}}, "named twice"),
+        ({"file": Path("none.yaml")}, "cannot be read"), ({"models": ["a"], "file": Path("none.yaml")}, "name what to compare"),
+    ):  # fmt: skip
+        with pytest.raises(bq.UserError, match=said):
+            entries(**given)
+
+
+def test_what_is_open_is_settled_from_presets():
+    models = tuple(entries(["detr", "dab-detr"]))
+    plan = settled(make_plan(entries=models, image_size=0, batch_size=0, precision="auto"))
+    assert (plan.image_size, plan.batch_size, plan.device) == (160, 4, "cpu")
+    assert plan.precision in ("float32", "bf16")
+    assert [entry.lr for entry in plan.entries] == [1e-3, 1e-3]
+    with pytest.raises(bq.UserError, match=r"differ in image_size \(160, 240\).+--image-size"):
+        settled(replace(plan, entries=(models[0], replace(models[1], preset="small")), image_size=0))
+    for wrong, said in (
+        (replace(models[0], model="dert"), "no model 'dert'"), (replace(models[0], preset="huge"), "no preset"),
+        (replace(models[0], options={"layers": 3}), "unknown option 'layers'"), (replace(models[0], options={"heads": 5}), "multiple"),
+    ):  # fmt: skip
+        with pytest.raises(bq.UserError, match=said):
+            settled(replace(plan, entries=(wrong,)))
+
+
+def test_a_plan_is_read_as_it_was_written(tmp_path):
+    shared = {"channels": [8, 8]}
+    models = entries(["detr", "dab-detr"], backbone_options=shared)
+    plan = make_plan(entries=tuple(models))
+    plan.write(tmp_path)
+    assert Plan.read(tmp_path) == plan
+    assert "&id" not in (tmp_path / "compare.yaml").read_text()
+    for text, said in (
+        ("[1]", "not a comparison's plan"),
+        ("entries: {a: {modell: 1}}", "not a comparison's plan"),
+        (None, "no comparison"),
+    ):
+        (tmp_path / "compare.yaml").unlink(missing_ok=True)
+        if text:
+            (tmp_path / "compare.yaml").write_text(text)
+        with pytest.raises(bq.UserError, match=said):
+            Plan.read(tmp_path)
+
+
+def test_a_plan_grows_but_does_not_change(tmp_path):
+    plan = make_plan()
+    more = make_plan(entries=(*plan.entries[:1], replace(plan.entries[0], label="new")), seeds=(0, 1, 2))
+    both = plan.joined(more, tmp_path)
+    assert [e.label for e in both.entries] == [*(e.label for e in plan.entries), "new"]
+    assert both.seeds == (0, 1, 2)
+    assert [task.name for task in both.tasks()][:6] == [f"{e.label}-0" for e in both.entries] + [f"{both.entries[0].label}-1"]
+    with pytest.raises(bq.UserError, match="epochs=8, not 9"):
+        plan.joined(make_plan(epochs=9), tmp_path)
+    with pytest.raises(bq.UserError, match="rename one"):
+        plan.joined(make_plan(entries=(replace(plan.entries[0], lr=0.5),)), tmp_path)
+
+
+def test_a_run_is_the_planned_one_by_its_configuration(tmp_path):
+    plan = make_plan()
+    task = plan.tasks()[0]
+    config = write_config(plan, task, tmp_path / "run", device="cuda", workers=3)
+    assert plan.fits(task, config)
+    assert plan.fits(task, replace(config, options={"num_queries": 9}))
+    for change in (
+        {"seed": 1}, {"lr": 0.5}, {"options": {}}, {"epochs": 9}, {"model": "dab-detr"}, {"precision": "bf16"}, {"data": "other"},
+        {"pretrained": True}, {"image_size": 65}, {"minutes": 3.0}, {"accumulate": 2}, {"patience": 1}, {"batch_size": 2}, {"world": 2},
+    ):  # fmt: skip
+        assert not plan.fits(task, replace(config, **change)), change
+    seen = replace(plan, epochs=None, images_seen=800)
+    assert config.seen() == 800
+    assert seen.fits(task, config)
+    assert seen.fits(task, replace(config, batches=99, epochs=2, images_seen=800))
+    assert not seen.fits(task, replace(config, batches=97, epochs=2))
+    timed = replace(plan, epochs=None, minutes=2.0)
+    assert timed.fits(task, replace(config, minutes=2.0, clock="processor"))
+    assert timed.fits(task, replace(config, images_seen=400))
+    assert not timed.fits(task, replace(config, minutes=2.0, device="cpu"))
+    assert not timed.fits(task, config)
+
+
+def test_the_words_train_the_planned_run():
+    """They are read back by the command line into the same settings; of minutes other seeds get the images they were worth."""
+    from boxquery.cli import app
+
+    plan = make_plan(epochs=None, minutes=2.0, precision="bf16", strict=True)
+    options = {"backbone_options": {"channels": [8, 16], "rate": 1e-5}, "dilation": False, "name": "yes", "many": list(range(60))}
+    task = Task(replace(plan.entries[0], options=options), 3)
+    words = plan.words(task, Path("out"))
+    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    given = bound.arguments
+    assert given["options"] == options
+    assert (given["data"], given["seed"], given["lr"], given["minutes"], given["clock"]) == (plan.data, 3, 1e-3, 2.0, "processor")
+    assert (given["precision"], given["strict"], given["image_size"], given["batch_size"]) == ("bf16", True, 64, 4)
+    worth = RunConfig("d", "m", "p", epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0)
+    _, bound, _ = app.parse_args(plan.words(task, Path("out"), worth), exit_on_error=False, print_error=False)
+    assert (bound.arguments["images_seen"], bound.arguments["val_every"]) == (84, 2)
+    assert "minutes" not in bound.arguments
+
+
+@pytest.mark.parametrize("value", [1, 1e-5, 2.5, True, None, "text", "yes", "1", "a: b", [1, [2.0, "x"]], {"a": {"b": (1, 2)}}, "ä" * 200])
+def test_an_option_is_one_word_that_reads_back(value):
+    class Token:
+        def __init__(self, value):
+            self.value = value
+
+    read = key_values(None, [Token(option_word("name", value))])["name"]
+    assert read == ({"a": {"b": [1, 2]}} if isinstance(value, dict) else value)
+    assert "\n" not in option_word("name", value)
+
+
+@pytest.mark.parametrize(
+    ("steps", "whole"), [(2000, 500), (1900, 500), (307, 51), (10, 500), (1, 1), (499, 500), (501, 500), (97, 7), (40, 3)]
+)
+def test_steps_fit_into_epochs_of_nearly_their_sum(steps, whole):
+    epochs, batches = fitted(steps, whole)
+    assert 1 <= batches <= whole
+    assert abs(epochs * batches - steps) <= 0.02 * steps or whole < 10
+    assert abs(epochs * batches - steps) <= max(0.05 * steps, 0)
+    assert fitted(epochs * batches, whole) == (epochs, batches)
