@@ -268,7 +268,8 @@ def _conclusion(plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence
         }
     drawn = {label: _drawn(label, [run for run in runs if run["label"] == label]) for label in means}
     best, lower = against_best(means, drawn)
-    said = conclusion(means, drawn, min(len(entry["seeds"]) for entry in entries), plan.budget(), runs[0]["images_measured"])
+    seeds, images = {entry["label"]: len(entry["seeds"]) for entry in entries}, runs[0]["images_measured"]
+    said = conclusion(means, drawn, seeds, plan.budget(), images)
     return {"best": best, "lower": {name: {"by": by, "interval": bounds} for name, (by, bounds) in lower.items()}, "conclusion": said}
 
 
@@ -281,7 +282,9 @@ def _notes(
         notes.append(f"{missing} of {len(runs)} runs are not finished" + (f", {failed} of them failed." if failed else "."))
     few = min((len(entry["seeds"]) for entry in entries), default=0)
     if few == 1:
-        notes.append("With one seed an interval speaks of these trained models only: another seed may turn a difference round.")
+        notes.append(
+            "Where an entry has one seed, its interval speaks of that trained model only: another seed may turn a difference round."
+        )
     elif 1 < few < 5:
         notes.append(f"With {few} seeds the intervals are rough: the spread between seeds is estimated from {few} values.")
     clock = "seconds" if plan.device == "cuda" else "processor_seconds"

@@ -30,7 +30,7 @@ from boxquery.training.config import FILE, RunConfig
 
 LAST, LOG = "last.ckpt", ".log"
 #: seconds between two looks at the processes, and those that a stopped one has to end
-LOOK, GRACE = 0.5, 20.0
+LOOK, GRACE = 0.5, 10.0
 
 
 @dataclass

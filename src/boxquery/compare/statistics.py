@@ -115,17 +115,19 @@ def against_best(means: Mapping[str, float], drawn: Mapping[str, np.ndarray]) ->
     return best, found
 
 
-def conclusion(means: Mapping[str, float], drawn: Mapping[str, np.ndarray], seeds: int, budget: str, images: int) -> list[str]:
+def conclusion(
+    means: Mapping[str, float], drawn: Mapping[str, np.ndarray], seeds: Mapping[str, int], budget: str, images: int
+) -> list[str]:
     """Two sentences that the figures support; "no difference shown" is one of the things they may say.
 
     Args:
         means: AP by entry, mean over seeds; at least one.
         drawn: resampled means [R] of the same entries, on the same images.
-        seeds: the least number of seeds of an entry.
+        seeds: how many each entry has.
     """
     best, lower = against_best(means, drawn)
     own = interval(drawn[best])
-    runs = f"{seeds} seeds" if seeds > 1 else "one seed"
+    runs = f"{seeds[best]} seeds" if seeds[best] > 1 else "one seed"
     where = f"on {images:,} validation images"
     first = f"After {budget}, {best} has the highest AP {where}: {means[best]:.3f}"
     first += f" (95 % interval {own[0]:.3f} to {own[1]:.3f}, {runs})." if own else f" ({runs})."

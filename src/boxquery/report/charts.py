@@ -160,7 +160,8 @@ def _axes(x: _Scale, y: _Scale, x_low: float, x_high: float, y_ticks: Sequence[f
     shown = [value for value in ticks(x_low, x_high, whole=True) if x_low <= value <= x_high] if x_high > x_low else [x_low]
     for value in shown:
         parts.append(f'<text class="tick mid" x="{x(value):.1f}" y="{y.start + 18:.1f}">{number(value)}</text>')
-    parts.append(f'<text class="tick" x="{x.stop + 9:.1f}" y="{y.start + 18:.1f}">{escape(unit)}</text>')
+    beside = max(x.stop, x(shown[-1]) + len(number(shown[-1])) * _LETTER / 2) if shown else x.stop
+    parts.append(f'<text class="tick" x="{beside + 9:.1f}" y="{y.start + 18:.1f}">{escape(unit)}</text>')
     return "".join(parts)
 
 
