@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from boxquery.data.dataset import Record
-from boxquery.evaluation.matching import RIGHT, WRONG, Prediction, gather, match
+from boxquery.evaluation.matching import IGNORED, RIGHT, Prediction, gather, match
 
 RESAMPLES = 1000
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -46,24 +46,33 @@ def average_precisions(
     for label in range(classes):
         chosen = np.flatnonzero(detections.labels == label)
         chosen = chosen[np.argsort(-detections.scores[chosen], kind="stable")]
-        right, wrong = outcomes[:, chosen] == RIGHT, outcomes[:, chosen] == WRONG
+        right, counted = outcomes[:, chosen] == RIGHT, outcomes[:, chosen] != IGNORED
         for start in range(0, len(times), _AT_ONCE):
             part = times[start : start + _AT_ONCE]
             total = part @ objects[:, label]
             here = table[start : start + _AT_ONCE, label]
+            drawn = part[:, detections.image[chosen]]
+            shown = np.cumsum(drawn, axis=1)
             for place in range(len(IOUS)):
-                here[:, place] = _area(part[:, detections.image[chosen]], right[place], wrong[place], total)
+                # precision is highest at right detections, and only they raise recall: no other place has to be looked at
+                at = np.flatnonzero(right[place])
+                seen = shown if counted[place].all() else np.cumsum(drawn * counted[place], axis=1)
+                here[:, place] = _area(np.cumsum(drawn[:, at], axis=1), seen[:, at], total)
     defined = ~np.isnan(table[..., 0])
     count = np.maximum(defined.sum(axis=1), 1)
     ap, ap50 = (np.where(defined, values, 0).sum(axis=1) / count for values in (table.mean(axis=2), table[..., 0]))
     return np.where(defined.any(axis=1), ap, np.nan), np.where(defined.any(axis=1), ap50, np.nan)
 
 
-def _area(times: np.ndarray, right: np.ndarray, wrong: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Mean precision at 101 recalls of detections in falling score [D], each counted ``times`` [R, D] over: [R]; NaN without objects."""
-    rows, width = times.shape
-    found, false = np.cumsum(times * right, axis=1), np.cumsum(times * wrong, axis=1)
-    precision = np.divide(found, found + false, out=np.zeros(found.shape), where=found + false > 0)
+def _area(found: np.ndarray, seen: np.ndarray, total: np.ndarray) -> np.ndarray:
+    """Mean precision at 101 recalls: [R]; NaN without objects.
+
+    Args:
+        found, seen: right detections, and all, down to the score of each right one: [R, P].
+        total: objects [R].
+    """
+    rows, width = found.shape
+    precision = np.divide(found, seen, out=np.zeros(found.shape), where=seen > 0)
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     # the first detection at which found / total >= recall, as COCO compares them: in whole numbers, all rows in one search
     least = np.ceil(RECALLS * total[:, None]).astype(np.int64)
