@@ -92,7 +92,7 @@ def test_a_comparison_is_interrupted_goes_on_and_equals_training(tmp_path):
     assert all(run["memory"] > 1e8 for run in result["runs"] if run["status"] == "finished")
 
     plan = Plan.read(out)
-    taken = adopt(plan, tmp_path / "other", [tmp_path])
+    taken = adopt(plan, tmp_path / "other", [out])
     assert {task.name for task, _ in taken} == {"one-0", "two-0"}
     assert not (tmp_path / "other/runs/one-0/last.ckpt").exists()
 
