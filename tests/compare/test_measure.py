@@ -11,7 +11,7 @@ from boxquery.detector import Detector
 from boxquery.models import sizes
 
 
-@pytest.mark.parametrize("name", ["detr", "deformable-detr"])
+@pytest.mark.parametrize("name", bq.list_models())
 def test_multiply_adds_are_those_of_the_familys_page(name):
     """Counted there on shapes alone, here on a real pass, in which attention must not hide in one fused operation."""
     model = bq.create_model(name, classes=91, preset="tiny").eval()

@@ -85,7 +85,7 @@ def suppressed(found: Found, threshold: float) -> Found:
 @torch.no_grad()
 def gflops(detector: Detector, batch: Batch) -> float:
     """Multiply-adds of one forward pass in billions, counted as in models/sizes.json."""
-    model = copy.deepcopy(detector.model).eval()
+    model = copy.deepcopy(detector.model).eval().requires_grad_(False)  # the counter follows gradients and stumbles over some
     with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
         model(batch.images, batch.mask, last_only=True)
     return flops.get_total_flops() / 2e9
