@@ -21,6 +21,7 @@ app = App(
     suppress_keyboard_interrupt=False,
 )
 app.command("boxquery.training.run:train", name="train")
+app.command("boxquery.check.command:check", name="check")
 app.command("boxquery.explain.command:explain", name="explain")
 app.command("boxquery.compare.command:compare", name="compare")
 for command in ("demo", "evaluate", "predict", "models", "import_official"):
@@ -28,13 +29,13 @@ for command in ("demo", "evaluate", "predict", "models", "import_official"):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line. Returns the exit status: 0 done, 2 the input was wrong, 130 interrupted."""
+    """Run one command line. Returns the exit status: 0 done, 1 a check did not hold, 2 the input was wrong, 130 interrupted."""
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) < len(arguments)
     try:
         result = app(words, exit_on_error=False, print_error=False, result_action="return_value") if words else app(["--help"])
     except UserError as error:
-        return _failed(error.line())
+        return _failed(error.line(), error.status)
     except CycloptsError as error:
         return _failed(" ".join(str(error).split()).rstrip(".") + "; --help lists what is known")
     except KeyboardInterrupt:
@@ -47,12 +48,12 @@ def run(arguments: Sequence[str]) -> int:
         print(json.dumps(result if isinstance(result, dict) else result.summary(), allow_nan=False))
     elif result is not None and hasattr(result, "show"):
         result.show()
-    return 0
+    return getattr(result, "status", 0)
 
 
-def _failed(line: str) -> int:
+def _failed(line: str, status: int = 2) -> int:
     print(f"error: {line}", file=sys.stderr)
-    return 2
+    return status
 
 
 def main() -> Any:

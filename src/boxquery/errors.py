@@ -5,8 +5,10 @@ class UserError(ValueError):
     """Input that cannot be used.
 
     The text is one line that says what is wrong, where (file, line or key, image id) and what to do. The command line prints it
-    after ``error:`` and exits with status 2.
+    after ``error:`` and exits with ``status``.
     """
+
+    status = 2
 
     def line(self) -> str:
         """The text in one line; what a data loader's worker wrapped around it is taken off."""
@@ -15,3 +17,9 @@ class UserError(ValueError):
         if text.startswith("Caught ") and marker in text:
             text = text.rpartition(marker)[2]
         return " ".join(text.split())
+
+
+class Doomed(UserError):
+    """Input that can be used, but that a check refuses, since the run would be worth nothing; ``--force`` goes on."""
+
+    status = 1

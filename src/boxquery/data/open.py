@@ -31,6 +31,16 @@ def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Dat
     """
     if str(source) == "shapes":
         return shapes_data(seed=seed)
+    data, _ = checked(list_data(source), str(source), strict=strict, seed=seed)
+    return data
+
+
+def list_data(source: str | Path) -> Listing:
+    """What the files of a data set say, before anything is checked.
+
+    Raises:
+        UserError: the path or its content cannot be used.
+    """
     path = Path(source).expanduser()
     try:
         exists, is_folder = path.exists(), path.is_dir()
@@ -39,9 +49,7 @@ def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Dat
     if not exists:
         raise UserError(f"{source}: no such file or folder; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
     path = Path(os.path.abspath(path))  # the readers compare paths, so theirs have no ".." left
-    listing = _folder(path) if is_folder else _file(path)
-    data, _ = checked(listing, str(source), strict=strict, seed=seed)
-    return data
+    return _folder(path) if is_folder else _file(path)
 
 
 def _file(path: Path) -> Listing:

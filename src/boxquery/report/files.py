@@ -7,7 +7,7 @@ import json
 import math
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,8 @@ class Run:
         data: ``data.json``, see ``write_data``; {} if missing.
         pictures: ``pictures.json``, see ``boxquery.report.pictures``; {} if missing.
         transfer: ``transfer.json``, see ``boxquery.transfer.Transfer``; {} where the run did not start from a trained model.
+        check: ``check.json``, see ``boxquery.check.command``; {} if missing.
+        diagnosis: ``diagnosis.json``, see ``boxquery.training.diagnosis``; {} if missing.
     """
 
     folder: Path
@@ -39,6 +41,8 @@ class Run:
     data: dict[str, Any]
     pictures: dict[str, Any]
     transfer: dict[str, Any]
+    check: dict[str, Any] = field(default_factory=dict)
+    diagnosis: dict[str, Any] = field(default_factory=dict)
 
 
 def read_run(folder: Path) -> Run:
@@ -57,6 +61,8 @@ def read_run(folder: Path) -> Run:
         _mapping(folder / "data.json"),
         _mapping(folder / "pictures.json"),
         _mapping(folder / "transfer.json"),
+        _mapping(folder / "check.json"),
+        _mapping(folder / "diagnosis.json"),
     )
 
 
@@ -125,8 +131,8 @@ def write_evaluation(run: Path, split: str, result: dict[str, Any]) -> Path:
     return write_json(path, _mapping(path) | {split: result})
 
 
-def write_data(run: Path, data: Data) -> Path:
-    """Write ``data.json``.
+def data_facts(data: Data) -> dict[str, Any]:
+    """What a data set is, in counts.
 
     ``{"source", "format", "names": [..], "ids": [..], "splits": {name: {"images", "empty_images", "objects", "ignored", "per_class": [C]}},
     "notes": [..], "skipped": [..]}``; ``objects`` and ``per_class`` do not count ignored ones.
@@ -143,4 +149,9 @@ def write_data(run: Path, data: Data) -> Path:
             "per_class": per_class.tolist(),
         }
     facts = {"source": str(data.source), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
-    return write_json(run / "data.json", facts | {"notes": data.notes, "skipped": data.skipped})
+    return facts | {"notes": data.notes, "skipped": data.skipped}
+
+
+def write_data(run: Path, data: Data) -> Path:
+    """Write ``data.json``: ``data_facts``."""
+    return write_json(run / "data.json", data_facts(data))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.report.files import Run, read_run, write_whole
+from boxquery.report.health import checked, diagnosis
 from boxquery.report.sections import DASH, alignment, classes, curves, main_evaluation, name_of, pictures, scores, split_title, transferred
 
 _FLAGS = (
@@ -46,8 +47,8 @@ def document(title: str, body: str, made: str = "Made by boxquery.", style: str 
 def write_report(run: Path) -> Path:
     """Write ``report.html`` into a run folder.
 
-    Reads config.yaml, metrics.csv, evaluation.json, data.json, pictures.json, pictures/ and transfer.json; what is missing is left out
-    of the page.
+    Reads config.yaml, metrics.csv, evaluation.json, data.json, pictures.json, pictures/, transfer.json, check.json and diagnosis.json; what
+    is missing is left out of the page.
 
     Returns:
         The path of the report, replaced whole.
@@ -56,7 +57,7 @@ def write_report(run: Path) -> Path:
         UserError: no such folder, or one of the files cannot be understood.
     """
     known = read_run(run)
-    sections = (headline, curves, alignment, scores, classes, pictures, transferred, data, configuration)
+    sections = (headline, diagnosis, curves, alignment, scores, classes, pictures, transferred, data, checked, configuration)
     body = "\n".join(text for section in sections if (text := section(known)))
     return write_whole(run / "report.html", document(_title(known), body, "Made by boxquery from the files of this run folder."))
 

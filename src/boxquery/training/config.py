@@ -14,6 +14,8 @@ from boxquery.errors import UserError
 from boxquery.report.files import write_whole
 
 FILE = "config.yaml"
+#: what is trained where the user names nothing
+MODEL, PRESET = "deformable-detr", "small"
 
 
 def option_word(name: str, value: Any) -> str:
@@ -49,6 +51,7 @@ class RunConfig:
         patience: stop after so many evaluations without a better AP; 0: never.
         precision: "float32" or "bf16".
         world: processes.
+        force: train even where the check says that it is worth nothing.
     """
 
     data: str
@@ -78,6 +81,7 @@ class RunConfig:
     world: int = 1
     seed: int = 0
     strict: bool = False
+    force: bool = False
 
     def command(self, out: Path | str) -> str:
         """The command line that repeats the run; ``--minutes`` has become the images that it was worth here."""
@@ -91,7 +95,7 @@ class RunConfig:
         if self.accumulate > 1:
             words += ["--accumulate", str(self.accumulate)]
         words += ["--from", self.start_from] * bool(self.start_from)
-        for name in ("pretrained", "freeze_backbone", "strict"):
+        for name in ("pretrained", "freeze_backbone", "strict", "force"):
             words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
         for name, value in self.options.items():
             words += ["--option", option_word(name, value)]

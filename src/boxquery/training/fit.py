@@ -18,9 +18,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from boxquery.check.ahead import Plan, queries_of, steps_ahead
+from boxquery.check.examine import Checkup, examine
+from boxquery.check.findings import Finding
+from boxquery.check.raw import open_with_evidence
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
-from boxquery.data.open import open_data
 from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector, load
 from boxquery.errors import UserError
@@ -31,7 +34,7 @@ from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.budget import fitted, within
-from boxquery.training.config import FILE, RunConfig, usual_val_every
+from boxquery.training.config import FILE, MODEL, PRESET, RunConfig, usual_val_every
 from boxquery.training.keeper import LAST, Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
@@ -60,13 +63,15 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
             raise UserError(f"{folder / LAST}: nothing to go on from (no epoch was finished); remove {folder} and train again")
     else:
         config = _resolved(replace(wish, data=source))
-    opened = data if isinstance(data, Data) else open_data(config.data, strict=config.strict, seed=config.seed)
+    opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
     run = _Run(folder, config, opened, console, resume)
     if origin is not None:
         run.start_from(origin)
     if not resume:
+        checkup = run.check(evidence)
         run.begin()
+        run.keep(checkup)
     return run.fit(resume)
 
 
@@ -95,6 +100,38 @@ class _Run:
         transform = TrainTransform(config.image_size, augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True)
         self.detector = Detector(self.model, data.names, data.ids, config.image_size)
+
+    def plan(self, steps: int = 0) -> Plan:
+        """What the check looks at the data for; ``steps`` once they are known."""
+        c = self.config
+        start = "" if c.start_from else "trained" if c.pretrained else "random"
+        return Plan(
+            c.model, c.preset, queries_of(self.model), self.model.backbone.strides[0], c.image_size, steps,
+            c.batch_size * c.accumulate * c.world, c.lr, preset(c.model, c.preset).recipe.lr, start,
+        )  # fmt: skip
+
+    def check(self, evidence: list[Finding]) -> Checkup:
+        """What can be seen beforehand. Raises ``Doomed`` where that is reason enough not to begin, unless the user insists."""
+        assert isinstance(self.train.transform, TrainTransform)
+        checkup = examine(
+            self.data, evidence, self.plan(), self.train.transform.augment, seed=self.config.seed, picture=self.rank == 0
+        )
+        self.say(checkup.findings)
+        if not self.config.force:
+            checkup.stop_if_doomed()
+        return checkup
+
+    def keep(self, checkup: Checkup) -> None:
+        """The check into the run folder, with what only the number of steps tells."""
+        late = steps_ahead(self.plan(self.config.steps))
+        self.say(late)
+        checkup.add(late)
+        if self.rank == 0:
+            checkup.write(self.folder)
+
+    def say(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self.console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)
 
     def loader(self) -> DataLoader:
         c = self.config
@@ -137,11 +174,6 @@ class _Run:
         )
         if not c.pretrained and not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
-        queries, most = self.model.config["options"]["num_queries"], max(int((~r.ignore).sum()) for r in self.data.splits["train"])
-        if most > queries:
-            self.console.print(
-                f"warning: an image has {most} objects, the model {queries} queries: give num_queries at least {most}", style="yellow"
-            )
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write(self.folder)
@@ -251,7 +283,7 @@ def _like(origin: Detector, wish: RunConfig) -> RunConfig:
 
 def _resolved(wish: RunConfig) -> RunConfig:
     """What was left open is the preset's, or this machine's. Raises ``UserError`` for values that no run can have."""
-    wish = replace(wish, model=wish.model or "deformable-detr", preset=wish.preset or "small")
+    wish = replace(wish, model=wish.model or MODEL, preset=wish.preset or PRESET)
     recipe = preset(wish.model, wish.preset).recipe
     device = choose_device(wish.device)
     config = replace(
@@ -288,7 +320,7 @@ def _folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> Pat
         return folder
     if resume:
         raise UserError("--resume needs --out, the folder of the run to go on with")
-    stem = f"{wish.model or 'deformable-detr'}-{wish.preset or 'small'}-{Path(source).name}"
+    stem = f"{wish.model or MODEL}-{wish.preset or PRESET}-{Path(source).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
     return Path("runs") / f"{stem}-{number}"

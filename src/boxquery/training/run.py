@@ -64,6 +64,7 @@ def train(
     seed: int = 0,
     strict: bool = False,
     resume: bool = False,
+    force: bool = False,
 ) -> Detector:
     """Train a detector; classes and their ids come from the data.
 
@@ -93,6 +94,7 @@ def train(
         seed: of start values, order, augmentation and dropout.
         strict: boxes and images at fault are fatal instead of skipped.
         resume: go on with the run in ``out`` from its last finished epoch; settings are the run's own, and others are refused.
+        force: train even where the check before the first epoch says that it is worth nothing.
 
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
@@ -131,6 +133,7 @@ def train(
         workers=-1 if workers is None else workers,
         seed=seed,
         strict=strict,
+        force=force,
     )
     from boxquery.training.fit import start
 
