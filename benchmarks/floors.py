@@ -6,12 +6,12 @@
 
 Three things, all at preset "tiny", batch 4, one thread:
 
-- ``learn``: the steps of ``boxquery check --learn`` (four images of the built-in scenes at 160 pixels, AP50 above 0.9 on them), for two seeds;
+- ``learn``: the steps of ``boxquery check --learn`` (four of the built-in scenes, AP50 above 0.9 on them), for two seeds;
   ``learn_steps``, what the command allows, is three times the larger, rounded up to 50.
 - ``floor.random``: whole runs from random weights on 1,000 scenes of 160 pixels, each with the schedule of its own length: 250 steps, 500,
   1,000, ... up to ``MOST``. ``left`` is the first that reaches AP50 0.02 on 100 other scenes, ``not_within`` the longest that does not.
-- ``floor.trained``: the same question to the curves of ``benchmarks/convergence.py`` (a trained backbone, evaluated every 500 steps of a run of
-  2,000), read from docs/convergence/results.json: nothing is trained for it.
+- ``floor.trained``: the same question to the curves of ``benchmarks/convergence.py`` (a trained backbone, evaluated every 500
+  steps of a run of 2,000), read from docs/convergence/results.json: nothing is trained for it.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def main() -> None:
     known = json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {"models": {}}
     known["protocol"] = {
         "preset": "tiny", "batch_size": BATCH, "data": "built-in scenes, 160 px", "left": f"AP50 {LEFT} on 100 scenes",
-        "learn": "AP50 above 0.9 on four images; learn_steps is 3 x the larger of two seeds", "trained": "benchmarks/convergence.py, 128 px",
+        "learn": "AP50 above 0.9 on four images; learn_steps is 3 x the larger of two seeds",
+        "trained": "benchmarks/convergence.py, 128 px",
     }  # fmt: skip
 
     def over() -> bool:

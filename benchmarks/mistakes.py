@@ -2,11 +2,11 @@
 
     python benchmarks/mistakes.py shared/datasets/bccd           # the table (about 20 checks and a training of a minute)
     python benchmarks/mistakes.py --clean shared/datasets/bccd   # nothing planted: built-in scenes of several kinds, and the data itself
-    python benchmarks/mistakes.py --thresholds                   # the built-in scenes alone: what the thresholds in boxquery/check were set on
+    python benchmarks/mistakes.py --thresholds                   # what the thresholds in boxquery/check were set on
 
-Every copy is written to a temporary folder, in COCO or YOLO layout, and looked at by ``boxquery check`` (or trained, where the mistake is one of
-training). A mistake counts as named if a finding above a note has the expected name; where a mistake can be made in one split or in all, both are
-planted and both are shown.
+Every copy is written to a temporary folder, in COCO or YOLO layout, and looked at by ``boxquery check`` (or trained, where the mistake is
+one of training). A mistake counts as named if a finding above a note has the expected name; where it can be made in one split or in all,
+both are planted and both are shown.
 """
 
 from __future__ import annotations
@@ -127,6 +127,9 @@ class Mistake:
 def mistakes(rng: np.random.Generator) -> list[Mistake]:
     every, train = ("train", "val", "test"), ("train",)
 
+    def in_train(data: Data, root: Path, change: Callable[[Record], Record]) -> None:
+        write_coco(changed(data, change, train), root)
+
     def halved(record: Record) -> Record:
         return only(record, rng.random(len(record.boxes)) < 0.5)
 
@@ -169,7 +172,7 @@ def mistakes(rng: np.random.Generator) -> list[Mistake]:
     return [
         Mistake(1, "ids counted from 0, listed from 1 (COCO)", ids, lambda d, r: write_coco(d, r, first_id=0)),
         Mistake(1, "ids counted from 1, listed from 0 (YOLO)", ids, lambda d, r: write_yolo(d, r, first_id=1)),
-        Mistake(2, "labels shifted by one class, in train alone", ("labels-shifted",), lambda d, r: write_coco(changed(d, shifted, train), r)),
+        Mistake(2, "labels shifted by one class, in train alone", ("labels-shifted",), lambda d, r: in_train(d, r, shifted)),
         Mistake(2, "labels shifted by one class, everywhere", ("labels-shifted",), lambda d, r: write_coco(changed(d, shifted), r)),
         Mistake(3, "x1, y1, x2, y2 written as COCO's bbox", formats, lambda d, r: write_coco(d, r, lambda record: record.boxes)),
         Mistake(
@@ -186,9 +189,9 @@ def mistakes(rng: np.random.Generator) -> list[Mistake]:
         Mistake(6, "BGR images in train alone", ("colours-swapped",), bgr(train)),
         Mistake(6, "BGR images everywhere", ("colours-swapped",), bgr(every)),
         Mistake(7, "val equal to train", ("val-is-train",), val_is_train),
-        Mistake(8, "a class of val missing in train", ("class-missing-in-train",), lambda d, r: write_coco(changed(d, without_wbc, train), r)),
+        Mistake(8, "a class of val missing in train", ("class-missing-in-train",), lambda d, r: in_train(d, r, without_wbc)),
         Mistake(10, "100 objects, 20 queries", ("more-objects-than-queries",), crowded, {"num_queries": 20}),
-        Mistake(11, "half of the boxes missing, in train alone", ("labels-missing",), lambda d, r: write_coco(changed(d, halved, train), r)),
+        Mistake(11, "half of the boxes missing, in train alone", ("labels-missing",), lambda d, r: in_train(d, r, halved)),
         Mistake(11, "half of the boxes missing, everywhere", ("labels-missing",), lambda d, r: write_coco(changed(d, halved), r)),
         Mistake(11, "the labels of half of the images missing", ("many-empty-images",), lambda d, r: write_coco(changed(d, emptied), r)),
         Mistake(12, "images of val under train's names", ("images-of-another-split", "images-do-not-belong"), mixed),
@@ -272,15 +275,18 @@ def clean(source: Path | None) -> None:
 
 def thresholds() -> None:
     """How well boxes of the built-in scenes fit: as they are, on other images, shifted, scaled; with 64 images and with 12."""
-    print("| scenes | images | z as they are | z on other images | z of undoing a shift of 5 % | of a scale of 0.8 |\n|---|---|---|---|---|---|")
+    print("| scenes | images | z as they are | on other images | undoing a shift of 5 % | a scale of 0.8 |\n|---|---|---|---|---|---|")
     for name, data in kinds().items():
         for count in (64, 12):
             looks = pixels.sample(data.splits["train"], count)
             other = [replace(a, boxes=b.boxes, labels=b.labels) for a, b in zip(looks, looks[1:] + looks[:1], strict=True)]
-            moved = [replace(look, boxes=look.boxes + [0.05, 0, 0.05, 0]) for look in looks]
+            moved = [replace(look, boxes=look.boxes + np.array([0.05, 0, 0.05, 0])) for look in looks]
             scaled = [replace(look, boxes=look.boxes * 0.8) for look in looks]
             own, wrong, shift, scale = (pixels.fit(group) for group in (looks, other, moved, scaled))
-            assert own and wrong and shift and scale
+            assert own is not None
+            assert wrong is not None
+            assert shift is not None
+            assert scale is not None
             print(f"| {name} | {own.images} | {own.z:.1f} | {wrong.z:.1f} | {shift.moved_z:.1f} | {scale.moved_z:.1f} |", flush=True)
 
 

@@ -14,7 +14,7 @@ from boxquery.cli import app, run
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "evaluate", "predict", "explain", "compare", "models", "demo", "import-official")
+COMMANDS = ("check", "train", "evaluate", "predict", "explain", "compare", "models", "demo", "import-official")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -31,6 +31,7 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.cli import run; run(['train', '--help'])",
         "from boxquery.cli import run; run(['evaluate', '--help'])",
         "from boxquery.cli import run; run(['compare', '--help'])",
+        "from boxquery.cli import run; run(['check', '--help'])",
         "from boxquery.cli import run; run(['models', 'deformable-detr'])",
         "from boxquery.report.page import write_report",
         "from boxquery.data.open import open_data; open_data('shapes')",
@@ -61,6 +62,8 @@ def test_the_commands_are_those_that_work():
         (["train", "shapes", "--option", "levels"], "name=value"),
         (["train", "shapes", "--model", "dert", "--out", "x"], "dert"),
         (["train", "no/such/folder"], "no/such/folder"),
+        (["check", "no/such/folder"], "no/such/folder"),
+        (["check", "shapes", "--model", "dert"], "dert"),
         (["evaluate", "no/such/run", "shapes"], "no/such/run"),
         (["predict", "no/such/run", "a.jpg"], "no/such/run"),
         (["predict", "no/such/run"], "name images"),

@@ -54,8 +54,8 @@ class Shown:
         console.print(table)
         side, number = ahead["side_percentiles"], ahead["objects_an_image"]
         console.print(
-            f"For {self.plan.model} ({self.plan.preset}) at {ahead['image_size']} px: objects are {side['0']:g} to {side['100']:g} px (median "
-            f"{side['50']:g}), a cell is {ahead['cell']} px, {ahead['below_a_cell']:.0%} of the objects are smaller; an image has "
+            f"For {self.plan.model} ({self.plan.preset}) at {ahead['image_size']} px: objects are {side['0']:g} to {side['100']:g} px "
+            f"(median {side['50']:g}), a cell is {ahead['cell']} px, {ahead['below_a_cell']:.0%} of the objects are smaller; an image has "
             f"{number['0']:g} to {number['100']:g} objects (median {number['50']:g}), the model {ahead['queries']} queries.",
             markup=False,
         )

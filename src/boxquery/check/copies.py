@@ -60,9 +60,7 @@ def _digest(path: Path) -> bytes | None:
 
 def copies(data: Data, groups: list[list[Place]]) -> tuple[dict[str, Any], list[Finding]]:
     """Counts, ``{"duplicates": {split: n}, "shared": {"train & val": n}, "shared_with_other_boxes": {...}}``, and what they mean."""
-    duplicates = {
-        name: sum(max(sum(split == name for split, _ in places) - 1, 0) for places in groups) for name in data.splits
-    }
+    duplicates = {name: sum(max(sum(split == name for split, _ in places) - 1, 0) for places in groups) for name in data.splits}
     names, shared, differing = list(data.splits), {}, {}
     findings = []
     for i, first in enumerate(names):

@@ -1,4 +1,4 @@
-"""The whole check of a data set for a plan, as values: what it is, what was found, the picture. ``train`` calls it before its first step."""
+"""The whole check of a data set for a plan, as values: what it is, what was found, the picture. ``train`` begins with it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Checkup:
     """What came of a check.
 
     Attributes:
-        facts: ``data_facts`` of the data, ``ahead`` (sizes and objects at the training resolution), ``copies``, ``fit`` (contrasts by split).
+        facts: ``data_facts`` of the data, ``ahead`` (sizes and objects at the training resolution), ``copies``, ``fit`` (by split).
         findings: the gravest first.
         picture: the grid.
         seconds: how long it took.

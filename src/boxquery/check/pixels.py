@@ -163,7 +163,9 @@ def fit(looks: Sequence[Look]) -> Fit | None:
     if np.isfinite(own).sum() < FEWEST:
         return None
     count = len(looks)
-    others = np.array([[_mean(looks[(i + 1 + k * (count // OTHERS)) % count], look.boxes) for k in range(OTHERS)] for i, look in enumerate(looks)])
+    others = np.array(
+        [[_mean(looks[(i + 1 + k * (count // OTHERS)) % count], look.boxes) for k in range(OTHERS)] for i, look in enumerate(looks)]
+    )
     rest = np.full(count, np.nan)
     some = np.isfinite(others).any(1)
     rest[some] = np.nanmean(others[some], 1)
@@ -193,13 +195,15 @@ def fits(name: str, found: Fit) -> Finding | None:
     if found.moved_z > BETTER and found.moved > GAIN * found.own:
         return Finding(
             "boxes-moved", level,
-            f"The boxes of {name} look as if they were {found.move}: undone, they fit the pictures better ({figures}, {found.moved:.3f} undone).",
+            f"The boxes of {name} look as if they were {found.move}: undone, they fit the pictures better "
+            f"({figures}, {found.moved:.3f} undone).",
             "Look at the picture grid, and at how the annotations were exported.",
         )  # fmt: skip
     if found.z < NOTHING:
         return Finding(
             "images-do-not-belong", level,
-            f"The boxes of {name} fit their images no better than those of others ({figures}): wrong image folder, or boxes of other images?",
+            f"The boxes of {name} fit their images no better than those of others ({figures}): "
+            "wrong image folder, or boxes of other images?",
             "Look at the picture grid; check that annotations and images come from the same export.",
         )  # fmt: skip
     return None

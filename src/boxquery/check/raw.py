@@ -1,4 +1,4 @@
-"""What the numbers in the files themselves show, before a loader has clipped or refused anything: ids off by one, boxes of another format."""
+"""What the numbers in the files themselves show, before a loader has clipped or refused any: ids off by one, other formats."""
 
 from __future__ import annotations
 
@@ -81,8 +81,9 @@ def _ids(listing: Listing) -> Finding | None:
             return Finding(
                 "ids-off-by-one",
                 "doomed",
-                f"Category ids are off by one: annotations count {words}. {used[edge]} boxes have the unknown id {edge} (first: {example}), "
-                f"and id {free} ({listing.names[listing.ids.index(free)]!r}) has none; every other box has its neighbour's class.",
+                f"Category ids are off by one: annotations count {words}. {used[edge]} boxes have the unknown id {edge} "
+                f"(first: {example}), and id {free} ({listing.names[listing.ids.index(free)]!r}) has none; every other box has its "
+                "neighbour's class.",
                 f"{'Add 1 to' if move == 1 else 'Take 1 from'} every category id of the annotations.",
             )
     return None
@@ -122,7 +123,7 @@ def _scale(listing: Listing, numbers: np.ndarray, sizes: np.ndarray) -> Finding 
         return Finding(
             "boxes-in-pixels",
             "doomed",
-            f"{(np.abs(numbers).max(1) > 2).mean():.0%} of the boxes are in pixels, where YOLO label files have shares of the image (0 to 1).",
+            f"{(np.abs(numbers).max(1) > 2).mean():.0%} of the boxes are in pixels, where YOLO has shares of the image (0 to 1).",
             "Divide x by the image's width and y by its height.",
         )
     boxes = _FORMATS[_READ[listing.format]](numbers)
@@ -132,7 +133,9 @@ def _scale(listing: Listing, numbers: np.ndarray, sizes: np.ndarray) -> Finding 
         return None
     small = f"{(boxes.max(1) <= corner).mean():.0%} of the boxes lie within the first {'1 %' if relative else '2 pixels'} of their image"
     if relative:
-        return Finding("boxes-normalised-twice", "doomed", f"{small}: they were normalised twice.", "Write each once, as shares of the image.")
+        return Finding(
+            "boxes-normalised-twice", "doomed", f"{small}: they were normalised twice.", "Write each once, as shares of the image."
+        )
     return Finding(
         "boxes-normalised",
         "doomed",
@@ -152,8 +155,8 @@ def _format(listing: Listing, numbers: np.ndarray, sizes: np.ndarray) -> Finding
     return Finding(
         "boxes-of-another-format",
         "doomed" if mine > 0.1 else "warning",
-        f"Boxes look like {other}, where {listing.format.upper()} has {read}: as they are read {mine:.0%} of {len(numbers)} have no size or "
-        f"reach beyond their image (what reaches beyond is clipped), read as {other} {unfit[other]:.0%} do.",
+        f"Boxes look like {other}, where {listing.format.upper()} has {read}: as they are read {mine:.0%} of {len(numbers)} have "
+        f"no size or reach beyond their image (what reaches beyond is clipped), read as {other} {unfit[other]:.0%} do.",
         f"Write them as {read}.",
     )
 
@@ -161,7 +164,8 @@ def _format(listing: Listing, numbers: np.ndarray, sizes: np.ndarray) -> Finding
 def _unfit(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     """Which boxes [N, 4] have no size or reach beyond their image."""
     slack = np.where((sizes == 1).all(1), 0.005, _SLACK)[:, None]
-    return ~((boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, :2] >= -slack).all(1) & (boxes[:, 2:] <= sizes + slack).all(1))
+    fit = (boxes[:, 2:] > boxes[:, :2]).all(1) & (boxes[:, :2] >= -slack).all(1) & (boxes[:, 2:] <= sizes + slack).all(1)
+    return np.logical_not(fit)
 
 
 def _named_background(data: Data) -> list[Finding]:

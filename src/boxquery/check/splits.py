@@ -1,4 +1,4 @@
-"""What the splits say about each other: classes that are missing, boxes that are missing, labels or colours that were swapped in one of them."""
+"""What the splits say about each other: classes or boxes that are missing, labels or colours that were swapped in one of them."""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def _ahead(check: Mapping[str, Any]) -> str:
         return ""
     side, number = ahead["side_percentiles"], ahead["objects_an_image"]
     return (
-        f'<p class="note">At {ahead["image_size"]} pixels objects are {side["0"]:g} to {side["100"]:g} pixels (median {side["50"]:g}); a cell '
-        f"is {ahead['cell']}, and {100 * ahead['below_a_cell']:.0f} % of the objects are smaller. An image has {number['0']:g} to "
+        f'<p class="note">At {ahead["image_size"]} pixels objects are {side["0"]:g} to {side["100"]:g} pixels (median {side["50"]:g}); '
+        f"a cell is {ahead['cell']}, and {100 * ahead['below_a_cell']:.0f} % of the objects are smaller. An image has {number['0']:g} to "
         f"{number['100']:g} objects (median {number['50']:g}), the model {ahead['queries']} queries.</p>"
     )
 

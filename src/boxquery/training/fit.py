@@ -113,9 +113,7 @@ class _Run:
     def check(self, evidence: list[Finding]) -> Checkup:
         """What can be seen beforehand. Raises ``Doomed`` where that is reason enough not to begin, unless the user insists."""
         assert isinstance(self.train.transform, TrainTransform)
-        checkup = examine(
-            self.data, evidence, self.plan(), self.train.transform.augment, seed=self.config.seed, picture=self.rank == 0
-        )
+        checkup = examine(self.data, evidence, self.plan(), self.train.transform.augment, seed=self.config.seed, picture=self.rank == 0)
         self.say(checkup.findings)
         if not self.config.force:
             checkup.stop_if_doomed()

@@ -12,6 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from boxquery.check.findings import Finding
 from boxquery.data.dataset import Split
 from boxquery.data.loading import DetectionDataset
 from boxquery.detector import Detector
@@ -19,7 +20,9 @@ from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import Found, predict_split
 from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.report.files import write_whole
+from boxquery.report.page import write_report
 from boxquery.training.config import RunConfig
+from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
 
@@ -46,13 +49,19 @@ class Keeper(L.Callback):
         self.sample = with_objects(val, min(max(seen // SAMPLED, 1), SAMPLED_AT_MOST))
         #: the query of each of their objects after the last epoch
         self.finders: list[int] = []
+        self.diagnosis = Diagnosis(folder, config, val)
+        #: epochs that this process has seen end
+        self.seen = 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self.rows, "best": self.best, "waited": self.waited, "finders": self.finders}
+        state = {"rows": self.rows, "best": self.best, "waited": self.waited, "finders": self.finders}
+        return {**state, "diagnosis": self.diagnosis.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.waited = state_dict["rows"], state_dict["best"], state_dict["waited"]
         self.finders = state_dict.get("finders", [])  # none in checkpoints from before it was measured
+        if "diagnosis" in state_dict:
+            self.diagnosis.load_state_dict(state_dict["diagnosis"])
         self.before = (self.rows[-1]["seconds"], self.rows[-1]["processor_seconds"]) if self.rows else (0.0, 0.0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -61,9 +70,12 @@ class Keeper(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
         epoch = trainer.current_epoch + 1
+        pl_module.stop_if_broken()
         row = self._row(trainer, pl_module, epoch)
+        findings = self._judge(pl_module, row)
         if epoch % self.config.val_every == 0 or epoch == self.config.epochs:
-            metrics = self._evaluate(trainer, pl_module)
+            metrics, found = self._evaluate(trainer, pl_module)
+            findings += self.diagnosis.after_evaluation(row, metrics, found)
             row |= {k: metrics[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")}
             self._compare(trainer, metrics)
         if trainer.is_global_zero:
@@ -74,7 +86,29 @@ class Keeper(L.Callback):
         if trainer.is_global_zero:
             write_whole(self.folder / "metrics.csv", _table(self.rows))
             self.bar.told(row)
+        self._say(self.diagnosis.add(findings, epoch))
+        if trainer.is_global_zero:
+            self.diagnosis.write()
         self._keep(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A run that stopped being numbers leaves a report that says so."""
+        if isinstance(exception, NotFinite) and trainer.is_global_zero:
+            self.diagnosis.add([exception.finding], trainer.current_epoch + 1)
+            self.diagnosis.write()
+            write_report(self.folder)
+
+    def _judge(self, module: Training, row: dict[str, Any]) -> list[Finding]:
+        """What losses, gradients and clocks of the epoch show."""
+        self.seen += 1
+        numbers = torch.stack([*module.losses, *module.norms]).float().tolist()
+        losses, norms = numbers[: len(module.losses)], numbers[len(module.losses) :]
+        waiting = module.waited / max(module.ended - module.began, 1e-9)
+        return self.diagnosis.after_epoch(row, losses, norms, waiting, self.seen > 1)
+
+    def _say(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self.bar.console.print(finding.line(), style="yellow", markup=False, highlight=False)
 
     def _row(self, trainer: L.Trainer, module: Training, epoch: int) -> dict[str, Any]:
         images = epoch * self.config.batches * self.config.batch_size * self.config.world
@@ -84,14 +118,14 @@ class Keeper(L.Callback):
         rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
         return {"epoch": epoch, "step": trainer.global_step, "images": images, "lr": next(iter(rates.values()))} | named
 
-    def _evaluate(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
+    def _evaluate(self, trainer: L.Trainer, module: Training) -> tuple[dict[str, Any], Found]:
         self.detector.model = module.best_guess
         share = range(trainer.global_rank, len(self.val), trainer.world_size)
         with trainer.strategy.precision_plugin.val_step_context():
             found = predict_split(self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images)
         found = gathered(found)
         self.detector.model = module.model.train()  # without an average it is the one that was just switched to answer
-        return evaluate(self.val, found, [str(n) for n in self.detector.classes], self.detector.ids)
+        return evaluate(self.val, found, [str(n) for n in self.detector.classes], self.detector.ids), found
 
     def _alignment(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
         """Of the same few images after every epoch, by one process: it has no part that waits for others."""

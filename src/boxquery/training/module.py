@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -15,6 +17,7 @@ from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Recipe
+from boxquery.training.diagnosis import not_finite
 
 
 class Training(L.LightningModule):
@@ -36,6 +39,13 @@ class Training(L.LightningModule):
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
         #: sums over the epoch so far, on the device: every term of the last layer, the total, and the number of steps
         self.sums: dict[str, Tensor] = {}
+        #: of the epoch so far, a number a step, still on the device: losses, norms of the gradient
+        self.losses: list[Tensor] = []
+        self.norms: list[Tensor] = []
+        #: seconds of the epoch that passed in waiting for images, and its beginning and the last step's end on the host's clock
+        self.waited, self.began, self.ended = 0.0, 0.0, 0.0
+        #: what is needed to name the step before this one, should it have been the one that broke
+        self.previous: dict[str, Any] | None = None
 
     @property
     def best_guess(self) -> DetectionTransformer:
@@ -43,9 +53,12 @@ class Training(L.LightningModule):
         return self.model if self.average is None else self.average
 
     def on_train_epoch_start(self) -> None:
-        self.sums = {}
+        self.sums, self.losses, self.norms = {}, [], []
+        self.waited, self.began = 0.0, time.monotonic()
+        self.ended = self.began
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        self.waited += time.monotonic() - self.ended
         # loaders draw from the same generator when they start: a seed a step is what neither workers nor a resume can shift
         torch.manual_seed(generator(self.seed, self.current_epoch, f"step {batch_idx} of {self.global_rank}").initial_seed())
 
@@ -54,16 +67,39 @@ class Training(L.LightningModule):
         try:
             loss, terms = self.model.loss(out, batch.targets)
         except UserError as error:
-            names = ", ".join(str(self.ids[i]) for i in batch.indices)
-            rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-            raise UserError(f"epoch {self.current_epoch}, batch {batch_idx} (images {names}; rate {rate:.2g}): {error}") from error
+            raise not_finite(
+                self.where(batch.indices, batch.images.shape, batch_idx), str(error), self.previous, out, self.model, self.kept()
+            ) from error
+        where = partial(self.where, batch.indices, batch.images.shape, batch_idx)  # not the batch itself: its memory is needed
+        terms = {name: value.detach() for name, value in terms.items()}
+        self.previous = {"where": where, "loss": loss.detach(), "terms": terms, "norm": None}
+        self.losses.append(loss.detach())
         shown = {"loss": loss, **{k: v[-1] if v.dim() else v for k, v in terms.items()}}
         for name, value in shown.items():
             value = value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         return loss
 
+    def where(self, indices: Sequence[int], shape: Sequence[int], batch_idx: int) -> str:
+        """A step in words: the images at ``indices`` of the split, in a batch of this shape."""
+        names = ", ".join(str(self.ids[i]) for i in indices)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        height, width = shape[-2:]
+        return f"epoch {self.current_epoch}, batch {batch_idx} (images {names}; rate {rate:.2g}; scale {width} x {height} pixels)"
+
+    def kept(self) -> str:
+        """What state there is to go on from, in words."""
+        done = self.current_epoch
+        return f"last.ckpt and model/ hold the state of {done} finished epochs." if done else "no epoch was finished."
+
+    def stop_if_broken(self) -> None:
+        """At an epoch's end, where the last step's loss is not followed by one that would notice. Raises ``NotFinite``."""
+        step = self.previous
+        if step is not None and not bool(torch.isfinite(step["loss"])):
+            raise not_finite("", "", step, None, self.model, self.kept())
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.ended = time.monotonic()
         done = batch_idx + 1
         if self.average is not None and (done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch):
             average(self.average, self.model, self.recipe.ema, self.global_step)
@@ -72,8 +108,13 @@ class Training(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # Lightning refuses to clip for a fused optimizer in mixed precision, since half precision would need unscaling; bf16 has no scale
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
         if gradient_clip_val:
-            nn.utils.clip_grad_norm_(self.model.parameters(), gradient_clip_val)
+            nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+        self.norms.append(norm)
+        if self.previous is not None:
+            self.previous["norm"] = norm
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay, fused=True)

@@ -1,0 +1,78 @@
+"""The proof that a pipeline can learn: a sound one is proven, a broken one is named."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import boxquery as bq
+from boxquery.check.floors import everything, measured
+from boxquery.check.learn import GOAL, IMAGES, _verdict, chosen, prove
+from boxquery.cli import run
+from boxquery.data.shapes import shapes_data
+from tests.check.planted import changed, kept, pictures, scenes, write
+from tests.training.test_training import SMALL
+
+
+@pytest.mark.slow
+def test_a_sound_pipeline_learns(tmp_path, capsys):
+    data = write(tmp_path / "data", "coco", pictures(12, 6))
+    assert run(["check", data, "--model", "deformable-detr", "--preset", "tiny", "--learn", "--json"]) == 0
+    proof = json.loads(capsys.readouterr().out)["learn"]
+    assert proof["AP50"] > GOAL
+    assert proof["reached"]
+    assert len(proof["images"]) == IMAGES
+
+
+def test_what_does_not_learn_dooms_the_run(monkeypatch):
+    proof = prove(scenes(8, 4), "detr", SMALL, steps=3)
+    assert not proof.reached
+    assert proof.steps == 3
+    assert proof.finding().level == "doomed"
+    assert proof.finding().name == "does-not-learn"
+    assert "did not learn images train/" in proof.finding().text
+    late = replace(proof, planned=300, loss=(20.0, 8.0)).finding()
+    assert (late.name, late.level) == ("not-proven", "warning")
+
+
+@pytest.mark.parametrize(
+    ("losses", "any_class", "near", "repeated", "said"),
+    [
+        ([9.0, float("nan")], 0.0, 0.0, 0.0, "stopped being a number"),
+        ([9.0, 8.0], 0.0, 0.0, 0.0, "did not fall"),
+        ([9.0, 1.0], 0.95, 0.5, 0.0, "classes are wrong"),
+        ([9.0, 1.0], 0.3, 0.95, 0.0, "boxes are off"),
+        ([9.0, 1.0], 0.3, 0.95, 0.4, "40% duplicates"),
+        ([9.0, 1.0], 0.3, 0.7, 0.0, "more steps"),
+        ([9.0, 1.0], 0.1, 0.1, 0.0, "still missed"),
+    ],
+)
+def test_what_failed_is_named(losses, any_class, near, repeated, said):
+    assert said in _verdict(losses, any_class, near, repeated)
+
+
+def test_visible_images_of_different_classes_are_chosen():
+    data = scenes(40)
+    data = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), int(str(r.id).split("/")[1]) >= 20)))
+    four = chosen(data.splits["train"])
+    assert len(four) == IMAGES
+    assert all(len(record.boxes) for record in four)
+    assert len({int(label) for record in four for label in record.labels}) >= 4
+    single = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), r.id == "train/30")))
+    assert [r.id for r in chosen(single.splits["train"])] == ["train/30"]
+
+
+def test_enough_queries_are_given_for_the_images():
+    crowded = shapes_data(train=4, val=2, test=1, size=160, max_objects=40, crowding=1.0)
+    proof = prove(crowded, "detr", {name: value for name, value in SMALL.items() if name != "num_queries"}, steps=1)
+    assert proof.steps == 1
+
+
+def test_the_floors_that_ship_are_of_known_models():
+    assert set(everything()["models"]) <= set(bq.list_models())
+    for name in everything()["models"]:
+        for run_ in measured(name).get("learn", []):
+            assert run_["AP50"] > GOAL or not run_["reached"]
+        if "learn_steps" in measured(name):
+            assert measured(name)["learn_steps"] >= 3 * max(run_["steps"] for run_ in measured(name)["learn"])

@@ -1,0 +1,180 @@
+"""What a training says of itself: each thing once, in words, in the run folder and its report; and what it says when numbers end."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import boxquery as bq
+from boxquery.cli import run as command_line
+from boxquery.errors import Doomed
+from boxquery.training.config import RunConfig
+from boxquery.training.diagnosis import Diagnosis
+from boxquery.training.module import Training
+from tests.check.planted import changed, pictures, write
+from tests.data.writers import NAMES
+from tests.training.test_training import scenes, settings
+
+CONFIG = RunConfig("photos", "detr", "tiny", lr=0.01, workers=0, image_size=96)
+FLOORS = {"floor": {"random": {"left": 100, "not_within": 50}}}
+
+
+@pytest.fixture
+def diagnosis(tmp_path, monkeypatch):
+    monkeypatch.setattr("boxquery.training.diagnosis.measured", lambda name: FLOORS if name == "detr" else {})
+    return Diagnosis(tmp_path, CONFIG, scenes().splits["val"])
+
+
+def answers(spread: float, score: float, images: int = 6):
+    """Ten boxes an image of 64 pixels that differ by a share of it, and their scores."""
+    rng = np.random.default_rng(0)
+    made = {}
+    for i in range(images):
+        corner = 20 + 64 * spread * rng.standard_normal((10, 2))
+        boxes = np.concatenate((corner, corner + 10 + 64 * spread * rng.standard_normal((10, 2))), 1)
+        made[i] = boxes.astype(np.float32), np.full(10, score, np.float32), np.zeros(10, np.int64)
+    return made
+
+
+def names(findings) -> list[str]:
+    return [finding.name for finding in findings]
+
+
+def test_ap_0_is_said_after_the_floor_with_its_cause(diagnosis):
+    nothing, some = {"objects": 9, "AP50": 0.0}, {"objects": 9, "AP50": 0.2}
+    assert names(diagnosis.after_evaluation({"step": 99}, nothing, answers(0.0, 0.5))) == []
+    assert names(diagnosis.after_evaluation({"step": 100}, some, answers(0.0, 0.5))) == []
+    assert names(diagnosis.after_evaluation({"step": 100}, {"objects": 0, "AP50": None}, answers(0.2, 0.5))) == []
+    assert names(diagnosis.after_evaluation({"step": 100}, nothing, answers(0.2, 0.5))) == ["ap-zero"]
+    assert names(diagnosis.after_evaluation({"step": 100}, nothing, answers(0.001, 0.5))) == ["ap-zero", "one-box"]
+    found = diagnosis.after_evaluation({"step": 100}, nothing, answers(0.2, 0.01))
+    assert names(found) == ["ap-zero", "all-background"]
+    assert "Everything is called background" in found[0].text
+    assert "boxquery check photos --model detr --learn" in found[0].remedy
+
+
+def test_without_a_measured_floor_it_waits(tmp_path):
+    unknown = Diagnosis(tmp_path, replace(CONFIG, model="my-own"), scenes().splits["val"])
+    nothing = {"objects": 9, "AP50": 0.0}
+    assert unknown.after_evaluation({"step": 1999}, nothing, answers(0.2, 0.5)) == []
+    (zero,) = unknown.after_evaluation({"step": 2000}, nothing, answers(0.2, 0.5))
+    assert "no floor was measured" in zero.text
+
+
+@pytest.mark.parametrize(
+    ("losses", "norms", "waiting", "expected"),
+    [
+        ([9.0] * 50, [1.0] * 50, 0.1, []),
+        ([9.0] * 3 + [30.0] * 47, [1.0] * 50, 0.1, ["loss-rising"]),
+        ([9.0] * 50, [1.0] * 3 + [90.0] * 47, 0.1, ["gradients-exploding"]),
+        ([9.0] * 50, [1.0] * 3 + [1e-4] * 47, 0.1, ["gradients-vanishing"]),
+        ([9.0] * 50, [1.0] * 50, 0.8, ["loader-starving"]),
+    ],
+)
+def test_losses_gradients_and_clocks(diagnosis, losses, norms, waiting, expected):
+    assert names(diagnosis.after_epoch({"step": 50}, losses, norms, waiting, True)) == expected
+    assert names(Diagnosis(diagnosis.folder, CONFIG, scenes().splits["val"]).after_epoch({"step": 20}, losses, norms, 0.1, True)) == []
+
+
+def test_the_first_epoch_may_wait(diagnosis):
+    assert diagnosis.after_epoch({"step": 50}, [9.0] * 50, [1.0] * 50, 0.9, False) == []
+
+
+def test_each_is_said_once_also_after_a_resume(diagnosis):
+    found = diagnosis.after_epoch({"step": 50}, [9.0] * 3 + [30.0] * 47, [1.0] * 50, 0.9, True)
+    assert names(diagnosis.add(found, 4)) == ["loss-rising", "loader-starving"]
+    assert diagnosis.add(found, 5) == []
+    again = Diagnosis(diagnosis.folder, CONFIG, scenes().splits["val"])
+    again.load_state_dict(json.loads(json.dumps(diagnosis.state_dict())))
+    assert again.add(found, 6) == []
+    again.write()
+    kept = json.loads((diagnosis.folder / "diagnosis.json").read_text())["findings"]
+    assert [(entry["name"], entry["epoch"]) for entry in kept] == [("loss-rising", 4), ("loader-starving", 4)]
+
+
+def test_a_healthy_run_says_nothing_and_keeps_its_check(tmp_path, capsys):
+    bq.train(scenes(), epochs=2, out=tmp_path / "run", **settings("deformable-detr"))
+    assert not (tmp_path / "run/diagnosis.json").exists()
+    report = (tmp_path / "run/report.html").read_text()
+    assert "What the network sees" in report
+    assert 'id="diagnosis"' not in report
+    assert json.loads((tmp_path / "run/check.json").read_text())["ahead"]["queries"] == 12
+
+
+def test_a_loss_that_is_none_names_its_own_step(tmp_path, monkeypatch, capsys):
+    """Not the next one, in which the broken weights show: the images, the term and the layer are those of the step that broke them."""
+    step, broken = Training.training_step, []
+
+    def infinite(self, batch, batch_idx):
+        if self.current_epoch == 1 and batch_idx == 1:
+            criterion = type(self.model.criterion)
+            terms = criterion.terms
+
+            def spoiled(own, *given):
+                found = terms(own, *given)
+                return {**found, "l1": found["l1"] * torch.tensor([1.0, 1.0, float("inf")])}
+
+            with monkeypatch.context() as patch:
+                patch.setattr(criterion, "terms", spoiled)
+                broken.extend(str(self.ids[i]) for i in batch.indices)
+                return step(self, batch, batch_idx)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Training, "training_step", infinite)
+    with pytest.raises(bq.UserError, match=r"epoch 1, batch 1 .+the loss was not finite \(term l1 of decoder layer 2\)") as raised:
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
+    assert all(name in str(raised.value) for name in broken)
+    assert "rate " in str(raised.value)
+    assert "scale 64 x 64 pixels" in str(raised.value)
+    assert "hold the state of 1 finished epochs" in str(raised.value)
+    weights = torch.load(tmp_path / "run/last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.isfinite(value).all() for value in weights.values() if value.is_floating_point())
+    (kept,) = json.loads((tmp_path / "run/diagnosis.json").read_text())["findings"]
+    assert (kept["name"], kept["epoch"]) == ("loss-not-finite", 2)
+    assert "the loss was not finite" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_loss_that_is_none_in_the_last_step_of_an_epoch_is_not_kept(tmp_path, monkeypatch):
+    step = Training.training_step
+
+    def infinite(self, batch, batch_idx):
+        loss = step(self, batch, batch_idx)
+        if self.current_epoch == 1 and self.trainer.is_last_batch:
+            loss = loss * float("nan")
+            self.previous["loss"] = loss.detach()
+        return loss
+
+    monkeypatch.setattr(Training, "training_step", infinite)
+    with pytest.raises(bq.UserError, match=r"epoch 1, batch 2 .+not finite"):
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
+    assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_training_refuses_what_is_doomed_and_force_goes_on(tmp_path, capsys):
+    images = [replace(p, things=[replace(t, name=NAMES[0]) for t in p.things]) for p in pictures(36, 12)]
+    data = write(tmp_path / "data", "voc", [replace(a, data=b.data) for a, b in zip(images, images[1:] + images[:1], strict=True)])
+    words = ["train", data, "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--batch-size", "12"]
+    for option in ("num_queries=9", "hidden_dim=32", "heads=4", "encoder_layers=0", "decoder_layers=1"):
+        words += ["--option", option]
+    words += ["--out", str(tmp_path / "run")]
+    assert command_line(words) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert "fit their images no better than those of others" in line
+    assert "--force" in line
+    assert not (tmp_path / "run").exists()
+    assert command_line([*words, "--force"]) == 0
+    assert "no better than those of others" in (tmp_path / "run/report.html").read_text()
+    assert "--force" in (tmp_path / "run/config.yaml").read_text()
+
+
+def test_doomed_is_status_1():
+    assert (Doomed("x").status, bq.UserError("x").status) == (1, 2)
+
+
+def test_data_of_a_mapping_that_cannot_be_evaluated_still_trains(tmp_path):
+    """Without objects in val nothing is said of AP."""
+    data = changed(scenes(), "val", lambda r: replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]))
+    bq.train(data, epochs=1, out=tmp_path / "run", **settings("detr"))
+    assert not (tmp_path / "run/diagnosis.json").exists()
