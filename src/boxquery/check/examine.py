@@ -68,7 +68,7 @@ class Checkup:
         """``check.json``, and ``check.png`` with the picture."""
         if self.picture is not None:
             stream = io.BytesIO()
-            self.picture.save(stream, "PNG", optimize=True)
+            self.picture.save(stream, "PNG")
             write_whole(folder / PICTURE, stream.getvalue())
             self.files["picture"] = PICTURE
         write_json(folder / FILE, self.values())

@@ -12,7 +12,7 @@ from boxquery.data.transforms import MEAN, STD, Augment, TrainTransform
 from boxquery.drawing import draw
 
 COLUMNS, ROWS = 4, 3
-CELL = 320  # pixels of a cell's long side
+HEIGHT = 260  # pixels of every picture
 _GAP = 6
 
 
@@ -24,14 +24,12 @@ def grid(data: Data, image_size: int, augment: Augment, seed: int) -> Image.Imag
     pictures = [_picture(dataset, round(i), data.names) for i in np.linspace(0, len(split) - 1, count)]
     rows = [pictures[i : i + COLUMNS] for i in range(0, count, COLUMNS)]
     width = max(sum(p.width + _GAP for p in row) for row in rows) - _GAP
-    sheet = Image.new("RGB", (width, sum(max(p.height for p in row) + _GAP for row in rows) - _GAP), "white")
-    top = 0
-    for row in rows:
+    sheet = Image.new("RGB", (width, len(rows) * (HEIGHT + _GAP) - _GAP), "white")
+    for number, row in enumerate(rows):
         left = 0
         for picture in row:
-            sheet.paste(picture, (left, top))
+            sheet.paste(picture, (left, number * (HEIGHT + _GAP)))
             left += picture.width + _GAP
-        top += max(p.height for p in row) + _GAP
     return sheet
 
 
@@ -40,8 +38,8 @@ def _picture(dataset: DetectionDataset, index: int, names: list[str]) -> Image.I
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     pixels = ((sample["image"] * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
     image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-    scale = CELL / max(image.size)
-    image = image.resize((max(round(image.width * scale), 1), max(round(image.height * scale), 1)), Image.Resampling.BICUBIC)
+    scale = HEIGHT / image.height
+    image = image.resize((max(round(image.width * scale), 1), HEIGHT), Image.Resampling.BICUBIC)
     middle, size = sample["target"]["boxes"].split(2, 1)
     corners = torch.cat((middle - size / 2, middle + size / 2), 1) * torch.tensor([image.width, image.height] * 2)
     return draw(image, corners.numpy(), sample["target"]["labels"].numpy(), names)

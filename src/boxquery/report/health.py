@@ -87,5 +87,5 @@ def _picture(run: Run) -> str:
     data = base64.b64encode(stream.getvalue()).decode()
     return (
         '<h3>What the network sees</h3><p class="hint">Training images with their boxes after augmentation. Do boxes and names fit?</p>'
-        f'<img {size} src="data:image/jpeg;base64,{data}" alt="Training images with their boxes after augmentation">'
+        f'<div class="scroll"><img {size} src="data:image/jpeg;base64,{data}" alt="Training images and boxes after augmentation"></div>'
     )

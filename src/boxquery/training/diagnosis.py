@@ -138,7 +138,7 @@ class Diagnosis:
 
     def after_evaluation(self, row: dict[str, Any], metrics: dict[str, Any], found: Found) -> list[Finding]:
         """What the answers on val show once the model's floor of steps is behind: AP 0 with its likely cause."""
-        if not metrics["objects"] or (metrics["AP50"] or 0.0) >= NOTHING or row["step"] < self._floor():
+        if metrics["AP50"] is None or metrics["AP50"] >= NOTHING or row["step"] < self._floor():
             return []
         causes = [cause for cause in (self._one_box(found), self._silent(found)) if cause is not None]
         likely = (
