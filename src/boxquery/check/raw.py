@@ -18,8 +18,8 @@ from boxquery.errors import UserError
 
 #: share of boxes that do not fit their image from which another format is tried, and by how much better it has to fit
 UNFIT, BETTER, FEWEST = 0.02, 4, 20
-#: boxes within so many pixels of the image's corner, or as small, are no boxes
-_CORNER, _MOST = 2.0, 0.95
+#: boxes within so many pixels (or this share) of the corner of their image are no boxes; so many must be
+_CORNER, _SHARE, _MOST = 2.0, 1 / 32, 0.95
 _SLACK = 1.5  # pixels beyond the image that are rounding, or counting from 1
 _BACKGROUND = re.compile(r"^_*(background|back ground|bg|no object|none|n/?a)_*$", re.IGNORECASE)
 _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -127,11 +127,11 @@ def _scale(listing: Listing, numbers: np.ndarray, sizes: np.ndarray) -> Finding 
             "Divide x by the image's width and y by its height.",
         )
     boxes = _FORMATS[_READ[listing.format]](numbers)
-    # without the images' sizes a share of 1/200 is taken for two pixels
-    corner = 0.01 if relative else _CORNER
+    # shares of shares are below 1 / side: 1 / 32 for the smallest images
+    corner = _SHARE if relative else _CORNER
     if (boxes.max(1) <= corner).mean() <= _MOST:
         return None
-    small = f"{(boxes.max(1) <= corner).mean():.0%} of the boxes lie within the first {'1 %' if relative else '2 pixels'} of their image"
+    small = f"{(boxes.max(1) <= corner).mean():.0%} of the boxes lie within the first {'3 %' if relative else '2 pixels'} of their image"
     if relative:
         return Finding(
             "boxes-normalised-twice", "doomed", f"{small}: they were normalised twice.", "Write each once, as shares of the image."
