@@ -150,13 +150,19 @@ class Diagnosis:
         )
         return [zero, *causes]
 
+    def _measured(self) -> dict[str, Any]:
+        """The floor of this model from where it starts; {} where there is none, as for one that starts from a trained model."""
+        if self.config.start_from:
+            return {}
+        return measured(self.config.model).get("floor", {}).get("trained" if self.config.pretrained else "random", {})
+
     def _floor(self) -> int:
         """Steps after which AP 0 means something."""
-        floor = measured(self.config.model).get("floor", {}).get("trained" if self.config.pretrained else "random", {})
+        floor = self._measured()
         return floor.get("left") or 2 * floor.get("not_within", 0) or UNMEASURED
 
     def _expected(self) -> str:
-        floor = measured(self.config.model).get("floor", {}).get("trained" if self.config.pretrained else "random", {})
+        floor = self._measured()
         if floor.get("left"):
             return f"on the built-in scenes {self.config.model} leaves it within {floor['left']}"
         return f"for {self.config.model} no floor was measured" + (f" within {floor['not_within']}" if floor.get("not_within") else "")
