@@ -32,14 +32,8 @@ def checked(run: Run) -> str:
     if not run.check:
         return ""
     said = run.check.get("findings") or []
-    proof = run.check.get("learn")
     lead = "" if said else '<p class="note">Nothing spoke against training on this data.</p>'
-    learned = (
-        f'<p class="note">Four images were {"" if proof["reached"] else "not "}learned by heart in {proof["steps"]} steps '
-        f"(AP50 {proof['AP50']:.2f}).</p>"
-        if isinstance(proof, Mapping) else ""
-    )  # fmt: skip
-    return f'<section id="check"><h2>Check before training</h2>{lead}{_list(said)}{learned}{_ahead(run.check)}{_picture(run)}</section>'
+    return f'<section id="check"><h2>Check before training</h2>{lead}{_list(said)}{_ahead(run.check)}{_picture(run)}</section>'
 
 
 def write_page(folder: Path) -> Path:
