@@ -8,7 +8,8 @@ stride 8, and the same candidate rates for each. AP is of the 200 validation sce
 backbone comes trained and the transformer from random weights: first, once, ``PRETRAINING`` makes a backbone on other scenes, which is
 then the same file for all, its stem, first stage and batch norms fixed. The rate of a model is the one that needs fewer images to AP50
 0.30 with the first seed, or, where none gets there, the one with the higher last AP50; the other seed then runs at that rate alone, so
-it confirms what it had no part in choosing. Deformable DETR runs as the article has it: without refinement, proposals or denoising.
+it confirms what it had no part in choosing. Who does not get there has one longer run, at the lower rate: DETR ``--long``, others twice
+as long. Deformable DETR runs as the article has it: without refinement, proposals or denoising.
 
 Runs use one thread each, ``--jobs`` at a time, and live in ``--runs``, where the model after the first 2,000 images is kept as ``early``.
 Results are in ``--out``: ``results.json`` (every curve; a run that is finished there is not run again), ``table.md``, ``convergence.svg``.
@@ -70,9 +71,11 @@ def first_runs(models: list[str], images: int) -> list[Run]:
 
 
 def other_runs(models: list[str], images: int, long: int, curves: dict[str, list[dict[str, float]]]) -> list[Run]:
-    """DETR's long run and the other seeds, each model at the rate that its first seed chose."""
-    rates = {row["model"]: row["rate"] for row in summary(curves, images)}
-    every = [("detr", rates["detr"], SEEDS[0], long // EPOCH)] if "detr" in models and "detr" in rates and long else []
+    """The longer runs of models that did not get there, then the other seeds of each model at the rate that its first seed chose."""
+    rows = [row for row in summary(curves, images) if row["model"] in models]
+    rates = {row["model"]: row["rate"] for row in rows}
+    late = [row["model"] for row in rows if row["images_to_goal"][0] is None]
+    every = [(model, min(RATES), SEEDS[0], (long if model == "detr" else 2 * images) // EPOCH) for model in late]
     return every + [(model, rates[model], seed, images // EPOCH) for seed in SEEDS[1:] for model in models if model in rates]
 
 
@@ -159,7 +162,7 @@ def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> flo
 def summary(curves: dict[str, list[dict[str, float]]], images: int) -> list[dict[str, Any]]:
     """A row a model at its better rate, by name; the runs with the planned number of images only."""
     rows = []
-    for model in sorted({name.rpartition("-")[0].rpartition("-")[0].rpartition("-")[0] for name in curves}):
+    for model in sorted({name.rsplit("-", 3)[0] for name in curves}):
         by_rate: dict[float, list[list[dict[str, float]]]] = {}
         for rate in RATES:
             found = [curves.get(f"{model}-{rate:g}-{seed}-{images // EPOCH}", []) for seed in SEEDS]
@@ -185,7 +188,7 @@ def shown(values: list[float | None], digits: int = 0) -> str:
 def all_curves(folder: Path, out: Path) -> dict[str, list[dict[str, float]]]:
     """What is known of every run: of finished ones from the results, of others from their folders."""
     known = json.loads((out / "results.json").read_text())["curves"] if (out / "results.json").exists() else {}
-    here = {path.name: curve(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    here = {path.name: curve(path) for path in sorted(folder.iterdir()) if path.name.rsplit("-", 3)[0] in SYSTEMS and path.is_dir()}
     return known | {name: points for name, points in here.items() if len(points) > len(known.get(name, []))}
 
 
@@ -204,11 +207,12 @@ def write(folder: Path, out: Path, images: int) -> None:
             f"| {row['model']} | {row['rate']:g} | {shown(row['images_to_goal'])} | {shown(row['processor_seconds_to_goal'])} "
             f"| {shown(row['AP50'], 3)} | {shown(row['AP'], 3)} | {other} |"
         )
-    for name, points in curves.items():
-        if name.startswith("detr-") and len(points) > images // EPOCH:
+    for name, points in sorted(curves.items()):
+        model, planned = name.rsplit("-", 3)[0], int(name.rpartition("-")[2])
+        if model in SYSTEMS and images // EPOCH < planned == len(points):
             reached, last = needed(points, "images"), points[-1]
             told = f"needs {reached:,.0f} images" if reached else f"does not get there in {last['images']:,.0f} images"
-            lines.append(f"\nThe long run of `detr` ({name}) {told}; it ends at AP50 {last['AP50']:.3f}, AP {last['AP']:.3f}.")
+            lines.append(f"\nThe longer run of `{model}` ({name}) {told}; it ends at AP50 {last['AP50']:.3f}, AP {last['AP']:.3f}.")
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
     draw(out / "convergence.svg", rows, curves, images)
@@ -238,7 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", default=",".join(SYSTEMS))
     parser.add_argument("--images", type=int, default=8000, help="of a run; a multiple of 2,000")
-    parser.add_argument("--long", type=int, default=40000, help="of DETR's long run")
+    parser.add_argument("--long", type=int, default=40000, help="of DETR's long run; another that does not get there runs twice as long")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "convergence")
