@@ -87,7 +87,8 @@ def curves(out: Path, runs: dict[str, str], data: Data) -> None:
         start = measure_split(detector_of(f"{run}@0", data), data.splits["val"], only=sample).columns()
         points = [{"images": 0.0, "AP50": 0.0, **start}, *curve(Path(run))]
         _panel(axis, name, points)
-    axes.flat[0].legend(frameon=False, fontsize=8, loc="upper left")
+    lines, words = axes.flat[0].get_legend_handles_labels()
+    figure.legend(lines, words, loc="outside lower center", ncols=len(words), frameon=False, fontsize=9)
     for axis in list(axes.flat)[len(runs) :]:
         axis.set_axis_off()
     figure.savefig(out, dpi=100)
