@@ -153,7 +153,7 @@ class _Run:
         self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
 
     def begin(self) -> None:
-        """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
+        """Refuse what cannot be learned, fix the number of steps, write the configuration."""
         c = self.config
         if c.minutes is not None:
             c = _agreed(within(c, self.model, self.loader(), self.detector, self.val))
