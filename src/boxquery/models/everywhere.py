@@ -28,8 +28,8 @@ def apply(model: DetectionTransformer, options: Options) -> None:
         unfit = {type(layer.read).__name__ for layer in model.layers if not getattr(layer.read, "takes_bias", False)}
         if unfit:
             raise UserError(
-                f"relative_bias=True adds to the logit of every cell, and {', '.join(unfit)} has none to add to; possible for DETR, Conditional "
-                "DETR, SMCA, DAB-DETR and Anchor DETR with attention='dense'"
+                f"relative_bias=True adds to the logit of every cell, and {', '.join(unfit)} has none to add to; possible for DETR, "
+                "Conditional DETR, SMCA, DAB-DETR and Anchor DETR with attention='dense'"
             )
         model.place = RelativeBias(model.place, o.hidden_dim, o.heads, o.decoder_layers)
         if model.refine is None:
