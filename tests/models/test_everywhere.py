@@ -65,7 +65,9 @@ def test_learns_pads_exactly_and_comes_back(system, options):
     loss, _ = model.loss(out, targets)
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())] == []
-    new = {n: p for n, p in model.named_parameters() if n not in dict(build(system).named_parameters())}
+    known = set(build(system).state_dict())
+    # a place that was laid around the paper's has the paper's under one more name
+    new = {n: p for n, p in model.named_parameters() if n.replace("place.place.", "place.").replace("place.place.", "place.") not in known}
     assert [n for n, p in new.items() if not p.grad.any() and not n.endswith("key_place.bias")] == []
 
     config = json.loads(json.dumps(model.config))
@@ -77,7 +79,7 @@ def test_learns_pads_exactly_and_comes_back(system, options):
         alone = model(images[1:], mask[1:])
     torch.testing.assert_close(alone.logits[:, 0], expected.logits[:, 1], atol=1e-8, rtol=0)
     if set(options) - {"query_position"}:
-        sweep.test_padding_says_nothing(system if system in sweep.READS_PADDING else "", model)
+        sweep.test_padding_says_nothing(system if system in sweep.READS_PADDING and "encoder" not in options else "", model)
     if "encoder" in options:
         traced = model(images, mask, trace=True).trace
         assert len(traced.layers) == 3
