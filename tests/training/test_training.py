@@ -18,7 +18,9 @@ from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.explain.alignment import measure_split, with_objects
+from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
+from boxquery.training import fit
 from boxquery.training import keeper as keeping
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
@@ -45,6 +47,13 @@ def test_every_parameter_has_its_rate(name):
         if path.startswith("queries.") and path.count(".") == 1:
             expected = 10.0
         assert rates[id(parameter)] == expected, path
+
+
+def test_a_learned_position_has_the_rate_of_the_queries():
+    model = bq.create_model("dab-detr", classes=3, preset="tiny", **SMALL, query_position="learned")
+    rates = {id(p): group["lr"] for group in parameter_groups(model, Recipe(lr=1.0, queries=10.0)) for p in group["params"]}
+    assert rates[id(model.place.table)] == 10.0
+    assert rates[id(model.place.place.scale.layers[0].weight)] == 1.0
 
 
 def scenes(train=12, val=6):
@@ -252,6 +261,8 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"options": {"layers": 3}}, "unknown option 'layers'"),
         ({"options": {"num_queries": "many"}}, "must be a whole number"),
+        ({"options": {**SMALL, "num_queries": 1}}, "last layer 1 queries: give num_queries at least"),
+        ({"options": {**SMALL, "num_queries": [12, 12, 1]}}, "last layer 1 queries: give num_queries at least"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"minutes": -1.0}, "minutes=-1.0"),
@@ -353,6 +364,28 @@ def test_interrupted_it_says_so_and_can_go_on(finished, tmp_path, monkeypatch):
     assert rows(tmp_path / "run") == rows(whole)
 
 
+def test_numbers_of_queries_by_layer_from_the_command_line(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(fit, "start", lambda data, out, wish, *more: asked.append(wish))
+    for word in ("num_queries=[100,50,30]", "num_queries=[100, 50, 30]"):
+        command_line(["train", "shapes", "--option", word])
+    assert [wish.options for wish in asked] == [{"num_queries": [100, 50, 30]}] * 2
+    assert "--option 'num_queries=[100, 50, 30]'" in replace(asked[0], data="shapes", model="detr", preset="tiny").command("runs/x")
+
+
+def test_queries_are_dropped_in_a_whole_run(tmp_path):
+    """Training, evaluation, saving, the report, and the page of an explanation."""
+    few = {**settings("deformable-detr"), "options": {**SMALL, "num_queries": [12, 12, 11]}}
+    detector = bq.train(scenes(), epochs=1, out=tmp_path / "run", **few)
+    assert detector.model.counts == (12, 12, 11)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert detector.evaluate(scenes(), split="test")["images"] == 4
+    photo = np.zeros((64, 80, 3), np.uint8)
+    story = detector.explain(photo, threshold=0.0)
+    assert len(story.found) == 11
+    assert "heads_lost" in write_page([story], tmp_path / "page.html").read_text()
+
+
 def test_schedules():
     step = rate(Recipe(decay="step", decay_at=0.8, warmup=0.1), 100)
     assert [round(step(i), 3) for i in (0, 9, 10, 79, 80)] == [0.091, 0.909, 1.0, 1.0, 0.1]
@@ -452,7 +485,7 @@ def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkey
         size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
         (data / f"Annotations/{i}.xml").write_text(f"<annotation><filename>{i}.png</filename>{size}{objects}</annotation>")
     words = ["train", str(data), "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--out", "run", "--json"]
-    for name in ("num_queries=9", "hidden_dim=32", "heads=4"):
+    for name in ("num_queries=12", "hidden_dim=32", "heads=4"):
         words += ["--option", name]
     assert command_line(words) == 0
     told = capsys.readouterr()
