@@ -341,7 +341,7 @@ def first(tmp_path_factory) -> Path:
 def second(first) -> Path:
     """The same scenes once more, from there."""
     folder = first.parent / "second"
-    bq.train(scenes(), start_from=first, epochs=2, out=folder, options={"num_queries": 11}, **SETTINGS)
+    bq.train(scenes(), start_from=first, epochs=2, out=folder, options={"num_queries": 8}, **SETTINGS)
     return folder
 
 
@@ -356,13 +356,13 @@ def test_a_run_that_starts_from_another_is_ahead(first, second, tmp_path):
 def test_what_is_not_said_is_as_there(first, second):
     config = yaml.safe_load((second / "config.yaml").read_text())
     assert (config["model"], config["preset"], config["image_size"]) == ("detr", "tiny", 64)
-    assert config["options"] == {**json.loads(json.dumps(SMALL)), "num_queries": 11}
+    assert config["options"] == {**json.loads(json.dumps(SMALL)), "num_queries": 8}
     assert (config["start_from"], config["start_hash"]) == (str(first), fingerprint(bq.load(first)))
     assert config["frozen"] is False
     assert f"--from {first}" in config["command"]
     words = config["command"].split()[1:]
     app.parse_args(words[: words.index("--option")], exit_on_error=False, print_error=False)
-    assert bq.load(second).model.config["options"]["num_queries"] == 11
+    assert bq.load(second).model.config["options"]["num_queries"] == 8
 
 
 def test_the_table_is_kept_and_shown(first, second):
@@ -370,7 +370,7 @@ def test_the_table_is_kept_and_shown(first, second):
     assert (found["from"], found["model"], found["unused"]) == (str(first), "detr", [])
     queries = next(g for g in found["groups"] if g["name"] == "queries")
     assert queries == {"name": "queries", "kept": 8 * 32, "moved": 0, "new": 0, "how": ["the first 8 of 12 queries"]}
-    assert found["notes"] == ["num_queries: 12 became 11"]
+    assert found["notes"] == ["num_queries: 12 became 8"]
     page = (second / "report.html").read_text()
     assert '<section id="transfer">' in page
     assert "the first 8 of 12 queries" in page
@@ -407,13 +407,13 @@ def test_stopped_and_resumed_it_is_the_same_run(first, second, tmp_path, monkeyp
 
     monkeypatch.setattr(Keeper, "_keep", pull_the_plug)
     with pytest.raises(Stop):
-        bq.train(scenes(), start_from=source, epochs=2, out=tmp_path / "run", options={"num_queries": 11}, **SETTINGS)
+        bq.train(scenes(), start_from=source, epochs=2, out=tmp_path / "run", options={"num_queries": 8}, **SETTINGS)
     monkeypatch.setattr(Keeper, "_keep", keep)
     (source / "model.safetensors").unlink()
     for wrong in ({"start_from": first}, {"options": {"num_queries": 9}}):
         with pytest.raises(bq.UserError, match="was started with"):
             bq.train(scenes(), out=tmp_path / "run", resume=True, **wrong)
-    bq.train(scenes(), start_from=source, out=tmp_path / "run", options={"num_queries": 11}, resume=True)
+    bq.train(scenes(), start_from=source, out=tmp_path / "run", options={"num_queries": 8}, resume=True)
     assert rows(tmp_path / "run") == rows(second)
 
 

@@ -261,8 +261,8 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"options": {"layers": 3}}, "unknown option 'layers'"),
         ({"options": {"num_queries": "many"}}, "must be a whole number"),
-        ({"options": {**SMALL, "num_queries": 1}}, "last layer 1 queries: give num_queries at least"),
-        ({"options": {**SMALL, "num_queries": [12, 12, 1]}}, "last layer 1 queries: give num_queries at least"),
+        ({"options": {**SMALL, "num_queries": 1}}, r"than the model has queries \(1\)"),
+        ({"options": {**SMALL, "num_queries": [12, 12, 9]}}, "has 10 objects, but the last layer keeps 9 queries: end num_queries"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"minutes": -1.0}, "minutes=-1.0"),
@@ -485,7 +485,7 @@ def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkey
         size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
         (data / f"Annotations/{i}.xml").write_text(f"<annotation><filename>{i}.png</filename>{size}{objects}</annotation>")
     words = ["train", str(data), "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--out", "run", "--json"]
-    for name in ("num_queries=12", "hidden_dim=32", "heads=4"):
+    for name in ("num_queries=9", "hidden_dim=32", "heads=4"):
         words += ["--option", name]
     assert command_line(words) == 0
     told = capsys.readouterr()
