@@ -234,7 +234,7 @@ class _Run:
 
 
 def _enough_queries(queries: int, split: Split) -> None:
-    """Raises ``UserError`` where an image has more objects than the last layer keeps queries: matching needs one for each in every layer."""
+    """Raises ``UserError`` where an image has more objects than the last layer keeps queries: every layer matches each to one."""
     fullest = max(split, key=lambda record: int((~record.ignore).sum()))
     if (most := int((~fullest.ignore).sum())) > queries:
         raise UserError(
