@@ -36,7 +36,7 @@ COUNTED: tuple[tuple[str, str], ...] = (
     (r"queries\.denoising\.labels", "classes"),
     # every object is column 0 to a proposal: its columns have no names
     (r"queries\.head\.classes\..+", "proposal columns"),
-    (r"queries\.(position|embedding|anchors|centres|points)", "queries"),
+    (r"queries\.(position|embedding|anchors|centres|points)|(place\.)+table", "queries"),
     (r"queries\.content", "contents"),
     (r"queries\.patterns", "patterns"),
     (r"tokens\.level_embedding|.+\.read\.selection\..+", "levels"),

@@ -194,6 +194,7 @@ def test_more_objects_than_queries_and_objects_below_a_cell():
     data = scenes()
     assert named(data, plan=replace(PLAN, queries=1))["more-objects-than-queries"] == "doomed"
     assert named(data, plan=replace(PLAN, queries=4))["more-objects-than-queries"] == "warning"
+    assert named(data, plan=replace(PLAN, queries=4, drops=True))["more-objects-than-queries"] == "doomed"
     assert named(data, plan=replace(PLAN, stride=96))["objects-below-a-cell"] == "warning"
     checkup = examine(data, [], replace(PLAN, queries=4), Augment(), picture=False)
     most = max(len(record.boxes) for record in data.splits["train"])

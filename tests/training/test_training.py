@@ -18,7 +18,9 @@ from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.explain.alignment import measure_split, with_objects
+from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
+from boxquery.training import fit
 from boxquery.training import keeper as keeping
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
@@ -45,6 +47,13 @@ def test_every_parameter_has_its_rate(name):
         if path.startswith("queries.") and path.count(".") == 1:
             expected = 10.0
         assert rates[id(parameter)] == expected, path
+
+
+def test_a_learned_position_has_the_rate_of_the_queries():
+    model = bq.create_model("dab-detr", classes=3, preset="tiny", **SMALL, query_position="learned")
+    rates = {id(p): group["lr"] for group in parameter_groups(model, Recipe(lr=1.0, queries=10.0)) for p in group["params"]}
+    assert rates[id(model.place.table)] == 10.0
+    assert rates[id(model.place.place.scale.layers[0].weight)] == 1.0
 
 
 def scenes(train=12, val=6):
@@ -252,6 +261,8 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"options": {"layers": 3}}, "unknown option 'layers'"),
         ({"options": {"num_queries": "many"}}, "must be a whole number"),
+        ({"options": {**SMALL, "num_queries": 1}}, r"than the model has queries \(1\)"),
+        ({"options": {**SMALL, "num_queries": [12, 12, 9]}}, "has 10 objects, but the last layer keeps 9 queries: end num_queries"),
         ({"epochs": 0}, "epochs=0"),
         ({"batch_size": -1}, "batch_size=-1"),
         ({"minutes": -1.0}, "minutes=-1.0"),
@@ -351,6 +362,28 @@ def test_interrupted_it_says_so_and_can_go_on(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "training_step", step)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(whole)
+
+
+def test_numbers_of_queries_by_layer_from_the_command_line(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(fit, "start", lambda data, out, wish, *more: asked.append(wish))
+    for word in ("num_queries=[100,50,30]", "num_queries=[100, 50, 30]"):
+        command_line(["train", "shapes", "--option", word])
+    assert [wish.options for wish in asked] == [{"num_queries": [100, 50, 30]}] * 2
+    assert "--option 'num_queries=[100, 50, 30]'" in replace(asked[0], data="shapes", model="detr", preset="tiny").command("runs/x")
+
+
+def test_queries_are_dropped_in_a_whole_run(tmp_path):
+    """Training, evaluation, saving, the report, and the page of an explanation."""
+    few = {**settings("deformable-detr"), "options": {**SMALL, "num_queries": [12, 12, 11]}}
+    detector = bq.train(scenes(), epochs=1, out=tmp_path / "run", **few)
+    assert detector.model.counts == (12, 12, 11)
+    assert (tmp_path / "run" / "report.html").is_file()
+    assert detector.evaluate(scenes(), split="test")["images"] == 4
+    photo = np.zeros((64, 80, 3), np.uint8)
+    story = detector.explain(photo, threshold=0.0)
+    assert len(story.found) == 11
+    assert "heads_lost" in write_page([story], tmp_path / "page.html").read_text()
 
 
 def test_schedules():

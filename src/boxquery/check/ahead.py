@@ -35,6 +35,7 @@ class Plan:
         steps: optimizer steps; batch_size: images in one, over all processes.
         lr, usual_lr: the rate, and the preset's.
         start: "random", "trained" (a trained backbone), or "" where the start has no floor (a whole trained model).
+        drops: later layers have fewer queries; ``queries`` are the last one's, which every object of every image needs there.
     """
 
     model: str
@@ -47,12 +48,17 @@ class Plan:
     lr: float
     usual_lr: float
     start: str = "random"
+    drops: bool = False
 
 
 def queries_of(model: DetectionTransformer) -> int:
-    """How many answers an image can have: every pattern asks at every anchor."""
-    options = model.config["options"]
-    return options["num_queries"] * max(options.get("patterns", 0), 1)
+    """How many answers an image can have: the queries of the last layer; every pattern asks at every anchor."""
+    return model.counts[-1]
+
+
+def drops_queries(model: DetectionTransformer) -> bool:
+    """Whether later layers have fewer queries."""
+    return model.counts[-1] < model.counts[0]
 
 
 def objects_ahead(data: Data, plan: Plan) -> tuple[dict[str, Any], list[Finding]]:
@@ -89,10 +95,11 @@ def _queries(number: np.ndarray, plan: Plan) -> Finding | None:
         return None
     lost = int((number - plan.queries).clip(0).sum())
     return Finding(
-        "more-objects-than-queries", "doomed" if over.mean() > CROWDED else "warning",
+        "more-objects-than-queries", "doomed" if plan.drops or over.mean() > CROWDED else "warning",
         f"{over.sum()} of {len(number)} training images have more objects (up to {number.max()}) than the model has queries "
+        f"{'in its last layer ' * plan.drops}"
         f"({plan.queries}): {lost} of {number.sum()} objects can never be answered.",
-        f"Give --option num_queries={_round(number.max())} or more.",
+        f"Give --option num_queries={_round(number.max())} or more{', in every layer' * plan.drops}.",
     )  # fmt: skip
 
 

@@ -135,7 +135,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
     """What ``train`` would do with these settings; the model is built without memory for its weights."""
     import torch
 
-    from boxquery.check.ahead import Plan, queries_of
+    from boxquery.check.ahead import Plan, drops_queries, queries_of
     from boxquery.models import create_model
     from boxquery.models import preset as known_preset
 
@@ -145,8 +145,9 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
     batch = min(recipe.batch_size, len(data.splits["train"]))
     steps = (epochs or recipe.epochs) * max(len(data.splits["train"]) // batch, 1)
     return Plan(
-        model, preset, queries_of(built), built.backbone.strides[0], image_size or recipe.image_size, steps, batch, recipe.lr, recipe.lr
-    )
+        model, preset, queries_of(built), built.backbone.strides[0], image_size or recipe.image_size, steps, batch, recipe.lr, recipe.lr,
+        drops=drops_queries(built),
+    )  # fmt: skip
 
 
 @contextmanager

@@ -108,4 +108,5 @@ def without_exchange(model: DetectionTransformer) -> DetectionTransformer:
         place=place,
         refine=model.refine,
     )
+    alone.counts = model.counts
     return alone.eval()

@@ -64,15 +64,18 @@ def token_relevance(
         images: [1, 3, H, W], normalised, without padding.
         unnamed: columns that are never an answer.
 
-    Raises ``UserError`` for a query that the model does not have.
+    Raises ``UserError`` for a query that the model does not have, or drops before the last layer.
     """
     with torch.no_grad():
         memory = model.see(images)
     tokens = memory.tokens.detach().requires_grad_()
     with torch.enable_grad():
-        logits = model.answer(memory.with_tokens(tokens), last_only=True).logits[-1, 0].double()
+        out = model.answer(memory.with_tokens(tokens), last_only=True)
+        logits = out.logits[-1, 0].double()
         if wrong := [q for q in queries if not 0 <= q < len(logits)]:
             raise UserError(f"query {wrong[0]}: the model has {len(logits)} queries, 0 to {len(logits) - 1}")
+        if out.alive is not None and (gone := [q for q in queries if not out.alive[-1, 0, q]]):
+            raise UserError(f"query {gone[0]} was dropped before the last layer: nothing speaks for its answer")
         scores = model.criterion.classification.scores(logits[list(queries)])
         odds = scores.logit()
         allowed = scores.detach().clone()

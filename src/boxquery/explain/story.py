@@ -130,7 +130,7 @@ class Explanation:
     def token_heatmap(self, token: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
         """What a token of the memory (``Cell.token``) itself read in an encoder layer. ``UserError`` where the model has no encoder."""
         if not self.trace.encoder:
-            raise UserError("the model has no encoder layers: its tokens read nothing but their own cell")
+            raise UserError("the model has no encoder in which every token attends: what its tokens read cannot be shown")
         return self.trace.encoder[layer].heatmap(token, size or self.size)
 
     def origin(self, query: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:

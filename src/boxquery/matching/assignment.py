@@ -65,38 +65,49 @@ class Matches:
         return [list(zip(q.split(self.counts), t.split(self.counts), strict=True)) for q, t in zip(self.query, self.target, strict=True)]
 
 
-def assign(costs: Sequence[Tensor], counts: Sequence[int]) -> list[Matches]:
+def assign(costs: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> list[Matches]:
     """The cheapest one-to-one assignment of every layer and image.
 
     Args:
         costs: tensors [L, B, Q, N], of which the first ``counts[b]`` columns of image b count; different L and Q may stand side by side.
+        alive: for each [L, B, Q] bool, which queries may be matched; None: all. A layer that has fewer than an image has objects, where
+            another layer has more, is a ``UserError``.
 
     A cost that is not finite is a ``UserError`` that names layer and image: it is never replaced by a number.
     """
     device = costs[0].device
     flat = torch.cat([c.detach().flatten() for c in costs]).cpu().numpy()
     out, start = [], 0
-    for cost in costs:
+    for cost, kept in zip(costs, alive or [None] * len(costs), strict=True):
         block = flat[start : start + cost.numel()].reshape(cost.shape)
         start += cost.numel()
-        out.append(_assign(block, counts, device))
+        out.append(_assign(block, counts, device, None if kept is None else kept.cpu().numpy()))
     return out
 
 
-def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device) -> Matches:
+def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device, alive: np.ndarray | None) -> Matches:
     layers, _, queries, _ = block.shape
-    sizes = tuple(min(queries, n) for n in counts)
+    sizes = tuple(min(queries if alive is None else int(alive[0, image].sum()), n) for image, n in enumerate(counts))
     rows, columns = np.empty((layers, sum(sizes)), np.int64), np.empty((layers, sum(sizes)), np.int64)
     for layer in range(layers):
         start = 0
         for image, (n, size) in enumerate(zip(counts, sizes, strict=True)):
-            cost = block[layer, image, :, :n]
+            cost, kept = block[layer, image, :, :n], None
+            if alive is not None:
+                kept = np.flatnonzero(alive[layer, image])
+                cost = cost[kept]
+                if len(kept) < size:
+                    raise UserError(
+                        f"image {image} of the batch has {n} objects, but decoder layer {layer} keeps {len(kept)} queries: "
+                        "give num_queries at least as many in every layer"
+                    )
             if not np.isfinite(cost).all():
                 raise UserError(
                     f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: the model's answers are no "
                     "longer numbers (rate too high, or broken weights), or a target box is"
                 )
-            rows[layer, start : start + size], columns[layer, start : start + size] = linear_sum_assignment(cost)
+            found, columns[layer, start : start + size] = linear_sum_assignment(cost)
+            rows[layer, start : start + size] = found if kept is None else kept[found]
             start += size
     images = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
     return Matches(images.to(device), torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device), sizes)

@@ -26,23 +26,23 @@ class Softmax:
     spare: int = 1
 
     def scores(self, logits: Tensor) -> Tensor:
-        """[..., C + 1] -> [..., C] probabilities of real classes."""
-        return logits.softmax(-1)[..., :-1]
+        """[..., C + 1] -> [..., C] probabilities of real classes; all logits -inf (a dropped query): "no object"."""
+        return _heard(logits).softmax(-1)[..., :-1]
 
     def match_cost(self, logits: Tensor, targets: Targets) -> Tensor:
         """[L, B, Q, C + 1] -> [L, B, Q, N]."""
-        return -_columns(logits.softmax(-1), targets.labels)
+        return -_columns(_heard(logits).softmax(-1), targets.labels)
 
     def loss(self, logits: Tensor, targets: Targets, matches: Matches, normalizer: Tensor) -> Tensor:
-        """[L]: the mean over all queries of the batch, weighted; not divided by the number of objects."""
+        """[L]: the mean over all queries of the batch that were not dropped, weighted; not divided by the number of objects."""
         layers, batch, queries, columns = logits.shape
         wanted = logits.new_full((layers, batch, queries), columns - 1, dtype=torch.int64)
         layer = torch.arange(layers, device=logits.device)[:, None]
         wanted[layer, matches.image, matches.query] = targets.labels[matches.image, matches.target]
         weights = logits.new_ones(columns)
         weights[-1] = self.no_object
-        each = F.cross_entropy(logits.flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
-        return each.sum(-1) / weights[wanted].flatten(1).sum(-1)
+        each = F.cross_entropy(_heard(logits).flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
+        return each.sum(-1) / weights[wanted].masked_fill(_silent(logits), 0.0).flatten(1).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,16 @@ class Focal:
         x = logits[where]
         affirmed = self.alpha * (-x).sigmoid() ** self.gamma * F.softplus(-x)
         return (denied.flatten(1).sum(-1) + (affirmed - denied[where]).sum(-1)) / normalizer
+
+
+def _silent(logits: Tensor) -> Tensor:
+    """[..., C] -> [...] bool: all logits are -inf."""
+    return logits.isneginf().all(-1)
+
+
+def _heard(logits: Tensor) -> Tensor:
+    """A query of which all logits are -inf says "no object" for certain: a softmax needs one finite number."""
+    return torch.cat((logits[..., :-1], logits[..., -1:].masked_fill(_silent(logits)[..., None], 0.0)), -1)
 
 
 def _columns(values: Tensor, labels: Tensor) -> Tensor:

@@ -58,10 +58,11 @@ class SetLoss:
                 - self.weights["giou"] * overlap
             )
 
-    def pairs(self, logits: Tensor, boxes: Tensor, targets: list[dict]) -> list[list[tuple[Tensor, Tensor]]]:
+    def pairs(self, logits: Tensor, boxes: Tensor, targets: list[dict], alive: Tensor | None = None) -> list[list[tuple[Tensor, Tensor]]]:
+        """[layer][image] -> (query indices, target indices); ``alive`` [L, B, Q]: which queries may be matched."""
         logits, boxes = at_least_float32(logits, boxes)
         rectangle = collect(targets, boxes, boxes.shape[1], self.classes(logits))
-        return assign([self.cost(logits, boxes, rectangle)], rectangle.counts)[0].pairs()
+        return assign([self.cost(logits, boxes, rectangle)], rectangle.counts, [alive])[0].pairs()
 
     def __call__(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.autocast(out.boxes.device.type, enabled=False):
@@ -74,7 +75,8 @@ class SetLoss:
             # every object is class 0 to a proposal
             anything = Targets(torch.zeros_like(rectangle.labels), rectangle.boxes, rectangle.counts)
             answers["proposals."] = (*at_least_float32(out.proposals.logits, out.proposals.boxes), anything)
-        matches = assign([self.cost(logits, boxes, wanted) for logits, boxes, wanted in answers.values()], rectangle.counts)
+        costs = [self.cost(logits, boxes, wanted) for logits, boxes, wanted in answers.values()]
+        matches = assign(costs, rectangle.counts, [out.alive, None][: len(costs)])
         normalizer = _objects(rectangle.total, out.boxes)
         total, terms = out.boxes.new_zeros(()), {}
         for (prefix, (logits, boxes, wanted)), found in zip(answers.items(), matches, strict=True):
@@ -100,9 +102,23 @@ class SetLoss:
             "giou": (1 - overlap).sum(-1) / normalizer,
         }
 
-    def answers(self, logits: Tensor, boxes: Tensor, sizes: list[tuple[int, int]], top_k: int | None, one_label: bool) -> list[dict]:
-        """[B, Q, C] and [B, Q, 4] -> per image scores, labels, boxes (xyxy pixels, unclipped), best first."""
+    def answers(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        sizes: list[tuple[int, int]],
+        top_k: int | None,
+        one_label: bool,
+        alive: Tensor | None = None,
+    ) -> list[dict]:
+        """[B, Q, C] and [B, Q, 4] -> per image scores, labels, boxes (xyxy pixels, unclipped), best first.
+
+        ``alive`` [B, Q]: only these answer, equally many in every image.
+        """
         logits, boxes = at_least_float32(logits, boxes)
+        if alive is not None:
+            kept = alive.nonzero()[:, 1].view(len(alive), -1, 1)
+            logits, boxes = (values.gather(1, kept.expand(-1, -1, values.shape[-1])) for values in (logits, boxes))
         scores = self.classification.scores(logits)
         queries, classes = scores.shape[1:]
         # a softmax gives each query one class; a sigmoid may give it several

@@ -106,8 +106,10 @@ def create_model(
         backbone: any timm feature extractor; None: the preset's.
         pretrained: backbone weights from the hub; stem, first stage and batch norm are then frozen, as published.
         preset: "paper" (the published R50 configuration), "small" or "tiny".
-        options: the paper's own knobs; an unknown one is a ``UserError`` that lists the known ones.
+        options: the paper's own knobs and those of all models (docs/options.md); an unknown one is a ``UserError`` that lists the known
+            ones.
     """
+    from boxquery.models.everywhere import apply
     from boxquery.models.options import with_options
 
     paper = _paper(name)
@@ -122,6 +124,7 @@ def create_model(
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")
     model = paper.build(count, chosen, pretrained)
+    apply(model, chosen)
     model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": asdict(chosen)}
     if pretrained:
         model.freeze()

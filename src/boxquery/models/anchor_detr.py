@@ -44,7 +44,8 @@ class AnchorOptions(Options):
     ``attention``: of the image, by rows and columns ("rcda") or of every cell ("dense").
     """
 
-    num_queries: int = 300
+    query_positions = ("sine-mlp", "learned", "sine", "none")
+    num_queries: int | list[int] = 300
     ffn_dim: int = 1024
     dropout: float = 0.0
     dilation: bool = True
@@ -56,6 +57,8 @@ class AnchorOptions(Options):
         super().check()
         if self.patterns < 1:
             raise UserError(f"patterns={self.patterns}: must be at least 1, since a query's content is its pattern")
+        if self.position != "paper" and self.attention == "rcda":
+            raise UserError(f"position={self.position!r} is for cells, not for rows and columns: attention='dense', or position='paper'")
         if self.hidden_dim % 32:
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
 
@@ -150,7 +153,9 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
     # image: cells are placed by the MLPs that place the queries
     positions = Positions(dim, axes=rows_and_columns)
     # queries
-    queries = PatternQueries(o.num_queries, o.patterns, dim, positions.of_points, learned=o.spatial_prior == "learned")
+    queries = PatternQueries(o.queries, o.patterns, dim, positions.of_points, learned=o.spatial_prior == "learned")
+    if o.position != "paper":  # the image has a table of its own, and nobody else owns the MLPs
+        queries.positions = positions
     # encoder: every region reads a row and a column
     regions = encoder(o, read, place=at_axes if rows_and_columns else at_position)
     # place: at the point, as the queries say; read: a row and a column

@@ -36,6 +36,8 @@ class State:
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
         proposals: of a two-stage model.
         groups: training-only queries, which stand before the ordinary ones in every tensor here, by name.
+        rows: [B, Q] int64, which queries of the first layer these are, in rising order; None: all.
+        predicted: [B, Q, 4] box logits of the layer before, without gradient, where a place asks for them.
     """
 
     content: Tensor
@@ -46,6 +48,35 @@ class State:
     self_mask: Tensor | None = None
     proposals: Predictions | None = None
     groups: dict[str, Noisy] = field(default_factory=dict)
+    rows: Tensor | None = None
+    predicted: Tensor | None = None
+
+    def training_only(self) -> int:
+        """How many queries of the groups stand before the ordinary ones."""
+        return sum(group.content.shape[1] for group in self.groups.values())
+
+    def only(self, chosen: Tensor) -> State:
+        """The queries ``chosen`` [B, K] alone, in that order."""
+        every = torch.arange(self.content.shape[1], device=chosen.device)[None] if self.rows is None else self.rows
+        mask = self.self_mask
+        if mask is not None:
+            mask = chosen_rows(mask if mask.dim() == 3 else mask[None], chosen)
+            mask = mask.gather(2, chosen[:, None].expand(-1, mask.shape[1], -1))
+        return replace(
+            self,
+            content=chosen_rows(self.content, chosen),
+            position=None if self.position is None else chosen_rows(self.position, chosen),
+            axes=None if self.axes is None else (chosen_rows(self.axes[0], chosen), chosen_rows(self.axes[1], chosen)),
+            reference=None if self.reference is None else chosen_rows(self.reference, chosen),
+            base=None if self.base is None else chosen_rows(self.base, chosen),
+            self_mask=mask,
+            rows=every.expand(len(chosen), -1).gather(1, chosen),
+        )
+
+
+def chosen_rows(values: Tensor, chosen: Tensor) -> Tensor:
+    """[B or 1, Q, D] at the rows [B, K] -> [B, K, D]."""
+    return values.expand(len(chosen), -1, -1).gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def place_at_position(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
@@ -91,6 +122,8 @@ class DetectionTransformer(nn.Module):
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.norm = nn.Identity() if norm is None else norm
         self.place, self.refine, self.criterion, self.slow = place, refine, criterion, slow
+        #: ordinary queries of every decoder layer, where ``create_model`` was told; fewer than in the layer before: the best go on
+        self.counts: tuple[int, ...] = ()
         #: what ``create_model`` was called with; enough to build the model again
         self.config: dict = {}
 
@@ -128,30 +161,51 @@ class DetectionTransformer(nn.Module):
         traces = Trace() if trace else None
         memory = self.encoder(memory, traces.encoder if traces and trace is True else None)
         state = self.queries(memory, targets)
-        logits, boxes = [], []
+        every, answers = state.content.shape[1], Answers()
         for i, layer in enumerate(self.layers):
             record = LayerTrace(memory=memory) if traces else None
             state, look = self.place(state, memory, i)
             state = replace(state, content=layer(state.content, look, memory, record))
-            answered = not last_only or trace or i == len(self.layers) - 1
+            last, going = i == len(self.layers) - 1, self.going_on(i, state)
+            answered = not last_only or trace or last or going
+            rows = state.rows
             if answered or self.refine is not None:
                 head, content = self.head(i), self.norm(state.content)
                 box = head.box(content, state.base)
                 if answered:
-                    logits.append(head.classes(content))
-                    boxes.append(box.sigmoid())
-                if self.refine is not None and i < len(self.layers) - 1:
+                    answers.add(head.classes(content), box.sigmoid(), rows)
+                if going:
+                    chosen = self.best(answers.logits[-1], state, going)
+                    state, box = state.only(chosen), chosen_rows(box, chosen)
+                if self.refine is not None and not last:
                     state = self.refine(state, box, head)
             if traces and record:
-                record.boxes, record.reference = boxes[-1], look.reference
-                record.scores = self.criterion.classification.scores(logits[-1]).amax(-1)
+                record.reference = look.reference
+                record.fill(rows, every, traces.layers)
+                record.boxes = answers.boxes[-1]
+                record.scores = self.criterion.classification.scores(answers.logits[-1]).amax(-1)
                 traces.layers.append(record)
-        if last_only:
-            logits, boxes = logits[-1:], boxes[-1:]
-        answers, extra = Predictions(torch.stack(logits), torch.stack(boxes)), {}
-        for name, group in state.groups.items():
-            extra[name], answers = _parted(answers, group)
-        return Output(answers.logits, answers.boxes, proposals=state.proposals, extra=extra, trace=traces)
+        return answers.output(state, traces, last_only)
+
+    def going_on(self, layer: int, state: State) -> int:
+        """How many ordinary queries the next layer has, where it has fewer; 0 where all go on."""
+        here, wanted = self.counts[layer : layer + 2] if layer + 1 < len(self.counts) else (0, 0)
+        return wanted if wanted < min(here, state.content.shape[1] - state.training_only()) else 0
+
+    @torch.no_grad()
+    def best(self, logits: Tensor, state: State, count: int) -> Tensor:
+        """Which queries go on, [B, N + count] positions in ``state``: the N training-only ones, and of the others those with the highest
+        class probability; of equals the earlier ones. They stay in their order.
+
+        Args:
+            logits: [B, every, C], a row for every query of the first layer.
+        """
+        logits = logits if state.rows is None else chosen_rows(logits, state.rows)
+        first = state.training_only()
+        scores = self.criterion.classification.scores(logits[:, first:]).amax(-1)
+        chosen = scores.sort(descending=True, stable=True).indices[:, :count].sort().values
+        kept = torch.arange(first, device=chosen.device).expand(len(chosen), -1)
+        return torch.cat((kept, chosen + first), 1)
 
     def head(self, layer: int) -> Head:
         """The head of a decoder layer: its own, or the one that all share."""
@@ -159,7 +213,7 @@ class DetectionTransformer(nn.Module):
 
     def match(self, out: Output, targets: list[dict]) -> list[list[tuple[Tensor, Tensor]]]:
         """The one-to-one assignment: [layer][image] -> (query indices, target indices), int64, ordered by query."""
-        return self.criterion.pairs(out.logits, out.boxes, targets)
+        return self.criterion.pairs(out.logits, out.boxes, targets, out.alive)
 
     def loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every unweighted term: ``{"class": [L], "l1": [L], "giou": [L], "proposals.class": [], ...}``."""
@@ -173,12 +227,42 @@ class DetectionTransformer(nn.Module):
             top_k: how many; None: the paper's own number.
             one_label: each query answers with its best class only.
         """
-        return self.criterion.answers(out.logits[-1], out.boxes[-1], sizes, top_k, one_label)
+        alive = None if out.alive is None else out.alive[-1]
+        return self.criterion.answers(out.logits[-1], out.boxes[-1], sizes, top_k, one_label, alive)
 
     def freeze(self) -> None:
         """Stem, first stage and batch norm of the backbone keep their (trained) values, as published."""
         self.backbone.freeze()
         self.config["frozen"] = True
+
+
+class Answers:
+    """What the layers say, with a row for every query of the first layer: one that was dropped keeps its box and has logits of -inf."""
+
+    def __init__(self):
+        self.logits: list[Tensor] = []
+        self.boxes: list[Tensor] = []
+        self.alive: list[Tensor] = []
+
+    def add(self, logits: Tensor, boxes: Tensor, rows: Tensor | None) -> None:
+        """[B, K, C] and [B, K, 4] of the queries ``rows`` [B, K]; None: of all."""
+        alive = torch.ones_like(boxes[..., 0], dtype=torch.bool)
+        if rows is not None:
+            every, place = self.logits[-1], rows[..., None]
+            logits = torch.full_like(every, -torch.inf).scatter(1, place.expand_as(logits), logits)
+            boxes = self.boxes[-1].scatter(1, place.expand_as(boxes), boxes)
+            alive = torch.zeros_like(self.alive[-1]).scatter(1, rows, alive)
+        self.logits.append(logits)
+        self.boxes.append(boxes)
+        self.alive.append(alive)
+
+    def output(self, state: State, traces: Trace | None, last_only: bool) -> Output:
+        layers = slice(-1, None) if last_only else slice(None)
+        answers, extra = Predictions(torch.stack(self.logits[layers]), torch.stack(self.boxes[layers])), {}
+        alive = None if state.rows is None else torch.stack(self.alive[layers])[:, :, state.training_only() :]
+        for name, group in state.groups.items():
+            extra[name], answers = _parted(answers, group)
+        return Output(answers.logits, answers.boxes, proposals=state.proposals, alive=alive, extra=extra, trace=traces)
 
 
 def _parted(answers: Predictions, group: Noisy) -> tuple[Taught, Predictions]:

@@ -34,7 +34,7 @@ from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
 
 @dataclass(frozen=True)
 class ConditionalOptions(Options):
-    num_queries: int = 300
+    num_queries: int | list[int] = 300
 
 
 PRESETS = presets(ConditionalOptions(), Recipe(epochs=50, decay_at=0.8))
@@ -71,7 +71,7 @@ class ConditionalPlace(nn.Module):
 
 def build(classes: int, options: ConditionalOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    queries, place, regions = PointedQueries(o.num_queries, dim), ConditionalPlace(dim), encoder(o)
+    queries, place, regions = PointedQueries(o.queries, dim), ConditionalPlace(dim), encoder(o)
     layers = decoder(
         o,
         lambda: SeparateSelfAttention(dim, o.heads, o.dropout),

@@ -42,7 +42,8 @@ class DABDeformableOptions(Options):
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     """
 
-    num_queries: int = 300
+    query_positions = ("sine-mlp", "learned", "sine", "none")
+    num_queries: int | list[int] = 300
     dropout: float = 0.0
     levels: int = 4
     points: int = 4
@@ -93,7 +94,7 @@ def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> Dete
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
         encoder=regions,
-        queries=BoxQueries(o.num_queries, dim, "learned", o.fixed_xy, o.anchor_size),
+        queries=BoxQueries(o.queries, dim, "learned", o.fixed_xy, o.anchor_size),
         place=place,
         layers=layers,
         refine=refine_detached,

@@ -43,7 +43,8 @@ class DABOptions(Options):
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     """
 
-    num_queries: int = 300
+    query_positions = ("sine-mlp", "learned", "sine", "none")
+    num_queries: int | list[int] = 300
     dropout: float = 0.0
     patterns: int = 0
     fixed_xy: bool = False
@@ -115,7 +116,7 @@ def build(classes: int, options: DABOptions, pretrained: bool) -> DetectionTrans
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim, temperature=20)),
         encoder=regions,
-        queries=BoxQueries(o.num_queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
+        queries=BoxQueries(o.queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
         place=place,
         layers=layers,
         refine=refine,

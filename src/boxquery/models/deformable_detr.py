@@ -45,7 +45,7 @@ class DeformableOptions(Options):
     ``denoising``: about how many noisy queries a training step adds (DINO, section 3.2; needs ``two_stage``); 0 is the paper.
     """
 
-    num_queries: int = 300
+    num_queries: int | list[int] = 300
     ffn_dim: int = 1024
     levels: int = 4
     points: int = 4
@@ -59,6 +59,8 @@ class DeformableOptions(Options):
             raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement carries on")
         if self.denoising < 0 or (self.denoising and not self.two_stage):
             raise UserError(f"denoising={self.denoising}: must be 0 or more, and 0 without two_stage, whose queries are made from boxes")
+        if self.two_stage and self.query_position == "learned":
+            raise UserError("query_position='learned' needs two_stage=False: queries made anew for every image have no place to learn")
         if self.levels < 1 or self.points < 1:
             raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
         if self.hidden_dim % 32:
@@ -150,7 +152,7 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
         return SampledRead(dim, o.heads, o.levels, o.points)
 
     # queries
-    queries = _proposing(classes, o) if o.two_stage else PointQueries(o.num_queries, dim)
+    queries = _proposing(classes, o) if o.two_stage else PointQueries(o.queries, dim)
     # encoder: every cell reads samples around itself
     regions = encoder(o, read, place=at_centres)
     # place: at the reference, asking with the position; read: samples around it
@@ -175,4 +177,4 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
 
 def _proposing(classes: int, o: DeformableOptions) -> ProposalQueries:
     denoising = Denoising(classes, o.hidden_dim, o.denoising) if o.denoising else None
-    return ProposalQueries(o.num_queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)
+    return ProposalQueries(o.queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)

@@ -27,14 +27,15 @@ from boxquery.models.usual import LearnedQueries, decoder, encoder, image
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
-from boxquery.parts.positions import LearnedPosition, SinePosition
+from boxquery.parts.positions import SinePosition
 
 
 @dataclass(frozen=True)
 class DETROptions(Options):
     """``position``: of the image's cells; ``pre_norm``: layer norms before instead of after each sublayer."""
 
-    position: Literal["sine", "learned"] = "sine"
+    query_positions = ("learned",)
+    position: Literal["sine", "learned", "none"] = "sine"
     pre_norm: bool = False
 
 
@@ -43,10 +44,8 @@ PRESETS = presets(DETROptions(), Recipe())
 
 def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    # image: CNN features, one 1x1 convolution, positions
-    position = SinePosition(dim) if o.position == "sine" else LearnedPosition(dim)
     # queries
-    queries = LearnedQueries(o.num_queries, dim)
+    queries = LearnedQueries(o.queries, dim)
     # encoder: every region reads every region
     regions = encoder(o, norm=nn.LayerNorm(dim) if o.pre_norm and o.encoder_layers else None, pre_norm=o.pre_norm)
     # place: the learned position; read: every query reads every region
@@ -59,7 +58,8 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
     reset_transformer(regions, *layers)
     # refine: nothing is; head: one for all layers, boxes from nowhere, and a class more for "no object"
     return DetectionTransformer(
-        image=image(o, pretrained, position),
+        # image: CNN features, one 1x1 convolution, positions
+        image=image(o, pretrained, SinePosition(dim)),
         encoder=regions,
         queries=queries,
         layers=layers,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from boxquery.errors import UserError
 
@@ -15,14 +15,24 @@ class Options:
     Attributes:
         backbone: any timm feature extractor.
         backbone_options: keyword arguments of that timm model (narrower channels, ...).
-        num_queries: how many answers an image can have.
+        num_queries: how many answers an image can have; or one number for every decoder layer, none larger than the one before: after a
+            layer only the queries with the best scores go on (docs/options.md).
         hidden_dim: width D of tokens and queries; a multiple of ``heads``.
         dilation: DC5, the last stage of the backbone at stride 16.
+        position: of the image's cells: the paper's own, DETR's sine or learned table, or none.
+        query_position: what a query tells of its place to the others and, where the paper adds the same, to the image: the paper's own, a
+            learned vector, the sine of its reference, an MLP of that sine, or nothing.
+        relative_bias: cross-attention knows where a cell lies from the sides of the query's box (Lin et al. 2023, arXiv:2308.01904).
+        encoder: the paper's own, or attention on the coarsest level alone and convolutions between levels (RT-DETR, arXiv:2304.08069).
+        encoder_ffn: each token alone, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
     """
+
+    #: what ``query_position`` can be beside "paper"; the first is what the paper itself does
+    query_positions: ClassVar[tuple[str, ...]] = ("learned", "sine", "sine-mlp", "none")
 
     backbone: str = "resnet50"
     backbone_options: dict[str, Any] = field(default_factory=dict)
-    num_queries: int = 100
+    num_queries: int | list[int] = 100
     encoder_layers: int = 6
     decoder_layers: int = 6
     hidden_dim: int = 256
@@ -30,11 +40,25 @@ class Options:
     ffn_dim: int = 2048
     dropout: float = 0.1
     dilation: bool = False
+    position: Literal["paper", "sine", "learned", "none"] = "paper"
+    query_position: Literal["paper", "learned", "sine", "sine-mlp", "none"] = "paper"
+    relative_bias: bool = False
+    encoder: Literal["paper", "hybrid"] = "paper"
+    encoder_ffn: Literal["linear", "convolutional"] = "linear"
+
+    @property
+    def queries(self) -> int:
+        """``num_queries`` of the first layer: how many a paper makes (of each pattern, where it has patterns)."""
+        return self.num_queries if isinstance(self.num_queries, int) else self.num_queries[0]
+
+    def counts(self) -> list[int]:
+        """Queries of every decoder layer, all patterns together."""
+        numbers = [self.num_queries] * self.decoder_layers if isinstance(self.num_queries, int) else self.num_queries
+        return [number * max(getattr(self, "patterns", 1), 1) for number in numbers]
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no model can have."""
         for name, least in (
-            ("num_queries", 1),
             ("encoder_layers", 0),
             ("decoder_layers", 1),
             ("hidden_dim", 4),
@@ -47,6 +71,26 @@ class Options:
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 4 and of heads={self.heads}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be at least 0 and below 1")
+        self._check_numbers()
+        if self.query_position not in ("paper", *self.query_positions):
+            possible = ", ".join(map(repr, ("paper", *self.query_positions)))
+            raise UserError(f"query_position={self.query_position!r}: this model's queries have no reference for it; possible: {possible}")
+        if self.encoder == "hybrid" and (getattr(self, "levels", 1) < 2 or self.dilation):
+            raise UserError(
+                "encoder='hybrid' fuses levels of halving size: possible for models that have the option levels, from levels=2 on and with "
+                "dilation=False"
+            )
+        if self.encoder_ffn == "convolutional" and not self.encoder_layers:
+            raise UserError("encoder_ffn='convolutional' needs encoder_layers of at least 1")
+
+    def _check_numbers(self) -> None:
+        given, numbers = self.num_queries, [self.num_queries] if isinstance(self.num_queries, int) else self.num_queries
+        if min(numbers, default=0) < 1:
+            raise UserError(f"num_queries={given}: must be at least 1")
+        if not isinstance(given, int) and len(given) != self.decoder_layers:
+            raise UserError(f"num_queries={given}: give one number, or one for each of decoder_layers={self.decoder_layers}")
+        if sorted(numbers, reverse=True) != numbers:
+            raise UserError(f"num_queries={given}: a layer cannot have more queries than the one before it")
 
 
 def check_share(**values: float) -> None:
@@ -163,6 +207,9 @@ def _mismatch(value: Any, hint: Any) -> str | None:
         accepted = (int, float) if hint is float else hint
         if not isinstance(value, accepted) or (hint is not bool and isinstance(value, bool)):
             return f"must be {plain[hint]}"
+    elif hint == int | list[int]:
+        if not all(isinstance(v, int) and not isinstance(v, bool) for v in (value if isinstance(value, list) else [value])):
+            return "must be a whole number, or a list of whole numbers"
     elif get_origin(hint) is Literal:
         if value not in get_args(hint):
             return f"must be one of {', '.join(map(repr, get_args(hint)))}"

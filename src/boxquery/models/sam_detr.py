@@ -49,7 +49,8 @@ class SAMOptions(Options):
     ``cross_attention``: False: the memory is not attended; a query keeps the values of the features that it re-sampled.
     """
 
-    num_queries: int = 300
+    query_positions = ("sine", "sine-mlp", "learned", "none")
+    num_queries: int | list[int] = 300
     levels: int = 1
     neck_norm: bool = False
     smca: bool = False
@@ -108,7 +109,7 @@ def build(classes: int, options: SAMOptions, pretrained: bool) -> DetectionTrans
         # image: with several levels, each has a norm and an embedding
         image=image(o, pretrained, SingleSinePosition(dim), o.levels, norm=o.neck_norm or several, level_embedding=several),
         encoder=regions,
-        queries=BoxQueries(o.num_queries, dim, size=o.anchor_size),
+        queries=BoxQueries(o.queries, dim, size=o.anchor_size),
         place=place,
         layers=layers,
         refine=refine,

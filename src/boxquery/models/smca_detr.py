@@ -24,7 +24,7 @@ from torch import nn
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, place_at_position
 from boxquery.models.options import Options, Recipe, presets
-from boxquery.models.usual import LearnedQueries, decoder, ffn, focal, image
+from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image, region_ffn
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.gaussian import DynamicScale, GaussianPlace
@@ -44,7 +44,8 @@ class SMCAOptions(Options):
     to be (the authors have 32, with ``dilation`` too).
     """
 
-    num_queries: int = 300
+    query_positions = ("learned",)
+    num_queries: int | list[int] = 300
     dynamic_scale: DynamicScale = "type3"
     gaussian_smooth: float = 8.0
     levels: int = 1
@@ -63,12 +64,14 @@ PRESETS = presets(SMCAOptions(), Recipe(epochs=50, decay_at=0.8), centre_stride=
 
 def regions(o: SMCAOptions) -> Encoder:
     """Encoder: every region reads every region; with several levels those of its own, except in the middle layer (section 3.3)."""
+    if o.encoder == "hybrid":
+        return encoder(o)
 
     def read(layer: int) -> nn.Module:
         everything = DenseRead(o.hidden_dim, o.heads, o.dropout)
         return everything if o.levels == 1 or layer == o.encoder_layers // 2 else LevelByLevel(everything)
 
-    return Encoder([EncoderLayer(read(i), ffn(o), o.hidden_dim, o.dropout) for i in range(o.encoder_layers)])
+    return Encoder([EncoderLayer(read(i), region_ffn(o), o.hidden_dim, o.dropout) for i in range(o.encoder_layers)])
 
 
 def steps(backbone: Backbone, levels: int) -> tuple[float, ...]:
@@ -82,7 +85,7 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
     o, dim = options, options.hidden_dim
     # image: the backbone's last map, or its last two and strided convolutions for more
     parts = image(o, pretrained, SinePosition(dim), o.levels, maps=2)
-    encoder = regions(o)
+    cells = regions(o)
     # place: under Gaussians, around a centre that the first layer predicts
     place = GaussianPlace(
         place_at_position,
@@ -100,11 +103,11 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
         lambda: SelfAttention(dim, o.heads, o.dropout),
         lambda layer: DenseRead(dim, o.heads, o.dropout) if o.levels == 1 else SelectingRead(dim, o.heads, o.levels, o.dropout),
     )
-    reset_transformer(encoder, place, *layers)
+    reset_transformer(cells, place, *layers)
     return DetectionTransformer(
         image=parts,
-        encoder=encoder,
-        queries=LearnedQueries(o.num_queries, dim),
+        encoder=cells,
+        queries=LearnedQueries(o.queries, dim),
         place=place,
         layers=layers,
         norm=nn.LayerNorm(dim),

@@ -17,8 +17,10 @@ from boxquery.models.options import Options
 from boxquery.parts.attention import DenseRead, Look
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.heads import Head
-from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position
+from boxquery.parts.hybrid import HybridEncoder
+from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position
 from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.positions import LearnedPosition, NoPosition, SinePosition
 
 Image = tuple[Backbone, Neck, Tokens]
 
@@ -86,7 +88,8 @@ def image(
     """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, strided convolutions make the rest."""
     backbone = Backbone(o.backbone, min(levels, maps), pretrained, o.dilation, o.backbone_options)
     neck = Neck(backbone.channels, o.hidden_dim, extra=max(levels - maps, 0), norm=norm)
-    return backbone, neck, Tokens(position, o.hidden_dim, levels, level_embedding)
+    chosen = {"sine": SinePosition, "learned": LearnedPosition, "none": NoPosition}.get(o.position)
+    return backbone, neck, Tokens(position if chosen is None else chosen(o.hidden_dim), o.hidden_dim, levels, level_embedding)
 
 
 def encoder(
@@ -98,14 +101,19 @@ def encoder(
     activation: Callable[[], nn.Module] = nn.ReLU,
     place: Callable[[Memory], Look] = at_position,
 ) -> Encoder:
-    """``encoder_layers`` layers in which every region reads every region, or ``read()``."""
+    """``encoder_layers`` layers in which every region reads every region, or ``read()``; unless the hybrid encoder is asked for."""
+    hybrid = o.encoder == "hybrid"
     layers = [
         EncoderLayer(
-            DenseRead(o.hidden_dim, o.heads, o.dropout) if read is None else read(), ffn(o, activation), o.hidden_dim, o.dropout, pre_norm
+            DenseRead(o.hidden_dim, o.heads, o.dropout) if read is None or hybrid else read(),
+            region_ffn(o, activation),
+            o.hidden_dim,
+            o.dropout,
+            pre_norm,
         )
         for _ in range(o.encoder_layers)
     ]
-    return Encoder(layers, norm, place)
+    return HybridEncoder(layers, o.hidden_dim, vars(o)["levels"]) if hybrid else Encoder(layers, norm, place)
 
 
 def decoder(
@@ -127,3 +135,9 @@ def focal(weight: float = 2.0, top_k: int = 100) -> SetLoss:
 
 def ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:
     return FeedForward(o.hidden_dim, o.ffn_dim, o.dropout, activation)
+
+
+def region_ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:
+    """The encoder's: each token alone, or with its neighbours."""
+    kind = ConvolutionalFeedForward if o.encoder_ffn == "convolutional" else FeedForward
+    return kind(o.hidden_dim, o.ffn_dim, o.dropout, activation)

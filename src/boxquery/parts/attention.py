@@ -27,7 +27,7 @@ class Look:
         self_position: [B or 1, Q, D], the same among queries; None: ``position``.
         axes: two [B or 1, Q, D], the positions across and down, for those who read rows and columns.
         reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent.
-        bias: [B or 1, H or 1, Q, S], added to the attention logits of the read.
+        bias: [B or 1, H or 1, Q, S], added to the attention logits of the read; only to reads that have ``takes_bias``.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
     """
 
@@ -159,6 +159,8 @@ class SelfAttention(nn.Module):
 
 class DenseRead(nn.Module):
     """Everything is read: region-region in the encoder (where the content is the memory itself), region-object in the decoder."""
+
+    takes_bias = True
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__()

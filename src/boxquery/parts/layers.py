@@ -21,8 +21,36 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.linear2 = nn.Linear(ffn_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        """[B, N, D]; in the encoder ``memory`` says where the tokens are, for those who ask."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
+
+
+class ConvolutionalFeedForward(FeedForward):
+    """A depthwise 3 x 3 convolution over each level's map between the linear maps (PVTv2, Wang et al. 2022, arXiv:2106.13797, section 3.2).
+
+    Padding is zero before it, as beyond the map's edge, so that a cell sees the same in a larger batch. It starts as the identity: at
+    first a token is alone, as it is in ``FeedForward``.
+    """
+
+    def __init__(self, dim: int, ffn_dim: int, dropout: float = 0.0, activation: Callable[[], nn.Module] = nn.ReLU):
+        super().__init__(dim, ffn_dim, dropout, activation)
+        self.mix = nn.Conv2d(ffn_dim, ffn_dim, 3, padding=1, groups=ffn_dim)
+        with torch.no_grad():
+            self.start_values()
+
+    def start_values(self) -> None:
+        nn.init.dirac_(self.mix.weight, groups=self.mix.groups)
+        assert self.mix.bias is not None
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
+        assert memory is not None
+        x = self.linear1(x)
+        if memory.mask is not None:
+            x = x.masked_fill(memory.mask[..., None], 0.0)
+        mixed = [self.mix(cells.permute(0, 3, 1, 2)).flatten(2).transpose(1, 2) for cells in memory.maps(x)]
+        return self.linear2(self.dropout(self.activation(torch.cat(mixed, 1))))
 
 
 class Residual(nn.Module):
@@ -51,7 +79,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, memory: Memory, look: Look, trace: LayerTrace | None = None) -> Memory:
         tokens = self.read_residual(memory.tokens, lambda x: self.read(x, look, memory.with_tokens(x), trace))
-        return memory.with_tokens(self.ffn_residual(tokens, self.ffn))
+        return memory.with_tokens(self.ffn_residual(tokens, lambda x: self.ffn(x, memory)))
 
 
 def at_position(memory: Memory) -> Look:

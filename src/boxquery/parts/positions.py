@@ -83,6 +83,18 @@ class LearnedPosition(nn.Module):
         return torch.cat((x, y), -1)[None].to(torch.promote_types(like.dtype, torch.float32))
 
 
+class NoPosition(nn.Module):
+    """Nobody says where a cell is: zeros, which every read takes."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.dim = dim
+
+    def forward(self, padding: Tensor, like: Tensor) -> Tensor:
+        """[B, h, w] -> [1, h, w, dim]."""
+        return like.new_zeros((1, *padding.shape[1:], self.dim), dtype=torch.promote_types(like.dtype, torch.float32))
+
+
 def _first(table: Tensor, count: int) -> Tensor:
     if count <= len(table):
         return table[:count]

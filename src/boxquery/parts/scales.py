@@ -52,6 +52,8 @@ class SelectingRead(nn.Module):
     The choice is a softmax over the levels, the same for all heads (section 3.3).
     """
 
+    takes_bias = True
+
     def __init__(self, dim: int, heads: int, levels: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout

@@ -45,6 +45,8 @@ class SeparateRead(nn.Module):
     (the query's is ``look.self_position``).
     """
 
+    takes_bias = True
+
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, first: bool = False):
         super().__init__()
         self.heads, self.dropout = heads, dropout

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from boxquery.errors import UserError
 
 if TYPE_CHECKING:
     from boxquery.parts.memory import Memory
@@ -25,10 +29,12 @@ class LayerTrace:
         self_attention: [B, heads, Q, Q].
         attention: per level [B, heads, Q, h, w], or its two factors [B, heads, Q, w] and [B, heads, Q, h] (row-column attention); None
             where points are sampled.
-        gaussian: per level [B, heads, Q, h, w] in [0, 1]: what multiplied the attention before it was normalised; None where a paper has no
-            Gaussian.
+        gaussian: per level [B, heads, Q, h, w], what multiplied the attention before it was normalised: in [0, 1] where it is a
+            Gaussian, any positive number with ``relative_bias``; None where there is neither.
         locations, weights: [B, Q, heads, levels, points, 2] in [0, 1] of the padded map, and [B, Q, heads, levels, points].
         salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads took the features they ask with.
+        alive: [B, Q] bool where queries were dropped before this layer; None: all were here. Row q is query q in every layer; of one that
+            was dropped boxes and reference are its last, everything else is zero.
     """
 
     memory: Memory = field(repr=False)
@@ -41,18 +47,48 @@ class LayerTrace:
     locations: Tensor | None = None
     weights: Tensor | None = None
     salient_points: Tensor | None = None
+    alive: Tensor | None = None
+
+    def fill(self, rows: Tensor | None, queries: int, before: Sequence[LayerTrace]) -> None:
+        """Give every query of the first layer its row again: those kept here are ``rows`` [B, K] of them; None: all."""
+        if rows is None:
+            return
+        place = partial(_in_rows, rows=rows, queries=queries)
+        if self.reference is not None:
+            last = before[-1].reference
+            full = place(self.reference, 1)
+            gone = None if last is None else F.pad(last, (0, full.shape[-1] - last.shape[-1]))
+            kept = place(torch.ones_like(rows, dtype=torch.bool), 1)[..., None]
+            self.reference = full if gone is None else torch.where(kept, full, gone)
+        if self.self_attention is not None:
+            self.self_attention = place(place(self.self_attention, 2), 3)
+        if self.attention is not None:
+            factors: Any = tuple(place(m, 2) if isinstance(m, Tensor) else (place(m[0], 2), place(m[1], 2)) for m in self.attention)
+            self.attention = factors
+        if self.gaussian is not None:
+            self.gaussian = tuple(place(level, 2) for level in self.gaussian)
+        for name in ("locations", "weights", "salient_points"):
+            if (values := getattr(self, name)) is not None:
+                setattr(self, name, place(values, 1))
+        self.alive = place(torch.ones_like(rows, dtype=torch.bool), 1)
 
     def heatmap(self, query: int, size: tuple[int, int], image: int = 0) -> Heatmap:
         """What ``query`` of ``image`` read, as one map [h, w] over the unpadded image that sums to one; heads count alike.
 
         A dense cell spreads its weight evenly over the pixels of the map that it covers; a sampled point gives its weight to the cells
-        from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``.
+        from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``. Raises
+        ``UserError`` for a query that was dropped before this layer.
         """
+        if self.alive is not None and not self.alive[image, query]:
+            raise UserError(f"query {query} was dropped before this layer and read nothing: look at an earlier one")
         found = self.heatmaps([query], size, image)
         return Heatmap(found.map[0], float(found.lost))
 
     def heatmaps(self, queries: Sequence[int] | Tensor, size: tuple[int, int], image: int = 0, heads: bool = False) -> Heatmap:
-        """The same for n queries at once: ``map`` [n, h, w] and ``lost`` [n]; with ``heads`` [n, heads, h, w] and [n, heads]."""
+        """The same for n queries at once: ``map`` [n, h, w] and ``lost`` [n]; with ``heads`` [n, heads, h, w] and [n, heads].
+
+        A query that was dropped before this layer has a map of zeros, all of it lost.
+        """
         total: Tensor | float = 0.0
         for level, (h, w) in enumerate(self.memory.shapes):
             mass = self.masses(level, queries, image)
@@ -108,6 +144,13 @@ class Trace:
 
     layers: list[LayerTrace] = field(default_factory=list)
     encoder: list[LayerTrace] = field(default_factory=list)
+
+
+def _in_rows(values: Tensor, dim: int, rows: Tensor, queries: int) -> Tensor:
+    """``values``, whose dimension ``dim`` is K, to the places ``rows`` [B, K] of ``queries`` along it; zero elsewhere."""
+    index = rows.view(len(rows), *(rows.shape[1] if d == dim else 1 for d in range(1, values.dim()))).expand_as(values)
+    shape = [queries if d == dim else n for d, n in enumerate(values.shape)]
+    return values.new_zeros(shape).scatter(dim, index, values)
 
 
 def _cover(cells: int, ratio: float, pixels: int) -> Tensor:

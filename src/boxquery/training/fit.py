@@ -18,11 +18,11 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from boxquery.check.ahead import Plan, queries_of, steps_ahead
+from boxquery.check.ahead import Plan, drops_queries, queries_of, steps_ahead
 from boxquery.check.examine import Checkup, examine
 from boxquery.check.findings import Finding
 from boxquery.check.raw import open_with_evidence
-from boxquery.data.dataset import Data
+from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector, load
@@ -92,6 +92,8 @@ class _Run:
         recipe = preset(config.model, config.preset).recipe
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=recipe.backbone_lr * config.lr / recipe.lr)
         train, self.val = data.splits["train"], data.splits["val"]
+        if drops_queries(self.model):
+            _enough_queries(self.model.counts[-1], train)
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world), 1)
             config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
@@ -107,7 +109,7 @@ class _Run:
         start = "" if c.start_from else "trained" if c.pretrained else "random"
         return Plan(
             c.model, c.preset, queries_of(self.model), self.model.backbone.strides[0], c.image_size, steps,
-            c.batch_size * c.accumulate * c.world, c.lr, preset(c.model, c.preset).recipe.lr, start,
+            c.batch_size * c.accumulate * c.world, c.lr, preset(c.model, c.preset).recipe.lr, start, drops_queries(self.model),
         )  # fmt: skip
 
     def check(self, evidence: list[Finding]) -> Checkup:
@@ -229,6 +231,15 @@ class _Run:
         page = write_report(self.folder)
         self.console.print(f"report: {page}")
         return best
+
+
+def _enough_queries(queries: int, split: Split) -> None:
+    """Raises ``UserError`` where an image has more objects than the last layer keeps queries: every layer matches each to one."""
+    fullest = max(split, key=lambda record: int((~record.ignore).sum()))
+    if (most := int((~fullest.ignore).sum())) > queries:
+        raise UserError(
+            f"image {fullest.id!r} has {most} objects, but the last layer keeps {queries} queries: end num_queries with {most} or more"
+        )
 
 
 def _agreed(config: RunConfig) -> RunConfig:

@@ -17,6 +17,7 @@ from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Recipe
+from boxquery.parts.places import OtherPosition
 from boxquery.training.diagnosis import not_finite
 
 
@@ -124,7 +125,8 @@ class Training(L.LightningModule):
 
 def parameter_groups(model: DetectionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
     """Rates of the transformer, the backbone, what the paper trains slower (reference points, offsets), and what is learned a query."""
-    own = {id(parameter) for parameter in model.queries.parameters(recurse=False)}
+    owners = (model.queries, *(part for part in model.modules() if isinstance(part, OtherPosition)))
+    own = {id(parameter) for part in owners for parameter in part.parameters(recurse=False)}
     groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": [], "queries": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -1,0 +1,96 @@
+"""Attention where there are few cells, convolutions where there are many (RT-DETR, Zhao et al. 2024, arXiv:2304.08069, section 4.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from boxquery.parts.attention import Look
+from boxquery.parts.layers import Encoder
+from boxquery.parts.memory import Memory
+from boxquery.parts.trace import LayerTrace
+
+#: 3 x 3 convolutions one after the other in a fusion
+BLOCKS = 3
+
+
+class CellNorm(nn.LayerNorm):
+    """A layer norm over the features of each cell, [B, D, h, w]: other images and padding do not change it, as they would in batch norm."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Fusion(nn.Module):
+    """Two maps of one size become one: both by a 1 x 1 convolution, and beside it the same with 3 x 3 convolutions after it; the sum.
+
+    The paper's blocks are RepVGG's and its norm is batch norm; here each is one convolution, and the norm is ``CellNorm``.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.beside, self.enter = _block(2 * dim, dim, 1), _block(2 * dim, dim, 1)
+        self.blocks = nn.ModuleList(_block(dim, dim, 3) for _ in range(BLOCKS))
+
+    def forward(self, one: Tensor, other: Tensor, padding: Tensor | None) -> Tensor:
+        """[B, D, h, w] twice and [B, 1, h, w] bool (True = padding)."""
+        both = torch.cat((one, other), 1)
+        x = self.enter(both)
+        for block in self.blocks:
+            x = block(_silenced(x, padding))
+        return _silenced(x + self.beside(both), padding)
+
+
+class HybridEncoder(Encoder):
+    """Regions read each other on the coarsest level alone; then convolutions carry what they know to the finer levels, and up again.
+
+    Levels must halve in size from one to the next (a rounding cell more or less is allowed). Padding is zero before every convolution, as
+    beyond the map's edge. A trace of its attention is not kept, since most tokens have none.
+
+    Args:
+        layers: of the coarsest level, each with a dense read.
+        levels: how many the memory has, at least two.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], dim: int, levels: int):
+        super().__init__(layers)
+        self.lateral = nn.ModuleList(_block(dim, dim, 1) for _ in range(levels - 1))
+        self.top_down = nn.ModuleList(Fusion(dim) for _ in range(levels - 1))
+        self.shrink = nn.ModuleList(_block(dim, dim, 3, stride=2) for _ in range(levels - 1))
+        self.bottom_up = nn.ModuleList(Fusion(dim) for _ in range(levels - 1))
+
+    def forward(self, memory: Memory, traces: list[LayerTrace] | None = None) -> Memory:
+        last = len(memory.shapes) - 1
+        coarsest = memory.level(last)
+        for layer in self.layers:
+            coarsest = layer(coarsest, Look(position=coarsest.position))
+        paddings = [None] * (last + 1) if memory.mask is None else [m[:, None] for m in memory.maps(memory.mask)]
+        maps = [cells.permute(0, 3, 1, 2) for cells in memory.maps(memory.tokens)]
+        maps[last] = coarsest.maps(coarsest.tokens)[0].permute(0, 3, 1, 2)
+        maps = [_silenced(cells, padding) for cells, padding in zip(maps, paddings, strict=True)]
+        for coarse, fine in pairwise(reversed(range(last + 1))):
+            maps[coarse] = _silenced(self.lateral[fine](maps[coarse]), paddings[coarse])
+            maps[fine] = self.top_down[fine](_enlarged(maps[coarse], maps[fine]), maps[fine], paddings[fine])
+        for fine, coarse in pairwise(range(last + 1)):
+            h, w = maps[coarse].shape[-2:]
+            maps[coarse] = self.bottom_up[fine](self.shrink[fine](maps[fine])[..., :h, :w], maps[coarse], paddings[coarse])
+        return memory.with_tokens(torch.cat([cells.flatten(2).transpose(1, 2) for cells in maps], 1))
+
+
+def _block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), CellNorm(outputs), nn.SiLU())
+
+
+def _silenced(cells: Tensor, padding: Tensor | None) -> Tensor:
+    return cells if padding is None else cells.masked_fill(padding, 0.0)
+
+
+def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Each cell as four, cut to the size of ``fine``: by counting and not by proportion, which would shift with the padding."""
+    rows, columns = (
+        (torch.arange(n, device=fine.device) // 2).clamp(max=m - 1) for n, m in zip(fine.shape[-2:], coarse.shape[-2:], strict=True)
+    )
+    return coarse[..., rows[:, None], columns]
