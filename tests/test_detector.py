@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.ops import box_iou
 
 import boxquery as bq
 from boxquery.cli import run
@@ -87,6 +88,17 @@ def test_a_column_without_a_name_is_never_an_answer(photo):
         model.heads[0].classes.bias[1] = 50.0
     result = Detector(model, ["cat", None, "owl"], [1, 2, 3], 64).predict(photo, threshold=0.0)
     assert 1 not in result.labels
+
+
+def test_a_suppressed_answer_has_no_better_one_near_it(detector, photo):
+    """The family answers with every query; only who asks for suppression gets it."""
+    pixels = detector.transform(photo)[None]
+    every, kept = (detector.answers(pixels, None, [(48, 80)], top_k=1000, nms=nms)[0] for nms in (None, 0.5))
+    assert len(kept["scores"]) < len(every["scores"]) == len(detector.answers(pixels, None, [(48, 80)], top_k=1000, nms=1.0)[0]["scores"])
+    assert kept["scores"][0] == every["scores"][0]
+    for label in kept["labels"].unique():
+        boxes = kept["boxes"][kept["labels"] == label]
+        assert (box_iou(boxes, boxes).triu(1) <= 0.5).all()
 
 
 @pytest.mark.parametrize(

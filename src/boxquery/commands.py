@@ -69,7 +69,16 @@ def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0) -> Non
 
 
 def evaluate(
-    run: str, data: str, /, *, split: str = "val", batch_size: int = 8, workers: int = 0, device: str = "auto", strict: bool = False
+    run: str,
+    data: str,
+    /,
+    *,
+    split: str = "val",
+    batch_size: int = 8,
+    workers: int = 0,
+    device: str = "auto",
+    strict: bool = False,
+    nms: float | None = None,
 ) -> Shown:
     """AP as pycocotools defines it, per class, duplicates, false positives on empty images, and the threshold of the best F1.
 
@@ -81,13 +90,15 @@ def evaluate(
         workers: processes that read images.
         device: "auto", "cpu" or "cuda".
         strict: boxes and images at fault are fatal instead of skipped.
+        nms: of two answers of a class that overlap by more than this IoU, 0 to 1, only the better counts; 1 counts both, also of a
+            reference; not given: as the model has it.
     """
     from boxquery.data.open import open_data
 
     detector = _load(run, device)
     opened = open_data(data, strict=strict)
     _warn(opened.notes + [f"skipped: {line}" for line in opened.skipped])
-    metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers)
+    metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers, nms=nms)
     table = Table(title=f"{run} on {split} of {data}", title_justify="left")
     for column in ("", "AP", "AP50", "objects"):
         table.add_column(column, justify="left" if not column else "right")
@@ -172,13 +183,15 @@ def models(name: str | None = None, /) -> Shown:
     """The family on one page; with a name, how that model differs from DETR.
 
     Args:
-        name: one of the family.
+        name: one of the family, or a reference.
     """
-    from boxquery.models import describe, differences, facts, papers, sizes
+    from boxquery.models import describe, differences, facts, papers, references, sizes
 
     known = papers()
+    if name in references():
+        return Shown({"name": name, **{key.lower(): value for key, value in facts(name).items()}}, text=describe(name))
     if name is not None and name not in known:
-        raise UserError(f"no model {name!r}; choose one of {', '.join(known)}")
+        raise UserError(f"no model {name!r}; choose one of {', '.join(known)}, or to compare with {', '.join(references())}")
     rows = []
     for each in known if name is None else [name]:
         lines = {key.lower().replace("-", "_"): value for key, value in facts(each).items()}
@@ -198,7 +211,8 @@ def models(name: str | None = None, /) -> Shown:
         axes = (row[axis] for axis in ("queries", "encoder", "cross_attention", "refinement", "matching"))
         venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}\n{row['paper'].rpartition(' ')[2]}"
         table.add_row(f"[bold]{row['name']}[/bold]\n{venue}", *axes, _size(row["sizes"]["paper"]), row["published"])
-    return Shown({"models": rows}, table)
+    others = ", ".join(references())
+    return Shown({"models": rows, "references": references()}, table, f"Not of the family, to compare with: {others} (docs/references.md)")
 
 
 def _size(count: dict[str, Any]) -> str:

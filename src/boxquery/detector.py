@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -22,11 +22,12 @@ from torch import Tensor
 from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError
-from boxquery.models import create_model, list_models
+from boxquery.models import create_model, list_models, references
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
     from boxquery.models.base import DetectionTransformer
+    from boxquery.models.model import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -81,9 +82,7 @@ class Detector:
         threshold: the score that is used where none is given; 0.5 until an evaluation has found a better one.
     """
 
-    def __init__(
-        self, model: DetectionTransformer, classes: Sequence[str | None], ids: Sequence[int], image_size: int, threshold: float = 0.5
-    ):
+    def __init__(self, model: Model, classes: Sequence[str | None], ids: Sequence[int], image_size: int, threshold: float = 0.5):
         if not len(classes) == len(ids) == model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names and {len(ids)} ids were given")
         self.model, self.classes, self.ids = model, list(classes), list(ids)
@@ -102,6 +101,14 @@ class Detector:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    @property
+    def transformer(self) -> DetectionTransformer:
+        """The model, where it is one of the family. Raises ``UserError`` where it is a reference, which has no queries."""
+        if not self.model.has_queries:
+            name, family = self.model.config["name"], ", ".join(list_models())
+            raise UserError(f"{name} has no queries: this needs a model of the family ({family})")
+        return cast("DetectionTransformer", self.model)
 
     def to(self, device: str | torch.device) -> Detector:
         self.model.to(device)
@@ -201,16 +208,23 @@ class Detector:
 
     @torch.inference_mode()
     def answers(
-        self, images: Tensor, mask: Tensor | None, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False
+        self,
+        images: Tensor,
+        mask: Tensor | None,
+        sizes: list[tuple[int, int]],
+        *,
+        top_k: int | None = None,
+        one_label: bool = False,
+        nms: float | None = None,
     ) -> list[dict[str, Tensor]]:
-        """The model's answers in pixels (see ``DetectionTransformer.postprocess``), without columns that have no name."""
+        """The model's answers in pixels (see ``Model.postprocess``), without columns that have no name."""
         self.model.eval()
         mask = None if mask is None else mask.to(self.device)
         out = self.model(images.to(self.device), mask, last_only=True)
         if None in self.classes:
             unnamed = [i for i, name in enumerate(self.classes) if name is None]
             out.logits[..., unnamed] = -torch.inf
-        return self.model.postprocess(out, sizes, top_k=top_k, one_label=one_label)
+        return self.model.postprocess(out, sizes, top_k=top_k, one_label=one_label, nms=nms)
 
     def _result(self, answer: dict[str, Tensor], threshold: float, size: tuple[int, int], path: str | None) -> Result:
         keep = (answer["scores"] >= threshold) & (answer["scores"] > 0)
@@ -229,9 +243,19 @@ class Detector:
         )
 
     def evaluate(
-        self, data: str | Path | Data, *, split: str = "val", batch_size: int = 8, workers: int = 0, strict: bool = False
+        self,
+        data: str | Path | Data,
+        *,
+        split: str = "val",
+        batch_size: int = 8,
+        workers: int = 0,
+        strict: bool = False,
+        nms: float | None = None,
     ) -> dict[str, Any]:
         """AP and the numbers around it on a split of a data set; classes are matched by name.
+
+        ``nms``: of two answers of a class that overlap by more than this IoU only the better counts; 1: both do; None: as the model has
+        it, which is all of them in the family, and the option ``nms`` of a reference.
 
         Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
         """
@@ -239,11 +263,13 @@ class Detector:
         from boxquery.evaluation.metrics import evaluate
         from boxquery.evaluation.predictions import predict_split, relabelled
 
+        if nms is not None and not 0 < nms <= 1:
+            raise UserError(f"nms={nms}: must be an IoU above 0 and at most 1, which keeps all")
         opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
         if split not in opened.splits:
             raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
         records = relabelled(opened, split, self.classes)
-        found = predict_split(self, records, batch_size=batch_size, workers=workers)
+        found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms)
         names = [name if name is not None else f"(no name {i})" for i, name in enumerate(self.classes)]
         return evaluate(records, found, names, self.ids)
 
@@ -264,7 +290,7 @@ def load(source: str | Path) -> Detector:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         made, options = config["model"], dict(config["model"]["options"])
-        if (name := made["name"]) not in list_models():
+        if (name := made["name"]) not in [*list_models(), *references()]:
             raise UserError(
                 f"{folder / CONFIG}: model {name!r} is none of the library's; register it first (boxquery.models.register, docs/mixing.md)"
             )

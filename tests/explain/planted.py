@@ -26,6 +26,8 @@ def shade(query: int) -> tuple[int, int, int]:
 class Reader(nn.Module):
     """Query q finds the pixels of ``shade(q)``, with the class and score planted for it; without them it waits in a corner at 0.01."""
 
+    has_queries = True
+
     def __init__(self, classes: Sequence[int], scores: Sequence[float]):
         super().__init__()
         self.config = {"name": "reader", "classes": len(NAMES)}

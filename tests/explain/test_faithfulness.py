@@ -41,6 +41,8 @@ class Planted(nn.Module):
         other: query 1's score for class 1, with the same box, as long as query 0's is below it; it is also always sure of class 0.
     """
 
+    has_queries = True
+
     def __init__(self, moves: float = 0.0, other: float = 0.0):
         super().__init__()
         self.moves, self.other = moves, other

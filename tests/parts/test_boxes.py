@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou
 
-from boxquery.parts.boxes import at_least_float32, clamp_logits, cxcywh_to_xyxy, giou
+from boxquery.parts.boxes import at_least_float32, clamp_logits, cxcywh_to_xyxy, giou, without_overlaps
 from boxquery.parts.heads import Head
 
 
@@ -120,3 +120,13 @@ class TestHead:
         with torch.autocast("cpu", torch.bfloat16):
             assert head.box(torch.zeros(1, 8), None).dtype == torch.float32
             assert head.box(torch.zeros(1, 8), torch.zeros(1, 2)).dtype == torch.float32
+
+
+def test_without_overlaps_keeps_the_better_of_a_class():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 60, 60]])  # the first two overlap by 9/11
+    answer = {"scores": torch.tensor([0.5, 0.9, 0.4, 0.3]), "labels": torch.tensor([0, 0, 1, 0]), "boxes": boxes}
+    kept = without_overlaps(answer, 0.5)
+    assert kept["scores"].tolist() == pytest.approx([0.9, 0.4, 0.3])
+    assert kept["labels"].tolist() == [0, 1, 0]
+    assert kept["boxes"].equal(boxes[[1, 2, 3]])
+    assert len(without_overlaps(answer, 0.9)["scores"]) == len(without_overlaps(answer, 1.0)["scores"]) == 4

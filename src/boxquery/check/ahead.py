@@ -13,7 +13,8 @@ from boxquery.data.dataset import Data
 from boxquery.data.transforms import EvalTransform
 
 if TYPE_CHECKING:
-    from boxquery.models.base import DetectionTransformer
+    from boxquery.data.dataset import Split
+    from boxquery.models.model import Model
 
 #: share of the training images with more objects than queries from which a run is doomed
 CROWDED = 0.5
@@ -29,7 +30,7 @@ class Plan:
 
     Attributes:
         model, preset: names.
-        queries: answers an image can have.
+        queries: answers an image can have; limit: the option that says so.
         stride: pixels of a cell of the finest map.
         image_size: short side in pixels.
         steps: optimizer steps; batch_size: images in one, over all processes.
@@ -49,29 +50,34 @@ class Plan:
     usual_lr: float
     start: str = "random"
     drops: bool = False
+    limit: str = "num_queries"
 
 
-def queries_of(model: DetectionTransformer) -> int:
+def queries_of(model: Model) -> int:
     """How many answers an image can have: the queries of the last layer; every pattern asks at every anchor."""
     return model.counts[-1]
 
 
-def drops_queries(model: DetectionTransformer) -> bool:
+def drops_queries(model: Model) -> bool:
     """Whether later layers have fewer queries."""
     return model.counts[-1] < model.counts[0]
 
 
-def objects_ahead(data: Data, plan: Plan) -> tuple[dict[str, Any], list[Finding]]:
-    """Sizes at the training resolution and objects an image, of the training split; and what they mean for this model."""
-    split = data.splits["train"]
-    transform = EvalTransform(plan.image_size)
-    sides, count = [], []
+def sides_ahead(split: Split, image_size: int) -> list[np.ndarray]:
+    """Per image [N, 2]: width and height of its objects in pixels of the model's input, without those that are ignored."""
+    transform = EvalTransform(image_size)
+    sides = []
     for record in split:
         height, width = transform.size(record.height, record.width)
         boxes = record.boxes[~record.ignore]
-        count.append(len(boxes))
         sides.append((boxes[:, 2:] - boxes[:, :2]) * [width / record.width, height / record.height])
-    side, number = np.concatenate(sides), np.array(count)
+    return sides
+
+
+def objects_ahead(data: Data, plan: Plan) -> tuple[dict[str, Any], list[Finding]]:
+    """Sizes at the training resolution and objects an image, of the training split; and what they mean for this model."""
+    sides = sides_ahead(data.splits["train"], plan.image_size)
+    side, number = np.concatenate(sides), np.array([len(own) for own in sides])
     root = np.sqrt(side.prod(1))
     below = float((side.max(1) < plan.stride).mean()) if len(side) else 0.0
     facts = {
@@ -94,12 +100,13 @@ def _queries(number: np.ndarray, plan: Plan) -> Finding | None:
     if not over.any():
         return None
     lost = int((number - plan.queries).clip(0).sum())
+    what = "answers" if plan.limit == "detections" else "queries"
     return Finding(
         "more-objects-than-queries", "doomed" if plan.drops or over.mean() > CROWDED else "warning",
-        f"{over.sum()} of {len(number)} training images have more objects (up to {number.max()}) than the model has queries "
+        f"{over.sum()} of {len(number)} training images have more objects (up to {number.max()}) than the model has {what} "
         f"{'in its last layer ' * plan.drops}"
         f"({plan.queries}): {lost} of {number.sum()} objects can never be answered.",
-        f"Give --option num_queries={_round(number.max())} or more{', in every layer' * plan.drops}.",
+        f"Give --option {plan.limit}={_round(number.max())} or more{', in every layer' * plan.drops}.",
     )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ class Shown:
         console.print(
             f"For {self.plan.model} ({self.plan.preset}) at {ahead['image_size']} px: objects are {side['0']:g} to {side['100']:g} px "
             f"(median {side['50']:g}), a cell is {ahead['cell']} px, {ahead['below_a_cell']:.0%} of the objects are smaller; an image has "
-            f"{number['0']:g} to {number['100']:g} objects (median {number['50']:g}), the model {ahead['queries']} queries.",
+            f"{number['0']:g} to {number['100']:g} objects (median {number['50']:g}), the model at most {ahead['queries']} answers.",
             markup=False,
         )
         for line in facts["notes"]:
@@ -146,7 +146,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
     steps = (epochs or recipe.epochs) * max(len(data.splits["train"]) // batch, 1)
     return Plan(
         model, preset, queries_of(built), built.backbone.strides[0], image_size or recipe.image_size, steps, batch, recipe.lr, recipe.lr,
-        drops=drops_queries(built),
+        drops=drops_queries(built), limit="num_queries" if built.has_queries else "detections",
     )  # fmt: skip
 
 

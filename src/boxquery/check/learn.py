@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from boxquery.check.ahead import sides_ahead
 from boxquery.check.findings import Finding
 from boxquery.check.floors import measured
 from boxquery.data.dataset import Data, Record, Split
@@ -22,7 +23,7 @@ from boxquery.data.transforms import EvalTransform
 from boxquery.evaluation.matching import RIGHT, Prediction, duplicates, gather, match
 from boxquery.evaluation.metrics import evaluate
 from boxquery.models import create_model
-from boxquery.models.base import DetectionTransformer
+from boxquery.models.model import Model
 
 SIDE, IMAGES, GOAL = 160, 4, 0.9
 #: the preset that is taught whatever is trained later: the published sizes do not learn anything in a minute on a processor
@@ -103,6 +104,7 @@ def prove(
     split = chosen(data.splits["train"])
     most = max(int((~record.ignore).sum()) for record in split)
     model = create_model(name, classes=len(data.names), preset=PRESET, **{**options, **_queries(name, options, most)})
+    model.adapt(np.concatenate(sides_ahead(split, SIDE)))
     batch = collate([DetectionDataset(split, EvalTransform(SIDE))[i] for i in range(len(split))]).to(device)
     model.to(device).train()
     planned = measured(name).get("learn_steps") or UNMEASURED if steps is None else steps
@@ -155,12 +157,12 @@ def _queries(name: str, options: dict[str, Any], most: int) -> dict[str, int]:
     """More queries than the preset has, where the images need them."""
     from boxquery.models import preset
 
-    own = options.get("num_queries", preset(name, PRESET).options.num_queries)
+    own = vars(preset(name, PRESET).options).get("num_queries", most)  # a reference has none, and answers with enough
     return {"num_queries": most} if most > own and "num_queries" not in options else {}
 
 
 @torch.no_grad()
-def _answers(model: DetectionTransformer, batch: Batch, split: Split) -> dict[int, Prediction]:
+def _answers(model: Model, batch: Batch, split: Split) -> dict[int, Prediction]:
     model.eval()
     out = model(batch.images, batch.mask, last_only=True)
     model.train()

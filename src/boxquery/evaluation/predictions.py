@@ -27,19 +27,21 @@ def predict_split(
     workers: int = 0,
     only: Sequence[int] | None = None,
     cached: DetectionDataset | None = None,
+    nms: float | None = None,
 ) -> Found:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 
     Args:
         only: positions to predict (one process's share); None: all.
         cached: a data set over this split that keeps decoded images.
+        nms: IoU of suppression, see ``Model.postprocess``.
     """
     dataset = cached or DetectionDataset(split, detector.transform)
     order = list(range(len(split)) if only is None else only)
     found: Found = {}
     for batch in DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, num_workers=workers):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
-        for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes), strict=True):
+        for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
             found[i] = tuple(answer[k].cpu().numpy() for k in ("boxes", "scores", "labels"))  # pyright: ignore[reportArgumentType]
     return found
 

@@ -95,7 +95,7 @@ def measure_split(
 
     Draws no random number, and leaves the model in the mode (training or evaluation) that it was in.
     """
-    model, device = detector.model, detector.device
+    model, device = detector.transformer, detector.device
     dataset = cached or DetectionDataset(split, detector.transform)
     training, parts = model.training, []
     model.eval()

@@ -50,7 +50,7 @@ def outputs(
         model: another model than the detector's, for the same images.
         last_only: the last layer alone.
     """
-    model = (model or detector.model).eval()
+    model = (model or detector.transformer).eval()
     unnamed = [i for i, name in enumerate(detector.classes) if name is None]
     for batch in DataLoader(DetectionDataset(records, detector.transform), batch_size, collate_fn=collate):
         batch = batch.to(detector.device)

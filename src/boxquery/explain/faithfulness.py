@@ -340,7 +340,7 @@ def _answer(detector: Detector, explanation: Explanation, query: int) -> Callabl
     height, width = explanation.size
     wanted = torch.from_numpy(explanation.boxes[-1, query])[None].to(detector.device)
     label, scale = int(explanation.labels[-1, query]), wanted.new_tensor([width, height, width, height])
-    model = detector.model.eval()
+    model = detector.transformer.eval()
 
     def follow(images: Tensor) -> np.ndarray:
         out = model(images, last_only=True)

@@ -177,7 +177,7 @@ def missed(
     objects: Counter[tuple[str, str]] = Counter()
     items: list[Miss] = []
     for batch, out in outputs(detector, records):
-        scores = detector.model.criterion.classification.scores(out.logits).float().cpu().numpy()
+        scores = detector.transformer.criterion.classification.scores(out.logits).float().cpu().numpy()
         for place, position in enumerate(batch.indices):
             record = records[position]
             objects.update(

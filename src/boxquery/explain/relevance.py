@@ -44,7 +44,7 @@ def relevances(detector: Detector, source: Source, queries: Sequence[int], *, si
     none = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
     batch = collate([{"image": detector.transform(image), "target": none, "index": 0}])
     unnamed = [i for i, name in enumerate(detector.classes) if name is None]
-    memory, change = token_relevance(detector.model.eval(), batch.images.to(detector.device), queries, unnamed)
+    memory, change = token_relevance(detector.transformer.eval(), batch.images.to(detector.device), queries, unnamed)
     share = change.clamp(min=0).double()
     share = share / share.sum(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
     # one head, whose queries are those asked for

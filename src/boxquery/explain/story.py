@@ -228,7 +228,7 @@ def explain(detector: Detector, source: Source, *, threshold: float | None = Non
     image = as_image(source)
     none = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
     batch = collate([{"image": detector.transform(image), "target": none, "index": 0}])
-    model, device = detector.model.eval(), detector.device
+    model, device = detector.transformer.eval(), detector.device
     out = model(batch.images.to(device), None if batch.mask is None else batch.mask.to(device), trace=True)
     logits = out.logits[:, 0]
     if None in detector.classes:

@@ -175,8 +175,8 @@ def usage(detector: Detector, data: str | Path | Data, split: str = "val", *, th
     """
     least = least_score(detector, threshold)
     source, records = records_of(detector, data, split)
-    with_it = _Tally(detector, records, detector.model)
-    without = _Tally(detector, records, without_exchange(detector.model))
+    with_it = _Tally(detector, records, detector.transformer)
+    without = _Tally(detector, records, without_exchange(detector.transformer))
     return Usage(
         model=detector.model.config["name"],
         data=source,

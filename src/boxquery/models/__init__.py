@@ -16,6 +16,7 @@ from boxquery.errors import UserError
 
 if TYPE_CHECKING:
     from boxquery.models.base import DetectionTransformer
+    from boxquery.models.model import Model
     from boxquery.models.options import Preset
 
 HERE = Path(__file__).parent
@@ -41,7 +42,12 @@ def list_models() -> list[str]:
 
 def papers() -> list[str]:
     """The library's own models, sorted; read from the files that name a paper, without importing them."""
-    return sorted(path.stem.replace("_", "-") for path in HERE.glob("*.py") if "Paper:" in describe(path.stem))
+    return sorted(path.stem.replace("_", "-") for path in HERE.glob("*.py") if "Paper:" in _docstring(path))
+
+
+def references() -> list[str]:
+    """What the family is compared with, sorted: torchvision's detectors, which the rest of the library takes like any model's name."""
+    return sorted(path.stem.replace("_", "-") for path in (HERE / "reference").glob("*.py") if "Paper:" in _docstring(path))
 
 
 def register(name: str, paper: Paper) -> None:
@@ -56,7 +62,7 @@ def register(name: str, paper: Paper) -> None:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"name={name!r}: must be lower-case words and numbers joined by hyphens")
-    if name in papers():
+    if name in [*papers(), *references()]:
         raise UserError(f"name={name!r}: the library's own model is called so; choose another name")
     known = getattr(paper, "PRESETS", None)
     if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
@@ -65,10 +71,15 @@ def register(name: str, paper: Paper) -> None:
 
 
 def describe(name: str) -> str:
-    """The docstring of a model's file: its paper and how it differs from DETR."""
+    """The docstring of a model's file: its paper and, of the family, how it differs from DETR."""
     if name in _own:
         return inspect.cleandoc(_own[name].__doc__ or "")
-    return ast.get_docstring(ast.parse((HERE / f"{name.replace('-', '_')}.py").read_text(encoding="utf-8"))) or ""
+    file = f"{name.replace('-', '_')}.py"
+    return _docstring(next((path for path in (HERE / file, HERE / "reference" / file) if path.is_file()), HERE / file))
+
+
+def _docstring(path: Path) -> str:
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 def facts(name: str) -> dict[str, str]:
@@ -97,11 +108,11 @@ def preset(name: str, size: str = "paper") -> Preset:
 
 def create_model(
     name: str, *, classes: int | list[str], backbone: str | None = None, pretrained: bool = False, preset: str = "paper", **options: Any
-) -> DetectionTransformer:
+) -> Model:
     """Build a model.
 
     Args:
-        name: from ``list_models()``.
+        name: from ``list_models()`` or ``boxquery.models.references()``.
         classes: a count, or a list of names.
         backbone: any timm feature extractor; None: the preset's.
         pretrained: backbone weights from the hub; stem, first stage and batch norm are then frozen, as published.
@@ -124,7 +135,8 @@ def create_model(
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")
     model = paper.build(count, chosen, pretrained)
-    apply(model, chosen)
+    if model.has_queries:
+        apply(model, chosen)
     model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": asdict(chosen)}
     if pretrained:
         model.freeze()
@@ -134,6 +146,10 @@ def create_model(
 def _paper(name: str) -> Any:
     if name in _own:
         return _own[name]
-    if name not in papers():
-        raise UserError(f"no model {name!r}; choose one of {', '.join(list_models())}; your own must be registered first (docs/mixing.md)")
-    return import_module(f"boxquery.models.{name.replace('-', '_')}")
+    for room, names in (("models", papers()), ("models.reference", references())):
+        if name in names:
+            return import_module(f"boxquery.{room}.{name.replace('-', '_')}")
+    raise UserError(
+        f"no model {name!r}; choose one of {', '.join(list_models())}, or to compare with {', '.join(references())}; "
+        "your own must be registered first (docs/mixing.md)"
+    )

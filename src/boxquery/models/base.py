@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from boxquery.matching.denoising import Noisy
 from boxquery.matching.loss import SetLoss
 from boxquery.matching.output import Output, Predictions, Taught
+from boxquery.models.model import Model
 from boxquery.parts.attention import Look
 from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.boxes import without_overlaps
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.places import OtherPosition
 from boxquery.parts.trace import LayerTrace, Trace
 
 
@@ -85,7 +88,7 @@ def place_at_position(state: State, memory: Memory, layer: int) -> tuple[State, 
     return state, Look(position=state.position, axes=state.axes, reference=reference, self_mask=state.self_mask)
 
 
-class DetectionTransformer(nn.Module):
+class DetectionTransformer(Model):
     """Backbone, encoder, queries, decoder layers, heads: every model of the family is one of these.
 
     Args:
@@ -122,10 +125,7 @@ class DetectionTransformer(nn.Module):
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.norm = nn.Identity() if norm is None else norm
         self.place, self.refine, self.criterion, self.slow = place, refine, criterion, slow
-        #: ordinary queries of every decoder layer, where ``create_model`` was told; fewer than in the layer before: the best go on
-        self.counts: tuple[int, ...] = ()
-        #: what ``create_model`` was called with; enough to build the model again
-        self.config: dict = {}
+        self.config = {}
 
     def forward(
         self,
@@ -219,21 +219,25 @@ class DetectionTransformer(nn.Module):
         """The weighted sum, and every unweighted term: ``{"class": [L], "l1": [L], "giou": [L], "proposals.class": [], ...}``."""
         return self.criterion(out, targets)
 
-    def postprocess(self, out: Output, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False) -> list[dict]:
+    def postprocess(
+        self, out: Output, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False, nms: float | None = None
+    ) -> list[dict]:
         """Answers in pixels: per image ``{"scores" [K], "labels" [K], "boxes" [K, 4] xyxy, unclipped}``, best first.
 
         Args:
             sizes: (height, width) of the original images.
             top_k: how many; None: the paper's own number.
             one_label: each query answers with its best class only.
+            nms: of two answers of a class that overlap by more than this IoU the better stays; None: both, as published.
         """
         alive = None if out.alive is None else out.alive[-1]
-        return self.criterion.answers(out.logits[-1], out.boxes[-1], sizes, top_k, one_label, alive)
+        found = self.criterion.answers(out.logits[-1], out.boxes[-1], sizes, top_k, one_label, alive)
+        return found if nms is None else [without_overlaps(answer, nms) for answer in found]
 
-    def freeze(self) -> None:
-        """Stem, first stage and batch norm of the backbone keep their (trained) values, as published."""
-        self.backbone.freeze()
-        self.config["frozen"] = True
+    def per_query(self) -> list[nn.Parameter]:
+        """The queries' own parameters, not those of networks beside them; and other positions that they were given."""
+        owners = (self.queries, *(part for part in self.modules() if isinstance(part, OtherPosition)))
+        return [parameter for part in owners for parameter in part.parameters(recurse=False)]
 
 
 class Answers:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from boxquery.errors import UserError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class Recipe:
         image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
         epochs, batch_size: of one process.
         lr, backbone_lr: rates of transformer and backbone.
+        optimizer: "adamw", or "sgd" with a momentum of 0.9.
         slow, queries: factors on ``lr`` for parameters that a paper trains slower, and for what is learned a query (places, contents):
             each gets a gradient from its own few objects only.
         decay: "step" (to a tenth after ``decay_at`` of the steps) or "cosine" (to zero).
@@ -121,6 +125,7 @@ class Recipe:
     image_size: int = 800
     epochs: int = 300
     batch_size: int = 2
+    optimizer: str = "adamw"
     lr: float = 1e-4
     backbone_lr: float = 1e-5
     slow: float = 0.1
@@ -186,19 +191,19 @@ def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
     }
 
 
-T = TypeVar("T", bound="Options")
+T = TypeVar("T", bound="DataclassInstance")
 
 
 def with_options(start: T, given: dict[str, Any], what: str) -> T:
     """``start`` with the given fields replaced; an unknown name or a value of another type is a ``UserError`` that lists the known ones."""
     hints = get_type_hints(type(start))
-    known = {f.name: hints[f.name] for f in fields(start)}  # pyright: ignore[reportArgumentType]
+    known = {f.name: hints[f.name] for f in fields(start)}
     for name, value in given.items():
         if name not in known:
             raise UserError(f"{what}: unknown option {name!r}; known: {', '.join(sorted(known))}")
         if (problem := _mismatch(value, known[name])) is not None:
             raise UserError(f"{what}: {name}={value!r}: {problem}")
-    return replace(start, **given)  # pyright: ignore[reportType]
+    return replace(start, **given)
 
 
 def _mismatch(value: Any, hint: Any) -> str | None:

@@ -11,7 +11,7 @@ from boxquery.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from boxquery.models.base import DetectionTransformer
+    from boxquery.models.model import Model
 
 #: our name of a model -> the module with its key map
 AUTHORS = {
@@ -26,7 +26,7 @@ AUTHORS = {
 }
 
 
-def load_official(model: DetectionTransformer, state_dict: dict[str, Tensor]) -> dict[str, list[str]]:
+def load_official(model: Model, state_dict: dict[str, Tensor]) -> dict[str, list[str]]:
     """Fill a model with the tensors of its authors' checkpoint.
 
     Args:

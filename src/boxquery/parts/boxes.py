@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.ops import box_convert
+from torchvision.ops import batched_nms, box_convert
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
@@ -26,6 +26,15 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     union = area_a + area_b - intersection
     hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
     return intersection / union - (hull - union) / hull
+
+
+def without_overlaps(answer: dict[str, Tensor], iou: float) -> dict[str, Tensor]:
+    """Non-maximum suppression: answers of one image without those that overlap a better one of their class by more than ``iou``.
+
+    ``answer`` has ``scores`` [K], ``labels`` [K] and ``boxes`` [K, 4] xyxy; what stays is best first.
+    """
+    keep = batched_nms(answer["boxes"], answer["scores"], answer["labels"], iou)
+    return {name: values[keep] for name, values in answer.items()}
 
 
 #: how far DAB-DETR and all that build on it keep a base from 0 and 1

@@ -98,13 +98,13 @@ class Tokens(nn.Module):
                 position = position.flatten(1, 2)
                 positions.append(position if self.level_embedding is None else position + self.level_embedding[level])
             tokens.append(features.flatten(2).transpose(1, 2))
-            columns, rows = _extent(padding)
+            columns, rows = extent(padding)
             ratios.append(torch.stack((columns / cells[1], rows / cells[0]), -1))
             masks.append(padding.flatten(1))
         every = torch.cat(tokens, 1)
         # positions, ratios and extents stay float32 at least, also under autocast
         exact = torch.promote_types(every.dtype, torch.float32)
-        width, height = (every.new_full((1,), n, dtype=exact) for n in (size[1], size[0])) if mask is None else _extent(mask)
+        width, height = (every.new_full((1,), n, dtype=exact) for n in (size[1], size[0])) if mask is None else extent(mask)
         return Memory(
             tokens=every,
             position=torch.cat(positions, 1) if positions else None,
@@ -116,6 +116,6 @@ class Tokens(nn.Module):
         )
 
 
-def _extent(padding: Tensor) -> tuple[Tensor, Tensor]:
+def extent(padding: Tensor) -> tuple[Tensor, Tensor]:
     """[B, h, w] bool, True = padding -> valid columns and rows, int64 [B] each."""
     return (~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)

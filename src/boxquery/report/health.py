@@ -66,7 +66,7 @@ def _ahead(check: Mapping[str, Any]) -> str:
     return (
         f'<p class="note">At {ahead["image_size"]} pixels objects are {side["0"]:g} to {side["100"]:g} pixels (median {side["50"]:g}); '
         f"a cell is {ahead['cell']}, and {100 * ahead['below_a_cell']:.0f} % of the objects are smaller. An image has {number['0']:g} to "
-        f"{number['100']:g} objects (median {number['50']:g}), the model {ahead['queries']} queries.</p>"
+        f"{number['100']:g} objects (median {number['50']:g}), the model at most {ahead['queries']} answers.</p>"
     )
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from boxquery.data.dataset import Split
 from boxquery.detector import Detector
 from boxquery.evaluation.predictions import predict_split
-from boxquery.models.base import DetectionTransformer
+from boxquery.models.model import Model
 from boxquery.training.config import RunConfig
 
 #: share of the minutes that is planned; the rest is for reading data, the last evaluation, the report, and a machine that slows down
@@ -29,7 +29,7 @@ TIMED_PROCESSOR = 48
 TIMING = 0.03
 
 
-def within(config: RunConfig, model: DetectionTransformer, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
+def within(config: RunConfig, model: Model, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
     """``config`` with the epochs, batches an epoch and evaluations that fit into its ``minutes``; the model itself is not changed."""
     assert config.minutes is not None
     (first, later), look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
@@ -60,7 +60,7 @@ def clock(config: RunConfig) -> Callable[[], float]:
     return time.process_time if config.clock == "processor" else time.monotonic
 
 
-def _step_seconds(config: RunConfig, model: DetectionTransformer, loader: DataLoader) -> tuple[float, float]:
+def _step_seconds(config: RunConfig, model: Model, loader: DataLoader) -> tuple[float, float]:
     """Of a step whose images are read for the first time, and of one with the same images again."""
     assert config.minutes is not None
     model.to(config.device).train()

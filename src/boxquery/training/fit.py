@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import time
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from boxquery.check.ahead import Plan, drops_queries, queries_of, steps_ahead
+from boxquery.check.ahead import Plan, drops_queries, queries_of, sides_ahead, steps_ahead
 from boxquery.check.examine import Checkup, examine
 from boxquery.check.findings import Finding
 from boxquery.check.raw import open_with_evidence
@@ -97,6 +99,7 @@ class _Run:
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world), 1)
             config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
+            config = replace(config, options=config.options | self.model.adapt(np.concatenate(sides_ahead(train, config.image_size))))
         self.config = config
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, augment)
@@ -110,6 +113,7 @@ class _Run:
         return Plan(
             c.model, c.preset, queries_of(self.model), self.model.backbone.strides[0], c.image_size, steps,
             c.batch_size * c.accumulate * c.world, c.lr, preset(c.model, c.preset).recipe.lr, start, drops_queries(self.model),
+            "num_queries" if self.model.has_queries else "detections",
         )  # fmt: skip
 
     def check(self, evidence: list[Finding]) -> Checkup:
@@ -144,7 +148,7 @@ class _Run:
     def start_from(self, origin: Detector) -> None:
         """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
         c, names = self.config, self.data.names
-        found = transfer(origin.model, self.model, origin.classes, names)
+        found = transfer(origin.transformer, self.detector.transformer, origin.classes, names)
         frozen = found.backbone and (c.preset == "paper" or c.freeze_backbone or origin.model.config["frozen"])
         if frozen and not c.pretrained:
             self.model.freeze()
@@ -266,7 +270,8 @@ def _same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
             continue
         if name in ("data", "start_from") and own and Path(str(asked)).resolve() == Path(own).resolve():
             continue
-        if name == "options" and asked.items() <= own.items():  # what was said is among what the source and the user chose
+        # what was said is among what the source, the user and the data chose; a file makes lists of sequences
+        if name == "options" and all(key in own and own[key] == value for key, value in json.loads(json.dumps(asked)).items()):
             continue
         raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
     if (processes := int(os.environ.get("WORLD_SIZE", 1))) != config.world:
@@ -277,7 +282,7 @@ def _same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
 def _like(origin: Detector, wish: RunConfig) -> RunConfig:
     """What was not said is as the source has it: its options, so that weights fit, and its image size, unless a preset is asked for."""
     made = origin.model.config
-    check_same_model(origin.model, wish.model or made["name"])
+    check_same_model(origin.transformer, wish.model or made["name"])
     size = wish.preset or made["preset"]
     options = {name: own for name, (_, own) in changed_options(asdict(preset(made["name"], size).options), made["options"]).items()}
     return replace(

@@ -46,7 +46,8 @@ class Keeper(L.Callback):
         self.started, self.before = _clocks(), (0.0, 0.0)
         self.images = DetectionDataset(val, detector.transform, cache=True)
         seen = config.batches * config.batch_size
-        self.sample = with_objects(val, min(max(seen // SAMPLED, 1), SAMPLED_AT_MOST))
+        #: none of a model that has no queries to measure
+        self.sample = with_objects(val, min(max(seen // SAMPLED, 1), SAMPLED_AT_MOST)) if detector.model.has_queries else []
         #: the query of each of their objects after the last epoch
         self.finders: list[int] = []
         self.diagnosis = Diagnosis(folder, config, val)

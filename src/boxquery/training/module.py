@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer
+from boxquery.models.model import Model
 from boxquery.models.options import Recipe
-from boxquery.parts.places import OtherPosition
 from boxquery.training.diagnosis import not_finite
 
 
@@ -34,7 +33,7 @@ class Training(L.LightningModule):
         seed: of everything that a step draws (dropout, denoising); set anew for every step, so that a resumed run draws the same.
     """
 
-    def __init__(self, model: DetectionTransformer, recipe: Recipe, steps: int, ids: Sequence[int | str], seed: int):
+    def __init__(self, model: Model, recipe: Recipe, steps: int, ids: Sequence[int | str], seed: int):
         super().__init__()
         self.model, self.recipe, self.steps, self.ids, self.seed = model, recipe, steps, ids, seed
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
@@ -49,7 +48,7 @@ class Training(L.LightningModule):
         self.previous: dict[str, Any] | None = None
 
     @property
-    def best_guess(self) -> DetectionTransformer:
+    def best_guess(self) -> Model:
         """The model to evaluate and to save."""
         return self.model if self.average is None else self.average
 
@@ -69,7 +68,12 @@ class Training(L.LightningModule):
             loss, terms = self.model.loss(out, batch.targets)
         except UserError as error:
             raise not_finite(
-                self.where(batch.indices, batch.images.shape, batch_idx), str(error), self.previous, out, self.model, self.kept()
+                self.where(batch.indices, batch.images.shape, batch_idx),
+                str(error),
+                self.previous,
+                out if self.model.has_queries else None,
+                self.model,
+                self.kept(),
             ) from error
         where = partial(self.where, batch.indices, batch.images.shape, batch_idx)  # not the batch itself: its memory is needed
         terms = {name: value.detach() for name, value in terms.items()}
@@ -118,15 +122,18 @@ class Training(L.LightningModule):
             self.previous["norm"] = norm
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(parameter_groups(self.model, self.recipe), weight_decay=self.recipe.weight_decay, fused=True)
+        groups, decay = parameter_groups(self.model, self.recipe), self.recipe.weight_decay
+        if self.recipe.optimizer == "sgd":
+            optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=decay, fused=True)
+        else:
+            optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(self.recipe, self.steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def parameter_groups(model: DetectionTransformer, recipe: Recipe) -> list[dict[str, Any]]:
+def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     """Rates of the transformer, the backbone, what the paper trains slower (reference points, offsets), and what is learned a query."""
-    owners = (model.queries, *(part for part in model.modules() if isinstance(part, OtherPosition)))
-    own = {id(parameter) for part in owners for parameter in part.parameters(recurse=False)}
+    own = {id(parameter) for parameter in model.per_query()}
     groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": [], "queries": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
