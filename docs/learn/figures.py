@@ -483,8 +483,8 @@ def duplicates(runs: Path) -> tuple[Figure, str]:
     for k, (label, colour) in enumerate((("queries hear each other", TEAL), ("each query hears itself only", RED))):
         at = np.arange(len(counts)) + 0.38 * (k - 0.5)
         bars = axis.bar(at, [100 * pair[k] for pair in counts.values()], 0.36, color=colour, label=label)
-        axis.bar_label(bars, fmt="%.0f %%", fontsize=8)
-    axis.set_xticks(range(len(counts)), list(counts), fontsize=8)
+        axis.bar_label(bars, fmt="%.0f", fontsize=8)
+    axis.set_xticks(range(len(counts)), [name.replace("-detr", "\ndetr") for name in counts], fontsize=8)
     axis.set_ylabel("duplicates, % of answers", fontsize=8)
     axis.set_title("60 scenes: of the N best answers for N objects,\nthose that repeat a better one", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
