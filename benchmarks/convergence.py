@@ -219,22 +219,33 @@ def write(folder: Path, out: Path, images: int) -> None:
 
 
 def draw(path: Path, rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]], images: int) -> None:
-    """AP50 against images seen (the claim) and against processor-seconds (beside it): a line a seed, each model at its better rate."""
+    """AP50 against images seen (the claim) and processor-seconds; longer runs in the middle; a line a seed, at the better rate."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, name in zip(axes, ("images", "processor_seconds"), strict=True):
-        for number, row in enumerate(rows):
-            for seed in SEEDS:
-                points = curves.get(f"{row['model']}-{row['rate']:g}-{seed}-{images // EPOCH}", [])
-                x, y = [0.0, *(p[name] for p in points)], [0.0, *(p["AP50"] for p in points)]
-                axis.plot(x, y, color=f"C{number}", lw=1.5, label=row["model"] if seed == SEEDS[0] else None)
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
+    planned = images // EPOCH
+    for number, row in enumerate(rows):
+        usual = [curves.get(f"{row['model']}-{row['rate']:g}-{seed}-{planned}", []) for seed in SEEDS]
+        longer = [points for name, points in curves.items() if name.startswith(f"{row['model']}-{min(RATES):g}-") and len(points) > planned]
+        for axis, name, which in (
+            (axes[0], "images", usual),
+            (axes[1], "images", longer or usual),
+            (axes[2], "processor_seconds", usual),
+        ):
+            for points in which:
+                if len(points) >= planned:
+                    x, y = [0.0, *(p[name] for p in points)], [0.0, *(p["AP50"] for p in points)]
+                    axis.plot(x, y, color=f"C{number}", lw=1.5, label=row["model"] if points is which[0] else None)
+    for axis, title in zip(
+        axes, ("images seen", "images seen, with the longer runs", "processor-seconds (training and evaluation)"), strict=True
+    ):
         axis.axhline(GOAL, color="0.7", lw=0.8, ls="--")
-        axis.set(xlabel={"images": "images seen", "processor_seconds": "processor-seconds (training and evaluation)"}[name], xlim=0, ylim=0)
+        axis.set(xlabel=title, xlim=0, ylim=0)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("AP50 on 200 validation scenes")
-    axes[0].legend(frameon=False)
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside right upper", frameon=False)
     figure.savefig(path, metadata={"Date": None})
 
 
