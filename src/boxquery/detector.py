@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,14 +14,15 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError
 from boxquery.models import create_model, list_models, references
+from boxquery.report.files import whole
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from boxquery.models.model import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SUM = "crc32"
+"""In the metadata of the weights, their check sum: the format has none, and a flipped bit would be a wrong answer. The only entry, since
+safetensors writes several in any order and the same weights would be different files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +120,15 @@ class Detector:
     # -- files ------------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``model.safetensors``; written beside and renamed, so that a crash leaves the old ones whole."""
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all; the weights know their own check sum.
+
+        Raises ``UserError`` where they cannot be written.
+        """
         folder = Path(folder)
-        beside = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, beside / WEIGHTS, metadata={"format": "pt"}
-        )
-        (beside / CONFIG).write_text(json.dumps(self.config(), indent=1) + "\n", encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (WEIGHTS, CONFIG):
-            os.replace(beside / name, folder / name)
-        beside.rmdir()
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        with whole(folder / WEIGHTS) as weights_file, whole(folder / CONFIG) as config_file:
+            weights_file.write(to_bytes(weights, metadata={SUM: _check_sum(weights)}))
+            config_file.write((json.dumps(self.config(), indent=1) + "\n").encode())
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -297,14 +296,36 @@ def load(source: str | Path) -> Detector:
         model = create_model(name, classes=made["classes"], preset=made["preset"], **options)
         if made["frozen"]:
             model.freeze()
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        model.load_state_dict(_weights(folder / WEIGHTS))
         detector = Detector(model.eval(), config["classes"], config["ids"], config["image_size"], config["threshold"])
         detector.run = run
         return detector
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: not a boxquery model's configuration ({type(error).__name__}: {error})") from error
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({str(error).splitlines()[0]})") from error
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which are what was written and finite. Raises ``UserError``."""
+    with safe_open(path, "pt") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if metadata.get(SUM, "") not in ("", _check_sum(weights)):
+        raise UserError(f"{path}: damaged, its check sum is another; copy it again")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; use another state of this model")
+    return weights
+
+
+def _check_sum(weights: Mapping[str, Tensor]) -> str:
+    """CRC-32 over the bytes of all tensors, by name."""
+    total = 0
+    for name in sorted(weights):
+        total = zlib.crc32(weights[name].reshape(-1).view(torch.uint8).numpy(), total)
+    return f"{total:08x}"
 
 
 def _download(source: str) -> Path:

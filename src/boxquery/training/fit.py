@@ -37,9 +37,10 @@ from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.budget import fitted, within
 from boxquery.training.config import FILE, MODEL, PRESET, RunConfig, usual_val_every
-from boxquery.training.keeper import LAST, Keeper
+from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
+from boxquery.training.state import StateFiles, held, newest
 from boxquery.transfer import FILE as TRANSFERRED
 from boxquery.transfer import changed_options, check_same_model, fingerprint, read_source, transfer
 
@@ -52,6 +53,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     rank = int(os.environ.get("RANK", 0))
     console = Console(stderr=True, quiet=rank > 0, soft_wrap=True)
     source = data.source if isinstance(data, Data) else str(data)
+    resume = resume or _restarted(out)
     origin = None
     if wish.start_from and not resume:
         origin, remarks = read_source(wish.start_from, wish.model, wish.options)
@@ -61,20 +63,39 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     folder = _folder(out, wish, source, resume)
     if resume:
         config = _same(RunConfig.read(folder), replace(wish, data=source), folder)
-        if not (folder / LAST).is_file():
-            raise UserError(f"{folder / LAST}: nothing to go on from (no epoch was finished); remove {folder} and train again")
     else:
         config = _resolved(replace(wish, data=source))
     opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
     run = _Run(folder, config, opened, console, resume)
-    if origin is not None:
-        run.start_from(origin)
-    if not resume:
-        checkup = run.check(evidence)
-        run.begin()
-        run.keep(checkup)
-    return run.fit(resume)
+    with held(folder) if rank == 0 else contextlib.nullcontext():
+        state = None
+        if resume:
+            state, note = newest(folder)
+            if note:
+                console.print(note, markup=False)
+            if state is None and config.start_from:
+                origin = _same_source(config)
+        if origin is not None:
+            run.start_from(origin)
+        if not resume:
+            checkup = run.check(evidence)
+            run.begin()
+            run.keep(checkup)
+        return run.fit(state)
+
+
+def _restarted(out: Path | None) -> bool:
+    """Whether torchrun has started this run again after one of its processes died: then it goes on."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and out is not None and (out / FILE).is_file()
+
+
+def _same_source(config: RunConfig) -> Detector:
+    """What a run started from that has no state yet. Raises ``UserError`` where it is no longer what it was."""
+    origin, _ = read_source(config.start_from, config.model, config.options)
+    if fingerprint(origin) != config.start_hash:
+        raise UserError(f"{config.start_from} is not what the run started from any more; train again in another --out")
+    return origin
 
 
 class _Run:
@@ -181,12 +202,14 @@ class _Run:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write(self.folder)
-            write_data(self.folder, self.data)
             if self.transferred:
                 write_json(self.folder / TRANSFERRED, self.transferred)
 
-    def fit(self, resume: bool) -> Detector:
+    def fit(self, state: Path | None) -> Detector:
+        """Train from a state, or from the beginning."""
         c = self.config
+        if state is None and self.rank == 0:
+            write_data(self.folder, self.data)
         module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
         bar = LiveBar(self.console, c.batches, c.epochs)
         keeper = Keeper(self.folder, c, self.detector, self.val, bar)
@@ -203,6 +226,7 @@ class _Run:
                 accumulate_grad_batches=c.accumulate,
                 gradient_clip_val=self.recipe.clip or None,
                 callbacks=[keeper, bar],
+                plugins=[StateFiles({name: tensor.shape for name, tensor in module.state_dict().items()})],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -212,7 +236,7 @@ class _Run:
                 default_root_dir=self.folder,
             )
             try:
-                trainer.fit(module, self.loader(), ckpt_path=self.folder / LAST if resume else None, weights_only=True if resume else None)
+                trainer.fit(module, self.loader(), ckpt_path=state, weights_only=True)
             except SystemExit as stopped:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from stopped
         if self.rank == 0:
@@ -326,14 +350,18 @@ def _resolved(wish: RunConfig) -> RunConfig:
 def _folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> Path:
     """The run folder; an existing run is never written over."""
     if out is not None:
-        folder = out
-        if not resume and (folder / FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
-            raise UserError(f"{folder} holds another run; go on with it by --resume, or choose another --out")
-        if folder.is_file():
-            raise UserError(f"{folder} is a file; choose another --out")
-        return folder
+        try:
+            if not resume and (out / FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
+                raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
+            if out.is_file():
+                raise UserError(f"{out} is a file; choose another --out")
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
+        return out
     if resume:
         raise UserError("--resume needs --out, the folder of the run to go on with")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("several processes need --out, a folder for all of them")
     stem = f"{wish.model or MODEL}-{wish.preset or PRESET}-{Path(source).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,8 @@ from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
+from boxquery.training.state import LAST
 
-LAST = "last.ckpt"
 #: one image in so many of an epoch is looked at again for the alignment; a traced forward pass and its measurement cost 0.3 to 0.75 of an
 #: image's training step, so this is 0.6 to 1.5 % of the steps. Of an epoch of fewer images it is the one that there must be
 SAMPLED, SAMPLED_AT_MOST = 50, 32
@@ -67,6 +66,7 @@ class Keeper(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.started = _clocks()
+        self._stop_if_waited(trainer)  # it may have died after it had decided to stop
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
@@ -153,14 +153,14 @@ class Keeper(L.Callback):
                 best.save(self.folder / "model")
         else:
             self.waited += 1
-            if self.config.patience and self.waited >= self.config.patience:
-                trainer.should_stop = True
+            self._stop_if_waited(trainer)
+
+    def _stop_if_waited(self, trainer: L.Trainer) -> None:
+        if self.config.patience and self.waited >= self.config.patience:
+            trainer.should_stop = True
 
     def _keep(self, trainer: L.Trainer) -> None:
-        beside = self.folder / f".{LAST}.new"
-        trainer.save_checkpoint(beside)
-        if trainer.is_global_zero:
-            os.replace(beside, self.folder / LAST)
+        trainer.save_checkpoint(self.folder / LAST)
 
 
 def _clocks() -> tuple[float, float]:
