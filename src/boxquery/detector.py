@@ -20,7 +20,7 @@ from torch import Tensor
 
 from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
-from boxquery.errors import UserError
+from boxquery.errors import UserError, first_line
 from boxquery.models import create_model, list_models, references
 from boxquery.report.files import whole
 
@@ -256,11 +256,12 @@ class Detector:
         ``nms``: of two answers of a class that overlap by more than this IoU only the better counts; 1: both do; None: as the model has
         it, which is all of them in the family, and the option ``nms`` of a reference.
 
+        An image whose pixels cannot be read is named on stderr and left out; with ``strict`` it is fatal.
         Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
         """
         from boxquery.data.open import open_data
         from boxquery.evaluation.metrics import evaluate
-        from boxquery.evaluation.predictions import predict_split, relabelled
+        from boxquery.evaluation.predictions import predict_split, readable, relabelled
 
         if nms is not None and not 0 < nms <= 1:
             raise UserError(f"nms={nms}: must be an IoU above 0 and at most 1, which keeps all")
@@ -268,7 +269,8 @@ class Detector:
         if split not in opened.splits:
             raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
         records = relabelled(opened, split, self.classes)
-        found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms)
+        found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
+        records, found = readable(records, found)
         names = [name if name is not None else f"(no name {i})" for i, name in enumerate(self.classes)]
         return evaluate(records, found, names, self.ids)
 
@@ -297,6 +299,10 @@ def load(source: str | Path) -> Detector:
         if made["frozen"]:
             model.freeze()
         model.load_state_dict(_weights(folder / WEIGHTS))
+        if not all(name is None or isinstance(name, str) for name in config["classes"]):
+            raise TypeError("classes should be words")
+        if not isinstance(config["threshold"], (int, float)) or not 0 <= config["threshold"] <= 1:
+            raise TypeError("threshold should be from 0 to 1")
         detector = Detector(model.eval(), config["classes"], config["ids"], config["image_size"], config["threshold"])
         detector.run = run
         return detector
@@ -305,7 +311,7 @@ def load(source: str | Path) -> Detector:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: not a boxquery model's configuration ({type(error).__name__}: {error})") from error
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({first_line(error)})") from error
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
@@ -324,7 +330,7 @@ def _check_sum(weights: Mapping[str, Tensor]) -> str:
     """CRC-32 over the bytes of all tensors, by name."""
     total = 0
     for name in sorted(weights):
-        total = zlib.crc32(weights[name].reshape(-1).view(torch.uint8).numpy(), total)
+        total = zlib.crc32(weights[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
 
 

@@ -49,7 +49,7 @@ def list_data(source: str | Path) -> Listing:
     if not exists:
         raise UserError(f"{source}: no such file or folder; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
     path = Path(os.path.abspath(path))  # the readers compare paths, so theirs have no ".." left
-    return _folder(path) if is_folder else _file(path)
+    return layout_of(path) if is_folder else _file(path)
 
 
 def _file(path: Path) -> Listing:
@@ -62,8 +62,8 @@ def _file(path: Path) -> Listing:
     raise UserError(f"{path}: not a data set; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
 
 
-def _folder(root: Path) -> Listing:
-    """Reads a folder in the first layout it shows, or the only folder inside it."""
+def layout_of(root: Path) -> Listing:
+    """What a folder lists, in the first layout that it or the only folder inside it shows. Raises ``UserError``."""
     try:
         listing = _layout(root)
         inner = [place for place in root.iterdir() if place.is_dir() and not place.name.startswith(".")]

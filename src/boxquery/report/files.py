@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from boxquery.data.dataset import Data
-from boxquery.errors import UserError
+from boxquery.errors import UserError, plain
 
 #: the ending of files that are not whole yet
 BESIDE = ".new"
@@ -112,8 +112,8 @@ def _number(cell: str) -> float:
 def whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write (and read back) that takes the place of ``path`` when all of it is on the disk, and not at all where that fails.
 
-    It is written beside its place, so that nobody ever reads half of it, whenever the process dies. Raises ``UserError`` where the operating
-    system refuses (a full disk, a read-only folder).
+    It is written beside its place, so that nobody ever reads half of it, whenever the process dies. Raises ``UserError`` where the
+    operating system refuses (a full disk, a read-only folder).
     """
     temporary = None
     try:
@@ -132,7 +132,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
         if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room there, or choose another place") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another") from error
         raise
 
 
@@ -177,7 +177,7 @@ def data_facts(data: Data) -> dict[str, Any]:
             "ignored": int(sum(record.ignore.sum() for record in split)),
             "per_class": per_class.tolist(),
         }
-    facts = {"source": str(data.source), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
+    facts = {"source": plain(str(data.source)), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
     return facts | {"notes": data.notes, "skipped": data.skipped}
 
 

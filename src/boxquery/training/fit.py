@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -30,7 +31,7 @@ from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector, load
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import predict_split
+from boxquery.evaluation.predictions import predict_split, readable
 from boxquery.models import create_model, preset
 from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
@@ -61,14 +62,13 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
         for line in remarks:
             console.print(f"note: {line}", markup=False)
     folder = _folder(out, wish, source, resume)
-    if resume:
-        config = _same(RunConfig.read(folder), replace(wish, data=source), folder)
-    else:
-        config = _resolved(replace(wish, data=source))
+    wish = replace(wish, data=source)
+    config = _same(RunConfig.read(folder), wish, folder) if resume else _resolved(wish)
     opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
     run = _Run(folder, config, opened, console, resume)
     with held(folder) if rank == 0 else contextlib.nullcontext():
+        _join(config)
         state = None
         if resume:
             state, note = newest(folder)
@@ -124,7 +124,7 @@ class _Run:
         self.config = config
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, augment)
-        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True)
+        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, config.image_size)
 
     def plan(self, steps: int = 0) -> Plan:
@@ -212,7 +212,7 @@ class _Run:
             write_data(self.folder, self.data)
         module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
         bar = LiveBar(self.console, c.batches, c.epochs)
-        keeper = Keeper(self.folder, c, self.detector, self.val, bar)
+        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
         started = time.monotonic()
         with _quiet():
             trainer = L.Trainer(
@@ -239,9 +239,22 @@ class _Run:
                 trainer.fit(module, self.loader(), ckpt_path=state, weights_only=True)
             except SystemExit as stopped:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from stopped
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise UserError(
+                    f"{self.folder}: a process that reads images died ({error}), as where memory ends; go on with --resume --workers 0"
+                ) from error
         if self.rank == 0:
+            self._note(keeper.unreadable)
             return self.finish(time.monotonic() - started)
         return load(self.folder)
+
+    def _note(self, unreadable: dict[str, list[str]]) -> None:
+        """Into ``data.json``, and with it into the report, what only reading showed."""
+        lines = [f"{name} image {line}; skipped" for name, told in unreadable.items() for line in told]
+        if lines:
+            write_data(self.folder, replace(self.data, skipped=[*self.data.skipped, *lines]))
 
     def finish(self, seconds: float) -> Detector:
         """The best model once more over val, over test where there is one, and the report."""
@@ -250,7 +263,8 @@ class _Run:
         for name in ("val", "test"):
             if name in self.data.splits:
                 split = self.data.splits[name]
-                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4))
+                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4), strict=self.config.strict)
+                split, found = readable(split, found)
                 metrics = evaluate(split, found, self.data.names, self.data.ids)
                 write_evaluation(self.folder, name, metrics)
                 self.console.print(f"{name}: AP {metrics['AP'] or 0:.3f}  AP50 {metrics['AP50'] or 0:.3f}")
@@ -270,13 +284,29 @@ def _enough_queries(queries: int, split: Split) -> None:
         )
 
 
+def _join(config: RunConfig) -> None:
+    """Meet the other processes.
+
+    Not left to Lightning: torchrun keeps one store over restarts, where a process that comes early would find addresses of the dead.
+    """
+    if config.world == 1 or torch.distributed.is_initialized():
+        return
+    if config.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    torch.distributed.init_process_group(
+        "nccl" if config.device == "cuda" else "gloo",
+        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world,
+    )
+
+
 def _agreed(config: RunConfig) -> RunConfig:
     """The first process's clock decides for all."""
     if config.world == 1:
         return config
-    if config.device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if config.device == "cuda" else "gloo")
     said = [config]
     torch.distributed.broadcast_object_list(said, src=0)
     return said[0]
@@ -333,11 +363,9 @@ def _resolved(wish: RunConfig) -> RunConfig:
         workers=_workers(device) if wish.workers < 0 else wish.workers,
         **{name: getattr(wish, name) or getattr(recipe, name) for name in ("image_size", "batch_size", "lr", "epochs")},
     )
-    for name in ("epochs", "batch_size", "accumulate", "lr"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{name}={getattr(config, name)}: must be above 0")
-    if config.minutes is not None and config.minutes <= 0:
-        raise UserError(f"minutes={config.minutes}: must be above 0")
+    for name in ("epochs", "batch_size", "accumulate", "lr", "minutes"):
+        if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
+            raise UserError(f"{name}={value}: must be above 0, and a number that ends")
     if config.images_seen is not None and (config.minutes is not None or wish.epochs):
         raise UserError("--images-seen, --minutes and --epochs are three ways to say how long; give one of them")
     if config.clock not in CLOCKS:

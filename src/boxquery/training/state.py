@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, first_line
 from boxquery.report.files import clear_leftovers, whole
 
 try:
@@ -44,7 +44,10 @@ class StateFiles(CheckpointIO):
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
         with whole(path) as file:
-            torch.save(checkpoint, file)
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # what torch's archive makes of a write that the operating system refused
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from error
             file.seek(-2, os.SEEK_END)
             file.write(struct.pack("<H", _DIGITS))  # the length of the comment
             file.flush()
@@ -57,14 +60,14 @@ class StateFiles(CheckpointIO):
         try:
             state = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path}: not a state that can be read without executing it ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{path}: not a state that can be read without executing it ({first_line(error)})") from error
         if not isinstance(state, dict) or not state.keys() >= _PARTS or "Keeper" not in state["callbacks"]:
             raise UserError(f"{path}: not the state of a run; restore the file that belongs here, or train again in another --out")
         own = {name: tensor.shape for name, tensor in state["state_dict"].items()}
         if own != self.shapes:
             name = next(n for n in [*self.shapes, *own] if own.get(n) != self.shapes.get(n))
             shown = [list(shapes[name]) if name in shapes else "missing" for shapes in (own, self.shapes)]
-            raise UserError(f"{path}: the state of another model ({name} is {shown[0]} there, {shown[1]} in this run); restore the run's own")
+            raise UserError(f"{path}: the state of another model ({name} is {shown[0]}, in this run {shown[1]}); restore the run's own")
         return state
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -110,7 +113,7 @@ def newest(folder: Path) -> tuple[Path | None, str]:
     rows = _finished(folder)
     if told or rows > 1:  # the row of an epoch is written before its state
         what = "; ".join(told) or f"{folder / LAST} is missing, though {rows} epochs were finished"
-        raise UserError(f"{what}; restore it from a copy, or remove {folder} and train again (the best weights so far are in model/)")
+        raise UserError(f"{what}; restore it from a copy, or train in another --out; model/ has the best")
     return None, "no epoch was finished: starting from the beginning"
 
 
@@ -158,7 +161,8 @@ def _locked(path: Path) -> int:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 who = os.read(handle, 200).decode(errors="replace").strip()
                 os.close(handle)
-                raise UserError(f"{path.parent} is being trained by {who or 'another process'}; wait for it, or choose another --out") from None
+                who = who or "another process"
+                raise UserError(f"{path.parent} is being trained by {who}; wait for it, or choose another --out") from None
             if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):  # file systems without locks
                 os.close(handle)
                 raise
