@@ -19,14 +19,16 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faults import FAULTS, Place, Stock, meet  # noqa: E402
 
+from boxquery.errors import plain  # noqa: E402
+
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: benchmarks/faults.py -->", "<!-- end of table -->"
 LONGEST = 170
 
 
 def row(number: int, fault, met) -> str:
-    line = met.shown if len(met.shown) <= LONGEST else met.shown[: LONGEST - 3] + "..."
-    line = line.encode("utf-8", "backslashreplace").decode().replace("|", "\\|").replace("`", "'")
+    line = "".join(each if each.isprintable() else "?" for each in plain(met.shown)).replace("|", "\\|").replace("`", "'")
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 70]} ... {line[-65:]}"
     return f"| {number} | {fault.kind} | {fault.what} | {fault.promise} | `{line}` | {'yes' if met.kept else '**no**'} |"
 
 

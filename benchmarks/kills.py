@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -155,16 +156,19 @@ def main() -> int:
         for number, plan in enumerate(plans, 1):
             folder = root / f"run{number}" / "run"
             folder.parent.mkdir()
-            process = attempt(folder, resume=False, plant=plan)
             moment = rng.uniform(0, seconds)
-            if plan is None:
-                time.sleep(moment)
-                os.kill(process, signal.SIGKILL)
-            finished = ended(process)
-            spoilt = [] if finished else damaged(folder)
+            while True:
+                process = attempt(folder, resume=False, plant=plan)
+                if plan is None:
+                    time.sleep(moment)
+                    os.kill(process, signal.SIGKILL)
+                if not ended(process):
+                    break
+                moment *= 0.8  # it had finished before that
+                shutil.rmtree(folder)
+            spoilt = damaged(folder)
             rows = len((folder / "metrics.csv").read_text().splitlines()) - 1 if (folder / "metrics.csv").exists() else 0
-            if not finished:
-                ended(attempt(folder, resume=(folder / "config.yaml").exists()))
+            ended(attempt(folder, resume=(folder / "config.yaml").exists()))
             result = outcome(folder)
             same = result == whole and not spoilt
             wrong |= not same

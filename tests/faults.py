@@ -411,6 +411,13 @@ laid(
 )
 laid("yolo", "a split that is a number", "refused", "should be a folder", write("data.yaml", "names: [cat]\ntrain: 3"))
 laid("yolo", "a split that leads out", "refused", "leaves the data folder", write("data.yaml", "names: [cat]\ntrain: ../../elsewhere"))
+laid(
+    "yolo",
+    "a split of 5,000 characters",
+    "refused",
+    "File name too long",
+    write("data.yaml", f"names: [cat]\ntrain: {'a' * 5000}\nval: images/val"),
+)
 laid("yolo", "a split with an absolute path", "refused", "leaves the data folder", write("data.yaml", "names: [cat]\ntrain: /etc"))
 laid(
     "yolo",
@@ -680,14 +687,14 @@ def official(what: str, says: str, content: object) -> None:
     add("checkpoints: authors'", what, "refused", says, words)
 
 
-official("a pickle that would run a function", "without executing it", Hostile())
-official("a plain pickle that would run a function", "without executing it", pickle.dumps(Hostile()))
-official("such a pickle beside tensors", "without executing it", {"model": {"a": torch.zeros(1)}, "args": Hostile()})
+official("a pickle that would run a function", "would have to be executed", Hostile())
+official("a plain pickle that would run a function", "would have to be executed", pickle.dumps(Hostile()))
+official("such a pickle beside tensors", "would have to be executed", {"model": {"a": torch.zeros(1)}, "args": Hostile()})
 official("a list", "holds no tensors", [1, 2])
 official("no tensors", "holds no tensors", {"model": {}})
 official("tensors of something else", "not a checkpoint of detr", {"model": {"conv.weight": torch.zeros(3)}})
-official("a web page", "not a checkpoint that can be read", b"<html>404 not found</html>")
-official("an empty file", "not a checkpoint that can be read", b"")
+official("a web page", "not a checkpoint, or", b"<html>404 not found</html>")
+official("an empty file", "not a checkpoint, or", b"")
 add(
     "checkpoints: authors'",
     "no such file",
@@ -735,7 +742,7 @@ resumed("one flipped bit in last.ckpt", "gone on", "its digest is another; going
 resumed("last.ckpt gone", "gone on", "going on from previous.ckpt", lambda f: (f / "last.ckpt").unlink())
 resumed("both states cut short", "refused", "restore it from a copy", both(cut))
 resumed("both states gone", "refused", "is missing, though 2 epochs were finished", both(Path.unlink))
-resumed("a state that would run a function", "refused", "without executing it", lambda f: torch.save(Hostile(), f / "last.ckpt"))
+resumed("a state that would run a function", "refused", "would have to be executed", lambda f: torch.save(Hostile(), f / "last.ckpt"))
 resumed("the state of another model", "refused", "the state of another model", foreign)
 resumed("a state that is a list", "refused", "not the state of a run", lambda f: torch.save([1], f / "last.ckpt"))
 resumed("no configuration", "refused", "no run to go on with", lambda f: (f / "config.yaml").unlink())

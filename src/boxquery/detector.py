@@ -22,7 +22,7 @@ from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError, first_line
 from boxquery.models import create_model, list_models, references
-from boxquery.report.files import whole
+from boxquery.report.files import write_whole
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
@@ -126,9 +126,8 @@ class Detector:
         """
         folder = Path(folder)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        with whole(folder / WEIGHTS) as weights_file, whole(folder / CONFIG) as config_file:
-            weights_file.write(to_bytes(weights, metadata={SUM: _check_sum(weights)}))
-            config_file.write((json.dumps(self.config(), indent=1) + "\n").encode())
+        write_whole(folder / WEIGHTS, to_bytes(weights, metadata={SUM: _check_sum(weights)}))
+        write_whole(folder / CONFIG, json.dumps(self.config(), indent=1) + "\n")
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -298,7 +297,10 @@ def load(source: str | Path) -> Detector:
         model = create_model(name, classes=made["classes"], preset=made["preset"], **options)
         if made["frozen"]:
             model.freeze()
-        model.load_state_dict(_weights(folder / WEIGHTS))
+        weights = _weights(folder / WEIGHTS)
+        if wrong := difference(weights, model.state_dict()):
+            raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes: {wrong}")
+        model.load_state_dict(weights)
         if not all(name is None or isinstance(name, str) for name in config["classes"]):
             raise TypeError("classes should be words")
         if not isinstance(config["threshold"], (int, float)) or not 0 <= config["threshold"] <= 1:
@@ -324,6 +326,15 @@ def _weights(path: Path) -> dict[str, Tensor]:
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise UserError(f"{path}: {name} holds numbers that are not finite; use another state of this model")
     return weights
+
+
+def difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The first tensor that only one of two has, or that they have in another size; empty where there is none."""
+    for name in [*wanted, *found]:
+        there, here = (list(tensors[name].shape) if name in tensors else "missing" for tensors in (found, wanted))
+        if there != here:
+            return f"{name} is {there} in the file, {here} in the model"
+    return ""
 
 
 def _check_sum(weights: Mapping[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from PIL import Image
 from boxquery import UserError
 from boxquery.data.checks import checked
 from boxquery.data.images import read_header, read_image
-from boxquery.data.open import layout_of
+from boxquery.data.open import list_data
 
 from . import writers
 from .writers import Thing, pictures
@@ -75,7 +75,7 @@ def one_line(error: UserError) -> str:
 def judged(root: Path, counted: bool = True) -> str:
     """What became of a data set; fails where a promise does not hold. ``counted``: the files say which boxes belong to it."""
     try:
-        listing = layout_of(root)
+        listing = list_data(root)
         data, ledger = checked(listing, "it")
     except UserError as error:
         return one_line(error)

@@ -124,8 +124,8 @@ class Hostile:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (Hostile(), "without executing it"),
-        ({"state_dict": Hostile()}, "without executing it"),
+        (Hostile(), "would have to be executed"),
+        ({"state_dict": Hostile()}, "would have to be executed"),
         ([1], "not the state of a run"),
         ({"state_dict": {}}, "not the state of a run"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from boxquery.detector import Detector
-from boxquery.errors import UserError, first_line
+from boxquery.errors import UserError
 from boxquery.models import create_model
 from boxquery.official import AUTHORS, load_official
 from boxquery.official.coco import CATEGORIES
@@ -26,7 +26,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read without executing it ({first_line(error)})") from error
+        raise UserError(f"{path}: not a checkpoint, or one that would have to be executed; give the authors' own file") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
         raise UserError(f"{path}: holds no tensors under 'model'; give the file as its authors released it")

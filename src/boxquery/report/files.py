@@ -132,7 +132,7 @@ def whole(path: Path) -> Iterator[BinaryIO]:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
         if isinstance(error, OSError):
-            raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room or choose another") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere") from error
         raise
 
 

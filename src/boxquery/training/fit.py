@@ -66,16 +66,14 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     config = _same(RunConfig.read(folder), wish, folder) if resume else _resolved(wish)
     opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
-    run = _Run(folder, config, opened, console, resume)
     with held(folder) if rank == 0 else contextlib.nullcontext():
         _join(config)
-        state = None
-        if resume:
-            state, note = newest(folder)
-            if note:
-                console.print(note, markup=False)
-            if state is None and config.start_from:
-                origin = _same_source(config)
+        state, note = newest(folder) if resume else (None, "")
+        if note:
+            console.print(note, markup=False)
+        if resume and state is None and config.start_from:
+            origin, config = _same_source(config), replace(config, frozen=False)
+        run = _Run(folder, config, opened, console, resume)
         if origin is not None:
             run.start_from(origin)
         if not resume:
@@ -202,14 +200,14 @@ class _Run:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write(self.folder)
-            if self.transferred:
-                write_json(self.folder / TRANSFERRED, self.transferred)
 
     def fit(self, state: Path | None) -> Detector:
         """Train from a state, or from the beginning."""
         c = self.config
         if state is None and self.rank == 0:
             write_data(self.folder, self.data)
+            if self.transferred:
+                write_json(self.folder / TRANSFERRED, self.transferred)
         module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
         bar = LiveBar(self.console, c.batches, c.epochs)
         keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
@@ -226,7 +224,7 @@ class _Run:
                 accumulate_grad_batches=c.accumulate,
                 gradient_clip_val=self.recipe.clip or None,
                 callbacks=[keeper, bar],
-                plugins=[StateFiles({name: tensor.shape for name, tensor in module.state_dict().items()})],
+                plugins=[StateFiles(module.state_dict())],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -365,7 +363,7 @@ def _resolved(wish: RunConfig) -> RunConfig:
     )
     for name in ("epochs", "batch_size", "accumulate", "lr", "minutes"):
         if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
-            raise UserError(f"{name}={value}: must be above 0, and a number that ends")
+            raise UserError(f"{name}={value}: must be a finite number above 0")
     if config.images_seen is not None and (config.minutes is not None or wish.epochs):
         raise UserError("--images-seen, --minutes and --epochs are three ways to say how long; give one of them")
     if config.clock not in CLOCKS:

@@ -12,11 +12,8 @@ from typing import Any
 import lightning as L
 import torch
 
-<<<<<<< HEAD
 from boxquery.check.findings import Finding
-=======
 from boxquery.data.checks import refuse_many
->>>>>>> 3aa6ef7 (Name and skip images whose pixels cannot be read, refuse what no file should say, and list 230 faults with what they give)
 from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, DetectionDataset
 from boxquery.detector import Detector
@@ -152,13 +149,10 @@ class Keeper(L.Callback):
                 self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images,
                 skipped=lambda line: self._skipped("val", line),
             )  # fmt: skip
-        val, found = readable(self.val, gathered(found))
+        found = gathered(found)
+        val, kept = readable(self.val, found)
         self.detector.model = module.model.train()  # without an average it is the one that was just switched to answer
-<<<<<<< HEAD
-        return evaluate(self.val, found, [str(n) for n in self.detector.classes], self.detector.ids), found
-=======
-        return evaluate(val, found, [str(n) for n in self.detector.classes], self.detector.ids)
->>>>>>> 3aa6ef7 (Name and skip images whose pixels cannot be read, refuse what no file should say, and list 230 faults with what they give)
+        return evaluate(val, kept, [str(n) for n in self.detector.classes], self.detector.ids), found
 
     def _alignment(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
         """Of the same few images after every epoch, by one process: it has no part that waits for others."""

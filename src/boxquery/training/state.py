@@ -16,7 +16,8 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from boxquery.errors import UserError, first_line
+from boxquery.detector import difference
+from boxquery.errors import UserError
 from boxquery.report.files import clear_leftovers, whole
 
 try:
@@ -35,11 +36,11 @@ class StateFiles(CheckpointIO):
     """Writes ``last.ckpt`` whole, with a digest, the one before it kept as ``previous.ckpt``; reads a state without executing anything.
 
     Args:
-        shapes: of every tensor of the run's ``state_dict``; a state with others is refused.
+        model: the run's own ``state_dict``; a state of other tensors is refused.
     """
 
-    def __init__(self, shapes: Mapping[str, torch.Size]):
-        self.shapes = shapes
+    def __init__(self, model: Mapping[str, torch.Tensor]):
+        self.model = model
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
@@ -60,14 +61,11 @@ class StateFiles(CheckpointIO):
         try:
             state = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
-            raise UserError(f"{path}: not a state that can be read without executing it ({first_line(error)})") from error
+            raise UserError(f"{path}: not a state, or one that would have to be executed; restore the run's own") from error
         if not isinstance(state, dict) or not state.keys() >= _PARTS or "Keeper" not in state["callbacks"]:
             raise UserError(f"{path}: not the state of a run; restore the file that belongs here, or train again in another --out")
-        own = {name: tensor.shape for name, tensor in state["state_dict"].items()}
-        if own != self.shapes:
-            name = next(n for n in [*self.shapes, *own] if own.get(n) != self.shapes.get(n))
-            shown = [list(shapes[name]) if name in shapes else "missing" for shapes in (own, self.shapes)]
-            raise UserError(f"{path}: the state of another model ({name} is {shown[0]}, in this run {shown[1]}); restore the run's own")
+        if wrong := difference(state["state_dict"], self.model):
+            raise UserError(f"{path}: the state of another model ({wrong}); restore the run's own")
         return state
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -130,8 +128,8 @@ def _finished(folder: Path) -> int:
 def held(folder: Path) -> Iterator[None]:
     """Keep every other process from training in a folder, which is made where it is missing.
 
-    The operating system drops the lock with the process, however that dies, so there are no stale ones. What a dead process left half-written
-    is removed. Raises ``UserError`` where another process holds the folder, or nothing can be written there.
+    The operating system drops the lock with the process, however that dies, so there are no stale ones. What a dead process left
+    half-written is removed. Raises ``UserError`` where another process holds the folder, or nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
