@@ -160,6 +160,27 @@ def test_dead_before_the_first_epoch_it_starts_again(whole, tmp_path, monkeypatc
     assert same(tmp_path / "run", whole)
 
 
+def test_dead_before_the_first_epoch_it_starts_from_the_same_model_again(whole, tmp_path, monkeypatch):
+    source = bq.load(whole).save(tmp_path / "source")
+    given = settings("detr") | {"start_from": str(source), "epochs": 1}
+    bq.train(scenes(), out=tmp_path / "whole", **given)
+
+    def die(self, state):
+        raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Run, "fit", die)
+        with pytest.raises(Stop):
+            bq.train(scenes(), out=tmp_path / "run", **given)
+    bq.train(scenes(), out=tmp_path / "run", resume=True)
+    assert same(tmp_path / "run", tmp_path / "whole")
+    assert (tmp_path / "run/transfer.json").read_bytes() == (tmp_path / "whole/transfer.json").read_bytes()
+    (tmp_path / "run" / LAST).unlink()
+    bq.load(tmp_path / "run").save(source)
+    with pytest.raises(bq.UserError, match="is not what the run started from any more"):
+        bq.train(scenes(), out=tmp_path / "run", resume=True)
+
+
 @pytest.mark.parametrize("patience", [0, 1])
 def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
     """All epochs are done, or it had decided to stop: nothing is trained any more."""
