@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -331,9 +330,7 @@ def test_a_killed_process_of_two_is_restarted_and_the_run_goes_on(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", str(script)]
     for name, extra in (("killed", {"KILL": "1"}), ("whole", {})):
         given = environment | extra | {"OUT": str(tmp_path / name)}
-        started = time.monotonic()
         done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-3000:]
-        assert time.monotonic() - started < 200
     assert len(rows(tmp_path / "whole")) == 4
     assert same(tmp_path / "killed", tmp_path / "whole")
