@@ -304,7 +304,7 @@ def test_the_file_of_a_released_checkpoint(tmp_path):
     with pytest.raises(bq.UserError, match="not a checkpoint of deformable-detr"):
         read_source(tmp_path / "theirs.pth", "deformable-detr")
     (tmp_path / "theirs.pth").write_bytes((tmp_path / "theirs.pth").read_bytes()[:5000])
-    with pytest.raises(bq.UserError, match="not a checkpoint that can be read without executing it"):
+    with pytest.raises(bq.UserError, match="not a checkpoint, or one that would have to be executed"):
         read_source(tmp_path / "theirs.pth", "detr")
 
 
@@ -447,7 +447,7 @@ def test_nothing_is_written_for_a_source_that_cannot_be_used(first, tmp_path, ca
         (["--from", "no/such/run"], "no/such/run"),
         (["--from", str(damaged)], "does not hold the weights"),
         (["--from", str(first / "last.ckpt")], "give the folder"),
-        (["--from", str(first / "config.yaml"), "--model", "detr"], "not a checkpoint that can be read without executing it"),
+        (["--from", str(first / "config.yaml"), "--model", "detr"], "not a checkpoint, or one that would have to be executed"),
         (["--from", str(first), "--model", "dab-detr"], "the source is a detr, the new model a dab-detr"),
         (["--from", str(first), "--option", "levels=3"], "unknown option 'levels'"),
     ):

@@ -98,7 +98,7 @@ def evaluate(
     detector = _load(run, device)
     opened = open_data(data, strict=strict)
     _warn(opened.notes + [f"skipped: {line}" for line in opened.skipped])
-    metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers, nms=nms)
+    metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
     table = Table(title=f"{run} on {split} of {data}", title_justify="left")
     for column in ("", "AP", "AP50", "objects"):
         table.add_column(column, justify="left" if not column else "right")
@@ -142,6 +142,8 @@ def predict(
     ``image_id`` is the file's name without its ending (as a number where it is one), ``file_name`` tells it apart. An image that
     cannot be read is named and left out.
     """
+    from boxquery.report.files import whole
+
     if not sources:
         raise UserError("predict: name images, folders or globs to look at")
     detector = _load(run, device)
@@ -150,32 +152,27 @@ def predict(
     if first is None:
         raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGES))} are looked for)")
     found = unreadable = objects = 0
-    out.mkdir(parents=True, exist_ok=True)
-    beside = out / ".predictions.json.new"
-    with beside.open("w", encoding="utf-8") as file:
-        file.write("[")
+    with whole(out / "predictions.json") as file:
+        file.write(b"[")
         for path, base in _chain(first, files):
             try:
                 result = detector.predict(path, threshold=threshold)
             except UserError as error:
                 if len(sources) == 1 and path == Path(sources[0]):
-                    file.close()
-                    beside.unlink()
                     raise
                 unreadable += 1
                 _warn([f"skipped: {error.line()}"])
                 continue
             found += 1
             for row in _coco(result, path, base):
-                file.write(("," if objects else "") + "\n" + json.dumps(row))
+                file.write(("," if objects else "").encode() + b"\n" + json.dumps(row).encode())
                 objects += 1
             if pictures:
                 _picture(result, path, out / "pictures" / path.relative_to(base).with_suffix(".jpg"), detector)
-        file.write("\n]\n")
-    os.replace(beside, out / "predictions.json")
+        if not found:
+            raise UserError(f"none of {unreadable} images could be read")
+        file.write(b"\n]\n")
     values = {"images": found, "objects": objects, "unreadable": unreadable, "out": str(out), "predictions": str(out / "predictions.json")}
-    if not found:
-        raise UserError(f"none of {unreadable} images could be read")
     return Shown(values, text=f"{objects} objects in {found} images; {unreadable} could not be read; see {out}")
 
 
@@ -298,7 +295,9 @@ def _coco(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
 def _picture(result: Result, path: Path, target: Path, detector: Detector) -> None:
     from boxquery.data.images import read_image
     from boxquery.drawing import draw
+    from boxquery.report.files import whole
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     names = [str(name) for name in detector.classes]
-    draw(read_image(path), result.boxes, result.labels, names, scores=result.scores).save(target, quality=90)
+    picture = draw(read_image(path), result.boxes, result.labels, names, scores=result.scores)
+    with whole(target) as file:
+        picture.save(file, "JPEG", quality=90)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -15,14 +14,15 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
-from boxquery.errors import UserError
+from boxquery.errors import UserError, first_line
 from boxquery.models import create_model, list_models, references
+from boxquery.report.files import write_whole
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from boxquery.models.model import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SUM = "crc32"
+"""In the metadata of the weights, their check sum: the format has none, and a flipped bit would be a wrong answer. The only entry, since
+safetensors writes several in any order and the same weights would be different files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,19 +120,14 @@ class Detector:
     # -- files ------------------------------------------------------------------------------------------------------------------
 
     def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``model.safetensors``; written beside and renamed, so that a crash leaves the old ones whole."""
+        """Write ``config.json`` and ``model.safetensors``, each whole or not at all; the weights know their own check sum.
+
+        Raises ``UserError`` where they cannot be written.
+        """
         folder = Path(folder)
-        beside = folder.with_name(f".{folder.name}.new")
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}, beside / WEIGHTS, metadata={"format": "pt"}
-        )
-        (beside / CONFIG).write_text(json.dumps(self.config(), indent=1) + "\n", encoding="utf-8")
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in (WEIGHTS, CONFIG):
-            os.replace(beside / name, folder / name)
-        beside.rmdir()
+        weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
+        write_whole(folder / WEIGHTS, to_bytes(weights, metadata={SUM: _check_sum(weights)}))
+        write_whole(folder / CONFIG, json.dumps(self.config(), indent=1) + "\n")
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -257,11 +255,12 @@ class Detector:
         ``nms``: of two answers of a class that overlap by more than this IoU only the better counts; 1: both do; None: as the model has
         it, which is all of them in the family, and the option ``nms`` of a reference.
 
+        An image whose pixels cannot be read is named on stderr and left out; with ``strict`` it is fatal.
         Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
         """
         from boxquery.data.open import open_data
         from boxquery.evaluation.metrics import evaluate
-        from boxquery.evaluation.predictions import predict_split, relabelled
+        from boxquery.evaluation.predictions import predict_split, readable, relabelled
 
         if nms is not None and not 0 < nms <= 1:
             raise UserError(f"nms={nms}: must be an IoU above 0 and at most 1, which keeps all")
@@ -269,7 +268,8 @@ class Detector:
         if split not in opened.splits:
             raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
         records = relabelled(opened, split, self.classes)
-        found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms)
+        found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
+        records, found = readable(records, found)
         names = [name if name is not None else f"(no name {i})" for i, name in enumerate(self.classes)]
         return evaluate(records, found, names, self.ids)
 
@@ -297,14 +297,52 @@ def load(source: str | Path) -> Detector:
         model = create_model(name, classes=made["classes"], preset=made["preset"], **options)
         if made["frozen"]:
             model.freeze()
-        model.load_state_dict(load_file(folder / WEIGHTS))
+        weights = _weights(folder / WEIGHTS)
+        if wrong := difference(weights, model.state_dict()):
+            raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes: {wrong}")
+        model.load_state_dict(weights)
+        if not all(name is None or isinstance(name, str) for name in config["classes"]):
+            raise TypeError("classes should be words")
+        if not isinstance(config["threshold"], (int, float)) or not 0 <= config["threshold"] <= 1:
+            raise TypeError("threshold should be from 0 to 1")
         detector = Detector(model.eval(), config["classes"], config["ids"], config["image_size"], config["threshold"])
         detector.run = run
         return detector
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG}: not a boxquery model's configuration ({type(error).__name__}: {error})") from error
     except (SafetensorError, RuntimeError, OSError) as error:
-        raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({str(error).splitlines()[0]})") from error
+        raise UserError(f"{folder / WEIGHTS}: does not hold the weights that {CONFIG} describes ({first_line(error)})") from error
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, which are what was written and finite. Raises ``UserError``."""
+    with safe_open(path, "pt") as file:
+        weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    if metadata.get(SUM, "") not in ("", _check_sum(weights)):
+        raise UserError(f"{path}: damaged, its check sum is another; copy it again")
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"{path}: {name} holds numbers that are not finite; use another state of this model")
+    return weights
+
+
+def difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """The first tensor that only one of two has, or that they have in another size; empty where there is none."""
+    for name in [*wanted, *found]:
+        there, here = (list(tensors[name].shape) if name in tensors else "missing" for tensors in (found, wanted))
+        if there != here:
+            return f"{name} is {there} in the file, {here} in the model"
+    return ""
+
+
+def _check_sum(weights: Mapping[str, Tensor]) -> str:
+    """CRC-32 over the bytes of all tensors, by name."""
+    total = 0
+    for name in sorted(weights):
+        total = zlib.crc32(weights[name].reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
 
 
 def _download(source: str) -> Path:

@@ -1,4 +1,4 @@
-"""The one exception a user can cause."""
+"""The one exception a user can cause, and text that any file or screen takes."""
 
 
 class UserError(ValueError):
@@ -23,3 +23,13 @@ class Doomed(UserError):
     """Input that can be used, but that a check refuses, since the run would be worth nothing; ``--force`` goes on."""
 
     status = 1
+
+
+def first_line(error: BaseException) -> str:
+    """Of what an exception of a library says; its name where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def plain(text: str) -> str:
+    """Text that UTF-8 can hold: halves of characters, as in file names of other encodings, are written as ``\\udce9``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -30,7 +30,7 @@ from boxquery.detector import Detector, load
 from boxquery.drawing import draw
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import Found, predict_split
+from boxquery.evaluation.predictions import Found, predict_split, readable
 from boxquery.report.files import write_json, write_whole
 from boxquery.report.pictures import jpeg, resized
 from boxquery.training.config import RunConfig
@@ -46,7 +46,7 @@ def measure(run: Path) -> Path:
     data = open_data(config.data, strict=config.strict, seed=config.seed)
     val = data.splits["val"]
     detector = load(run).to(config.device)
-    found = predict_split(detector, val, batch_size=max(config.batch_size, 4))
+    val, found = readable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))
     times = drawn_images(len(val))
     ap, ap50 = average_precisions(val, found, len(data.names), times)
     after = {}

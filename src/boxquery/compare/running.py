@@ -28,7 +28,7 @@ from boxquery.compare.table import live_table
 from boxquery.errors import UserError
 from boxquery.training.config import FILE, RunConfig
 
-LAST, LOG = "last.ckpt", ".log"
+STATES, LOG = ("last.ckpt", "previous.ckpt"), ".log"
 #: seconds between two looks at the processes, and those that a stopped one has to end
 LOOK, GRACE = 0.5, 10.0
 
@@ -104,7 +104,7 @@ class Runner:
             if not self.plan.fits(task, config):
                 return self._failed(task, claim, f"{run} holds another run; remove it and compare again")
             trained = is_trained(run)
-            if not trained and not (run / LAST).is_file():
+            if not trained and not any((run / name).is_file() for name in STATES):
                 shutil.rmtree(run)  # it was stopped in its first epoch: nothing to go on from
         if trained:
             return self._launch(task, claim, [sys.executable, "-m", "boxquery.compare.measure", str(run)], True)
@@ -197,7 +197,7 @@ def adopt(plan: Plan, folder: Path, sources: Sequence[Path]) -> list[tuple[Task,
             if plan.fits(task, config) and run.resolve() not in {known.resolve() for _, known in taken}:
                 beside = target.with_name(f".{target.name}.new")
                 shutil.rmtree(beside, ignore_errors=True)
-                shutil.copytree(run, beside, ignore=shutil.ignore_patterns(LAST, "early", ".*"))
+                shutil.copytree(run, beside, ignore=shutil.ignore_patterns(*STATES, "early", ".*"))
                 beside.replace(target)
                 taken.append((task, run))
                 break

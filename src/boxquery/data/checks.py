@@ -19,7 +19,7 @@ from PIL import Image
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.images import Header, read_header, read_image, turn_boxes
 from boxquery.data.listing import Given, Listed, Listing
-from boxquery.errors import UserError
+from boxquery.errors import UserError, plain
 
 LIMIT = 0.10
 """More than this share of boxes or of images at fault is fatal."""
@@ -46,7 +46,7 @@ class Ledger:
 
     def fault(self, line: str, outcome: str = "skipped") -> None:
         """Enters a fault by name. Raises UserError if the user asked for strictness."""
-        line = " ".join(line.split())
+        line = plain(" ".join(line.split()))
         if self.strict:
             raise UserError(f"{line}; repair it, or go without --strict to have such cases skipped")
         self.lines.append(f"{line}; {outcome}")
@@ -101,6 +101,7 @@ def check_box(box: tuple[float, float, float, float], width: int, height: int) -
 
 def _unique(names: list[str], ids: list[int], notes: list[str]) -> list[str]:
     """The names, with their ids where several are the same: a checkpoint finds its classes by name."""
+    names = [plain(name) for name in names]
     count = Counter(names)
     if len(count) == len(names):
         return names
@@ -226,7 +227,7 @@ def _record(image: Listed, boxes: Sequence[tuple[float, float, float, float] | N
     sizes = (array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1])
     areas = [size if given.area is None or not 0 < given.area < math.inf else given.area for given, size in zip(givens, sizes, strict=True)]
     return Record(
-        id=image.id,
+        id=plain(image.id) if isinstance(image.id, str) else image.id,
         path=image.path,
         width=width,
         height=height,
@@ -249,13 +250,18 @@ def _not_too_many(ledger: Ledger, records: dict[str, list[Record]], source: str)
         ("images", ledger.images_at_fault, ledger.images_given),
         ("boxes", ledger.boxes_skipped, ledger.boxes_given),
     ):
-        if bad > LIMIT * total:
-            raise UserError(f"{source}: {bad} of {total} {what} are at fault, more than {LIMIT:.0%}{examples}; repair the data")
+        refuse_many(bad, total, f"{what} are at fault", f"{source}: ", examples)
     for name, kept in records.items():
         if not kept:
             raise UserError(f"{source}: no image of split {name!r} can be read{examples}; repair the data")
     if not any(len(record.boxes) for record in records.get("train", [r for kept in records.values() for r in kept])):
         raise UserError(f"{source}: no boxes to train on; check that the annotations belong to these images")
+
+
+def refuse_many(bad: int, total: int, what: str, where: str = "", examples: str = "") -> None:
+    """Raises UserError for more than ``LIMIT``."""
+    if bad > LIMIT * total:
+        raise UserError(f"{where}{bad} of {total} {what}, more than {LIMIT:.0%}{examples}; repair the data")
 
 
 def _accounts(ledger: Ledger, records: dict[str, list[Record]]) -> list[str]:

@@ -17,6 +17,7 @@ from boxquery.data.listing import Given, Listed, Listing, as_number
 from boxquery.errors import UserError
 
 _SAMPLE = 20  # images tried when the image folder is looked for
+_LONGEST = 255  # characters of a file name that an operating system will look at
 
 
 def find(root: Path) -> list[Path]:
@@ -164,5 +165,5 @@ def _image_folder(folder: Folder, file: Path, images: list[Any]) -> Path:
     places += [root / "images", root / "JPEGImages", root]
     step = max(1, len(images) // _SAMPLE)
     names = [entry["file_name"] for entry in images[::step] if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)]
-    names = [name.replace("\\", "/") for name in names if "\0" not in name]
+    names = [name.replace("\\", "/") for name in names if "\0" not in name and len(name) < _LONGEST]
     return max(places, key=lambda place: sum((place / name).is_file() for name in names))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 import zlib
 from dataclasses import dataclass
@@ -62,7 +64,7 @@ def read_image(path: str | Path) -> Image.Image:
             pixel type that has no RGB meaning. The text names the file.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_file(path)) as image:
             return upright_rgb(image)
     except _BROKEN as error:
         raise UserError(f"{path}: {_reason(error)}; repair or remove the file") from error
@@ -75,7 +77,7 @@ def read_header(path: str | Path) -> Header:
         UserError: as ``read_image``; the text does not name the file, since callers name it in their own way.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(_file(path)) as image:
             width, height = image.size
             orientation = _orientation(image)
             if not _ends_well(path, image.format):
@@ -85,6 +87,13 @@ def read_header(path: str | Path) -> Header:
     if orientation >= 5:
         width, height = height, width
     return Header(width, height, orientation)
+
+
+def _file(path: str | Path) -> str | Path:
+    """The path itself; an OSError for a pipe, a device or a folder, which may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a file")
+    return path
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypedDict
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from boxquery.data.dataset import Record, Split
 from boxquery.data.transforms import EvalTransform, TrainTransform, relative
+from boxquery.errors import UserError
 
 CACHE_LIMIT = 2**30
 """Bytes of decoded pixels up to which a split is kept in memory."""
@@ -29,12 +30,13 @@ class Sample(TypedDict):
     """One image for the model.
 
     ``image`` float32 [3, H, W] normalised; ``target`` {"labels": int64 [N], "boxes": float32 [N, 4] cxcywh in 0..1 of this image};
-    ``index`` its position in the split.
+    ``index`` its position in the split; ``unreadable``, where that is another than was asked for, a line for each image passed over.
     """
 
     image: Tensor
     target: dict[str, Tensor]
     index: int
+    unreadable: NotRequired[list[str]]
 
 
 @dataclass(slots=True)
@@ -46,12 +48,14 @@ class Batch:
         mask: bool [B, H, W], True on padding; None if no image is padded.
         targets: as in ``Sample``, boxes still relative to each image's own extent.
         indices: positions in the split.
+        unreadable: a line for each image that others stand in for.
     """
 
     images: Tensor
     mask: Tensor | None
     targets: list[dict[str, Tensor]]
     indices: list[int]
+    unreadable: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
@@ -60,6 +64,7 @@ class Batch:
             None if self.mask is None else self.mask.to(device, non_blocking=non_blocking),
             [{name: value.to(device, non_blocking=non_blocking) for name, value in target.items()} for target in self.targets],
             self.indices,
+            self.unreadable,
         )
 
     def pin_memory(self) -> Batch:
@@ -69,6 +74,7 @@ class Batch:
             None if self.mask is None else self.mask.pin_memory(),
             [{name: value.pin_memory() for name, value in target.items()} for target in self.targets],
             self.indices,
+            self.unreadable,
         )
 
 
@@ -76,15 +82,16 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Samples of any sizes as one batch, padded to the largest height and width among them, at the right and below."""
     images = [sample["image"] for sample in samples]
     targets, indices = [sample["target"] for sample in samples], [sample["index"] for sample in samples]
+    unreadable = [line for sample in samples for line in sample.get("unreadable", ())]
     if len({image.shape for image in images}) == 1:
-        return Batch(torch.stack(images), None, targets, indices)
+        return Batch(torch.stack(images), None, targets, indices, unreadable)
     height, width = (max(image.shape[side] for image in images) for side in (1, 2))
     padded = images[0].new_zeros(len(images), 3, height, width)
     mask = torch.ones(len(images), height, width, dtype=torch.bool)
     for i, image in enumerate(images):
         padded[i, :, : image.shape[1], : image.shape[2]] = image
         mask[i, : image.shape[1], : image.shape[2]] = False
-    return Batch(padded, mask, targets, indices)
+    return Batch(padded, mask, targets, indices, unreadable)
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -96,12 +103,17 @@ class DetectionDataset(Dataset[Sample]):
         seed: of the whole run.
         cache: keep decoded images in memory where all of the split fits into ``CACHE_LIMIT``. Forked workers share them; under other
             start methods each worker decodes for itself.
+        strict: an image whose pixels cannot be read is fatal; else the next one that can be read stands in for it (a header may be
+            whole where the pixels are not, and only reading shows it).
     """
 
-    def __init__(self, split: Split, transform: TrainTransform | EvalTransform, *, seed: int = 0, cache: bool = False):
+    def __init__(
+        self, split: Split, transform: TrainTransform | EvalTransform, *, seed: int = 0, cache: bool = False, strict: bool = False
+    ):
         self.split = split
         self.transform = transform
         self.seed = seed
+        self.strict = strict
         self.epoch = 0
         self.cache = _Cache.of(split) if cache else None
 
@@ -113,20 +125,32 @@ class DetectionDataset(Dataset[Sample]):
         self.epoch = epoch
 
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
-        """A sample by index, or by (epoch, index). Raises UserError if the image can no longer be read."""
+        """A sample by index, or by (epoch, index). Raises UserError if the image can no longer be read, and ``strict`` or no other can."""
         epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
+        pixels, index, unreadable = self._readable(index)
         record = self.split[index]
-        pixels = self._pixels(index)
         boxes, labels = torch.from_numpy(record.boxes[~record.ignore]), torch.from_numpy(record.labels[~record.ignore])
         if isinstance(self.transform, TrainTransform):
             image, boxes, labels = self.transform(pixels, boxes, labels, generator(self.seed, epoch, record.id))
         else:
             image = self.transform(pixels)
             boxes = relative(boxes, record.height, record.width)
-        return {"image": image, "target": {"labels": labels, "boxes": boxes}, "index": index}
+        return {"image": image, "target": {"labels": labels, "boxes": boxes}, "index": index, "unreadable": unreadable}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": None}  # shared memory crosses a fork, not a pickle
+
+    def _readable(self, asked: int) -> tuple[Tensor, int, list[str]]:
+        """The pixels of the image that was asked for, or of the first after it that can be read, its index, and what was passed over."""
+        passed: list[str] = []
+        for index in [*range(asked, len(self.split)), *range(asked)]:
+            try:
+                return self._pixels(index), index, passed
+            except UserError as error:
+                if self.strict:
+                    raise
+                passed.append(error.line())
+        raise UserError(f"no image of split {self.split.name!r} can be read: {passed[0]}")
 
     def _pixels(self, index: int) -> Tensor:
         """Uint8 [3, H, W], not to be written to."""

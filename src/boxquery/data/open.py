@@ -43,13 +43,18 @@ def list_data(source: str | Path) -> Listing:
     """
     path = Path(source).expanduser()
     try:
-        exists, is_folder = path.exists(), path.is_dir()
+        exists = path.exists()
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: not a path that can be read ({error})") from error
     if not exists:
         raise UserError(f"{source}: no such file or folder; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
     path = Path(os.path.abspath(path))  # the readers compare paths, so theirs have no ".." left
-    return _folder(path) if is_folder else _file(path)
+    try:
+        return _folder(path) if path.is_dir() else _file(path)
+    except OSError as error:  # no right to read, names longer than any file's
+        name = str(error.filename)
+        name = name if len(name) < 200 else f"{name[:100]}...{name[-80:]}"
+        raise UserError(f"{path}: cannot be read ({error.strerror}: {name}); correct the path or the rights") from error
 
 
 def _file(path: Path) -> Listing:
@@ -64,15 +69,12 @@ def _file(path: Path) -> Listing:
 
 def _folder(root: Path) -> Listing:
     """Reads a folder in the first layout it shows, or the only folder inside it."""
-    try:
-        listing = _layout(root)
-        inner = [place for place in root.iterdir() if place.is_dir() and not place.name.startswith(".")]
-        if listing is None and len(inner) == 1:
-            listing = _layout(inner[0])
-            if listing is not None:
-                listing.notes.append(f"the data is in {inner[0].name}/")
-    except PermissionError as error:
-        raise UserError(f"{root}: cannot be read ({error.strerror}: {error.filename})") from error
+    listing = _layout(root)
+    inner = [place for place in root.iterdir() if place.is_dir() and not place.name.startswith(".")]
+    if listing is None and len(inner) == 1:
+        listing = _layout(inner[0])
+        if listing is not None:
+            listing.notes.append(f"the data is in {inner[0].name}/")
     if listing is None:
         raise UserError(f"{root}: no annotations found; looked for COCO .json, Pascal VOC .xml, YOLO data.yaml or classes.txt")
     return listing

@@ -113,6 +113,8 @@ def _names(settings: dict[str, Any], where: str) -> dict[int, str]:
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in names):
         raise UserError(f"{where}: no categories; 'names' should be a list, or map class numbers to names")
+    if wrong := [i for i, name in names.items() if not isinstance(name, (str, int, float))]:
+        raise UserError(f"{where}: class {wrong[0]} under 'names' should be a word, not a {type(names[wrong[0]]).__name__}")
     return {i: str(name).strip() or f"class {i}" for i, name in names.items()}
 
 

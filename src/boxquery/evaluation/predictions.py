@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from torch.utils.data import DataLoader
 
+from boxquery.data.checks import refuse_many
 from boxquery.data.loading import DetectionDataset, collate
 from boxquery.errors import UserError
 
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
     from boxquery.detector import Detector
 
 Found = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+
+
+def _say(line: str) -> None:
+    print(f"skipped: {line}", file=sys.stderr)
 
 
 def predict_split(
@@ -28,6 +34,8 @@ def predict_split(
     only: Sequence[int] | None = None,
     cached: DetectionDataset | None = None,
     nms: float | None = None,
+    strict: bool = False,
+    skipped: Callable[[str], None] = _say,
 ) -> Found:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 
@@ -35,15 +43,36 @@ def predict_split(
         only: positions to predict (one process's share); None: all.
         cached: a data set over this split that keeps decoded images.
         nms: IoU of suppression, see ``Model.postprocess``.
+        strict: an image whose pixels cannot be read is fatal.
+        skipped: told once of each image whose pixels cannot be read; it has no entry (see ``readable``). Says it on stderr if not given.
     """
-    dataset = cached or DetectionDataset(split, detector.transform)
+    if batch_size < 1 or workers < 0:
+        raise UserError(f"batch_size={batch_size}, workers={workers}: at least 1 image at once, by 0 or more processes")
+    dataset = cached or DetectionDataset(split, detector.transform, strict=strict)
     order = list(range(len(split)) if only is None else only)
     found: Found = {}
+    told: set[str] = set()
     for batch in DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, num_workers=workers):
+        for line in batch.unreadable:
+            if line not in told:
+                told.add(line)
+                skipped(line)
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
         for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
             found[i] = tuple(answer[k].cpu().numpy() for k in ("boxes", "scores", "labels"))  # pyright: ignore[reportArgumentType]
-    return found
+    return {i: found[i] for i in order if i in found}  # not those that only stood in for others
+
+
+def readable(split: Split, found: Found) -> tuple[Split, Found]:
+    """The images of a whole split that were predicted, and their predictions by position among them.
+
+    Raises ``UserError`` where more than a tenth could not be read: their average precision would be that of another data set.
+    """
+    if len(found) == len(split):
+        return split, found
+    kept = sorted(found)
+    refuse_many(len(split) - len(kept), len(split), f"images of split {split.name!r} cannot be read")
+    return replace(split, records=[split[i] for i in kept]), {new: found[i] for new, i in enumerate(kept)}
 
 
 def relabelled(data: Data, split: str, classes: Sequence[str | None]) -> Split:

@@ -52,7 +52,7 @@ def outputs(
     """
     model = (model or detector.transformer).eval()
     unnamed = [i for i, name in enumerate(detector.classes) if name is None]
-    for batch in DataLoader(DetectionDataset(records, detector.transform), batch_size, collate_fn=collate):
+    for batch in DataLoader(DetectionDataset(records, detector.transform, strict=True), batch_size, collate_fn=collate):
         batch = batch.to(detector.device)
         with torch.inference_mode():
             out = model(batch.images, batch.mask, last_only=last_only)

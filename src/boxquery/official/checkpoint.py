@@ -25,8 +25,8 @@ def read(path: Path) -> dict[str, torch.Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise UserError(f"{path}: not a checkpoint that can be read without executing it ({str(error).splitlines()[0]})") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+        raise UserError(f"{path}: not a checkpoint, or one that would have to be executed; give the authors' own file") from error
     tensors = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
         raise UserError(f"{path}: holds no tensors under 'model'; give the file as its authors released it")

@@ -7,15 +7,20 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import yaml
 
 from boxquery.data.dataset import Data
-from boxquery.errors import UserError
+from boxquery.errors import UserError, plain
+
+#: the ending of files that are not whole yet
+BESIDE = ".new"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def _mapping(path: Path) -> dict[str, Any]:
         return {}
     try:
         value = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
-    except (yaml.YAMLError, json.JSONDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}); delete it and write it again") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a mapping of names to values, found a {type(value).__name__}")
@@ -103,21 +108,45 @@ def _number(cell: str) -> float:
         return math.nan
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file beside its place and rename it there, so that nobody ever reads half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+@contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write (and read back) that takes the place of ``path`` when all of it is on the disk, and not at all where that fails.
+
+    It is written beside its place, so that nobody ever reads half of it, whenever the process dies. Raises ``UserError`` where the
+    operating system refuses (a full disk, a read-only folder).
+    """
+    temporary = None
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=BESIDE)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+            file.flush()
+            os.fsync(handle)  # or a power cut could leave the new name on an empty file
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)  # mkstemp makes it private; a report is for colleagues
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+    except BaseException as error:
+        if temporary is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere") from error
         raise
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file through ``whole``."""
+    with whole(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a process that died left beside the files of a folder. Only for who knows that nobody else is writing there."""
+    for leftover in folder.glob(f"**/.*{BESIDE}"):
+        leftover.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> Path:
@@ -148,7 +177,7 @@ def data_facts(data: Data) -> dict[str, Any]:
             "ignored": int(sum(record.ignore.sum() for record in split)),
             "per_class": per_class.tolist(),
         }
-    facts = {"source": str(data.source), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
+    facts = {"source": plain(str(data.source)), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
     return facts | {"notes": data.notes, "skipped": data.skipped}
 
 

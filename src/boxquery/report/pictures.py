@@ -13,6 +13,7 @@ from PIL import Image
 
 from boxquery.data.dataset import Record, Split
 from boxquery.drawing import draw
+from boxquery.errors import plain
 from boxquery.evaluation.matching import IGNORED, RIGHT, Prediction, gather, iou, match
 from boxquery.report.files import write_json, write_whole
 
@@ -171,7 +172,7 @@ def write_pictures(
             {
                 "kind": item.kind,
                 "image": record.id,
-                "title": record.path.name if record.path else f"image {record.id}",
+                "title": plain(record.path.name) if record.path else f"image {record.id}",
                 "width": image.width,
                 "height": image.height,
                 "truth_file": files[0],

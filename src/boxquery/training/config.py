@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, first_line
 from boxquery.report.files import write_whole
 
 FILE = "config.yaml"
 #: what is trained where the user names nothing
 MODEL, PRESET = "deformable-detr", "small"
+#: what the values of a field may be, by its annotation
+_KINDS = {"str": str, "int": int, "float": int | float, "float | None": int | float | None, "bool": bool, "dict[str, Any]": dict}
 
 
 def option_word(name: str, value: Any) -> str:
@@ -118,9 +120,14 @@ class RunConfig:
             text = (folder / FILE).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"{folder / FILE}: no run to go on with ({error.strerror}); leave out --resume to start one") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{folder / FILE}: not a run's configuration (not text)") from error
         try:
             given = yaml.safe_load(text)
-            known = {f.name for f in fields(cls)}
-            return cls(**{k: v for k, v in given.items() if k in known})
-        except (yaml.YAMLError, AttributeError, TypeError) as error:
-            raise UserError(f"{folder / FILE}: not a run's configuration ({str(error).splitlines()[0]})") from error
+            kinds = {f.name: _KINDS.get(str(f.type), object) for f in fields(cls)}
+            known = {k: v for k, v in given.items() if k in kinds}
+            if wrong := [f"{k} is a {type(v).__name__}" for k, v in known.items() if not isinstance(v, kinds[k])]:
+                raise TypeError(wrong[0])
+            return cls(**known)
+        except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
+            raise UserError(f"{folder / FILE}: not a run's configuration ({first_line(error)})") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import time
 import warnings
@@ -30,16 +31,17 @@ from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector, load
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import predict_split
+from boxquery.evaluation.predictions import predict_split, readable
 from boxquery.models import create_model, preset
 from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.budget import fitted, within
 from boxquery.training.config import FILE, MODEL, PRESET, RunConfig, usual_val_every
-from boxquery.training.keeper import LAST, Keeper
+from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
+from boxquery.training.state import StateFiles, held, newest
 from boxquery.transfer import FILE as TRANSFERRED
 from boxquery.transfer import changed_options, check_same_model, fingerprint, read_source, transfer
 
@@ -52,6 +54,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     rank = int(os.environ.get("RANK", 0))
     console = Console(stderr=True, quiet=rank > 0, soft_wrap=True)
     source = data.source if isinstance(data, Data) else str(data)
+    resume = resume or _restarted(out)
     origin = None
     if wish.start_from and not resume:
         origin, remarks = read_source(wish.start_from, wish.model, wish.options)
@@ -59,22 +62,38 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
         for line in remarks:
             console.print(f"note: {line}", markup=False)
     folder = _folder(out, wish, source, resume)
-    if resume:
-        config = _same(RunConfig.read(folder), replace(wish, data=source), folder)
-        if not (folder / LAST).is_file():
-            raise UserError(f"{folder / LAST}: nothing to go on from (no epoch was finished); remove {folder} and train again")
-    else:
-        config = _resolved(replace(wish, data=source))
+    wish = replace(wish, data=source)
+    config = _same(RunConfig.read(folder), wish, folder) if resume else _resolved(wish)
     opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
     _say_data(console, opened)
-    run = _Run(folder, config, opened, console, resume)
-    if origin is not None:
-        run.start_from(origin)
-    if not resume:
-        checkup = run.check(evidence)
-        run.begin()
-        run.keep(checkup)
-    return run.fit(resume)
+    with held(folder) if rank == 0 else contextlib.nullcontext():
+        _join(config)
+        state, note = newest(folder) if resume else (None, "")
+        if note:
+            console.print(note, markup=False)
+        if resume and state is None and config.start_from:
+            origin, config = _same_source(config), replace(config, frozen=False)
+        run = _Run(folder, config, opened, console, resume)
+        if origin is not None:
+            run.start_from(origin)
+        if not resume:
+            checkup = run.check(evidence)
+            run.begin()
+            run.keep(checkup)
+        return run.fit(state)
+
+
+def _restarted(out: Path | None) -> bool:
+    """Whether torchrun has started this run again after one of its processes died: then it goes on."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0 and out is not None and (out / FILE).is_file()
+
+
+def _same_source(config: RunConfig) -> Detector:
+    """What a run started from that has no state yet. Raises ``UserError`` where it is no longer what it was."""
+    origin, _ = read_source(config.start_from, config.model, config.options)
+    if fingerprint(origin) != config.start_hash:
+        raise UserError(f"{config.start_from} is not what the run started from any more; train again in another --out")
+    return origin
 
 
 class _Run:
@@ -103,7 +122,7 @@ class _Run:
         self.config = config
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, augment)
-        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True)
+        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, config.image_size)
 
     def plan(self, steps: int = 0) -> Plan:
@@ -181,15 +200,17 @@ class _Run:
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write(self.folder)
+
+    def fit(self, state: Path | None) -> Detector:
+        """Train from a state, or from the beginning."""
+        c = self.config
+        if state is None and self.rank == 0:
             write_data(self.folder, self.data)
             if self.transferred:
                 write_json(self.folder / TRANSFERRED, self.transferred)
-
-    def fit(self, resume: bool) -> Detector:
-        c = self.config
         module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
         bar = LiveBar(self.console, c.batches, c.epochs)
-        keeper = Keeper(self.folder, c, self.detector, self.val, bar)
+        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
         started = time.monotonic()
         with _quiet():
             trainer = L.Trainer(
@@ -203,6 +224,7 @@ class _Run:
                 accumulate_grad_batches=c.accumulate,
                 gradient_clip_val=self.recipe.clip or None,
                 callbacks=[keeper, bar],
+                plugins=[StateFiles(module.state_dict())],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -212,12 +234,25 @@ class _Run:
                 default_root_dir=self.folder,
             )
             try:
-                trainer.fit(module, self.loader(), ckpt_path=self.folder / LAST if resume else None, weights_only=True if resume else None)
+                trainer.fit(module, self.loader(), ckpt_path=state, weights_only=True)
             except SystemExit as stopped:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from stopped
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader worker"):
+                    raise
+                raise UserError(
+                    f"{self.folder}: a process that reads images died ({error}), as where memory ends; go on with --resume --workers 0"
+                ) from error
         if self.rank == 0:
+            self._note(keeper.unreadable)
             return self.finish(time.monotonic() - started)
         return load(self.folder)
+
+    def _note(self, unreadable: dict[str, list[str]]) -> None:
+        """Into ``data.json``, and with it into the report, what only reading showed."""
+        lines = [f"{name} image {line}; skipped" for name, told in unreadable.items() for line in told]
+        if lines:
+            write_data(self.folder, replace(self.data, skipped=[*self.data.skipped, *lines]))
 
     def finish(self, seconds: float) -> Detector:
         """The best model once more over val, over test where there is one, and the report."""
@@ -226,7 +261,8 @@ class _Run:
         for name in ("val", "test"):
             if name in self.data.splits:
                 split = self.data.splits[name]
-                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4))
+                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4), strict=self.config.strict)
+                split, found = readable(split, found)
                 metrics = evaluate(split, found, self.data.names, self.data.ids)
                 write_evaluation(self.folder, name, metrics)
                 self.console.print(f"{name}: AP {metrics['AP'] or 0:.3f}  AP50 {metrics['AP50'] or 0:.3f}")
@@ -246,13 +282,29 @@ def _enough_queries(queries: int, split: Split) -> None:
         )
 
 
+def _join(config: RunConfig) -> None:
+    """Meet the other processes.
+
+    Not left to Lightning: torchrun keeps one store over restarts, where a process that comes early would find addresses of the dead.
+    """
+    if config.world == 1 or torch.distributed.is_initialized():
+        return
+    if config.device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    store, rank, world = next(torch.distributed.rendezvous("env://"))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    torch.distributed.init_process_group(
+        "nccl" if config.device == "cuda" else "gloo",
+        store=torch.distributed.PrefixStore(f"attempt {attempt}", store),
+        rank=rank,
+        world_size=world,
+    )
+
+
 def _agreed(config: RunConfig) -> RunConfig:
     """The first process's clock decides for all."""
     if config.world == 1:
         return config
-    if config.device == "cuda":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.distributed.init_process_group("nccl" if config.device == "cuda" else "gloo")
     said = [config]
     torch.distributed.broadcast_object_list(said, src=0)
     return said[0]
@@ -309,11 +361,9 @@ def _resolved(wish: RunConfig) -> RunConfig:
         workers=_workers(device) if wish.workers < 0 else wish.workers,
         **{name: getattr(wish, name) or getattr(recipe, name) for name in ("image_size", "batch_size", "lr", "epochs")},
     )
-    for name in ("epochs", "batch_size", "accumulate", "lr"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"{name}={getattr(config, name)}: must be above 0")
-    if config.minutes is not None and config.minutes <= 0:
-        raise UserError(f"minutes={config.minutes}: must be above 0")
+    for name in ("epochs", "batch_size", "accumulate", "lr", "minutes"):
+        if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
+            raise UserError(f"{name}={value}: must be a finite number above 0")
     if config.images_seen is not None and (config.minutes is not None or wish.epochs):
         raise UserError("--images-seen, --minutes and --epochs are three ways to say how long; give one of them")
     if config.clock not in CLOCKS:
@@ -326,14 +376,18 @@ def _resolved(wish: RunConfig) -> RunConfig:
 def _folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> Path:
     """The run folder; an existing run is never written over."""
     if out is not None:
-        folder = out
-        if not resume and (folder / FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
-            raise UserError(f"{folder} holds another run; go on with it by --resume, or choose another --out")
-        if folder.is_file():
-            raise UserError(f"{folder} is a file; choose another --out")
-        return folder
+        try:
+            if not resume and (out / FILE).exists() and int(os.environ.get("RANK", 0)) == 0:
+                raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
+            if out.is_file():
+                raise UserError(f"{out} is a file; choose another --out")
+        except OSError as error:
+            raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
+        return out
     if resume:
         raise UserError("--resume needs --out, the folder of the run to go on with")
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("several processes need --out, a folder for all of them")
     stem = f"{wish.model or MODEL}-{wish.preset or PRESET}-{Path(source).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ import lightning as L
 import torch
 
 from boxquery.check.findings import Finding
+from boxquery.data.checks import refuse_many
 from boxquery.data.dataset import Split
-from boxquery.data.loading import DetectionDataset
+from boxquery.data.loading import Batch, DetectionDataset
 from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import Found, predict_split
+from boxquery.evaluation.predictions import Found, predict_split, readable
 from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.report.files import write_whole
 from boxquery.report.page import write_report
@@ -25,8 +26,8 @@ from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
+from boxquery.training.state import LAST
 
-LAST = "last.ckpt"
 #: one image in so many of an epoch is looked at again for the alignment; a traced forward pass and its measurement cost 0.3 to 0.75 of an
 #: image's training step, so this is 0.6 to 1.5 % of the steps. Of an epoch of fewer images it is the one that there must be
 SAMPLED, SAMPLED_AT_MOST = 50, 32
@@ -39,12 +40,16 @@ class Keeper(L.Callback):
     file holds what an uninterrupted run would have written.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar):
+    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, count: int):
+        #: training images
+        self.count = count
         self.folder, self.config, self.detector, self.val, self.bar = folder, config, detector, val, bar
         self.rows: list[dict[str, Any]] = []
         self.best, self.waited = -1.0, 0
         self.started, self.before = _clocks(), (0.0, 0.0)
-        self.images = DetectionDataset(val, detector.transform, cache=True)
+        self.images = DetectionDataset(val, detector.transform, cache=True, strict=config.strict)
+        #: images whose pixels could not be read, a line each, by split
+        self.unreadable: dict[str, list[str]] = {"train": [], "val": []}
         seen = config.batches * config.batch_size
         #: none of a model that has no queries to measure
         self.sample = with_objects(val, min(max(seen // SAMPLED, 1), SAMPLED_AT_MOST)) if detector.model.has_queries else []
@@ -67,6 +72,20 @@ class Keeper(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.started = _clocks()
+        self._stop_if_waited(trainer)  # it may have died after it had decided to stop
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        for line in batch.unreadable:
+            self._skipped("train", line)
+
+    def _skipped(self, split: str, line: str) -> None:
+        """Name an image that cannot be read, once."""
+        known = self.unreadable[split]
+        if line not in known:
+            known.append(line)
+            print(f"skipped: {line}", file=sys.stderr)  # by whichever process met it
+            if split == "train":
+                refuse_many(len(known), self.count, "training images cannot be read")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
@@ -113,9 +132,12 @@ class Keeper(L.Callback):
 
     def _row(self, trainer: L.Trainer, module: Training, epoch: int) -> dict[str, Any]:
         images = epoch * self.config.batches * self.config.batch_size * self.config.world
-        sums = torch.stack([v.float() for v in module.sums.values()])
+        # a process whose batches held no object at all lacks the terms of denoising
+        names = list(dict.fromkeys(name for part in everywhere(list(module.sums)) for name in part))
+        nothing = torch.zeros((), device=module.device)
+        sums = torch.stack([module.sums.get(name, nothing).float() for name in names])
         means = (trainer.strategy.reduce(sums, reduce_op="mean") / self.config.batches).tolist()
-        named = dict(zip(module.sums, means, strict=True))
+        named = dict(zip(names, means, strict=True))
         rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
         return {"epoch": epoch, "step": trainer.global_step, "images": images, "lr": next(iter(rates.values()))} | named
 
@@ -123,10 +145,14 @@ class Keeper(L.Callback):
         self.detector.model = module.best_guess
         share = range(trainer.global_rank, len(self.val), trainer.world_size)
         with trainer.strategy.precision_plugin.val_step_context():
-            found = predict_split(self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images)
+            found = predict_split(
+                self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images,
+                skipped=lambda line: self._skipped("val", line),
+            )  # fmt: skip
         found = gathered(found)
+        val, kept = readable(self.val, found)
         self.detector.model = module.model.train()  # without an average it is the one that was just switched to answer
-        return evaluate(self.val, found, [str(n) for n in self.detector.classes], self.detector.ids), found
+        return evaluate(val, kept, [str(n) for n in self.detector.classes], self.detector.ids), found
 
     def _alignment(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
         """Of the same few images after every epoch, by one process: it has no part that waits for others."""
@@ -153,14 +179,14 @@ class Keeper(L.Callback):
                 best.save(self.folder / "model")
         else:
             self.waited += 1
-            if self.config.patience and self.waited >= self.config.patience:
-                trainer.should_stop = True
+            self._stop_if_waited(trainer)
+
+    def _stop_if_waited(self, trainer: L.Trainer) -> None:
+        if self.config.patience and self.waited >= self.config.patience:
+            trainer.should_stop = True
 
     def _keep(self, trainer: L.Trainer) -> None:
-        beside = self.folder / f".{LAST}.new"
-        trainer.save_checkpoint(beside)
-        if trainer.is_global_zero:
-            os.replace(beside, self.folder / LAST)
+        trainer.save_checkpoint(self.folder / LAST)
 
 
 def _clocks() -> tuple[float, float]:
@@ -170,11 +196,16 @@ def _clocks() -> tuple[float, float]:
 
 def gathered(found: Found) -> Found:
     """Every process's predictions; what two of them predicted is one entry, since positions are the keys."""
+    return {k: v for part in everywhere(found) for k, v in part.items()}
+
+
+def everywhere(value: Any) -> list[Any]:
+    """The value of every process, by rank."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return found
+        return [value]
     parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, found)
-    return {k: v for part in parts for k, v in part.items()}
+    torch.distributed.all_gather_object(parts, value)
+    return parts
 
 
 def _table(rows: list[dict[str, Any]]) -> bytes:

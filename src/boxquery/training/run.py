@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import yaml
 from cyclopts import Parameter
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, first_line
 from boxquery.training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -27,7 +27,10 @@ def key_values(kind: Any, tokens: Any) -> dict[str, Any]:
         name, equals, value = token.value.partition("=")
         if not name or not equals:
             raise ValueError(f"--option {token.value!r}: write name=value")
-        found[name.replace("-", "_")] = yaml.safe_load(value)
+        try:
+            found[name.replace("-", "_")] = yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"--option {token.value[:80]!r}: the value is not YAML ({first_line(error)})") from error
     return found
 
 

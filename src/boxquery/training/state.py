@@ -1,0 +1,172 @@
+"""What a run goes on from, and who may write it: two generations of the state, each with a digest, and a lock on the run folder."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import pickle
+import socket
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from boxquery.detector import difference
+from boxquery.errors import UserError
+from boxquery.report.files import clear_leftovers, whole
+
+try:
+    import fcntl
+except ImportError:  # no such locks on Windows
+    fcntl = None
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+LOCK = ".lock"
+#: hexadecimal digits of the digest, which is the comment that ends the zip file that a checkpoint is
+_DIGITS = 64
+_PARTS = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"})
+
+
+class StateFiles(CheckpointIO):
+    """Writes ``last.ckpt`` whole, with a digest, the one before it kept as ``previous.ckpt``; reads a state without executing anything.
+
+    Args:
+        model: the run's own ``state_dict``; a state of other tensors is refused.
+    """
+
+    def __init__(self, model: Mapping[str, torch.Tensor]):
+        self.model = model
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        path = Path(path)
+        with whole(path) as file:
+            try:
+                torch.save(checkpoint, file)
+            except RuntimeError as error:  # what torch's archive makes of a write that the operating system refused
+                raise error.__context__ if isinstance(error.__context__, OSError) else error from error
+            file.seek(-2, os.SEEK_END)
+            file.write(struct.pack("<H", _DIGITS))  # the length of the comment
+            file.flush()
+            file.write(_digest(file, file.tell()))
+            if path.exists():
+                os.replace(path, path.with_name(PREVIOUS))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Raises ``UserError`` for what is no state of this run; ``weights_only`` is always true."""
+        try:
+            state = torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
+            raise UserError(f"{path}: not a state, or one that would have to be executed; restore the run's own") from error
+        if not isinstance(state, dict) or not state.keys() >= _PARTS or "Keeper" not in state["callbacks"]:
+            raise UserError(f"{path}: not the state of a run; restore the file that belongs here, or train again in another --out")
+        if wrong := difference(state["state_dict"], self.model):
+            raise UserError(f"{path}: the state of another model ({wrong}); restore the run's own")
+        return state
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def _digest(file: BinaryIO, end: int) -> bytes:
+    """Of the first ``end`` bytes of an open file, which is left standing there."""
+    hashed = hashlib.blake2b(digest_size=_DIGITS // 2)
+    file.seek(0)
+    while file.tell() < end and (block := file.read(min(end - file.tell(), 2**20))):
+        hashed.update(block)
+    return hashed.hexdigest().encode()
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a state file, in a few words; None if it is as it was written."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END) - _DIGITS
+            file.seek(max(end - 2, 0))
+            tail = file.read()
+            if tail[:2] == struct.pack("<H", _DIGITS):
+                return None if _digest(file, end) == tail[2:] else "is damaged: its digest is another"
+            old = tail[-22:-18] == b"PK\5\6" and tail[-2:] == b"\0\0"  # from before states had a digest
+            return None if old else "is cut short"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def newest(folder: Path) -> tuple[Path | None, str]:
+    """The newest state of a run that is whole, and what to say about a newer one that is not.
+
+    None where no epoch was finished yet. Raises ``UserError`` where states were lost.
+    """
+    told = []
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if path.exists():
+            if (wrong := damage(path)) is None:
+                return path, "; ".join([*told, f"going on from {name}"]) if told or name == PREVIOUS else ""
+            told.append(f"{path} {wrong}")
+    rows = _finished(folder)
+    if told or rows > 1:  # the row of an epoch is written before its state
+        what = "; ".join(told) or f"{folder / LAST} is missing, though {rows} epochs were finished"
+        raise UserError(f"{what}; restore it from a copy, or train in another --out; model/ has the best")
+    return None, "no epoch was finished: starting from the beginning"
+
+
+def _finished(folder: Path) -> int:
+    try:
+        return max(len((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1, 0)
+    except FileNotFoundError:
+        return 0
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{folder / 'metrics.csv'}: cannot be read ({error}); remove it, it is written again") from error
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep every other process from training in a folder, which is made where it is missing.
+
+    The operating system drops the lock with the process, however that dies, so there are no stale ones. What a dead process left
+    half-written is removed. Raises ``UserError`` where another process holds the folder, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = _locked(folder / LOCK)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from error
+    try:
+        clear_leftovers(folder)
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(folder / LOCK)  # while it is held: whoever waits for it looks again whether the file is still the one in the folder
+        os.close(handle)
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was written
+
+
+def _locked(path: Path) -> int:
+    """An open file of which this process holds the lock, with its number and machine inside."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            if fcntl is not None:
+                # of a process, not of an open file: workers that outlive it for a moment do not inherit it
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                who = os.read(handle, 200).decode(errors="replace").strip()
+                os.close(handle)
+                who = who or "another process"
+                raise UserError(f"{path.parent} is being trained by {who}; wait for it, or choose another --out") from None
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):  # file systems without locks
+                os.close(handle)
+                raise
+        with suppress(FileNotFoundError):
+            if os.fstat(handle).st_ino == path.stat().st_ino:
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+                return handle
+        os.close(handle)
