@@ -76,9 +76,10 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
         run = _Run(folder, config, opened, console, resume)
         if origin is not None:
             run.start_from(origin)
+        checkup = run.check(evidence) if state is None else None
         if not resume:
-            checkup = run.check(evidence)
             run.begin()
+        if checkup is not None:
             run.keep(checkup)
         return run.fit(state)
 
