@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.ops import batched_nms
 
 from boxquery.compare.results import FOLDER, MEASURED, NMS
 from boxquery.compare.statistics import average_precisions, drawn_images
@@ -51,7 +50,8 @@ def measure(run: Path) -> Path:
     ap, ap50 = average_precisions(val, found, len(data.names), times)
     after = {}
     for threshold in NMS:
-        metrics = evaluate(val, suppressed(found, threshold), data.names, data.ids)
+        answers = predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
+        metrics = evaluate(val, answers, data.names, data.ids)
         after[f"{threshold:g}"] = {key: metrics[key] for key in ("AP", "AP50", "duplicate_rate")}
     one = _single(detector, val, 0)
     return write_json(
@@ -71,15 +71,6 @@ def measure(run: Path) -> Path:
             "pictures": _draw(run / FOLDER, val, found, data.names, detector.threshold),
         },
     )
-
-
-def suppressed(found: Found, threshold: float) -> Found:
-    """Without every detection that overlaps a better one of its class with IoU > ``threshold`` (torchvision's ``batched_nms``)."""
-    result: Found = {}
-    for position, (boxes, scores, labels) in found.items():
-        kept = batched_nms(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels), threshold).numpy()
-        result[position] = boxes[kept], scores[kept], labels[kept]
-    return result
 
 
 @torch.no_grad()

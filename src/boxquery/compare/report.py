@@ -238,7 +238,8 @@ def _duplicates(result: Result) -> str:
     hint = (
         "Duplicates: of the detections at the best threshold, those that overlap a better one of their class with IoU above 0.7. "
         "NMS takes away what overlaps a better detection of its class by more than its threshold, so at 0.7 or below no duplicate is "
-        "left by definition; what it is worth is the change of AP. A model that answers without duplicates gains nothing."
+        "left by definition; what it is worth is the change of AP. A model that answers without duplicates gains nothing. "
+        "Faster R-CNN, RetinaNet and FCOS suppress at a threshold of their own; theirs is what stands first."
     )
     return _section("duplicates", "Duplicates, with and without suppression", hint, _table(heads, rows))
 
