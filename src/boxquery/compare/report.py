@@ -234,12 +234,12 @@ def _duplicates(result: Result) -> str:
         return ""
     heads = ["", "duplicates", "AP", "AP50"]
     for threshold in result["entries"][0]["nms"]:
-        heads += [f"with NMS at {threshold}: duplicates", "AP", "AP50"]
+        heads += ["never suppressed: duplicates" if threshold == "1" else f"with NMS at {threshold}: duplicates", "AP", "AP50"]
     hint = (
         "Duplicates: of the detections at the best threshold, those that overlap a better one of their class with IoU above 0.7. "
         "NMS takes away what overlaps a better detection of its class by more than its threshold, so at 0.7 or below no duplicate is "
         "left by definition; what it is worth is the change of AP. A model that answers without duplicates gains nothing. "
-        "Faster R-CNN, RetinaNet and FCOS suppress at a threshold of their own; theirs is what stands first."
+        "First stands what a model answers by itself: Faster R-CNN, RetinaNet and FCOS suppress at a threshold of their own, queries never."
     )
     return _section("duplicates", "Duplicates, with and without suppression", hint, _table(heads, rows))
 

@@ -28,8 +28,8 @@ from boxquery.training.config import FILE, RunConfig
 RESULTS = "results.json"
 #: in a run folder: what was measured at its end
 FOLDER, MEASURED = "compare", "measured.json"
-#: IoU above which the worse of two detections of a class is taken away: what ``duplicate_rate`` counts, and what most detectors use
-NMS = (0.7, 0.5)
+#: IoU above which the worse of two detections of a class goes: none, what ``duplicate_rate`` counts, and what most detectors use
+NMS = (1.0, 0.7, 0.5)
 #: AP that curves are asked when they reached it
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 _SHOWN_LEVELS = 4

@@ -1,0 +1,255 @@
+"""The article's claims and open questions as small experiments; docs/experiments says what each asks and what came out.
+
+    python benchmarks/experiments.py                              # all of them, resumable: run it again and it goes on
+    python benchmarks/experiments.py queries --bccd path/to/bccd  # one
+    python benchmarks/experiments.py queries --show               # only its figure and table, from docs/experiments/results
+
+Each experiment is a ``boxquery compare`` on the built-in scenes, and one on BCCD (364 photographs of blood cells, Pascal VOC layout) where
+its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds, and the trained backbone of benchmarks/convergence.py. Runs that
+several experiments have in common, and the finished ones of benchmarks/convergence.py, are taken over. Comparisons live in ``--runs``;
+their records and a figure each go to docs/experiments, and the table of a page is written anew between its two marks. Paths are taken as
+they are given and stand in the configuration of each run, so give them relative to the same folder every time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import yaml
+from matplotlib.figure import Figure
+
+from boxquery.compare.command import compare
+from boxquery.report.files import write_json, write_whole
+from convergence import BODY, HERE, PLAIN, backbone
+
+DOCS = HERE.parent / "docs" / "experiments"
+RATE, SEEDS = 5e-4, 2
+#: what the pages call the data, and how many objects its fullest image has (no fewer queries can be asked)
+DATA, FULLEST = {"scenes": "built-in scenes", "bccd": "BCCD"}, {"scenes": 10, "bccd": 30}
+SYSTEMS = ("detr", "deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
+STRIDED = {name: value for name, value in BODY.items() if name != "output_stride"}
+Entries = dict[str, dict[str, Any]]
+
+
+def entry(model: str, body: Mapping[str, Any] = BODY, lr: float = RATE, **options: Any) -> dict[str, Any]:
+    """One of those compared: the article's system, on one map at stride 8 unless ``body`` and options say more."""
+    plain = {} if model in ("faster-rcnn", "retinanet", "fcos") else {"dilation": False}
+    return {"model": model, "lr": lr, "options": {**plain, **PLAIN.get(model, {}), **options, "backbone_options": dict(body)}}
+
+
+def convergence(data: str) -> Entries:
+    """The six systems of the article, each at the rate that benchmarks/convergence.py chose for it."""
+    known = json.loads((HERE.parent / "docs" / "convergence" / "results.json").read_text())["summary"]
+    rates = {row["model"]: row["rate"] for row in known}
+    return {name: entry(name, lr=rates[name]) for name in SYSTEMS}
+
+
+def queries(data: str) -> Entries:
+    return {f"{n}-queries": entry("deformable-detr", num_queries=n) for n in (FULLEST[data], 40, 80, 160)}
+
+
+def layers(data: str) -> Entries:
+    few = FULLEST[data]
+    numbers = {"40-everywhere": 40, "80-everywhere": 80, f"80-40-{few}": [80, 40, few], f"160-60-{few}": [160, 60, few]}
+    return {label: entry("deformable-detr", num_queries=n) for label, n in numbers.items()}
+
+
+def positions(data: str) -> Entries:
+    return {
+        "sine": entry("conditional-detr"),
+        "learned": entry("conditional-detr", position="learned"),
+        "none": entry("conditional-detr", position="none"),
+        "sine-mlp-queries": entry("conditional-detr", query_position="sine-mlp"),
+        "relative-bias": entry("conditional-detr", relative_bias=True),
+    }
+
+
+def three_levels(**options: Any) -> dict[str, Any]:
+    return entry("deformable-detr", STRIDED, **{"levels": 3, **options})
+
+
+def convolution(data: str) -> Entries:
+    return {
+        "attention": three_levels(),
+        "convolutional-ffn": three_levels(encoder_ffn="convolutional"),
+        "hybrid": three_levels(encoder="hybrid"),
+        "no-encoder": three_levels(encoder_layers=0),
+    }
+
+
+def end_to_end(data: str) -> Entries:
+    references = {name: entry(name, STRIDED) for name in ("faster-rcnn", "retinanet", "fcos")}
+    return references | {"deformable-detr": three_levels(), "dab-deformable-detr": entry("dab-deformable-detr", STRIDED, levels=3)}
+
+
+def cross_attention(data: str) -> Entries:
+    return {"with": entry("sam-detr"), "without": entry("sam-detr", cross_attention=False)}
+
+
+#: name -> who is compared, and images that each of them sees
+EXPERIMENTS: dict[str, tuple[Callable[[str], Entries], int]] = {
+    "convergence": (convergence, 8000),
+    "queries": (queries, 4000),
+    "layers": (layers, 4000),
+    "positions": (positions, 4000),
+    "convolution": (convolution, 4000),
+    "end-to-end": (end_to_end, 4000),
+    "cross-attention": (cross_attention, 8000),
+}
+
+
+def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
+    """The comparison, and its record without what is this machine's alone."""
+    entries, images = EXPERIMENTS[name]
+    plan, weights = runs / f"{name}-{data}.yaml", {"pretrained_cfg_overlay": {"file": str(backbone(Path("runs/convergence")))}}
+    planned = {
+        label: {**given, "options": {**given["options"], "backbone_options": {**given["options"]["backbone_options"], **weights}}}
+        for label, given in entries(data).items()
+    }
+    write_whole(plan, yaml.safe_dump(planned, sort_keys=False))
+    result = compare(
+        source, out=runs / f"{name}-{data}", plan=plan, images_seen=images, seeds=SEEDS, preset="tiny", image_size=128, batch_size=4,
+        pretrained=True, device="cpu", precision="float32", jobs=jobs,
+        adopt_from=[folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()],
+    ).result  # fmt: skip
+    write_json(DOCS / "results" / f"{name}-{data}.json", record(result))
+
+
+def record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What the figure and the table need, and anyone who wants the numbers."""
+    kept = ("label", "seed", "status", "reason", "curve", "scores", "test", "nms", "processor_seconds")
+    plain = [{k: v for k, v in found.items() if k != "options"} for found in result["entries"]]
+    return {
+        **{key: result[key] for key in ("levels", "best", "lower", "conclusion", "notes")},
+        "budget": result["plan"]["budget"],
+        "entries": plain,
+        "runs": [{k: run[k] for k in kept if k in run} for run in result["runs"]],
+    }
+
+
+def show(name: str) -> None:
+    """Figure and table of what has been measured."""
+    found = {data: DOCS / "results" / f"{name}-{data}.json" for data in DATA}
+    results = {data: json.loads(path.read_text()) for data, path in found.items() if path.exists()}
+    if not results:
+        print(f"{name}: nothing measured yet")
+        return
+    draw(DOCS / f"{name}.svg", results)
+    text = "\n\n".join(table(data, result, nms=name == "end-to-end") for data, result in results.items())
+    print(text)
+    page = DOCS / f"{name}.md"
+    if page.exists():
+        marked = f"<!-- measured -->\n\n{text}\n\n<!-- end of what was measured -->"
+        write_whole(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
+
+
+def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
+    """In Markdown: how good each is, with its uncertainty, when it got there and what it costs; what the figures support below it."""
+    levels = result["levels"][-2:]
+    seconds = sum(run.get("processor_seconds") or 0 for run in result["runs"])
+    heads = [
+        "",
+        "AP (95 %)",
+        "below the best (95 %)",
+        "AP50",
+        *(f"images to AP {level:g}" for level in levels),
+        "ms an image",
+        "M parameters",
+    ]
+    if nms:
+        heads += ["duplicates", "AP50 never suppressed", "AP50 suppressed at .7", "at .5"]
+    rows = []
+    for found in result["entries"]:
+        low, high = found["interval"]
+        lower = result["lower"].get(found["label"])
+        cells = [found["label"], f"{found['scores']['AP']:.3f} ({low:.3f} to {high:.3f})",
+                 "" if lower is None else f"{lower['by']:.3f} ({lower['interval'][0]:.3f} to {lower['interval'][1]:.3f})",
+                 f"{found['scores']['AP50']:.3f}", *(_reached(found["reached"][f"{level:g}"]["images"]) for level in levels),
+                 f"{found['milliseconds']:.1f}", f"{found['parameters'] / 1e6:.2f}"]  # fmt: skip
+        if nms:
+            cells += [
+                f"{100 * found['nms']['1']['duplicate_rate']:.0f} %",
+                *(f"{found['nms'][t]['AP50']:.3f}" for t in ("1", "0.7", "0.5")),
+            ]
+        rows.append(cells)
+    lines = [f"**{DATA[data]}**, {result['budget']} each, {SEEDS} seeds ({seconds / 60:,.0f} minutes of one core):", ""]
+    lines += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+    lines += ["", " ".join(result["conclusion"])]
+    return "\n".join(lines + [f"Not finished: {run['label']}, seed {run['seed']}: {run['status']} {run['reason']}"
+                              for run in result["runs"] if run["status"] != "finished"])  # fmt: skip
+
+
+def _reached(images: Sequence[float | None]) -> str:
+    known = [n for n in images if n is not None]
+    return (
+        "not reached"
+        if not known
+        else f"{mean(known):,.0f}" + (f" ({len(known)} of {len(images)} seeds)" if len(known) < len(images) else "")
+    )
+
+
+def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
+    """For each data set AP50 against images seen, a thin line a seed and their mean; beside it AP in the end with its 95 % interval."""
+    figure = Figure(figsize=(13, 3.1 * len(results)), layout="constrained")
+    for row, (data, result) in zip(figure.subplots(len(results), 2, squeeze=False), results.items(), strict=True):
+        colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(run["label"] for run in result["runs"]))}
+        for label, colour in colours.items():
+            curves = [run["curve"] for run in result["runs"] if run["label"] == label and "curve" in run]
+            for curve in curves:
+                row[0].plot([0, *(p["images"] for p in curve)], [0, *(p["AP50"] for p in curve)], color=colour, lw=0.6, alpha=0.6)
+            if curves:
+                points = list(zip(*curves, strict=False))
+                x, y = [p[0]["images"] for p in points], [mean(q["AP50"] for q in p) for p in points]
+                row[0].plot([0, *x], [0, *y], color=colour, lw=1.8)
+        for place, found in enumerate(reversed(result["entries"])):
+            low, high = found["interval"]
+            row[1].plot((low, high), (place, place), color=colours[found["label"]], lw=2)
+            row[1].plot(found["scores"]["AP"], place, "o", color=colours[found["label"]])
+        row[0].set(xlabel="images seen", ylabel="AP50", title=DATA[data], xlim=0, ylim=0)
+        row[1].set(xlabel=f"AP after {result['budget']}, 95 % interval", xlim=0)
+        row[1].set_yticks(range(len(result["entries"])), [found["label"] for found in reversed(result["entries"])])
+        for axis in row:
+            axis.spines[["top", "right"]].set_visible(False)
+    write_whole(path, _svg(figure))
+
+
+def _svg(figure: Figure) -> str:
+    from io import StringIO
+
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "boxquery"}):  # the same figure is the same file
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all of them where none is named")
+    parser.add_argument("--bccd", help="the folder of BCCD; without it the scenes alone")
+    parser.add_argument("--data", choices=list(DATA), help="only on one of the two")
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
+    parser.add_argument("--show", action="store_true", help="train nothing")
+    given = parser.parse_args()
+    if unknown := set(given.names) - EXPERIMENTS.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(EXPERIMENTS)}")
+    (DOCS / "results").mkdir(parents=True, exist_ok=True)
+    given.runs.mkdir(parents=True, exist_ok=True)
+    sources = {"scenes": "shapes"} | ({"bccd": given.bccd} if given.bccd else {})
+    for name in given.names or EXPERIMENTS:
+        for data, source in sources.items():
+            if not given.show and given.data in (None, data):
+                run(name, data, source, given.runs, given.jobs)
+        show(name)
+
+
+if __name__ == "__main__":
+    main()
