@@ -1,13 +1,19 @@
-"""What is measured of a finished run: multiply-adds as the family's page counts them."""
+"""What is measured of a finished run: multiply-adds as the family's page counts them, and what nobody suppressed."""
+
+import json
 
 import pytest
 import torch
 
 import boxquery as bq
-from boxquery.compare.measure import gflops
+from boxquery.compare.measure import gflops, measure
+from boxquery.compare.plan import Entry, Plan
 from boxquery.data.loading import Batch
 from boxquery.detector import Detector
 from boxquery.models import sizes
+from boxquery.training.config import RunConfig
+
+from .scenes import SMALL, write_scenes
 
 
 @pytest.mark.parametrize("name", bq.list_models())
@@ -17,3 +23,26 @@ def test_multiply_adds_are_those_of_the_familys_page(name):
     detector = Detector(model, [str(i) for i in range(91)], list(range(91)), 160)
     batch = Batch(torch.zeros(1, 3, 160, 160), None, [], [0])
     assert gflops(detector, batch) == pytest.approx(sizes(name)["tiny"]["gflops"], abs=0.006)
+
+
+def test_a_reference_is_the_planned_run_and_measured_with_all_its_answers(tmp_path):
+    """The data chose its anchors, which no plan names; what it suppresses by itself is not taken away at threshold 1."""
+    options = {**SMALL, "score": 0.0}
+    for name in ("heads", "ffn_dim", "num_queries"):
+        options.pop(name)
+    settings = {"image_size": 64, "epochs": 6, "lr": 3e-3, "batch_size": 4, "device": "cpu", "precision": "float32"}
+    data = write_scenes(tmp_path / "data")
+    bq.train(str(data), model="retinanet", preset="tiny", out=tmp_path / "run", options=options, workers=0, **settings)
+    entry = Entry("reference", "retinanet", "tiny", options, 3e-3)
+    rest = dict.fromkeys(("pretrained", "freeze_backbone", "strict"), False)
+    settings.pop("lr")
+    plan = Plan(data=str(data), entries=(entry,), seeds=(0,), minutes=None, images_seen=None, **settings, **rest)
+    config = RunConfig.read(tmp_path / "run")
+    assert config.chosen == ["anchor_ratios", "anchor_sizes"]
+    assert plan.fits(plan.tasks()[0], config)
+    nms = json.loads(measure(tmp_path / "run").read_text())["nms"]
+    own = json.loads((tmp_path / "run" / "evaluation.json").read_text())["val"]
+    assert nms["0.5"]["AP"] == pytest.approx(own["AP"], abs=1e-6), "RetinaNet's own threshold"
+    every = bq.load(tmp_path / "run").evaluate(str(data), split="val", nms=1)
+    assert nms["1"]["AP"] == pytest.approx(every["AP"], abs=1e-9)
+    assert nms["1"]["AP"] != nms["0.5"]["AP"]

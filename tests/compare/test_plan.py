@@ -118,6 +118,9 @@ def test_a_run_is_the_planned_one_by_its_configuration(tmp_path):
     config = write_config(plan, task, tmp_path / "run", device="cuda", workers=3)
     assert plan.fits(task, config)
     assert plan.fits(task, replace(config, options={"num_queries": 9}))
+    anchored = replace(config, options={"num_queries": 9, "anchor_sizes": [[8.0]]})
+    assert not plan.fits(task, anchored)
+    assert plan.fits(task, replace(anchored, chosen=["anchor_sizes"])), "what the data chose nobody planned"
     for change in (
         {"seed": 1}, {"lr": 0.5}, {"options": {}}, {"epochs": 9}, {"model": "dab-detr"}, {"precision": "bf16"}, {"data": "other"},
         {"pretrained": True}, {"image_size": 65}, {"minutes": 3.0}, {"accumulate": 2}, {"patience": 1}, {"batch_size": 2}, {"world": 2},

@@ -106,7 +106,8 @@ class Plan:
         wanted = task.entry.settings() | {
             name: getattr(self, name) for name in ("image_size", "batch_size", "pretrained", "freeze_backbone", "precision", "strict")
         }
-        if any(_plain(getattr(config, name)) != _plain(value) for name, value in wanted.items()):
+        own = vars(config) | {"options": {name: value for name, value in config.options.items() if name not in config.chosen}}
+        if any(_plain(own[name]) != _plain(value) for name, value in wanted.items()):
             return False
         if (config.seed, config.accumulate, config.patience, config.world) != (task.seed, 1, 0, 1) or not same_data(self.data, config.data):
             return False

@@ -17,7 +17,7 @@ FILE = "config.yaml"
 #: what is trained where the user names nothing
 MODEL, PRESET = "deformable-detr", "small"
 #: what the values of a field may be, by its annotation
-_KINDS = {"str": str, "int": int, "float": int | float, "float | None": int | float | None, "bool": bool, "dict[str, Any]": dict}
+_KINDS = {"str": str, "int": int, "float": int | float, "float | None": int | float | None, "bool": bool, "dict[str, Any]": dict, "list[str]": list}
 
 
 def option_word(name: str, value: Any) -> str:
@@ -38,6 +38,7 @@ class RunConfig:
     Attributes:
         data: what the user named; ``scenes`` is how the built-in ones are drawn.
         options: the model's options that differ from the preset.
+        chosen: which of these the data chose (anchors), not the user.
         start_from, start_hash: the trained model whose weights it began with, as the user named it, and what they were (see
             ``boxquery.transfer.fingerprint``).
         frozen: stem, first stage and batch norm of the backbone kept what that model had.
@@ -60,6 +61,7 @@ class RunConfig:
     model: str
     preset: str
     options: dict[str, Any] = field(default_factory=dict)
+    chosen: list[str] = field(default_factory=list)
     pretrained: bool = False
     freeze_backbone: bool = False
     start_from: str = ""

@@ -119,7 +119,8 @@ class _Run:
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world), 1)
             config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
-            config = replace(config, options=config.options | self.model.adapt(np.concatenate(sides_ahead(train, config.image_size))))
+            chosen = self.model.adapt(np.concatenate(sides_ahead(train, config.image_size)))
+            config = replace(config, options=config.options | chosen, chosen=sorted(chosen))
         self.config = config
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, augment)
