@@ -88,7 +88,7 @@ def name_of(run: Run) -> str:
 
 def backbone(folder: Path) -> Path:
     """The file of the backbone that all runs start from, made if it is not there."""
-    file = (folder / "backbone.safetensors").absolute()
+    file = folder / "backbone.safetensors"
     if not file.exists():
         torch.set_num_threads(1)
         where, scenes = folder / "pretraining", shapes_data(train=4000, seed=PRETRAINING["seed"])

@@ -92,15 +92,16 @@ def cross_attention(data: str) -> Entries:
     return {"with": entry("sam-detr"), "without": entry("sam-detr", cross_attention=False)}
 
 
+LONG, SHORT = {"scenes": 8000, "bccd": 6000}, {"scenes": 4000, "bccd": 3000}
 #: name -> who is compared, and images that each of them sees
-EXPERIMENTS: dict[str, tuple[Callable[[str], Entries], int]] = {
-    "convergence": (convergence, 8000),
-    "queries": (queries, 4000),
-    "layers": (layers, 4000),
-    "positions": (positions, 4000),
-    "convolution": (convolution, 4000),
-    "end-to-end": (end_to_end, 4000),
-    "cross-attention": (cross_attention, 8000),
+EXPERIMENTS: dict[str, tuple[Callable[[str], Entries], dict[str, int]]] = {
+    "convergence": (convergence, LONG),
+    "queries": (queries, SHORT),
+    "layers": (layers, SHORT),
+    "positions": (positions, SHORT),
+    "convolution": (convolution, SHORT),
+    "end-to-end": (end_to_end, SHORT),
+    "cross-attention": (cross_attention, LONG),
 }
 
 
@@ -114,7 +115,7 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
     }
     write_whole(plan, yaml.safe_dump(planned, sort_keys=False))
     result = compare(
-        source, out=runs / f"{name}-{data}", plan=plan, images_seen=images, seeds=SEEDS, preset="tiny", image_size=128, batch_size=4,
+        source, out=runs / f"{name}-{data}", plan=plan, images_seen=images[data], seeds=SEEDS, preset="tiny", image_size=128, batch_size=4,
         pretrained=True, device="cpu", precision="float32", jobs=jobs,
         adopt_from=[folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()],
     ).result  # fmt: skip
