@@ -17,7 +17,7 @@ from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
 from boxquery.evaluation.predictions import predict_split, readable
 from boxquery.report.files import write_whole
-from boxquery.training.fit import _Run
+from boxquery.training.fit import Run
 from boxquery.training.keeper import Keeper
 from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, held, newest
 from tests.data import writers
@@ -151,7 +151,7 @@ def test_dead_before_the_first_epoch_it_starts_again(whole, tmp_path, monkeypatc
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "fit", die)
+        patch.setattr(Run, "fit", die)
         with pytest.raises(Stop):
             bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
     bq.train(scenes(), out=tmp_path / "run", resume=True)
@@ -168,7 +168,7 @@ def test_dead_before_the_first_epoch_it_starts_from_the_same_model_again(whole, 
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "fit", die)
+        patch.setattr(Run, "fit", die)
         with pytest.raises(Stop):
             bq.train(scenes(), out=tmp_path / "run", **given)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
@@ -187,11 +187,11 @@ def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
     bq.train(scenes(), out=tmp_path / "whole", **given)
     assert len(rows(tmp_path / "whole")) == (2 if patience else 4)
 
-    def die(self, seconds):
+    def die(self):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "finish", die)
+        patch.setattr(Run, "finish", die)
         with pytest.raises(Stop):
             bq.train(scenes(), out=tmp_path / "run", **given)
     bq.train(scenes(), out=tmp_path / "run", resume=True)

@@ -135,7 +135,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
     """What ``train`` would do with these settings; the model is built without memory for its weights."""
     import torch
 
-    from boxquery.check.ahead import Plan, drops_queries, queries_of
+    from boxquery.check.ahead import Plan
     from boxquery.models import create_model
     from boxquery.models import preset as known_preset
 
@@ -144,10 +144,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
         built = create_model(model, classes=len(data.names), preset=preset, **options)
     batch = min(recipe.batch_size, len(data.splits["train"]))
     steps = (epochs or recipe.epochs) * max(len(data.splits["train"]) // batch, 1)
-    return Plan(
-        model, preset, queries_of(built), built.backbone.strides[0], image_size or recipe.image_size, steps, batch, recipe.lr, recipe.lr,
-        drops=drops_queries(built), limit="num_queries" if built.has_queries else "detections",
-    )  # fmt: skip
+    return Plan.of(built, image_size=image_size or recipe.image_size, steps=steps, batch_size=batch)
 
 
 @contextmanager

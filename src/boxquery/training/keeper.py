@@ -25,6 +25,7 @@ from boxquery.report.page import write_report
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
+from boxquery.training.processes import everywhere
 from boxquery.training.progress import LiveBar
 from boxquery.training.state import LAST
 
@@ -197,15 +198,6 @@ def _clocks() -> tuple[float, float]:
 def gathered(found: Found) -> Found:
     """Every process's predictions; what two of them predicted is one entry, since positions are the keys."""
     return {k: v for part in everywhere(found) for k, v in part.items()}
-
-
-def everywhere(value: Any) -> list[Any]:
-    """The value of every process, by rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, value)
-    return parts
 
 
 def _table(rows: list[dict[str, Any]]) -> bytes:
