@@ -96,8 +96,9 @@ class RunConfig:
             words += ["--val-every", str(self.val_every)]
         for name in ("image_size", "batch_size", "lr", "seed", "precision"):
             words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
-        if self.accumulate > 1:
-            words += ["--accumulate", str(self.accumulate)]
+        for name, usual in (("accumulate", 1), ("patience", 0)):
+            if getattr(self, name) != usual:
+                words += [f"--{name}", str(getattr(self, name))]
         words += ["--from", self.start_from] * bool(self.start_from)
         for name in ("pretrained", "freeze_backbone", "strict", "force"):
             words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
@@ -133,3 +134,9 @@ class RunConfig:
             return cls(**known)
         except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / FILE}: not a run's configuration ({first_line(error)})") from error
+
+
+#: a wish of somebody who says nothing: what can be chosen is open
+UNSAID = RunConfig(
+    data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, val_every=0, workers=-1, device="auto", precision="auto"
+)  # fmt: skip

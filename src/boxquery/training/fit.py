@@ -46,7 +46,6 @@ from boxquery.transfer import fingerprint, read_source, transfer
 def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detector:
     """Train as ``wish`` says; what is 0, "auto" or -1 there is chosen. See ``boxquery.training.run.train``."""
     console = Console(stderr=True, quiet=rank() > 0, soft_wrap=True)
-    source = data.source if isinstance(data, Data) else str(data)
     # torchrun has started it again after one of its processes died: then it goes on
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
     origin = None
@@ -55,8 +54,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
         wish = like(origin, wish)
         for line in remarks:
             console.print(f"note: {line}", markup=False)
-    folder = run_folder(out, wish, source, resume)
-    wish = replace(wish, data=source)
+    folder = run_folder(out, wish, resume)
     config = same(RunConfig.read(folder), wish, folder) if resume else resolved(wish)
     opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
     tell_data(console, opened)
@@ -222,7 +220,8 @@ class Run:
                 split, found = readable(split, found)
                 metrics = evaluate(split, found, self.data.names, self.data.ids)
                 write_evaluation(self.folder, name, metrics)
-                self.console.print(f"{name}: AP {metrics['AP'] or 0:.3f}  AP50 {metrics['AP50'] or 0:.3f}")
+                shown = "  ".join(f"{k} -" if metrics[k] is None else f"{k} {metrics[k]:.3f}" for k in ("AP", "AP50"))
+                self.console.print(f"{name}: {shown}")
                 if name == "val":
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         page = write_report(self.folder)

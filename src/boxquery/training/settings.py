@@ -14,7 +14,7 @@ import torch
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.models import preset
-from boxquery.training.config import FILE, MODEL, PRESET, RunConfig
+from boxquery.training.config import FILE, MODEL, PRESET, UNSAID, RunConfig
 from boxquery.training.processes import rank, world
 from boxquery.transfer import changed_options, check_same_model, fingerprint
 
@@ -66,14 +66,13 @@ def like(origin: Detector, wish: RunConfig) -> RunConfig:
 
 
 def same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
-    """The run's own settings. Raises ``UserError`` where the user asked for others: they would not be the same run."""
-    unsaid = RunConfig(
-        data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, val_every=0, workers=-1, device="auto", precision="auto"
-    )  # fmt: skip
+    """The run's own settings, but for where it runs and how it reads. Raises ``UserError`` where the user asked for others."""
     for name, asked in vars(wish).items():
         own = getattr(config, name)
-        # where it runs and how it reads may change; a batch may have been larger than the data
-        if name in ("device", "workers", "batch_size") or asked in (getattr(unsaid, name), own):
+        # the clock is of no use once minutes have become steps
+        if name in ("device", "workers", "clock") or asked in (getattr(UNSAID, name), own):
+            continue
+        if name == "batch_size" and asked > own and config.batches == 1:  # it was larger than the data
             continue
         if name in ("data", "start_from") and own and Path(str(asked)).resolve() == Path(own).resolve():
             continue
@@ -83,10 +82,11 @@ def same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
         raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
     if (processes := world()) != config.world:
         raise UserError(f"{folder} was started with {config.world} processes, not {processes}: resume it with as many")
-    return config
+    device = choose_device(config.device if wish.device == "auto" else wish.device)
+    return replace(config, device=device, workers=config.workers if wish.workers < 0 else wish.workers)
 
 
-def run_folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> Path:
+def run_folder(out: Path | None, wish: RunConfig, resume: bool) -> Path:
     """The run folder; an existing run is never written over."""
     if out is not None:
         try:
@@ -101,7 +101,7 @@ def run_folder(out: Path | None, wish: RunConfig, source: str, resume: bool) -> 
         raise UserError("--resume needs --out, the folder of the run to go on with")
     if world() > 1:
         raise UserError("several processes need --out, a folder for all of them")
-    stem = f"{wish.model or MODEL}-{wish.preset or PRESET}-{Path(source).name}"
+    stem = f"{wish.model or MODEL}-{wish.preset or PRESET}-{Path(wish.data).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
     return Path("runs") / f"{stem}-{number}"
@@ -112,7 +112,7 @@ def choose_device(device: str) -> str:
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda': this PyTorch sees no CUDA device; use cpu or auto")
+        raise UserError("device='cuda': this PyTorch sees no CUDA device; use cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
