@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from boxquery.errors import UserError
 from boxquery.training.config import MODEL, PRESET
 from boxquery.training.run import Options
 
@@ -101,12 +102,14 @@ def check(
     from boxquery.data.transforms import Augment
     from boxquery.models import preset as known_preset
 
-    chosen = {"model": model or MODEL, "preset": preset or PRESET}
-    recipe = known_preset(chosen["model"], chosen["preset"]).recipe
+    if epochs is not None and epochs < 1:
+        raise UserError(f"epochs={epochs}: must be above 0")
+    model, preset = model or MODEL, preset or PRESET
+    recipe = known_preset(model, preset).recipe
     with _progress() as told:
         opened, evidence = open_with_evidence(data, strict=strict, seed=seed)
         _need_train(opened)
-        plan = _plan(opened, chosen["model"], chosen["preset"], options or {}, image_size, epochs)
+        plan = _plan(opened, model, preset, options or {}, image_size, epochs)
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         checkup = examine(opened, evidence, plan, augment, seed=seed, picture=out is not None, told=told)
         if learn:
@@ -125,8 +128,6 @@ def check(
 
 
 def _need_train(data: Any) -> None:
-    from boxquery.errors import UserError
-
     if not len(data.splits.get("train", ())):
         raise UserError(f"{data.source}: no images in split 'train'; check looks at what would be trained on")
 
