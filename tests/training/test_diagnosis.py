@@ -163,7 +163,8 @@ def test_gradients_that_are_none_in_the_last_step_of_an_epoch_are_not_kept(tmp_p
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(Training, "training_step", infinite)
-    with pytest.raises(bq.UserError, match=r"epoch 1, batch 2 .+gradients were not finite \(first in heads\.0\.boxes\.layers\.2\.weight, 1 param") as raised:
+    said = r"epoch 1, batch 2 .+gradients were not finite \(first in heads\.0\.boxes\.layers\.2\.weight, 1 param"
+    with pytest.raises(bq.UserError, match=said) as raised:
         bq.train(scenes(), epochs=3, val_every=3, out=tmp_path / "run", **settings("detr"))
     assert rates[0] in str(raised.value)
     state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
