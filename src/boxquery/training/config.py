@@ -17,7 +17,15 @@ FILE = "config.yaml"
 #: what is trained where the user names nothing
 MODEL, PRESET = "deformable-detr", "small"
 #: what the values of a field may be, by its annotation
-_KINDS = {"str": str, "int": int, "float": int | float, "float | None": int | float | None, "bool": bool, "dict[str, Any]": dict, "list[str]": list}
+_KINDS = {
+    "str": str,
+    "int": int,
+    "float": int | float,
+    "float | None": int | float | None,
+    "bool": bool,
+    "dict[str, Any]": dict,
+    "list[str]": list,
+}
 
 
 def option_word(name: str, value: Any) -> str:
