@@ -98,11 +98,11 @@ class Training(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # Lightning refuses to clip for a fused optimizer in mixed precision, since half precision would need unscaling; bf16 has no scale
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        parameters = list(self.model.parameters())  # once: to walk through the modules takes longer than all else here
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if gradient_clip_val:
             # scaled by a NaN all would be none; by 0 those alone that are to be named
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm.where(~norm.isnan(), torch.inf))
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm.where(~norm.isnan(), torch.inf))
         self.norms.append(norm)
         if self.previous is not None:
             self.previous.norm = norm
