@@ -1,4 +1,5 @@
-"""Our models beside those of `transformers`: seconds of a training step and of inference, on the same weights and the same batch.
+"""Our models beside those of `transformers`: seconds of a training step and of inference, on the same weights and the same batch; and what
+it costs that a running training watches itself.
 
     python benchmarks/bench.py [--quick] [--only NAME]
 
@@ -15,6 +16,10 @@ sides run as they come: `transformers` with its own choice of attention (sdpa) a
 
 Repetitions are interleaved (ours, theirs, theirs, ours, ...) and timed as CPU time of this process; the ratio ours / theirs is the median
 over neighbours, so a machine that slows down for a while slows down both. Below 1 we are faster. Before timing, answers are compared.
+
+"diagnosis" is the hooks of `boxquery.training.module.Training` around a model that answers at once (its loss and terms are those of a real
+step, its gradients too), less the same without clocks, lists, the name of the step and the norm that is kept: a few in ten thousand of a
+step, which no difference between whole steps would show. The step is Deformable DETR's, preset `tiny`, four images of 160 pixels.
 """
 
 from __future__ import annotations
@@ -28,8 +33,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share with this file
@@ -41,8 +47,10 @@ from tests.models.builders import batch, objects
 from tests.models.transformers_weights import labels, ours, theirs
 from torch import Tensor, nn
 
-from boxquery.models import preset
+from boxquery.data.loading import Batch, generator
+from boxquery.models import create_model, preset
 from boxquery.models.base import DetectionTransformer
+from boxquery.training.module import Training
 
 CLASSES = 80
 SMALL: dict[str, Any] = {"backbone": "resnet18", "hidden_dim": 128, "heads": 8, "ffn_dim": 512, "decoder_layers": 3, "num_queries": 100}
@@ -189,12 +197,88 @@ def rows(setting: Setting, quick: bool) -> Iterator[Row]:
     yield measure(f"{setting.name} inference, without backbone", *inference(model, peer, images[:1]), 2 * repetitions)
 
 
+@dataclass(frozen=True)
+class Watching:
+    """Microseconds that the diagnosis adds to a step (median, quartiles), milliseconds of the step, and the share."""
+
+    name: str
+    extra_us: float
+    low: float
+    high: float
+    step_ms: float
+    share: float
+
+
+WATCHED = "deformable-detr"
+#: calls that are timed together, since one is shorter than the clock is fine
+CALLS = 100
+
+
+def diagnosis(repetitions: int) -> Watching:
+    torch.manual_seed(0)
+    model, recipe = create_model(WATCHED, classes=CLASSES, preset="tiny"), preset(WATCHED, "tiny").recipe
+    images, _ = batch(*[(recipe.image_size, recipe.image_size)] * 4)
+    drawn = Batch(images, None, objects(7, 3, 5, 2, classes=CLASSES), [0, 1, 2, 3])
+    module = Training(model, replace(recipe, ema=0.0), 1000, ["a", "b", "c", "d"], 0)
+    optimizer = module.configure_optimizers()["optimizer"]
+    module.trainer = SimpleNamespace(optimizers=[optimizer], current_epoch=0, global_rank=0)  # pyright: ignore[reportAttributeAccessIssue]
+    module.on_train_epoch_start()
+
+    def step() -> None:
+        module.on_train_batch_start(drawn, 0)
+        loss = module.training_step(drawn, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        module.configure_gradient_clipping(optimizer, recipe.clip)
+        optimizer.step()
+        module.on_train_batch_end(None, drawn, 0)
+
+    step()
+    whole = min(seconds(step) for _ in range(repetitions))
+    out = model(images, targets=drawn.targets)
+    ready = model.loss(out, drawn.targets)
+    model.forward, model.loss = lambda *_, **__: out, lambda *_: ready
+
+    def watched() -> None:
+        for _ in range(CALLS):
+            module.on_train_batch_start(drawn, 0)
+            module.training_step(drawn, 0)
+            module.configure_gradient_clipping(optimizer, recipe.clip)
+            module.on_train_batch_end(None, drawn, 0)
+
+    def unwatched() -> None:
+        sums: dict[str, Tensor] = {}
+        for _ in range(CALLS):
+            torch.manual_seed(generator(0, 0, "step 0 of 0").initial_seed())
+            loss, terms = model.loss(model(images, None, targets=drawn.targets), drawn.targets)
+            for name, value in {"loss": loss, **terms}.items():
+                value = value.detach()[-1] if value.dim() else value.detach()
+                sums[name] = sums[name] + value if name in sums else value
+            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+
+    extra = []
+    for run in (watched, unwatched):
+        run()
+    for _ in range(repetitions):
+        module.on_train_epoch_start()
+        extra.append((seconds(watched) - seconds(unwatched)) / CALLS)
+    low, middle, high = statistics.quantiles(extra, n=4)
+    return Watching("diagnosis", 1e6 * middle, 1e6 * low, 1e6 * high, 1e3 * whole, middle / whole)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three repetitions each")
-    parser.add_argument("--only", default="", help='settings whose name starts with this, for example "detr paper"')
+    parser.add_argument("--only", default="", help='parts whose name starts with this, for example "detr paper" or "diagnosis"')
     given = parser.parse_args()
     torch.set_num_threads(1)
+    watching = diagnosis(3 if given.quick else 25) if "diagnosis".startswith(given.only) else None
+    if watching is not None:
+        print(
+            f"diagnosis: {watching.extra_us:.0f} us ({watching.low:.0f} .. {watching.high:.0f}) of a step of {watching.step_ms:.0f} ms: "
+            f"{watching.share:.2%}",
+            flush=True,
+        )
     print(f"{'':56}{'ours':>10}{'theirs':>10}{'ratio':>8}   quartiles")
     found = []
     for setting in SETTINGS:
@@ -203,7 +287,8 @@ def main() -> None:
         for row in rows(setting, given.quick):
             found.append(row)
             print(f"{row.name:56}{row.ours_ms:8.1f}ms{row.theirs_ms:8.1f}ms{row.ratio:8.3f}   {row.low:.3f} .. {row.high:.3f}", flush=True)
-    print(json.dumps({"ratio": "ours / theirs, median of neighbours", "rows": [asdict(row) for row in found]}))
+    told = {"ratio": "ours / theirs, median of neighbours", "rows": [asdict(row) for row in found]}
+    print(json.dumps(told | {"diagnosis": watching and asdict(watching)}))
 
 
 if __name__ == "__main__":

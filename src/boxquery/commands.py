@@ -237,7 +237,7 @@ def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: i
 
 def _load(run: str, device: str) -> Detector:
     from boxquery.detector import load
-    from boxquery.training.fit import choose_device
+    from boxquery.training.settings import choose_device
 
     return load(run).to(choose_device(device))
 

@@ -268,6 +268,8 @@ def test_the_command_writes_and_says_what_it_found(tmp_path, capsys):
     assert run(["check", data, "--model", "detr", "--preset", "tiny", "--option", "num_queries=1"]) == 1
     assert "doomed: " in capsys.readouterr().out
     assert run(["check", str(tmp_path / "nowhere")]) == 2
+    assert run(["check", data, "--epochs", "-3"]) == 2
+    assert "epochs=-3: must be above 0" in capsys.readouterr().err
 
 
 def test_check_is_quick_and_says_what_the_data_is(capsys):

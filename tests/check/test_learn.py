@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import boxquery as bq
 from boxquery.check.floors import everything, measured
@@ -35,6 +36,30 @@ def test_what_does_not_learn_dooms_the_run(monkeypatch):
     assert "did not learn images train/" in proof.finding().text
     late = replace(proof, planned=300, loss=(20.0, 8.0)).finding()
     assert (late.name, late.level) == ("not-proven", "warning")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_numbers_that_are_none_end_the_proof_and_are_said(monkeypatch, what):
+    """Before the step that would leave broken weights; the page and ``--json`` have no NaN."""
+    criterion = bq.create_model("detr", classes=3, preset="tiny", **SMALL).criterion
+    terms, calls = type(criterion).terms, []
+
+    def spoiled(self, *given):
+        found = terms(self, *given)
+        calls.append(1)
+        if len(calls) == 3:
+            root = (found["l1"] - found["l1"].detach()).abs().sqrt()  # 0, with a gradient that is none
+            found = {**found, "l1": found["l1"] + (root if what == "gradient" else torch.nan)}
+        return found
+
+    monkeypatch.setattr(type(criterion), "terms", spoiled)
+    proof = prove(scenes(8, 4), "detr", SMALL, steps=9)
+    assert proof.steps == 3
+    assert proof.verdict == "the loss or its gradient stopped being a number at step 3"
+    assert proof.finding().level == "doomed"
+    first, last = json.loads(json.dumps(proof.values(), allow_nan=False))["loss"]
+    assert first > 0
+    assert last is None
 
 
 @pytest.mark.parametrize(

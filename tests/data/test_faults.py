@@ -150,6 +150,15 @@ def test_no_boxes_at_all(tmp_path, kind):
     refused(FORMATS[kind](tmp_path, images), "no categories" if kind == "voc" else "no boxes")
 
 
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+def test_no_boxes_but_those_to_ignore(tmp_path, kind):
+    images = pictures()
+    for picture in images:
+        for thing in picture.things:
+            thing.ignore = True
+    refused(FORMATS[kind](tmp_path, images), "no boxes to train on", "iscrowd, difficult")
+
+
 def coco_root(root, change):
     """A single-file COCO set whose content ``change`` spoils."""
     images = pictures()

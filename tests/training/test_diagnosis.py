@@ -143,13 +143,33 @@ def test_a_loss_that_is_none_in_the_last_step_of_an_epoch_is_not_kept(tmp_path, 
         loss = step(self, batch, batch_idx)
         if self.current_epoch == 1 and self.trainer.is_last_batch:
             loss = loss * float("nan")
-            self.previous["loss"] = loss.detach()
+            self.previous.loss = loss.detach()
         return loss
 
     monkeypatch.setattr(Training, "training_step", infinite)
     with pytest.raises(bq.UserError, match=r"epoch 1, batch 2 .+not finite"):
         bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
     assert torch.load(tmp_path / "run/last.ckpt", weights_only=True)["epoch"] == 0
+
+
+def test_gradients_that_are_none_in_the_last_step_of_an_epoch_are_not_kept(tmp_path, monkeypatch):
+    """Its loss is a number, and nothing is evaluated that would notice; what is named is the step itself, with its own rate."""
+    step, rates = Training.training_step, []
+
+    def infinite(self, batch, batch_idx):
+        if self.current_epoch == 1 and self.trainer.is_last_batch:
+            rates.append(f"rate {self.trainer.optimizers[0].param_groups[0]['lr']:.2g};")
+            self.model.heads[0].boxes.layers[2].weight.register_hook(lambda gradient: gradient * float("inf"))
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Training, "training_step", infinite)
+    said = r"epoch 1, batch 2 .+gradients were not finite \(first in heads\.0\.boxes\.layers\.2\.weight, 1 param"
+    with pytest.raises(bq.UserError, match=said) as raised:
+        bq.train(scenes(), epochs=3, val_every=3, out=tmp_path / "run", **settings("detr"))
+    assert rates[0] in str(raised.value)
+    state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
+    assert state["epoch"] == 0
+    assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
 
 
 def test_training_refuses_what_is_doomed_and_force_goes_on(tmp_path, capsys):
@@ -173,7 +193,8 @@ def test_doomed_is_status_1():
     assert (Doomed("x").status, bq.UserError("x").status) == (1, 2)
 
 
-def test_without_objects_in_val_nothing_is_said_of_ap(tmp_path):
+def test_without_objects_in_val_nothing_is_said_of_ap(tmp_path, capsys):
     data = changed(scenes(), "val", lambda r: replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]))
     bq.train(data, epochs=1, out=tmp_path / "run", **settings("detr"))
+    assert "val: AP -  AP50 -" in capsys.readouterr().err
     assert not (tmp_path / "run/diagnosis.json").exists()

@@ -11,14 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
 from boxquery.evaluation.predictions import predict_split, readable
 from boxquery.report.files import write_whole
-from boxquery.training.fit import _Run
+from boxquery.training.config import RunConfig
+from boxquery.training.fit import Run
 from boxquery.training.keeper import Keeper
+from boxquery.training.progress import LiveBar
 from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, held, newest
 from tests.data import writers
 
@@ -151,7 +154,7 @@ def test_dead_before_the_first_epoch_it_starts_again(whole, tmp_path, monkeypatc
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "fit", die)
+        patch.setattr(Run, "fit", die)
         with pytest.raises(Stop):
             bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
     bq.train(scenes(), out=tmp_path / "run", resume=True)
@@ -168,7 +171,7 @@ def test_dead_before_the_first_epoch_it_starts_from_the_same_model_again(whole, 
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "fit", die)
+        patch.setattr(Run, "fit", die)
         with pytest.raises(Stop):
             bq.train(scenes(), out=tmp_path / "run", **given)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
@@ -187,11 +190,11 @@ def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
     bq.train(scenes(), out=tmp_path / "whole", **given)
     assert len(rows(tmp_path / "whole")) == (2 if patience else 4)
 
-    def die(self, seconds):
+    def die(self):
         raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "finish", die)
+        patch.setattr(Run, "finish", die)
         with pytest.raises(Stop):
             bq.train(scenes(), out=tmp_path / "run", **given)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
@@ -276,6 +279,17 @@ def test_an_image_found_unreadable_while_training_is_named_and_skipped(photos, t
         spoil_pixels(photos / f"JPEGImages/{name}.png")
     assert command_line([*words, "--out", str(tmp_path / "many"), "--workers", "1"]) == 2
     assert "3 of 24 training images cannot be read" in capsys.readouterr().err
+
+
+def test_images_found_unreadable_are_known_after_a_resume(whole, capsys):
+    """Also where nothing is read any more, so that the report of a run that died while it finished names them."""
+    config, data = RunConfig.read(whole), scenes()
+    made = [Keeper(whole, config, bq.load(whole), data.splits["val"], LiveBar(Console(), 1, 1), 12) for _ in range(2)]
+    made[0]._skipped("val", "p.png: cannot be read")
+    made[1].load_state_dict(json.loads(json.dumps(made[0].state_dict())))
+    made[1]._skipped("val", "p.png: cannot be read")
+    assert made[1].unreadable == {"train": [], "val": ["p.png: cannot be read"]}
+    assert capsys.readouterr().err.count("p.png") == 1
 
 
 def test_more_than_a_tenth_unreadable_is_no_evaluation(whole, photos):

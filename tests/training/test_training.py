@@ -22,8 +22,10 @@ from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
 from boxquery.training import fit
 from boxquery.training import keeper as keeping
+from boxquery.training.config import UNSAID, RunConfig
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
+from boxquery.training.settings import same
 
 SMALL = {
     "backbone": "resnet10t",
@@ -236,6 +238,7 @@ def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):
     monkeypatch.setattr("boxquery.training.keeper.evaluate", lambda *_: dict.fromkeys(METRICS, 0.25))
     bq.train(scenes(), epochs=9, patience=2, out=tmp_path / "run", **settings("deformable-detr") | {"precision": "bf16"})
     assert len(rows(tmp_path / "run")) == 3
+    assert "--patience 2" in yaml.safe_load((tmp_path / "run/config.yaml").read_text())["command"]
 
 
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")
@@ -303,6 +306,29 @@ def test_resuming_with_other_settings_is_refused(finished):
             bq.train(scenes(), out=folder, resume=True, **wrong)
     with pytest.raises(bq.UserError, match="was started with data="):
         bq.train("elsewhere", out=folder, resume=True)
+
+
+def test_resumed_it_runs_and_reads_where_it_is_asked_to(tmp_path, monkeypatch):
+    """As the advice after a reader's death says (``--resume --workers 0``), and on another machine; a clock has been read by then."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    config = RunConfig("shapes", "detr", "tiny", device="cuda", workers=4, batch_size=4, batches=3, clock="wall")
+    asked = same(config, replace(UNSAID, device="cpu", workers=0, clock="processor"), tmp_path)
+    assert asked == replace(config, device="cpu", workers=0)
+    with pytest.raises(bq.UserError, match="no CUDA device"):
+        same(config, UNSAID, tmp_path)
+    config = replace(config, device="cpu")
+    assert same(config, UNSAID, tmp_path) == config
+
+
+@pytest.mark.parametrize(("own", "batches", "asked", "fits"), [(4, 3, 4, True), (4, 1, 8, True), (4, 3, 8, False), (4, 1, 2, False)])
+def test_resumed_it_has_batches_of_the_same_size(tmp_path, own, batches, asked, fits):
+    """Which is less than was asked for where there were no more images."""
+    config, wish = RunConfig("shapes", "detr", "tiny", batch_size=own, batches=batches), replace(UNSAID, batch_size=asked)
+    if fits:
+        assert same(config, wish, tmp_path).batch_size == own
+    else:
+        with pytest.raises(bq.UserError, match="was started with batch_size=4"):
+            same(config, wish, tmp_path)
 
 
 def test_without_an_average_it_goes_on_training(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from boxquery.check.findings import Finding
 from boxquery.check.floors import everything, measured
 from boxquery.data.dataset import Data
 from boxquery.data.transforms import EvalTransform
+from boxquery.models import preset
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Split
@@ -52,10 +53,15 @@ class Plan:
     drops: bool = False
     limit: str = "num_queries"
 
-
-def queries_of(model: Model) -> int:
-    """How many answers an image can have: the queries of the last layer; every pattern asks at every anchor."""
-    return model.counts[-1]
+    @classmethod
+    def of(cls, model: Model, *, image_size: int, steps: int, batch_size: int, lr: float = 0.0, start: str = "random") -> Plan:
+        """Of a model that ``create_model`` built; ``lr`` 0 is the preset's."""
+        name, size = model.config["name"], model.config["preset"]
+        usual = preset(name, size).recipe.lr
+        return cls(
+            name, size, model.counts[-1], model.backbone.strides[0], image_size, steps, batch_size, lr or usual, usual, start,
+            drops_queries(model), "num_queries" if model.has_queries else "detections",
+        )  # fmt: skip
 
 
 def drops_queries(model: Model) -> bool:

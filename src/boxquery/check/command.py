@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from boxquery.errors import UserError
 from boxquery.training.config import MODEL, PRESET
 from boxquery.training.run import Options
 
@@ -101,12 +102,14 @@ def check(
     from boxquery.data.transforms import Augment
     from boxquery.models import preset as known_preset
 
-    chosen = {"model": model or MODEL, "preset": preset or PRESET}
-    recipe = known_preset(chosen["model"], chosen["preset"]).recipe
+    if epochs is not None and epochs < 1:
+        raise UserError(f"epochs={epochs}: must be above 0")
+    model, preset = model or MODEL, preset or PRESET
+    recipe = known_preset(model, preset).recipe
     with _progress() as told:
         opened, evidence = open_with_evidence(data, strict=strict, seed=seed)
         _need_train(opened)
-        plan = _plan(opened, chosen["model"], chosen["preset"], options or {}, image_size, epochs)
+        plan = _plan(opened, model, preset, options or {}, image_size, epochs)
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         checkup = examine(opened, evidence, plan, augment, seed=seed, picture=out is not None, told=told)
         if learn:
@@ -125,8 +128,6 @@ def check(
 
 
 def _need_train(data: Any) -> None:
-    from boxquery.errors import UserError
-
     if not len(data.splits.get("train", ())):
         raise UserError(f"{data.source}: no images in split 'train'; check looks at what would be trained on")
 
@@ -135,7 +136,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
     """What ``train`` would do with these settings; the model is built without memory for its weights."""
     import torch
 
-    from boxquery.check.ahead import Plan, drops_queries, queries_of
+    from boxquery.check.ahead import Plan
     from boxquery.models import create_model
     from boxquery.models import preset as known_preset
 
@@ -144,10 +145,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
         built = create_model(model, classes=len(data.names), preset=preset, **options)
     batch = min(recipe.batch_size, len(data.splits["train"]))
     steps = (epochs or recipe.epochs) * max(len(data.splits["train"]) // batch, 1)
-    return Plan(
-        model, preset, queries_of(built), built.backbone.strides[0], image_size or recipe.image_size, steps, batch, recipe.lr, recipe.lr,
-        drops=drops_queries(built), limit="num_queries" if built.has_queries else "detections",
-    )  # fmt: skip
+    return Plan.of(built, image_size=image_size or recipe.image_size, steps=steps, batch_size=batch)
 
 
 @contextmanager

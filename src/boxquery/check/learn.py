@@ -6,9 +6,10 @@ model learns four wrong ones by heart as well.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -49,7 +50,7 @@ class Proof:
         AP50_any_class: with all classes taken for one.
         near: share of objects with a detection of their class at IoU 0.1.
         duplicates: share of the boxes at the best threshold that repeat a better one.
-        loss: the first and the last.
+        loss: the first and the last; NaN where it or its gradient was no number.
         reached: AP50 above ``GOAL``.
         verdict: what failed, in words; "" if nothing did.
     """
@@ -69,7 +70,7 @@ class Proof:
     verdict: str
 
     def values(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "loss": [value if np.isfinite(value) else None for value in self.loss]}
 
     def finding(self) -> Finding:
         shown = ", ".join(map(str, self.images))
@@ -115,17 +116,19 @@ def prove(
     while step < planned and not reached and time.monotonic() - started < seconds:
         step += 1
         loss, _ = model.loss(model(batch.images, batch.mask, targets=batch.targets), batch.targets)
-        losses.append(float(loss.detach()))
-        if not np.isfinite(losses[-1]):
-            break
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not torch.isfinite(loss.detach() + norm):  # a step would leave weights that are no numbers
+            losses.append(math.nan)
+            found = {}
+            break
+        losses.append(float(loss.detach()))
         optimizer.step()
         schedule.step()
         if step % LOOK == 0 or step == planned:
             found = _answers(model, batch, split)
-            reached = _ap50(split, found, data) > GOAL
+            reached = (evaluate(split, found, data.names, data.ids)["AP50"] or 0.0) > GOAL
             if told is not None:
                 told(step, planned)
     if not found and np.isfinite(losses[-1]):
@@ -163,33 +166,27 @@ def _queries(name: str, options: dict[str, Any], most: int) -> dict[str, int]:
 
 @torch.no_grad()
 def _answers(model: Model, batch: Batch, split: Split) -> dict[int, Prediction]:
+    """By position; an image whose answers are no numbers has none."""
     model.eval()
     out = model(batch.images, batch.mask, last_only=True)
     model.train()
     answers = model.postprocess(out, [(record.height, record.width) for record in split])
-    return {i: tuple(answer[k].cpu().numpy() for k in ("boxes", "scores", "labels")) for i, answer in enumerate(answers)}  # pyright: ignore[reportReturnType]
-
-
-def _ap50(split: Split, found: dict[int, Prediction], data: Data) -> float:
-    if not all(np.isfinite(boxes).all() and np.isfinite(scores).all() for boxes, scores, _ in found.values()):
-        return 0.0
-    return evaluate(split, found, data.names, data.ids)["AP50"] or 0.0
+    found = {i: tuple(answer[k].cpu().numpy() for k in ("boxes", "scores", "labels")) for i, answer in enumerate(answers)}
+    return {i: own for i, own in found.items() if np.isfinite(own[0]).all() and np.isfinite(own[1]).all()}  # pyright: ignore[reportReturnType]
 
 
 def _judged(
     name: str, steps: tuple[int, int], seconds: float, split: Split, found: dict[int, Prediction], losses: list[float], data: Data
 ) -> Proof:
-    finite = bool(found) and np.isfinite(losses[-1])
-    result = evaluate(split, found, data.names, data.ids) if finite else {}
-    blind = [Record(r.id, r.path, r.width, r.height, r.boxes, r.labels * 0, r.ignore, r.areas) for r in split]
+    result = evaluate(split, found, data.names, data.ids)
+    blind = [replace(record, labels=record.labels * 0) for record in split]
     alike = {i: (boxes, scores, labels * 0) for i, (boxes, scores, labels) in found.items()}
-    any_class = (evaluate(blind, alike, ["object"], [0])["AP50"] or 0.0) if finite else 0.0
-    detections = gather(split, found if finite else {}, len(data.names), 100)
-    near = float((match(split, detections, 0.1)[0] == RIGHT).sum() / max(sum(int((~r.ignore).sum()) for r in split), 1))
-    twice = duplicates(detections, detections.scores >= (result.get("best_threshold") or 0.5))
-    shown = detections.scores >= (result.get("best_threshold") or 0.5)
-    repeated = float(twice[shown].mean()) if shown.any() else 0.0
-    best = result.get("AP50") or 0.0
+    any_class = evaluate(blind, alike, ["object"], [0])["AP50"] or 0.0
+    detections = gather(split, found, len(data.names), 100)
+    near = float((match(split, detections, 0.1)[0] == RIGHT).sum() / result["objects"])
+    shown = detections.scores >= (result["best_threshold"] or 0.5)
+    repeated = float(duplicates(detections, shown)[shown].mean()) if shown.any() else 0.0
+    best = result["AP50"] or 0.0
     return Proof(
         name, PRESET, *steps, round(seconds, 1), [r.id for r in split], best, any_class, near, repeated, (losses[0], losses[-1]),
         best > GOAL, "" if best > GOAL else _verdict(losses, any_class, near, repeated),
@@ -198,7 +195,7 @@ def _judged(
 
 def _verdict(losses: list[float], any_class: float, near: float, repeated: float) -> str:
     if not np.isfinite(losses[-1]):
-        return f"the loss stopped being a number at step {len(losses)}"
+        return f"the loss or its gradient stopped being a number at step {len(losses)}"
     if losses[-1] > FELL * losses[0]:
         return "the loss did not fall"
     if any_class > GOAL:

@@ -247,7 +247,7 @@ def settled(plan: Plan) -> Plan:
     """
     from boxquery.models import preset
     from boxquery.models.options import with_options
-    from boxquery.training.fit import choose_device, choose_precision
+    from boxquery.training.settings import choose_device, choose_precision
 
     entries, sizes = [], {"image_size": set(), "batch_size": set()}
     for entry in plan.entries:

@@ -62,7 +62,7 @@ def checked(listing: Listing, source: str, *, strict: bool = False, seed: int = 
 
     Raises:
         UserError: a duplicate image id; an empty split; with ``strict`` any fault; more than ``LIMIT`` of boxes or images at fault;
-            no box left.
+            no box left, or none that is not to be ignored.
     """
     notes = list(listing.notes)
     names = _unique(listing.names, listing.ids, notes)
@@ -254,8 +254,11 @@ def _not_too_many(ledger: Ledger, records: dict[str, list[Record]], source: str)
     for name, kept in records.items():
         if not kept:
             raise UserError(f"{source}: no image of split {name!r} can be read{examples}; repair the data")
-    if not any(len(record.boxes) for record in records.get("train", [r for kept in records.values() for r in kept])):
+    taught = records.get("train", [record for kept in records.values() for record in kept])
+    if not any(len(record.boxes) for record in taught):
         raise UserError(f"{source}: no boxes to train on; check that the annotations belong to these images")
+    if all(record.ignore.all() for record in taught):
+        raise UserError(f"{source}: no boxes to train on: all are to be ignored (iscrowd, difficult); mark those that are objects")
 
 
 def refuse_many(bad: int, total: int, what: str, where: str = "", examples: str = "") -> None:

@@ -114,19 +114,17 @@ class DetectionDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.strict = strict
-        self.epoch = 0
         self.cache = _Cache.of(split) if cache else None
 
     def __len__(self) -> int:
         return len(self.split)
 
-    def set_epoch(self, epoch: int) -> None:
-        """The epoch of items that are asked for by index alone; an ``EpochSampler`` says it with every item."""
-        self.epoch = epoch
-
     def __getitem__(self, item: int | tuple[int, int]) -> Sample:
-        """A sample by index, or by (epoch, index). Raises UserError if the image can no longer be read, and ``strict`` or no other can."""
-        epoch, index = item if isinstance(item, tuple) else (self.epoch, item)
+        """A sample by (epoch, index), or of epoch 0 by index alone.
+
+        Raises UserError if the image can no longer be read, and ``strict`` or no other can.
+        """
+        epoch, index = item if isinstance(item, tuple) else (0, item)
         pixels, index, unreadable = self._readable(index)
         record = self.split[index]
         boxes, labels = torch.from_numpy(record.boxes[~record.ignore]), torch.from_numpy(record.labels[~record.ignore])
@@ -202,13 +200,12 @@ class EpochSampler(Sampler[tuple[int, int]]):
         n: number of items.
         seed: of the order.
         rank, world: this process, and how many there are.
-        shuffle: False for the order 0..n-1 in every epoch.
     """
 
-    def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1, shuffle: bool = True):
+    def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1):
         if n < 1 or not 0 <= rank < world:
             raise ValueError(f"EpochSampler: n={n}, rank={rank}, world={world}")
-        self.n, self.seed, self.rank, self.world, self.shuffle = n, seed, rank, world, shuffle
+        self.n, self.seed, self.rank, self.world = n, seed, rank, world
         self.epoch = 0
 
     def __len__(self) -> int:
@@ -219,7 +216,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = torch.randperm(self.n, generator=generator(self.seed, self.epoch, "order")).tolist() if self.shuffle else range(self.n)
+        order = torch.randperm(self.n, generator=generator(self.seed, self.epoch, "order")).tolist()
         return iter([(self.epoch, order[i % self.n]) for i in range(self.rank, len(self) * self.world, self.world)])
 
 

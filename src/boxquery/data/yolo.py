@@ -95,12 +95,10 @@ class _Source:
 
 
 def _settings(folder: Folder, file: Path) -> dict[str, Any]:
-    where = folder.show(file)
+    where, text = folder.show(file), folder.text(file)
     try:
-        settings = yaml.safe_load(folder.text(file))
+        settings = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{where}: broken YAML ({one_line(error)})") from error
     if not isinstance(settings, dict):
         raise UserError(f"{where}: should hold 'names' and 'train', 'val'")

@@ -17,7 +17,15 @@ FILE = "config.yaml"
 #: what is trained where the user names nothing
 MODEL, PRESET = "deformable-detr", "small"
 #: what the values of a field may be, by its annotation
-_KINDS = {"str": str, "int": int, "float": int | float, "float | None": int | float | None, "bool": bool, "dict[str, Any]": dict, "list[str]": list}
+_KINDS = {
+    "str": str,
+    "int": int,
+    "float": int | float,
+    "float | None": int | float | None,
+    "bool": bool,
+    "dict[str, Any]": dict,
+    "list[str]": list,
+}
 
 
 def option_word(name: str, value: Any) -> str:
@@ -96,8 +104,9 @@ class RunConfig:
             words += ["--val-every", str(self.val_every)]
         for name in ("image_size", "batch_size", "lr", "seed", "precision"):
             words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
-        if self.accumulate > 1:
-            words += ["--accumulate", str(self.accumulate)]
+        for name, usual in (("accumulate", 1), ("patience", 0)):
+            if getattr(self, name) != usual:
+                words += [f"--{name}", str(getattr(self, name))]
         words += ["--from", self.start_from] * bool(self.start_from)
         for name in ("pretrained", "freeze_backbone", "strict", "force"):
             words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
@@ -133,3 +142,9 @@ class RunConfig:
             return cls(**known)
         except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{folder / FILE}: not a run's configuration ({first_line(error)})") from error
+
+
+#: a wish of somebody who says nothing: what can be chosen is open
+UNSAID = RunConfig(
+    data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, val_every=0, workers=-1, device="auto", precision="auto"
+)  # fmt: skip

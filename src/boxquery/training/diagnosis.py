@@ -9,6 +9,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,36 @@ class NotFinite(UserError):
     def __init__(self, text: str, remedy: str):
         super().__init__(f"{text} {remedy}")
         self.finding = Finding("loss-not-finite", "doomed", text, remedy)
+
+
+@dataclass
+class Step:
+    """What is needed to name a step should it have broken the run. What is on the device stays there until it is asked for.
+
+    Attributes:
+        epoch, batch: counted from 0.
+        images: ids.
+        size: height and width of the batch in pixels.
+        rate: of its update.
+        loss: []; terms: name -> [L] or []; norm: [] of its gradient; each None, or nothing, until it is known.
+    """
+
+    epoch: int
+    batch: int
+    images: Sequence[int | str]
+    size: Sequence[int]
+    rate: float
+    loss: Tensor | None = None
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    norm: Tensor | None = None
+
+    def __str__(self) -> str:
+        names, (height, width) = ", ".join(map(str, self.images)), self.size
+        return f"epoch {self.epoch}, batch {self.batch} (images {names}; rate {self.rate:.2g}; scale {width} x {height} pixels)"
+
+    def broken(self) -> bool:
+        """Whether it left weights that are no numbers. Waits for the device."""
+        return not all(bool(torch.isfinite(value)) for value in (self.loss, self.norm) if value is not None)
 
 
 class Diagnosis:
@@ -191,22 +222,21 @@ class Diagnosis:
         return shlex.join(["boxquery", "check", self.config.data, "--model", self.config.model, "--learn"])
 
 
-def not_finite(where: str, error: str, previous: dict[str, Any] | None, out: Output | None, model: nn.Module, kept: str) -> NotFinite:
-    """Why there is no number any more: the previous step's loss or gradients, if they were none already, else this step's answers.
+def not_finite(step: Step, error: str, out: Output | None, model: nn.Module, kept: str) -> NotFinite:
+    """Why there is no number any more: a step's loss or gradients, if they are none already, else its answers.
 
     Args:
-        where: epoch, batch, images, rate and scale of this step.
-        previous: of the step before: ``where`` (says it in words), ``loss`` [], ``terms`` (name -> [L] or []), ``norm`` [].
-        out: this step's answers.
+        error: what was said of the answers.
+        out: the answers.
         kept: what state can be gone on from.
     """
-    if previous is not None and not bool(torch.isfinite(previous["loss"])):
-        text = f"{previous['where']()}: the loss was not finite ({_broken_terms(previous['terms'])})."
-    elif previous is not None and previous["norm"] is not None and not bool(torch.isfinite(previous["norm"])):
-        text = f"{previous['where']()}: the loss was finite, its gradients were not finite ({_broken_gradients(model)})."
+    if step.loss is not None and not bool(torch.isfinite(step.loss)):
+        said = f"the loss was not finite ({_broken_terms(step.terms)})"
+    elif step.norm is not None and not bool(torch.isfinite(step.norm)):
+        said = f"the loss was finite, its gradients were not finite ({_broken_gradients(model)})"
     else:
-        text = f"{where}: {error}{_broken_answers(out)}."
-    return NotFinite(text, f"A lower --lr or --precision float32 may help; {kept}")
+        said = f"{error}{_broken_answers(out)}"
+    return NotFinite(f"{step}: {said}.", f"A lower --lr or --precision float32 may help; {kept}")
 
 
 def _broken_terms(terms: dict[str, Tensor]) -> str:

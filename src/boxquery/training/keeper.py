@@ -25,6 +25,7 @@ from boxquery.report.page import write_report
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
+from boxquery.training.processes import everywhere
 from boxquery.training.progress import LiveBar
 from boxquery.training.state import LAST
 
@@ -36,8 +37,8 @@ SAMPLED, SAMPLED_AT_MOST = 50, 32
 class Keeper(L.Callback):
     """Evaluates the moving average, measures its alignment, writes ``metrics.csv``, ``model/`` (best by AP) and ``last.ckpt``.
 
-    Its state (rows so far, best AP, who found what last) is in the checkpoint, and ``metrics.csv`` is written from it: after a resume the
-    file holds what an uninterrupted run would have written.
+    Its state (rows so far, best AP, who found what last, which images could not be read) is in the checkpoint, and ``metrics.csv`` is
+    written from it: after a resume the file holds what an uninterrupted run would have written.
     """
 
     def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, count: int):
@@ -60,12 +61,13 @@ class Keeper(L.Callback):
         self.seen = 0
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"rows": self.rows, "best": self.best, "waited": self.waited, "finders": self.finders}
+        state = {"rows": self.rows, "best": self.best, "waited": self.waited, "finders": self.finders, "unreadable": self.unreadable}
         return {**state, "diagnosis": self.diagnosis.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.waited = state_dict["rows"], state_dict["best"], state_dict["waited"]
         self.finders = state_dict.get("finders", [])  # none in checkpoints from before it was measured
+        self.unreadable = state_dict.get("unreadable", self.unreadable)  # likewise
         if "diagnosis" in state_dict:
             self.diagnosis.load_state_dict(state_dict["diagnosis"])
         self.before = (self.rows[-1]["seconds"], self.rows[-1]["processor_seconds"]) if self.rows else (0.0, 0.0)
@@ -197,15 +199,6 @@ def _clocks() -> tuple[float, float]:
 def gathered(found: Found) -> Found:
     """Every process's predictions; what two of them predicted is one entry, since positions are the keys."""
     return {k: v for part in everywhere(found) for k, v in part.items()}
-
-
-def everywhere(value: Any) -> list[Any]:
-    """The value of every process, by rank."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    parts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(parts, value)
-    return parts
 
 
 def _table(rows: list[dict[str, Any]]) -> bytes:

@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -17,7 +16,7 @@ from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
 from boxquery.models.model import Model
 from boxquery.models.options import Recipe
-from boxquery.training.diagnosis import not_finite
+from boxquery.training.diagnosis import Step, not_finite
 
 
 class Training(L.LightningModule):
@@ -37,15 +36,15 @@ class Training(L.LightningModule):
         super().__init__()
         self.model, self.recipe, self.steps, self.ids, self.seed = model, recipe, steps, ids, seed
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
-        #: sums over the epoch so far, on the device: every term of the last layer, the total, and the number of steps
+        #: sums over the epoch so far, on the device: the total, and every term of the last layer
         self.sums: dict[str, Tensor] = {}
         #: of the epoch so far, a number a step, still on the device: losses, norms of the gradient
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         #: seconds of the epoch that passed in waiting for images, and its beginning and the last step's end on the host's clock
         self.waited, self.began, self.ended = 0.0, 0.0, 0.0
-        #: what is needed to name the step before this one, should it have been the one that broke
-        self.previous: dict[str, Any] | None = None
+        #: the step before this one, should it have been the one that broke
+        self.previous: Step | None = None
 
     @property
     def best_guess(self) -> Model:
@@ -64,33 +63,20 @@ class Training(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         out = self.model(batch.images, batch.mask, targets=batch.targets)
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        step = Step(self.current_epoch, batch_idx, [self.ids[i] for i in batch.indices], batch.images.shape[-2:], rate)
         try:
             loss, terms = self.model.loss(out, batch.targets)
         except UserError as error:
-            raise not_finite(
-                self.where(batch.indices, batch.images.shape, batch_idx),
-                str(error),
-                self.previous,
-                out if self.model.has_queries else None,
-                self.model,
-                self.kept(),
-            ) from error
-        where = partial(self.where, batch.indices, batch.images.shape, batch_idx)  # not the batch itself: its memory is needed
-        terms = {name: value.detach() for name, value in terms.items()}
-        self.previous = {"where": where, "loss": loss.detach(), "terms": terms, "norm": None}
-        self.losses.append(loss.detach())
-        shown = {"loss": loss, **{k: v[-1] if v.dim() else v for k, v in terms.items()}}
+            broken = self.previous if self.previous is not None and self.previous.broken() else step
+            raise not_finite(broken, str(error), out if self.model.has_queries else None, self.model, self.kept()) from error
+        step.loss, step.terms = loss.detach(), {name: value.detach() for name, value in terms.items()}
+        self.previous = step
+        self.losses.append(step.loss)
+        shown = {"loss": step.loss, **{k: v[-1] if v.dim() else v for k, v in step.terms.items()}}
         for name, value in shown.items():
-            value = value.detach()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         return loss
-
-    def where(self, indices: Sequence[int], shape: Sequence[int], batch_idx: int) -> str:
-        """A step in words: the images at ``indices`` of the split, in a batch of this shape."""
-        names = ", ".join(str(self.ids[i]) for i in indices)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        height, width = shape[-2:]
-        return f"epoch {self.current_epoch}, batch {batch_idx} (images {names}; rate {rate:.2g}; scale {width} x {height} pixels)"
 
     def kept(self) -> str:
         """What state there is to go on from, in words."""
@@ -98,10 +84,9 @@ class Training(L.LightningModule):
         return f"last.ckpt and model/ hold the state of {done} finished epochs." if done else "no epoch was finished."
 
     def stop_if_broken(self) -> None:
-        """At an epoch's end, where the last step's loss is not followed by one that would notice. Raises ``NotFinite``."""
-        step = self.previous
-        if step is not None and not bool(torch.isfinite(step["loss"])):
-            raise not_finite("", "", step, None, self.model, self.kept())
+        """At an epoch's end, where the last step is not followed by one that would notice. Raises ``NotFinite``."""
+        if self.previous is not None and self.previous.broken():
+            raise not_finite(self.previous, "", None, self.model, self.kept())
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.ended = time.monotonic()
@@ -113,13 +98,14 @@ class Training(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         # Lightning refuses to clip for a fused optimizer in mixed precision, since half precision would need unscaling; bf16 has no scale
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        parameters = list(self.model.parameters())  # once: to walk through the modules takes longer than all else here
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         if gradient_clip_val:
-            nn.utils.clip_grads_with_norm_(self.model.parameters(), gradient_clip_val, norm)
+            # scaled by a NaN all would be none; by 0 those alone that are to be named
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm.where(~norm.isnan(), torch.inf))
         self.norms.append(norm)
         if self.previous is not None:
-            self.previous["norm"] = norm
+            self.previous.norm = norm
 
     def configure_optimizers(self) -> Any:
         groups, decay = parameter_groups(self.model, self.recipe), self.recipe.weight_decay

@@ -96,7 +96,8 @@ def train(
         workers: processes that read images; None: chosen.
         seed: of start values, order, augmentation and dropout.
         strict: boxes and images at fault are fatal instead of skipped.
-        resume: go on with the run in ``out`` from its last finished epoch; settings are the run's own, and others are refused.
+        resume: go on with the run in ``out`` from its last finished epoch; settings are the run's own, and others are refused, except
+            ``device`` and ``workers``.
         force: train even where the check before the first epoch says that it is worth nothing.
 
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
@@ -114,7 +115,7 @@ def train(
         if value is not None and value < (0 if name == "workers" else 1e-12):
             raise UserError(f"{name}={value}: must be {'0 or more' if name == 'workers' else 'above 0'}")
     wish = RunConfig(
-        data=str(data),
+        data=str(data) if isinstance(data, str | Path) else data.source,
         model=model or "",
         preset=preset or "",
         options=options or {},
