@@ -83,6 +83,6 @@ def test_no_points():
 
 
 def test_bar():
-    assert "width:50.0%" in bar(0.5)
-    assert "width:100.0%" in bar(1.5)
+    assert 'width="50.0%"' in bar(0.5)
+    assert 'width="100.0%"' in bar(1.5)
     assert bar(None) == ""

@@ -346,7 +346,7 @@ def _page(result: Missed) -> str:
         ),
         *_galleries(result),
     ]
-    return tables.document(f"Missed by {result.model}", body)
+    return tables.page(f"Missed by {result.model}", body)
 
 
 def _table(kind: str, counts: dict[str, dict[str, int]]) -> str:

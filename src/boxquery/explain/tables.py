@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
 
-from boxquery.report import page
 from boxquery.report.charts import bar
+from boxquery.report.document import document, picture
 
 _STYLE = """
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 28px 24px; margin: 16px 0 0; }
@@ -25,9 +24,9 @@ tbody th { min-width: 120px; }
 """
 
 
-def document(title: str, parts: Sequence[str]) -> str:
+def page(title: str, parts: Sequence[str]) -> str:
     """A whole page; ``title`` is text, ``parts`` HTML."""
-    return page.document(title, "\n".join(parts), style=_STYLE)
+    return document(title, "\n".join(parts), style=_STYLE)
 
 
 def headline(title: str, by: str, lead: str) -> str:
@@ -61,13 +60,12 @@ def _cell(cell: str | float, words: bool) -> str:
     return f'<td class="b">{bar(cell)}</td>'
 
 
-def card(picture: Image.Image, title: str, text: str) -> str:
+def card(image: Image.Image, title: str, text: str) -> str:
     """A picture with its caption; photographs are stored as JPEG, pictures with transparency as PNG."""
-    stream, form = io.BytesIO(), "PNG" if picture.mode == "RGBA" else "JPEG"
-    picture.save(stream, form, optimize=True, **({} if form == "PNG" else {"quality": 82}))
-    data = f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
-    image = f'<img width="{picture.width}" height="{picture.height}" src="{data}" alt="{escape(title)}: {escape(text)}">'
-    return f"<figure>{image}<figcaption>{escape(title)} <span>{escape(text)}</span></figcaption></figure>"
+    stream, form = io.BytesIO(), "PNG" if image.mode == "RGBA" else "JPEG"
+    image.save(stream, form, optimize=True, **({} if form == "PNG" else {"quality": 82}))
+    shown = picture(stream.getvalue(), image.size, f"{title}: {text}", form.lower())
+    return f"<figure>{shown}<figcaption>{escape(title)} <span>{escape(text)}</span></figcaption></figure>"
 
 
 def cards(figures: Sequence[str], *, maps: bool = False) -> str:

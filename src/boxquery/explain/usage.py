@@ -365,4 +365,4 @@ def _page(result: Usage) -> str:
         tables.section("exchange", "Self-attention and duplicates", _OFF, tables.table(_QUALITY, _exchange_rows(result))),
         tables.section("queries", f"By {result.word}", _NUMBERS, tables.table((result.word, *_COLUMNS), rows)),
     ]
-    return tables.document(f"Queries of {result.model}", [part for part in body if part])
+    return tables.page(f"Queries of {result.model}", [part for part in body if part])

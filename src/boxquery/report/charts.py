@@ -198,4 +198,4 @@ def bar(value: float | None) -> str:
     """A share in [0, 1] as a bar for a table cell; nothing for None."""
     if value is None:
         return ""
-    return f'<span class="bar" aria-hidden="true"><i style="width:{100 * min(max(value, 0), 1):.1f}%"></i></span>'
+    return f'<svg class="bar" aria-hidden="true"><rect width="{100 * min(max(value, 0), 1):.1f}%" height="100%"/></svg>'
