@@ -29,9 +29,12 @@ def page(title: str, parts: Sequence[str]) -> str:
     return document(title, "\n".join(parts), style=_STYLE)
 
 
-def headline(title: str, by: str, lead: str) -> str:
-    """``title`` and ``by`` are text, ``lead`` HTML."""
-    return f'<header><h1>{escape(title)}</h1><p class="by">{escape(by)}</p><p class="lead">{lead}</p></header>'
+def headline(title: str, by: str, lead: str, skipped: Sequence[str] = ()) -> str:
+    """``title``, ``by`` and the lines about images that were ``skipped`` are text, ``lead`` HTML."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in skipped)
+    count = "1 image" if len(skipped) == 1 else f"{len(skipped):,} images"
+    left_out = f"<details><summary>{count} could not be read and are in no count</summary><ul>{lines}</ul></details>" if skipped else ""
+    return f'<header><h1>{escape(title)}</h1><p class="by">{escape(by)}</p><p class="lead">{lead}</p>{left_out}</header>'
 
 
 def section(name: str, title: str, hint: str, body: str) -> str:
