@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 import boxquery as bq
 from boxquery.cli import run
@@ -260,6 +260,18 @@ def test_svg_is_whole_and_names_are_escaped(tmp_path):
     assert Image.open(io.BytesIO(data)).size == (96, 72)
     frames = [rect for rect in root.iter(f"{SVG}rect") if rect.attrib.get("stroke") not in (None, "#000")]
     assert [frame.attrib[key] for frame in frames[:1] for key in ("x", "y", "width", "height")] == ["60.0", "40.0", "30.0", "26.0"]
+
+
+def test_words_of_narrow_columns_do_not_meet(tmp_path):
+    story = replace(detector("detr").explain(photo(40, 96)), classes=["a very long name of a class"] * 3)
+    root = parsed(write_figure([story, story], tmp_path / "f.svg", panel=96))
+    font = ImageFont.load_default(size=18)
+    ends = {}
+    for text in sorted(root.iter(f"{SVG}text"), key=lambda text: float(text.attrib["x"])):
+        left, row = float(text.attrib["x"]), text.attrib["y"]
+        assert left > ends.get(row, 0)
+        ends[row] = left + font.getlength(text.text)
+    assert max(ends.values()) < float(root.attrib["width"])
 
 
 @pytest.mark.parametrize(("name", "drawn"), [("detr", "none"), ("conditional-detr", "path"), ("dab-detr", "dashed")])

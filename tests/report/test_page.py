@@ -245,6 +245,13 @@ def test_broken_files_are_named(copy, file, content):
     assert not (copy / "report.html").exists()
 
 
+def test_a_folder_in_the_place_of_a_file(copy):
+    (copy / "data.json").unlink()
+    (copy / "data.json").mkdir()
+    with pytest.raises(UserError, match=r"data\.json: cannot be read"):
+        write_report(copy)
+
+
 def test_no_such_run(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         write_report(tmp_path / "nowhere")
