@@ -21,6 +21,12 @@ _STYLE = """
 .maps img { background: none; border: 1px solid var(--faint); }
 td.b { min-width: 90px; vertical-align: middle; }
 tbody th { min-width: 120px; }
+@media (max-width: 760px) {
+  .b { display: none; }
+  th, td { padding-right: 12px; }
+  tbody th { min-width: 84px; }
+  td.wordy { min-width: 160px; }
+}
 """
 
 
@@ -45,9 +51,10 @@ def section(name: str, title: str, hint: str, body: str) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], *, words: int | None = None) -> str:
     """A table whose first column names the rows.
 
-    A cell is text, set to the right like a number, or a float in [0, 1], drawn as a bar. ``words``: the one other column of prose.
+    A cell is text, set to the right like a number, or a float in [0, 1], drawn as a bar, whose column has no head and is left out on
+    phones. ``words``: the one other column of prose.
     """
-    kinds = [" class=n" if place not in (0, words) else "" for place in range(len(heads))]
+    kinds = ["" if place in (0, words) else " class=n" if head else " class=b" for place, head in enumerate(heads)]
     top = "".join(f'<th scope="col"{kind}>{escape(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
     lines = []
     for first, *rest in rows:
