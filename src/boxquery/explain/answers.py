@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.loading import Batch, DetectionDataset
@@ -53,14 +54,24 @@ def batches_of(detector: Detector, records: Split, strict: bool, skipped: list[s
 
 
 @torch.inference_mode()
-def answer(detector: Detector, batch: Batch, *, model: DetectionTransformer | None = None, last_only: bool = False) -> Output:
+def answer(
+    detector: Detector,
+    images: Tensor,
+    mask: Tensor | None = None,
+    *,
+    model: DetectionTransformer | None = None,
+    last_only: bool = False,
+    trace: bool = False,
+) -> Output:
     """What the model answers; columns without a name have logit -inf.
 
     Args:
+        images, mask: on the detector's device, as a model takes them.
         model: another model than the detector's, for the same images.
         last_only: the last layer alone.
+        trace: with what every query did.
     """
-    out = (model or detector.transformer).eval()(batch.images, batch.mask, last_only=last_only)
+    out = (model or detector.transformer).eval()(images, mask, last_only=last_only, trace=trace)
     out.logits[..., detector.unnamed] = -torch.inf
     return out
 

@@ -24,7 +24,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import iou
 from boxquery.evaluation.metrics import IOU_RIGHT
-from boxquery.explain.answers import least_score, records_of
+from boxquery.explain.answers import answer, least_score, records_of
 from boxquery.explain.relevance import relevances
 from boxquery.explain.story import Explanation, explain
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -335,11 +335,10 @@ def _answer(detector: Detector, explanation: Explanation, query: int) -> Callabl
     height, width = explanation.size
     wanted = torch.from_numpy(explanation.boxes[-1, query])[None].to(detector.device)
     label, scale = int(explanation.labels[-1, query]), wanted.new_tensor([width, height, width, height])
-    model = detector.transformer.eval()
 
     def follow(images: Tensor) -> np.ndarray:
-        out = model(images, last_only=True)
-        scores = model.criterion.classification.scores(out.logits[-1])[..., label]
+        out = answer(detector, images, last_only=True)
+        scores = detector.transformer.criterion.classification.scores(out.logits[-1])[..., label]
         overlap = box_iou((cxcywh_to_xyxy(out.boxes[-1]) * scale).flatten(0, 1), wanted).view_as(scores)
         return torch.where(overlap >= IOU_RIGHT, scores * overlap, 0.0).amax(-1).double().cpu().numpy()
 

@@ -189,7 +189,7 @@ def missed(
     skipped: list[str] = []
     found: dict[int, list[Miss]] = {}
     for batch in batches_of(detector, records, strict, skipped):
-        out = answer(detector, batch)
+        out = answer(detector, batch.images, batch.mask)
         scores = detector.transformer.criterion.classification.scores(out.logits).float().cpu().numpy()
         for place, position in enumerate(batch.indices):
             record = records[position]

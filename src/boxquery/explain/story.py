@@ -19,7 +19,7 @@ from boxquery.detector import Detector, Source, as_image
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import iou
 from boxquery.explain import competition, origins
-from boxquery.explain.answers import least_score
+from boxquery.explain.answers import answer, least_score
 from boxquery.explain.competition import Rival
 from boxquery.explain.origins import Cell
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -223,11 +223,10 @@ def explain(detector: Detector, source: Source, *, threshold: float | None = Non
     Raises ``UserError`` for an image that cannot be read.
     """
     least = least_score(detector, threshold)
-    image, model = as_image(source), detector.transformer.eval()
-    out = model(detector.transform(image)[None].to(detector.device), trace=True)
-    logits = out.logits[:, 0]
-    logits[..., detector.unnamed] = -torch.inf
-    best = model.criterion.classification.scores(logits).max(-1)
+    image, model = as_image(source), detector.transformer
+    out = answer(detector, detector.transform(image)[None].to(detector.device), trace=True)
+    assert out.trace is not None
+    best = model.criterion.classification.scores(out.logits[:, 0]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
     order = np.argsort(-scores[-1], kind="stable")
     return Explanation(

@@ -195,12 +195,12 @@ def usage(
     skipped: list[str] = []
     ranked = False
     for batch in batches_of(detector, records, strict, skipped):
-        out = answer(detector, batch, last_only=True)
+        out = answer(detector, batch.images, batch.mask, last_only=True)
         ranked = out.proposals is not None
         for place, (index, (queries, _)) in enumerate(zip(batch.indices, model.match(out, batch.targets)[-1], strict=True)):
             boxes[index], winners[index] = out.boxes[-1, place].float().cpu().numpy(), queries.cpu().numpy()
         found |= _said(model, out, batch, records)
-        others |= _said(model, answer(detector, batch, model=alone, last_only=True), batch, records)
+        others |= _said(model, answer(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
     order = sorted(found)
     _, others = readable(records, others)
     records, found = readable(records, found)
