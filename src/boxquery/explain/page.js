@@ -467,7 +467,7 @@ async function start() {
   });
   state.panel = state.panels[0];
   const [layers, options, keys] = toolbar();
-  page.append(options, layers, ...built, keys);
+  page.append(options, keys, layers, ...built);
   setLayer(state.layer);
   for (const panel of state.panels) if (panel === panel.group[0]) panel.pin(panel.pinned);
   for (const panel of state.panels) if (panel.model.chosen !== null) panel.pin(panel.model.chosen, false);

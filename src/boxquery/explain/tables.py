@@ -39,7 +39,7 @@ def headline(title: str, by: str, lead: str, skipped: Sequence[str] = ()) -> str
     """``title``, ``by`` and the lines about images that were ``skipped`` are text, ``lead`` HTML."""
     lines = "".join(f"<li>{escape(line)}</li>" for line in skipped)
     count = "1 image" if len(skipped) == 1 else f"{len(skipped):,} images"
-    left_out = f"<details><summary>{count} could not be read and are in no count</summary><ul>{lines}</ul></details>" if skipped else ""
+    left_out = f"<details><summary>{count} could not be read: left out of all counts</summary><ul>{lines}</ul></details>" if skipped else ""
     return f'<header><h1>{escape(title)}</h1><p class="by">{escape(by)}</p><p class="lead">{lead}</p>{left_out}</header>'
 
 
