@@ -82,8 +82,8 @@ def curves(out: Path, runs: dict[str, str], data: Data) -> None:
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(2.75 * columns, 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    sample = with_objects(data.splits["val"], SAMPLE)
     for axis, (name, run) in zip(axes.flat, runs.items(), strict=False):
-        sample = with_objects(data.splits["val"], SAMPLE)
         start = measure_split(detector_of(f"{run}@0", data), data.splits["val"], only=sample).columns()
         points = [{"images": 0.0, "AP50": 0.0, **start}, *curve(Path(run))]
         _panel(axis, name, points)

@@ -102,6 +102,11 @@ class Detector:
         return {"model": self.model.config["name"], "classes": self.classes, "run": self.run and str(self.run), **measured}
 
     @property
+    def unnamed(self) -> list[int]:
+        """The columns that have no name, and are never an answer."""
+        return [i for i, name in enumerate(self.classes) if name is None]
+
+    @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
@@ -219,8 +224,7 @@ class Detector:
         self.model.eval()
         mask = None if mask is None else mask.to(self.device)
         out = self.model(images.to(self.device), mask, last_only=True)
-        if None in self.classes:
-            unnamed = [i for i, name in enumerate(self.classes) if name is None]
+        if unnamed := self.unnamed:
             out.logits[..., unnamed] = -torch.inf
         return self.model.postprocess(out, sizes, top_k=top_k, one_label=one_label, nms=nms)
 

@@ -64,7 +64,7 @@ def draw(
         tags: whether names and scores are written. A tag stays inside the picture, and covers other tags only where nothing else is
             left; then the better-scored one is on top.
     """
-    canvas = image.convert("RGB").copy()
+    canvas = image.convert("RGB")
     scale = (canvas.width * canvas.height) ** 0.5
     line = max(1, round(scale / 220))
     items = _items(canvas.size, boxes, labels, scores, False)

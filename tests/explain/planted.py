@@ -35,7 +35,7 @@ class Reader(nn.Module):
         self.unused = nn.Parameter(torch.zeros(()))
         self.classes, self.certain = list(classes), list(scores)
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False) -> Output:
+    def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False, trace: bool = False) -> Output:
         pixels = images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]
         pixels = (pixels * 255).round()
         logits = torch.full((1, len(images), len(self.classes), len(NAMES)), -7.0)

@@ -73,13 +73,13 @@ class Page:
         webdriver.ActionChains(self.driver).move_to_element(element).perform()
 
     def heat(self, panel=0):
-        """The map's colours [h, w, 3] as the canvas has them."""
+        """The map's colours [h, w, 4] as the canvas has them, with how much of the picture they cover."""
         script = """const c = document.querySelectorAll('canvas.heat')[arguments[0]];
             const copy = new OffscreenCanvas(c.width, c.height).getContext('2d', {willReadFrequently: true});
             copy.drawImage(c, 0, 0);
             return [c.height, c.width, Array.from(copy.getImageData(0, 0, c.width, c.height).data)]"""
         h, w, values = self.js(script, panel)
-        return np.array(values).reshape(h, w, 4)[..., :3]
+        return np.array(values).reshape(h, w, 4)
 
     def complaints(self):
         return [entry["message"] for entry in self.driver.get_log("browser")]
@@ -100,8 +100,8 @@ def keys():
 
 
 def shades(colours):
-    """The brightness that the page gave each cell: its colours only get lighter from share to share."""
-    return colours @ [0.3, 0.59, 0.11]
+    """How much the page shows of each cell's share: its colours only get lighter and cover more from share to share."""
+    return colours @ [0.3, 0.59, 0.11, 1]
 
 
 def test_shows_the_best_query_and_its_map(chrome, dab, single):
@@ -207,7 +207,7 @@ def test_heads(chrome, dab, single):
 
 def test_opacity(chrome, single):
     page = Page(chrome, single)
-    assert page.js("return getComputedStyle(document.querySelector('.heat')).opacity") == "0.6"
+    assert page.js("return getComputedStyle(document.querySelector('.heat')).opacity") == "0.8"
     page.js("arguments[0].focus()", page.one("#opacity"))
     page.press(keys().HOME)
     assert page.js("return getComputedStyle(document.querySelector('.heat')).opacity") == "0"
@@ -232,7 +232,8 @@ def test_keyboard_reaches_everything_in_sight(chrome, single):
 
 
 def test_two_models_step_together(chrome, dab, tmp_path):
-    page = Page(chrome, write_page([dab, story("deformable-detr", decoder_layers=2)], tmp_path / "page.html"))
+    other = story("deformable-detr", decoder_layers=2)
+    page = Page(chrome, write_page([dab, other], tmp_path / "page.html"))
     tops = [round(stage.rect["y"]) for stage in page.all(".stage")]
     assert tops[0] == tops[1]
     before = [page.heat(0), page.heat(1)]
@@ -243,7 +244,11 @@ def test_two_models_step_together(chrome, dab, tmp_path):
     assert "layer 1 of 3, Box, " in page.js("return document.querySelector('[aria-live]').textContent")
     told = page.all("p.now")[1].text
     page.all(".panel")[0].find_elements("css selector", "[role=option]")[4].click()
-    assert page.all("p.now")[1].text != told  # the same object
+    assert page.all("p.now")[1].text != told
+    page.press(keys().ARROW_RIGHT, keys().ARROW_RIGHT)
+    for place in range(4):  # the same object, as a figure and the command have it
+        page.all(".panel")[0].find_elements("css selector", "[role=option]")[place].click()
+        assert f"query {other.at(dab.boxes[-1, dab.found[place]])}, " in page.all("p.now")[1].text
     page.one("#follow").click()
     told = page.all("p.now")[1].text
     page.all(".panel")[0].find_elements("css selector", "[role=option]")[2].click()
@@ -288,6 +293,11 @@ def test_starts_with_the_query_that_was_asked_for(chrome, tmp_path):
     page.press(keys().ESCAPE)
     assert f"query {known_order(known)[0]}," in page.text()
     assert page.complaints() == []
+
+
+def test_every_model_starts_with_the_query_that_was_asked_for(chrome, dab, tmp_path):
+    page = Page(chrome, write_page([replace(dab, chosen=3), replace(dab, chosen=5)], tmp_path / "page.html"))
+    assert ["query 3," in page.all("p.now")[0].text, "query 5," in page.all("p.now")[1].text] == [True, True]
 
 
 def test_900_queries_stay_responsive(chrome, tmp_path):

@@ -10,13 +10,15 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 import boxquery as bq
 from boxquery.cli import run
+from boxquery.data.open import open_data
 from boxquery.drawing import colour
 from boxquery.explain.figure import above_even, heat_colours, laid_over, write_figure
 from boxquery.parts.trace import LayerTrace
+from tests.data import writers
 from tests.explain.tiny import detector, photo
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -111,6 +113,40 @@ def test_over_a_data_set(kind, tmp_path, capsys, monkeypatch):
     assert all(Path(path).is_file() for path in told["files"])
 
 
+@pytest.mark.parametrize("kind", ["missed", "usage"])
+def test_an_image_damaged_in_its_pixels_is_named_and_skipped(kind, tmp_path, capsys):
+    """Its header and its end are whole, so that only reading shows it."""
+    photos = writers.write_voc(tmp_path / "photos", writers.pictures(36))
+    data = open_data(photos)
+    broken = data.splits["val"][2].path
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)
+    broken.write_bytes(content)
+    detector("detr", classes=data.names).save(tmp_path / "model")
+    words = [str(tmp_path / "model"), f"--{kind}", str(photos), "--out", str(tmp_path / "out")]
+    assert run(["explain", *words, "--json"]) == 0
+    said = capsys.readouterr()
+    told = json.loads(said.out)[kind]
+    assert said.err.count(f"skipped: {broken}: cannot be read") == 1
+    assert told["images"] == 11
+    assert told["objects"] == sum(len(record.boxes) for record in data.splits["val"]) - len(data.splits["val"][2].boxes)
+    assert len(told["skipped"]) == 1
+    assert "1 image could not be read" in (tmp_path / f"out/{kind}.html").read_text(encoding="utf-8")
+    assert run(["explain", *words, "--strict"]) == 2
+    assert f"error: {broken}: cannot be read" in capsys.readouterr().err
+
+
+def test_an_image_that_is_called_as_another_page(place, tmp_path, capsys, monkeypatch):
+    from boxquery.data import shapes
+
+    few = shapes.shapes_data(val=1, size=64)
+    monkeypatch.setattr("boxquery.data.open.shapes_data", lambda **_: few)
+    detector("detr", classes=few.names).save(tmp_path / "model")
+    photo().save(tmp_path / "missed.png")
+    told = explained([str(tmp_path / "model"), str(tmp_path / "missed.png"), "--missed", "shapes", "--out", str(tmp_path / "out")], capsys)
+    assert [Path(path).name for path in told["files"]] == ["missed-2.html", "missed.html"]
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -134,6 +170,8 @@ def test_over_a_data_set(kind, tmp_path, capsys, monkeypatch):
         (["shapes:x"], "0 to 199"),
         (["--missed", "shapes", "--query", "1"], "name some"),
         (["--missed", "no/data"], "no/data"),
+        (["a.png", "--missed", "no/data"], "no/data"),
+        (["a.png", "--usage", "shapes"], "does not know"),
         (["--usage", "shapes", "--split", "third"], "third"),
     ],
 )
@@ -222,6 +260,18 @@ def test_svg_is_whole_and_names_are_escaped(tmp_path):
     assert Image.open(io.BytesIO(data)).size == (96, 72)
     frames = [rect for rect in root.iter(f"{SVG}rect") if rect.attrib.get("stroke") not in (None, "#000")]
     assert [frame.attrib[key] for frame in frames[:1] for key in ("x", "y", "width", "height")] == ["60.0", "40.0", "30.0", "26.0"]
+
+
+def test_words_of_narrow_columns_do_not_meet(tmp_path):
+    story = replace(detector("detr").explain(photo(40, 96)), classes=["a very long name of a class"] * 3)
+    root = parsed(write_figure([story, story], tmp_path / "f.svg", panel=96))
+    font = ImageFont.load_default(size=18)
+    ends = {}
+    for text in sorted(root.iter(f"{SVG}text"), key=lambda text: float(text.attrib["x"])):
+        left, row = float(text.attrib["x"]), text.attrib["y"]
+        assert left > ends.get(row, 0)
+        ends[row] = left + font.getlength(text.text)
+    assert max(ends.values()) < float(root.attrib["width"])
 
 
 @pytest.mark.parametrize(("name", "drawn"), [("detr", "none"), ("conditional-detr", "path"), ("dab-detr", "dashed")])

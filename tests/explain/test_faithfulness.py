@@ -51,7 +51,7 @@ class Planted(nn.Module):
         self.criterion = SimpleNamespace(classification=Focal())
         self.seen = 0
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False) -> Output:
+    def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False, trace: bool = False) -> Output:
         self.seen = max(self.seen, len(images))
         grey = (images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None])[:, 0]
         sharp = ((grey - 0.5).abs() > 0.25).float()[:, *REGION].mean((1, 2))

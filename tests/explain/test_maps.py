@@ -12,12 +12,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import boxquery as bq
 from boxquery.detector import Detector
 from boxquery.explain.story import explain
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts import attention
-from boxquery.parts.attention import DenseRead, Look, SampledRead, plus
+from boxquery.parts.attention import DenseRead, Look, SampledRead, attend, plus
 from boxquery.parts.memory import Memory
 from boxquery.parts.row_column import RowColumnRead
 from boxquery.parts.salient import SalientRead
@@ -253,14 +252,15 @@ FORMULAS: dict[type, Callable[[Reading], Tensor]] = {DenseRead: torchs, Separate
 
 # -- planted -----------------------------------------------------------------------------------------------------------------------
 
-#: the cell that everything reads, of the only or first level
-ROW, COLUMN = 1, 2
+#: rows and columns of the cells, of the only or first level, that queries with even and odd numbers read
+ROWS, COLUMNS = (1, 0), (2, 1)
 WIDTHS = {SIZES[0][1] // stride for stride in (8, 16, 32)}
 
 
 def plant(model: DetectionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every head of every decoder layer reads one cell, whatever the model had learned."""
+    """Every head of every decoder layer reads its query's cell, whatever the model had learned."""
     monkeypatch.setattr(attention, "read_bias", only_the_cell)
+    monkeypatch.setattr(attention, "attend", by_turns)
     monkeypatch.setattr(RowColumnRead, "_weights", only_its_line)
     for layer in model.layers:
         read = layer.read
@@ -280,16 +280,27 @@ def plant(model: DetectionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
                 read.points[-1].bias.zero_()
 
 
+def alternating(values: tuple[int, int], queries: int) -> Tensor:
+    return torch.tensor(values)[torch.arange(queries) % 2]
+
+
 def only_the_cell(look: Look, memory: Memory) -> Tensor:
-    """Of a level that is too small to have it, some other."""
+    """[1, 1, 2, S], for queries with even and with odd numbers. Of a level that is too small to have the cell, some other."""
     cells = memory.tokens.shape[1]
-    return (torch.arange(cells) == min(ROW * memory.shapes[0][1] + COLUMN, cells - 1))[None, None, None]
+    wanted = (torch.tensor(ROWS) * memory.shapes[0][1] + torch.tensor(COLUMNS)).clamp(max=cells - 1)
+    return (torch.arange(cells) == wanted[:, None])[None, None]
+
+
+def by_turns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *others: float) -> tuple[Tensor, Tensor | None]:
+    """Attention in which the two rows of such a bias are those of all queries."""
+    if bias is not None and bias.shape[-2] == 2:
+        bias = bias[:, :, torch.arange(q.shape[-2]) % 2]
+    return attend(q, k, v, bias, *others)
 
 
 def only_its_line(read: RowColumnRead, query: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
-    cells = key.shape[1]
-    line = F.one_hot(torch.tensor(COLUMN if cells in WIDTHS else ROW), cells).to(query)
-    return line.expand(len(query), read.heads, query.shape[1], cells)
+    line = F.one_hot(alternating(COLUMNS if key.shape[1] in WIDTHS else ROWS, query.shape[1]), key.shape[1]).to(query)
+    return line.expand(len(query), read.heads, -1, -1)
 
 
 def at_the_cell(read: nn.Module, given: tuple) -> tuple:
@@ -297,14 +308,15 @@ def at_the_cell(read: nn.Module, given: tuple) -> tuple:
     content, look, memory, trace = given
     level = read.level if isinstance(read, SalientRead) else 0
     h, w = memory.shapes[level]
-    centre = torch.tensor([(COLUMN + 0.5) / w, (ROW + 0.5) / h]) / memory.valid_ratios[:, level]
-    reference = torch.cat((centre[:, None].expand(-1, content.shape[1], -1), look.reference[..., 2:].expand(len(centre), -1, -1)), -1)
+    centre = torch.stack([(alternating(COLUMNS, content.shape[1]) + 0.5) / w, (alternating(ROWS, content.shape[1]) + 0.5) / h], -1)
+    centre = centre / memory.valid_ratios[:, level, None]
+    reference = torch.cat((centre, look.reference[..., 2:].expand(len(centre), -1, -1)), -1)
     return content, replace(look, reference=reference), memory, trace
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_a_planted_pattern_comes_back(system, monkeypatch):
-    """In the trace of a padded batch: the cell, evenly over the pixels that it covers."""
+    """In the trace of a padded batch: each query's cell, evenly over the pixels that it covers."""
     name, options = SYSTEMS[system]
     model = shaken(create(name, **options), 0.05).eval()
     plant(model, monkeypatch)
@@ -313,32 +325,37 @@ def test_a_planted_pattern_comes_back(system, monkeypatch):
     for layer in trace.layers:
         for image in range(len(SIZES)):
             heat = layer.heatmaps(QUERIES, SMALL, image, heads=True)
-            expected, lost = planted(layer, image)
-            torch.testing.assert_close(heat.map.double(), expected.expand_as(heat.map), atol=1e-4, rtol=0)
-            torch.testing.assert_close(heat.lost, torch.full_like(heat.lost, lost), atol=1e-4, rtol=0)
+            for i, query in enumerate(QUERIES):
+                expected, lost = planted(layer, image, query)
+                torch.testing.assert_close(heat.map[i].double(), expected.expand_as(heat.map[i]), atol=1e-4, rtol=0)
+                torch.testing.assert_close(heat.lost[i], torch.full_like(heat.lost[i], lost), atol=1e-4, rtol=0)
         if layer.salient_points is not None:
             ratio, (h, w) = layer.memory.valid_ratios[:, 0], layer.memory.shapes[0]
             points = layer.salient_points * ratio[:, None, None]
-            assert points.flatten(0, 2).amax(0).tolist() == pytest.approx([(COLUMN + 0.5) / w, (ROW + 0.5) / h], abs=1e-5)
+            for query in QUERIES:
+                cell = [(COLUMNS[query % 2] + 0.5) / w, (ROWS[query % 2] + 0.5) / h]
+                assert points[:, query].flatten(0, 1).amax(0).tolist() == pytest.approx(cell, abs=1e-5)
 
 
-@pytest.mark.parametrize("name", bq.list_models())
-def test_explain_gives_the_planted_pattern(name, monkeypatch):
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_explain_gives_the_planted_pattern(system, monkeypatch):
     """One image, float32, at the map's size and at the image's own."""
-    model = shaken(create(name), 0.05).eval()
+    name, options = SYSTEMS[system]
+    model = shaken(create(name, **options), 0.05).eval()
     plant(model, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZES[0], 3), dtype=np.uint8)
     story = explain(Detector(model, ["disc", "square", "triangle"], [1, 2, 3], SIZES[0][0]), Image.fromarray(pixels))
     for i, layer in enumerate(story.trace.layers):
-        expected, _ = planted(layer, 0)
-        torch.testing.assert_close(story.heatmap(QUERIES[0], i, SMALL).map.double(), expected, atol=1e-4, rtol=0)
-        h, w = layer.memory.shapes[0]
-        y, x = (story.heatmap(QUERIES[0], i).map > 1e-6).nonzero(as_tuple=True)
-        assert [int(y.min()), int(y.max()) + 1] == [ROW * SIZES[0][0] // h, (ROW + 1) * SIZES[0][0] // h]
-        assert [int(x.min()), int(x.max()) + 1] == [COLUMN * SIZES[0][1] // w, (COLUMN + 1) * SIZES[0][1] // w]
+        for query in QUERIES:
+            expected, _ = planted(layer, 0, query)
+            torch.testing.assert_close(story.heatmap(query, i, SMALL).map.double(), expected, atol=1e-4, rtol=0)
+            (h, w), row, column = layer.memory.shapes[0], ROWS[query % 2], COLUMNS[query % 2]
+            y, x = (story.heatmap(query, i).map > 1e-6).nonzero(as_tuple=True)
+            assert [int(y.min()), int(y.max()) + 1] == [row * SIZES[0][0] // h, (row + 1) * SIZES[0][0] // h]
+            assert [int(x.min()), int(x.max()) + 1] == [column * SIZES[0][1] // w, (column + 1) * SIZES[0][1] // w]
 
 
-def planted(layer: LayerTrace, image: int) -> tuple[Tensor, float]:
+def planted(layer: LayerTrace, image: int, query: int) -> tuple[Tensor, float]:
     masses = [torch.zeros(shape, dtype=torch.float64) for shape in layer.memory.shapes]
-    masses[0][ROW, COLUMN] = 1
+    masses[0][ROWS[query % 2], COLUMNS[query % 2]] = 1
     return spread(layer.memory, image, masses, SMALL)

@@ -1,6 +1,7 @@
 """Every reason is found for its planted case, and only there."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -186,6 +187,17 @@ def test_classes_are_matched_by_name_and_errors_say_what_to_do():
     data.names[2] = "moon"
     with pytest.raises(UserError, match="does not know moon"):
         missed(detector, data)
+
+
+def test_names_that_look_like_marks_are_shown_as_they_are(capsys):
+    data = scenes(SCENE)
+    data.names[:] = ["[/b]", "[bold]", "star"]
+    detector = reader([0, 1, 2], [0.1, 0.9, 0.9])
+    detector.classes = data.names
+    result = missed(detector, replace(data, source="a[/i]"))
+    result.show()
+    said = capsys.readouterr().out
+    assert all(name in said for name in (*data.names, "a[/i]"))
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable-detr"])

@@ -103,6 +103,7 @@ def make_run(run: Path, *, epochs: int = 50, images: int = 60) -> Path:
         "model": "dab-detr", "preset": "small", "options": {"backbone": "resnet18", "num_queries": 50, "dropout": 0.0},
         "data": "datasets/shapes & more", "epochs": epochs, "batch_size": 16, "lr": 0.0002, "seed": 7, "freeze_backbone": False,
         "image_size": 480, "device": "cpu", "optimizer": {"name": "adamw", "betas": [0.9, 0.999], "weight_decay": 0.0001}, "minutes": None,
+        "command": "boxquery train 'datasets/shapes & more' --model dab-detr --preset small --epochs 50",
     }  # fmt: skip
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     return run

@@ -9,7 +9,7 @@ from boxquery.report.charts import bar, line_chart, number, spread, ticks
 
 
 def test_numbers():
-    values = {0: "0", 1e-4: "1e-4", 2.5e-5: "2.5e-5", 0.1234: "0.123", 12.345: "12.3", 999: "999", 12000: "12,000"}
+    values = {0: "0", 1e-4: "1e-4", 2.5e-5: "2.5e-5", 0.1234: "0.123", 12.345: "12.3", 999: "999", 999.6: "1,000", 12000: "12,000"}
     assert {value: number(value) for value in values} == values
 
 
@@ -72,6 +72,15 @@ def test_many_series_have_rows_of_values_above_the_lines():
     assert highest > max(rows) + 8
 
 
+def test_long_names_leave_half_of_the_chart_to_the_lines():
+    long = "deformable-detr, refined, two stages, with five hundred queries and denoising"
+    root = ElementTree.fromstring(line_chart({long: [(1, 0.1), (9, 0.2)], "b": [(1, 0.1), (9, 0.3)]}, title="t"))  # noqa: S314
+    for line in root.iter("polyline"):
+        (left, _), (right, _) = (map(float, pair.split(",")) for pair in line.attrib["points"].split())
+        assert right - left > 420 / 3
+    assert [e.text for e in root.iter("text") if "name" in e.attrib["class"]] == [f"{long[:24]}.. 0.2", "b 0.3"]
+
+
 @pytest.mark.parametrize("points", [[(1, 0.5)], [(1, 0.0), (2, 0.0)], [(5, -3.0), (9, 4.0)], [(1, 1e12), (2, 1e-12)]])
 def test_unusual_series(points):
     ElementTree.fromstring(line_chart({"x": points}, title="t"))  # noqa: S314
@@ -83,6 +92,6 @@ def test_no_points():
 
 
 def test_bar():
-    assert "width:50.0%" in bar(0.5)
-    assert "width:100.0%" in bar(1.5)
+    assert 'width="50.0%"' in bar(0.5)
+    assert 'width="100.0%"' in bar(1.5)
     assert bar(None) == ""

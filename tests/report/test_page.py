@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from boxquery.errors import UserError
-from boxquery.report.page import command, duration, flatten, write_report
+from boxquery.report.page import duration, flatten, write_report
 
 from .fake_run import write_metrics
 
@@ -76,6 +76,7 @@ def test_nothing_from_outside(html):
     assert "url(" not in html
     assert "@import" not in html
     assert not re.search(r"https?://", html)
+    assert not any("style" in attributes for _, attributes in page.tags)  # the page's policy forbids them
 
 
 def test_size(html):
@@ -111,7 +112,7 @@ def test_accessible(html):
     images = [attributes for tag, attributes in tags if tag == "img"]
     assert len(images) == 24
     assert all(len(image["alt"]) > 10 and image["width"] and image["height"] for image in images)
-    charts = [attributes for tag, attributes in tags if tag == "svg"]
+    charts = [attributes for tag, attributes in tags if tag == "svg" and attributes["class"] == "chart"]
     assert len(charts) == 5
     assert all(chart["role"] == "img" and "Last:" in chart["aria-label"] for chart in charts)
     assert all("scope" in attributes for tag, attributes in tags if tag == "th")
@@ -152,7 +153,7 @@ def test_not_evaluated_yet(copy):
 def test_one_epoch_has_numbers_but_no_curves(copy):
     write_metrics(copy, 1)
     page = Page(write_report(copy).read_text())
-    assert "svg" not in [tag for tag, _ in page.tags]
+    assert not any(tag == "svg" and attributes["class"] == "chart" for tag, attributes in page.tags)
     assert "Curves appear from the second epoch on." in page.text
     assert ("details", {"open": None}) in page.tags
 
@@ -244,15 +245,16 @@ def test_broken_files_are_named(copy, file, content):
     assert not (copy / "report.html").exists()
 
 
+def test_a_folder_in_the_place_of_a_file(copy):
+    (copy / "data.json").unlink()
+    (copy / "data.json").mkdir()
+    with pytest.raises(UserError, match=r"data\.json: cannot be read"):
+        write_report(copy)
+
+
 def test_no_such_run(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         write_report(tmp_path / "nowhere")
-
-
-def test_command():
-    config = {"data": "a b", "model": "detr", "seed": 0, "minutes": None, "freeze_backbone": True, "options": {"heads": 4}, "lr": 0.1}
-    assert command(config, "runs/x") == "boxquery train 'a b' --model detr --lr 0.1 --seed 0 --freeze-backbone --out runs/x"
-    assert command({"command": "boxquery demo"}, "x") == "boxquery demo"
 
 
 def test_flatten():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -13,8 +12,9 @@ import numpy as np
 
 from boxquery.compare.results import FOLDER
 from boxquery.report.charts import line_chart, number
+from boxquery.report.document import document, picture
 from boxquery.report.files import write_whole
-from boxquery.report.page import document, duration
+from boxquery.report.page import duration
 from boxquery.report.sections import DASH, three
 
 #: colours that style.css has for lines; further ones are dashed
@@ -289,8 +289,7 @@ def _pictures(result: Result) -> str:
 def _picture(file: Path, item: Mapping[str, Any], text: str) -> str:
     if not file.is_file():
         return ""
-    data = base64.b64encode(file.read_bytes()).decode()
-    return f'<img width="{item["width"]}" height="{item["height"]}" src="data:image/jpeg;base64,{data}" alt="{escape(text)}">'
+    return picture(file.read_bytes(), (item["width"], item["height"]), text)
 
 
 def _failures(result: Result) -> str:

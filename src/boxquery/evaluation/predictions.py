@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader
 
 from boxquery.data.checks import refuse_many
-from boxquery.data.loading import DetectionDataset, collate
+from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,10 +19,25 @@ if TYPE_CHECKING:
     from boxquery.detector import Detector
 
 Found = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+T = TypeVar("T")
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
     print(f"skipped: {line}", file=sys.stderr)
+
+
+def batches(
+    dataset: DetectionDataset, order: Iterable[int], *, batch_size: int = 8, workers: int = 0, skipped: Callable[[str], None] = say
+) -> Iterator[Batch]:
+    """The images of a data set in an order. In the place of one whose pixels cannot be read stands another, perhaps for the second
+    time; ``skipped`` is told once of each."""
+    told: set[str] = set()
+    for batch in DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, num_workers=workers):
+        for line in batch.unreadable:
+            if line not in told:
+                told.add(line)
+                skipped(line)
+        yield batch
 
 
 def predict_split(
@@ -35,7 +50,7 @@ def predict_split(
     cached: DetectionDataset | None = None,
     nms: float | None = None,
     strict: bool = False,
-    skipped: Callable[[str], None] = _say,
+    skipped: Callable[[str], None] = say,
 ) -> Found:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 
@@ -51,20 +66,15 @@ def predict_split(
     dataset = cached or DetectionDataset(split, detector.transform, strict=strict)
     order = list(range(len(split)) if only is None else only)
     found: Found = {}
-    told: set[str] = set()
-    for batch in DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, num_workers=workers):
-        for line in batch.unreadable:
-            if line not in told:
-                told.add(line)
-                skipped(line)
+    for batch in batches(dataset, order, batch_size=batch_size, workers=workers, skipped=skipped):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
         for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
             found[i] = tuple(answer[k].cpu().numpy() for k in ("boxes", "scores", "labels"))  # pyright: ignore[reportArgumentType]
     return {i: found[i] for i in order if i in found}  # not those that only stood in for others
 
 
-def readable(split: Split, found: Found) -> tuple[Split, Found]:
-    """The images of a whole split that were predicted, and their predictions by position among them.
+def readable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
+    """The images of a whole split that were predicted, and what was found in them by position among them.
 
     Raises ``UserError`` where more than a tenth could not be read: their average precision would be that of another data set.
     """

@@ -8,26 +8,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
 
 from boxquery.data.dataset import Data, Record, Split
-from boxquery.data.loading import Batch, DetectionDataset, collate
+from boxquery.data.loading import Batch, DetectionDataset
 from boxquery.data.open import open_data
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import gather, match
-from boxquery.evaluation.predictions import relabelled
+from boxquery.evaluation.predictions import batches, relabelled, say
 from boxquery.matching.output import Output
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts.boxes import cxcywh_to_xyxy
 
 
-def records_of(detector: Detector, data: str | Path | Data, split: str) -> tuple[str, Split]:
+def records_of(detector: Detector, data: str | Path | Data, split: str, strict: bool = False) -> tuple[str, Split]:
     """What the user named, and the split with labels that are positions in ``detector.classes``.
 
     Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
     """
-    opened = open_data(data) if isinstance(data, str | Path) else data
+    opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
     if split not in opened.splits:
         raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
     return str(opened.source), relabelled(opened, split, detector.classes)
@@ -41,23 +41,39 @@ def least_score(detector: Detector, threshold: float | None) -> float:
     return least
 
 
-def outputs(
-    detector: Detector, records: Split, *, model: DetectionTransformer | None = None, last_only: bool = False, batch_size: int = 8
-) -> Iterator[tuple[Batch, Output]]:
-    """Every batch of a split with what the model answers; columns without a name have logit -inf.
+def batches_of(detector: Detector, records: Split, strict: bool, skipped: list[str]) -> Iterator[Batch]:
+    """The images of a split on the detector's device, 8 at once. One whose pixels cannot be read is named on stderr and in ``skipped``,
+    and another stands in for it, perhaps for the second time; with ``strict`` it is fatal."""
+
+    def skip(line: str) -> None:
+        skipped.append(line)
+        say(line)
+
+    for batch in batches(DetectionDataset(records, detector.transform, strict=strict), range(len(records)), skipped=skip):
+        yield batch.to(detector.device)
+
+
+@torch.inference_mode()
+def answer(
+    detector: Detector,
+    images: Tensor,
+    mask: Tensor | None = None,
+    *,
+    model: DetectionTransformer | None = None,
+    last_only: bool = False,
+    trace: bool = False,
+) -> Output:
+    """What the model answers; columns without a name have logit -inf.
 
     Args:
+        images, mask: on the detector's device, as a model takes them.
         model: another model than the detector's, for the same images.
         last_only: the last layer alone.
+        trace: with what every query did.
     """
-    model = (model or detector.transformer).eval()
-    unnamed = [i for i, name in enumerate(detector.classes) if name is None]
-    for batch in DataLoader(DetectionDataset(records, detector.transform, strict=True), batch_size, collate_fn=collate):
-        batch = batch.to(detector.device)
-        with torch.inference_mode():
-            out = model(batch.images, batch.mask, last_only=last_only)
-            out.logits[..., unnamed] = -torch.inf
-        yield batch, out
+    out = (model or detector.transformer).eval()(images, mask, last_only=last_only, trace=trace)
+    out.logits[..., detector.unnamed] = -torch.inf
+    return out
 
 
 def pixels(out: Output, image: int, record: Record) -> np.ndarray:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from boxquery.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from boxquery.data.dataset import Data
     from boxquery.detector import Detector
     from boxquery.explain.story import Explanation
 
@@ -88,6 +88,7 @@ def explain(
     figure: Path | None = None,
     out: Path = Path("explanation"),
     device: str = "auto",
+    strict: bool = False,
 ) -> Explained:
     """What every query looked at, layer by layer, which queries wanted the same object, and where features came from; as a page.
 
@@ -104,8 +105,9 @@ def explain(
         faithful: take the pixels away that the maps point to, and see whether detections go; takes many times as long.
         relevance: a second opinion by gradients: how much of it is inside each box, and a last row of the figure.
         figure: ``.png`` or ``.svg``, one query by layers, for a paper; a column for each image and run.
-        out: a folder, or one page that ends with ``.html``.
+        out: a folder, or one page that ends with ``.html``, beside which the pages of data sets are put.
         device: "auto", "cpu" or "cuda".
+        strict: boxes and images of a data set at fault are fatal instead of skipped.
     """
     if not images and missed is None and usage is None:
         raise UserError("explain: name images to look at (files, or shapes:17 for a built-in scene), or --missed DATA or --usage DATA")
@@ -125,7 +127,10 @@ def explain(
     runs = [_Run(name, device) for name in (run, *([against] if against else []))]
     for word in images:
         _check(word, wish)
-    done, kept, names = Explained(), [], set()
+    sources = {name: source for name, source in (("missed", missed), ("usage", usage)) if source is not None}
+    opened = {source: _opened(source, split, strict, runs[0].detector) for source in dict.fromkeys(sources.values())}
+    over = {name: opened[source] for name, source in sources.items()}
+    done, kept, names = Explained(), [], set(over)
     for word in images:
         told = _tell(word, runs, wish, done)
         if one_page or figure is not None:
@@ -136,7 +141,7 @@ def explain(
         _page(kept, out, done)
     if figure is not None:
         _figure(kept, figure, done)
-    _over(runs[0].detector, {"missed": missed, "usage": usage}, split, threshold, folder, done)
+    _over(runs[0].detector, over, split, threshold, folder, strict, done)
     return done
 
 
@@ -268,43 +273,48 @@ def _titles(told: list[_Told]) -> list[str]:
 def _page(told: list[_Told], path: Path, done: Explained) -> None:
     from boxquery.explain.page import write_page
 
-    with _writing(path):
-        done.files.append(write_page([each.story for each in told], path, titles=_titles(told)))
+    done.files.append(write_page([each.story for each in told], path, titles=_titles(told)))
 
 
 def _figure(told: list[_Told], path: Path, done: Explained) -> None:
     from boxquery.explain.figure import write_figure
 
     opinions = [each.relevance for each in told]
-    with _writing(path):
-        done.files.append(
-            write_figure(
-                [each.story for each in told],
-                path,
-                queries=[each.query for each in told],
-                titles=_titles(told),
-                relevances=None if None in opinions else opinions,
-            )
+    done.files.append(
+        write_figure(
+            [each.story for each in told],
+            path,
+            queries=[each.query for each in told],
+            titles=_titles(told),
+            relevances=None if None in opinions else opinions,
         )
+    )
 
 
-def _over(detector: Detector, wanted: dict[str, str | None], split: str, threshold: float | None, folder: Path, done: Explained) -> None:
-    if (data := wanted["missed"]) is not None:
+def _over(
+    detector: Detector, wanted: dict[str, Data], split: str, threshold: float | None, folder: Path, strict: bool, done: Explained
+) -> None:
+    if "missed" in wanted:
         from boxquery.explain.missed import missed
 
-        done.over["missed"] = missed(detector, data, split, threshold=threshold)
-    if (data := wanted["usage"]) is not None:
+        done.over["missed"] = missed(detector, wanted["missed"], split, threshold=threshold, strict=strict)
+    if "usage" in wanted:
         from boxquery.explain.usage import usage
 
-        done.over["usage"] = usage(detector, data, split, threshold=threshold)
-    for found in done.over.values():
-        with _writing(folder):
-            done.files.append(found.write(folder))
+        done.over["usage"] = usage(detector, wanted["usage"], split, threshold=threshold, strict=strict)
+    done.files += [found.write(folder) for found in done.over.values()]
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); choose another place") from error
+def _opened(source: str, split: str, strict: bool, detector: Detector) -> Data:
+    """The data set, which has the split and no unknown class; what was decided about it and left out of it goes to stderr."""
+    from boxquery.data.open import open_data
+    from boxquery.evaluation.predictions import say
+    from boxquery.explain.answers import records_of
+
+    data = open_data(source, strict=strict)
+    records_of(detector, data, split)
+    for note in data.notes:
+        print(note, file=sys.stderr)
+    for line in data.skipped:
+        say(line)
+    return data

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from torch import Tensor
 
 from boxquery.evaluation.matching import iou
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from boxquery.explain.story import Explanation
 
 #: IoU from which a box lies on the object
@@ -87,11 +88,9 @@ def _within(references: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 def _read(story: Explanation, query: int) -> tuple[np.ndarray, np.ndarray]:
     """Two [L, Q]: how much every query read the one, and the one every query."""
-    layers = [layer.self_attention for layer in story.trace.layers]
-    assert all(isinstance(weights, Tensor) for weights in layers)
-    found = [(w[0, :, :, query].mean(0), w[0, :, query].mean(0)) for w in layers if w is not None]
-    read, read_by = (np.stack([each[i].float().cpu().numpy() for each in found]) for i in (0, 1))
-    return read, read_by
+    # [L, Q, Q], mean over heads
+    every = np.stack([cast("Tensor", layer.self_attention)[0].mean(0).float().cpu().numpy() for layer in story.trace.layers])
+    return every[..., query], every[:, query]
 
 
 def _silent_from(scores: np.ndarray, threshold: float) -> int | None:

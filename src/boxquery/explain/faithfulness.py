@@ -24,7 +24,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import iou
 from boxquery.evaluation.metrics import IOU_RIGHT
-from boxquery.evaluation.predictions import relabelled
+from boxquery.explain.answers import answer, least_score, records_of
 from boxquery.explain.relevance import relevances
 from boxquery.explain.story import Explanation, explain
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -243,15 +243,10 @@ def faithfulness_over(
 
     Raises ``UserError`` where the data lacks the split or nothing is found in it.
     """
-    from boxquery.data.open import open_data
-
     procedure = procedure or Procedure()
     if limit < 1:
         raise UserError(f"limit={limit}: must be at least 1")
-    opened = open_data(data) if isinstance(data, str | Path) else data
-    if split not in opened.splits:
-        raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
-    records = relabelled(opened, split, detector.classes)
+    source, records = records_of(detector, data, split)
     images, found = min(limit, len(records)), []
     for i in range(images):
         explanation = explain(detector, records.read(i), threshold=threshold)
@@ -260,8 +255,8 @@ def faithfulness_over(
             truth = record.boxes[~record.ignore], record.labels[~record.ignore]
             found.append(faithfulness(detector, explanation, truth=truth, procedure=procedure))
     if not found:
-        least = detector.threshold if threshold is None else threshold
-        raise UserError(f"{opened.source}: nothing reaches the threshold {least:g} in {images} images of {split}; give a lower one")
+        least = least_score(detector, threshold)
+        raise UserError(f"{source}: nothing reaches the threshold {least:g} in {images} images of {split}; give a lower one")
     return FaithfulnessOver(procedure, images, found)
 
 
@@ -340,11 +335,10 @@ def _answer(detector: Detector, explanation: Explanation, query: int) -> Callabl
     height, width = explanation.size
     wanted = torch.from_numpy(explanation.boxes[-1, query])[None].to(detector.device)
     label, scale = int(explanation.labels[-1, query]), wanted.new_tensor([width, height, width, height])
-    model = detector.transformer.eval()
 
     def follow(images: Tensor) -> np.ndarray:
-        out = model(images, last_only=True)
-        scores = model.criterion.classification.scores(out.logits[-1])[..., label]
+        out = answer(detector, images, last_only=True)
+        scores = detector.transformer.criterion.classification.scores(out.logits[-1])[..., label]
         overlap = box_iou((cxcywh_to_xyxy(out.boxes[-1]) * scale).flatten(0, 1), wanted).view_as(scores)
         return torch.where(overlap >= IOU_RIGHT, scores * overlap, 0.0).amax(-1).double().cpu().numpy()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,12 +162,19 @@ def _layout(columns: Sequence[_Column]) -> _Layout:
     lefts, x = [], _GAP
     for column in columns:
         lefts.append(x)
-        x += max(max(p.picture.width for p in column.panels), 240) + _GAP
+        words = (*column.heading, *(panel.caption for panel in column.panels))
+        x += max(*(panel.picture.width for panel in column.panels), *map(_length, words)) + _GAP
     tops, y = [], _GAP + 2 * _LINE
     for row in range(max(len(column.panels) for column in columns)):
         tops.append(y)
         y += max(column.panels[row].picture.height for column in columns if row < len(column.panels)) + _LINE + _GAP
-    return _Layout(lefts, tops, x, y + 2 * _LINE)
+    scale = _GAP + max(dx + _length(word) for dx, word in _BAR_WORDS) + _GAP
+    return _Layout(lefts, tops, max(x, scale), y + 2 * _LINE)
+
+
+def _length(words: str) -> int:
+    """Pixels, in the font of the PNG; that of the SVG is about as wide."""
+    return math.ceil(ImageFont.load_default(size=_TEXT).getlength(words))
 
 
 def _bar() -> Image.Image:

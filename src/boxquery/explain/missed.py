@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from boxquery.data.dataset import Data, Record, Split
@@ -19,8 +20,9 @@ from boxquery.detector import Detector
 from boxquery.drawing import draw
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import IGNORED, iou
+from boxquery.evaluation.predictions import readable
 from boxquery.explain import tables
-from boxquery.explain.answers import least_score, outcomes, outputs, pixels, records_of
+from boxquery.explain.answers import answer, batches_of, least_score, outcomes, pixels, records_of
 from boxquery.report.files import write_whole
 from boxquery.report.sections import split_title
 
@@ -87,6 +89,7 @@ class Missed:
         images: how many.
         objects: how many objects there are by (class, size), found ones too; ignored ones do not count.
         items: the missed ones in the order of the split.
+        skipped: a line for each image whose pixels could not be read; they are in no count.
     """
 
     model: str
@@ -97,6 +100,7 @@ class Missed:
     objects: dict[tuple[str, str], int]
     items: list[Miss]
     records: Split = field(repr=False)
+    skipped: list[str] = field(default_factory=list)
 
     def counts(self, by: str) -> dict[str, dict[str, int]]:
         """Rows of the table: name of the ``by`` ("name" or "size") -> {"objects", "missed", and each reason: how many}."""
@@ -115,12 +119,12 @@ class Missed:
         """Everything as plain values."""
         known = {"model": self.model, "data": self.data, "split": self.split, "threshold": self.threshold, "images": self.images}
         tables = {**self.total(), "by_class": self.counts("name"), "by_size": self.counts("size")}
-        return {**known, **tables, "items": [asdict(item) for item in self.items]}
+        return {**known, **tables, "items": [asdict(item) for item in self.items], "skipped": self.skipped}
 
     def show(self) -> None:
         """Print the table."""
         table = Table(
-            title=f"{self.model} on {self.split} of {self.data}, threshold {self.threshold:.2f}",
+            title=escape(f"{self.model} on {self.split} of {self.data}, threshold {self.threshold:.2f}"),
             title_justify="left",
             box=SIMPLE_HEAD,
             padding=0,
@@ -130,7 +134,7 @@ class Missed:
             table.add_column(column, justify="right" if column else "left", overflow="fold")
         for group in ({"all": self.total()}, self.counts("size"), self.counts("name")):
             for name, row in group.items():
-                table.add_row(name, *(str(value) for value in row.values()))
+                table.add_row(escape(name), *(str(value) for value in row.values()))
             table.add_section()
         Console(soft_wrap=True, highlight=False).print(table)
 
@@ -143,7 +147,13 @@ class Missed:
 
 
 def missed(
-    detector: Detector, data: str | Path | Data, split: str = "val", *, threshold: float | None = None, limit: int | None = None
+    detector: Detector,
+    data: str | Path | Data,
+    split: str = "val",
+    *,
+    threshold: float | None = None,
+    limit: int | None = None,
+    strict: bool = False,
 ) -> Missed:
     """Why objects of a split have no detection.
 
@@ -164,29 +174,35 @@ def missed(
         data: a path, the word ``shapes`` or an opened data set; classes are matched by name.
         threshold: 0..1; None: the detector's own.
         limit: look at so many images, from the first; None: all.
+        strict: an image whose pixels cannot be read is fatal; else it is named on stderr and left out.
 
-    Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
+    Raises ``UserError`` where the data lacks the split or has a class that the detector does not know, or more than a tenth of the
+    images cannot be read.
     """
     least = least_score(detector, threshold)
-    source, records = records_of(detector, data, split)
+    source, records = records_of(detector, data, split, strict)
     if limit is not None:
         if limit < 1:
             raise UserError(f"limit={limit}: look at one image at least")
         records = replace(records, records=records.records[:limit])
     names = [str(name) for name in detector.classes]
-    objects: Counter[tuple[str, str]] = Counter()
-    items: list[Miss] = []
-    for batch, out in outputs(detector, records):
+    skipped: list[str] = []
+    found: dict[int, list[Miss]] = {}
+    for batch in batches_of(detector, records, strict, skipped):
+        out = answer(detector, batch.images, batch.mask)
         scores = detector.transformer.criterion.classification.scores(out.logits).float().cpu().numpy()
         for place, position in enumerate(batch.indices):
             record = records[position]
-            objects.update(
-                (names[label], size_of(area))
-                for label, area, ignore in zip(record.labels, record.areas, record.ignore, strict=True)
-                if not ignore
-            )
-            items += explain_misses(record, position, pixels(out, place, record), scores[:, place], names, least)
-    return Missed(detector.model.config["name"], source, split, least, len(records), dict(objects), items, records)
+            found[position] = explain_misses(record, position, pixels(out, place, record), scores[:, place], names, least)
+    seen, _ = readable(records, found)
+    objects = Counter(
+        (names[label], size_of(area))
+        for record in seen
+        for label, area, ignore in zip(record.labels, record.areas, record.ignore, strict=True)
+        if not ignore
+    )
+    items = [miss for position in sorted(found) for miss in found[position]]
+    return Missed(detector.model.config["name"], source, split, least, len(seen), dict(objects), items, records, skipped)
 
 
 def size_of(area: float) -> str:
@@ -336,17 +352,15 @@ def _page(result: Missed) -> str:
     why = tables.table(("reason", "objects", "", "what it means"), rows, words=3)
     hint = "Every missed object has one reason: the first of these that holds."
     body = [
-        tables.headline("What was missed, and why", f"{result.model} · {result.data} · {split} split", lead),
+        tables.headline("What was missed, and why", f"{result.model} · {result.data} · {split} split", lead, result.skipped),
         tables.section("reasons", "Reasons", hint, why),
         tables.section(
             "classes", "By class", "How many objects, and of the missed ones each reason.", _table("class", result.counts("name"))
         ),
-        tables.section(
-            "sizes", "By size", "Small: under 32² pixels; medium: under 96²; large: the rest.", _table("size", result.counts("size"))
-        ),
+        tables.section("sizes", "By size", _SIZES, _table("size", result.counts("size"))),
         *_galleries(result),
     ]
-    return tables.document(f"Missed by {result.model}", body)
+    return tables.page(f"Missed by {result.model}", body)
 
 
 def _table(kind: str, counts: dict[str, dict[str, int]]) -> str:

@@ -116,9 +116,10 @@ function setBox(rect, b) {
 
 const dots = (points) => points.map((p) => `M${p[0]} ${p[1]}h0`).join("");
 
+/** Red, green, blue and how much of the picture it covers: what was not read stays in sight, a little darker. */
 function colour(value) {
   const at = value / 255 * (HEAT.length - 1), low = Math.min(HEAT.length - 2, Math.floor(at));
-  return HEAT[low].map((c, i) => c + (HEAT[low + 1][i] - c) * (at - low));
+  return [...HEAT[low].map((c, i) => c + (HEAT[low + 1][i] - c) * (at - low)), 255 * (0.25 + 0.75 * Math.sqrt(value / 255))];
 }
 const COLOURS = Array.from({ length: 256 }, (_, value) => colour(value));
 
@@ -180,8 +181,8 @@ class Panel {
     const counts = `${m.queries} queries, ${m.layers} layers, ${m.heads} heads; detections score ${m.threshold.toFixed(2)} or more`;
     this.element = make("article", { class: "panel", id: this.id, "aria-labelledby": `${this.id}-title` },
       make("header", {}, make("h3", { id: `${this.id}-title` }, m.title), make("p", { class: "soft" }, counts)), this.stage,
-      make("div", { class: "told" }, this.title, this.live, choice, this.scale, this.facts, table),
-      make("div", { class: "choose" }, this.listTitle, this.list));
+      make("div", { class: "choose" }, this.listTitle, this.list),
+      make("div", { class: "told" }, this.title, this.live, choice, this.scale, this.facts, table));
     this.listen();
     this.fill();
   }
@@ -262,11 +263,13 @@ class Panel {
     this.live.textContent = [this.title, ...this.facts.children].map((part) => part.textContent).join(", ");
   }
 
-  /** Of all queries the best one whose box overlaps by half; the one that overlaps most where none does. */
+  /** The query for the object in a box, by the rule of Explanation.at: the detection that overlaps most, if by half; else the nearest. */
   closest(box) {
-    const shares = this.model.order.map((query) => overlap(this.model.box(this.layer, query), box));
-    const half = shares.findIndex((share) => share >= 0.5);
-    return this.model.order[half >= 0 ? half : shares.indexOf(Math.max(...shares))];
+    const m = this.model, [x, y] = centre(box);
+    const shares = m.found.map((query) => overlap(m.box(this.layer, query), box)), most = Math.max(...shares);
+    if (most >= 0.5) return m.found[shares.indexOf(most)];
+    const away = m.order.map((query) => Math.hypot(centre(m.box(this.layer, query))[0] - x, centre(m.box(this.layer, query))[1] - y));
+    return m.order[away.indexOf(Math.min(...away))];
   }
 
   /** The query `by` places further in the list. */
@@ -335,10 +338,7 @@ class Panel {
   paint({ values, h, w }) {
     if (this.heat.width !== w || this.heat.height !== h) [this.heat.width, this.heat.height] = [w, h];
     const context = this.heat.getContext("2d"), picture = context.createImageData(w, h);
-    for (let i = 0; i < values.length; i++) {
-      picture.data.set(COLOURS[Math.round(values[i])], 4 * i);
-      picture.data[4 * i + 3] = 255;
-    }
+    for (let i = 0; i < values.length; i++) picture.data.set(COLOURS[Math.round(values[i])], 4 * i);
     context.putImageData(picture, 0, 0);
   }
 
@@ -407,7 +407,7 @@ function toolbar() {
   controls.at = make("output", { for: "layer", id: "at" });
   controls.back = button("‹", "Previous layer", () => setLayer(state.layer - 1));
   controls.forth = button("›", "Next layer", () => setLayer(state.layer + 1));
-  const opacity = make("input", { type: "range", id: "opacity", min: 0, max: 100, step: 5, value: 60 });
+  const opacity = make("input", { type: "range", id: "opacity", min: 0, max: 100, step: 5, value: 80 });
   const fade = () => page.style.setProperty("--opacity", opacity.value / 100);
   opacity.addEventListener("input", fade);
   fade();
@@ -467,9 +467,10 @@ async function start() {
   });
   state.panel = state.panels[0];
   const [layers, options, keys] = toolbar();
-  page.append(options, layers, ...built, keys);
+  page.append(options, keys, layers, ...built);
   setLayer(state.layer);
   for (const panel of state.panels) if (panel === panel.group[0]) panel.pin(panel.pinned);
+  for (const panel of state.panels) if (panel.model.chosen !== null) panel.pin(panel.model.chosen, false);
   document.addEventListener("keydown", pressed);
   page.dataset.ready = "";
 }

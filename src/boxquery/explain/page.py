@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
-import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from PIL import Image
 
 from boxquery.errors import UserError
 from boxquery.explain.story import Explanation
+from boxquery.report.document import standalone
 from boxquery.report.files import write_whole
 
 _PICTURE = 1333  # longest side of the image in the page, pixels
@@ -26,25 +25,10 @@ _GRID, _SMALL = 48, 24  # longest side of a map: of the queries that matter, and
 _KEPT, _BEST = 20, 10  # most detections with a map for every head; and how many queries where there is no detection
 _AT_ONCE = 8_000_000  # shares (of query, head and cell) that are held in memory together
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-<main id="page">
+_BODY = """<main id="page">
 <h1>{title}</h1>
 <noscript><p>This page draws its maps with JavaScript, which is switched off here.</p></noscript>
-</main>
-<script type="application/json" id="data">{data}</script>
-<script>{script}</script>
-</body>
-</html>
-"""
+</main>"""
 
 
 def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Sequence[str] = ()) -> Path:
@@ -77,13 +61,7 @@ def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Seque
     here = Path(__file__)
     style, script = (here.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js"))
     title = f"What {called[0]} looked at" if len(explanations) == 1 else "What the queries looked at"
-    page = _PAGE.format(
-        title=escape(title),
-        style=style,
-        script=script,
-        policy=f"default-src 'none'; img-src data:; style-src '{_hash(style)}'; script-src '{_hash(script)}'",
-        data=json.dumps({"images": images}, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-    )
+    page = standalone(title, _BODY.format(title=escape(title)), style=style, script=script, data={"images": images})
     return write_whole(path, page)
 
 
@@ -202,7 +180,3 @@ def _maps(explanation: Explanation, kept: list[int], heads: int) -> dict[str, np
             lost = every.lost
         found.setdefault("heads_lost", []).append(_shares(lost.numpy()))
     return {name: np.stack(values) for name, values in found.items()}
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

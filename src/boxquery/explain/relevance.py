@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from boxquery.data.loading import collate
 from boxquery.detector import Detector, Source, as_image
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
@@ -41,10 +40,8 @@ def relevance(detector: Detector, source: Source, query: int, *, size: tuple[int
 def relevances(detector: Detector, source: Source, queries: Sequence[int], *, size: tuple[int, int] | None = None) -> Heatmap:
     """The same for n queries: ``map`` [n, h, w] and ``lost`` [n]. One pass forward for all, one back for each."""
     image = as_image(source)
-    none = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
-    batch = collate([{"image": detector.transform(image), "target": none, "index": 0}])
-    unnamed = [i for i, name in enumerate(detector.classes) if name is None]
-    memory, change = token_relevance(detector.transformer.eval(), batch.images.to(detector.device), queries, unnamed)
+    images = detector.transform(image)[None].to(detector.device)
+    memory, change = token_relevance(detector.transformer.eval(), images, queries, detector.unnamed)
     share = change.clamp(min=0).double()
     share = share / share.sum(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
     # one head, whose queries are those asked for

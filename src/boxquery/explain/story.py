@@ -15,11 +15,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxquery.data.loading import collate
 from boxquery.detector import Detector, Source, as_image
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import iou
 from boxquery.explain import competition, origins
+from boxquery.explain.answers import answer, least_score
 from boxquery.explain.competition import Rival
 from boxquery.explain.origins import Cell
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -222,18 +222,11 @@ def explain(detector: Detector, source: Source, *, threshold: float | None = Non
 
     Raises ``UserError`` for an image that cannot be read.
     """
-    least = detector.threshold if threshold is None else threshold
-    if not 0 <= least <= 1:
-        raise UserError(f"threshold={least}: must be from 0 to 1")
-    image = as_image(source)
-    none = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
-    batch = collate([{"image": detector.transform(image), "target": none, "index": 0}])
-    model, device = detector.transformer.eval(), detector.device
-    out = model(batch.images.to(device), None if batch.mask is None else batch.mask.to(device), trace=True)
-    logits = out.logits[:, 0]
-    if None in detector.classes:
-        logits[..., [i for i, name in enumerate(detector.classes) if name is None]] = -torch.inf
-    best = model.criterion.classification.scores(logits).max(-1)
+    least = least_score(detector, threshold)
+    image, model = as_image(source), detector.transformer
+    out = answer(detector, detector.transform(image)[None].to(detector.device), trace=True)
+    assert out.trace is not None
+    best = model.criterion.classification.scores(out.logits[:, 0]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
     order = np.argsort(-scores[-1], kind="stable")
     return Explanation(

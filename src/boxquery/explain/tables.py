@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Sequence
 from html import escape
 
 from PIL import Image
 
-from boxquery.report import page
 from boxquery.report.charts import bar
+from boxquery.report.document import document, picture
 
 _STYLE = """
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 28px 24px; margin: 16px 0 0; }
@@ -22,17 +21,26 @@ _STYLE = """
 .maps img { background: none; border: 1px solid var(--faint); }
 td.b { min-width: 90px; vertical-align: middle; }
 tbody th { min-width: 120px; }
+@media (max-width: 760px) {
+  .b { display: none; }
+  th, td { padding-right: 12px; }
+  tbody th { min-width: 84px; }
+  td.wordy { min-width: 160px; }
+}
 """
 
 
-def document(title: str, parts: Sequence[str]) -> str:
+def page(title: str, parts: Sequence[str]) -> str:
     """A whole page; ``title`` is text, ``parts`` HTML."""
-    return page.document(title, "\n".join(parts), style=_STYLE)
+    return document(title, "\n".join(parts), style=_STYLE)
 
 
-def headline(title: str, by: str, lead: str) -> str:
-    """``title`` and ``by`` are text, ``lead`` HTML."""
-    return f'<header><h1>{escape(title)}</h1><p class="by">{escape(by)}</p><p class="lead">{lead}</p></header>'
+def headline(title: str, by: str, lead: str, skipped: Sequence[str] = ()) -> str:
+    """``title``, ``by`` and the lines about images that were ``skipped`` are text, ``lead`` HTML."""
+    lines = "".join(f"<li>{escape(line)}</li>" for line in skipped)
+    count = "1 image" if len(skipped) == 1 else f"{len(skipped):,} images"
+    left_out = f"<details><summary>{count} could not be read: left out of all counts</summary><ul>{lines}</ul></details>" if skipped else ""
+    return f'<header><h1>{escape(title)}</h1><p class="by">{escape(by)}</p><p class="lead">{lead}</p>{left_out}</header>'
 
 
 def section(name: str, title: str, hint: str, body: str) -> str:
@@ -43,9 +51,10 @@ def section(name: str, title: str, hint: str, body: str) -> str:
 def table(heads: Sequence[str], rows: Sequence[Sequence[str | float]], *, words: int | None = None) -> str:
     """A table whose first column names the rows.
 
-    A cell is text, set to the right like a number, or a float in [0, 1], drawn as a bar. ``words``: the one other column of prose.
+    A cell is text, set to the right like a number, or a float in [0, 1], drawn as a bar, whose column has no head and is left out on
+    phones. ``words``: the one other column of prose.
     """
-    kinds = [" class=n" if place not in (0, words) else "" for place in range(len(heads))]
+    kinds = ["" if place in (0, words) else " class=n" if head else " class=b" for place, head in enumerate(heads)]
     top = "".join(f'<th scope="col"{kind}>{escape(head)}</th>' for head, kind in zip(heads, kinds, strict=True))
     lines = []
     for first, *rest in rows:
@@ -61,13 +70,12 @@ def _cell(cell: str | float, words: bool) -> str:
     return f'<td class="b">{bar(cell)}</td>'
 
 
-def card(picture: Image.Image, title: str, text: str) -> str:
+def card(image: Image.Image, title: str, text: str) -> str:
     """A picture with its caption; photographs are stored as JPEG, pictures with transparency as PNG."""
-    stream, form = io.BytesIO(), "PNG" if picture.mode == "RGBA" else "JPEG"
-    picture.save(stream, form, optimize=True, **({} if form == "PNG" else {"quality": 82}))
-    data = f"data:image/{form.lower()};base64,{base64.b64encode(stream.getvalue()).decode()}"
-    image = f'<img width="{picture.width}" height="{picture.height}" src="{data}" alt="{escape(title)}: {escape(text)}">'
-    return f"<figure>{image}<figcaption>{escape(title)} <span>{escape(text)}</span></figcaption></figure>"
+    stream, form = io.BytesIO(), "PNG" if image.mode == "RGBA" else "JPEG"
+    image.save(stream, form, optimize=True, **({} if form == "PNG" else {"quality": 82}))
+    shown = picture(stream.getvalue(), image.size, f"{title}: {text}", form.lower())
+    return f"<figure>{shown}<figcaption>{escape(title)} <span>{escape(text)}</span></figcaption></figure>"
 
 
 def cards(figures: Sequence[str], *, maps: bool = False) -> str:

@@ -12,14 +12,18 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from boxquery.data.dataset import Data, Split
+from boxquery.data.loading import Batch
 from boxquery.detector import Detector
 from boxquery.evaluation.matching import IGNORED, RIGHT, Prediction, duplicates, gather, match
 from boxquery.evaluation.metrics import IOU_DUPLICATE, IOU_RIGHT
+from boxquery.evaluation.predictions import Found, readable
 from boxquery.explain import tables
-from boxquery.explain.answers import least_score, outputs, pixels, records_of, without_exchange
+from boxquery.explain.answers import answer, batches_of, least_score, pixels, records_of, without_exchange
+from boxquery.matching.output import Output
 from boxquery.models.base import DetectionTransformer
 from boxquery.report.files import write_whole
 from boxquery.report.sections import DASH, split_title
@@ -66,6 +70,7 @@ class Usage:
         no_exchange: of the same model with self-attention between queries switched off: in every layer each query sees itself alone.
         no_exchange_as_many: the same at the threshold that gives as many detections as the model has as it is. Scores change with the
             switch, and few detections have few duplicates, so this is the one to compare.
+        skipped: a line for each image whose pixels could not be read; they are in no count.
     """
 
     model: str
@@ -80,6 +85,7 @@ class Usage:
     exchange: Quality
     no_exchange: Quality
     no_exchange_as_many: Quality
+    skipped: list[str] = field(default_factory=list)
 
     @cached_property
     def detections(self) -> np.ndarray:
@@ -128,6 +134,7 @@ class Usage:
             "no_self_attention": asdict(self.no_exchange),
             "no_self_attention_as_many": asdict(self.no_exchange_as_many),
             "queries": queries,
+            "skipped": self.skipped,
         }
 
     @property
@@ -138,7 +145,8 @@ class Usage:
     def show(self) -> None:
         """Print the numbers, and the queries that win most."""
         console = Console(soft_wrap=True, highlight=False)
-        table = Table(title=f"{self.model} on {self.split} of {self.data}, threshold {self.threshold:.2f}", title_justify="left")
+        title = f"{self.model} on {self.split} of {self.data}, threshold {self.threshold:.2f}"
+        table = Table(title=escape(title), title_justify="left")
         for column in _QUALITY:
             table.add_column(column, justify="left" if column == _QUALITY[0] else "right")
         for row in _exchange_rows(self):
@@ -161,8 +169,10 @@ class Usage:
         return write_whole(folder / "usage.html", _page(self))
 
 
-def usage(detector: Detector, data: str | Path | Data, split: str = "val", *, threshold: float | None = None) -> Usage:
-    """How often each query wins, where its boxes fall, and what self-attention does about duplicates: two passes over a split.
+def usage(
+    detector: Detector, data: str | Path | Data, split: str = "val", *, threshold: float | None = None, strict: bool = False
+) -> Usage:
+    """How often each query wins, where its boxes fall, and what self-attention does about duplicates: every image is shown twice.
 
     A query is a *detection* in an image if the score of its best class reaches the threshold, as in ``Detector.predict``. The maps are
     those of the DETR paper (figure 7): all boxes of a query, at any score.
@@ -170,53 +180,59 @@ def usage(detector: Detector, data: str | Path | Data, split: str = "val", *, th
     Args:
         data: a path, the word ``shapes`` or an opened data set; classes are matched by name.
         threshold: 0..1; None: the detector's own.
+        strict: an image whose pixels cannot be read is fatal; else it is named on stderr and left out.
 
-    Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
+    Raises ``UserError`` where the data lacks the split or has a class that the detector does not know, or more than a tenth of the
+    images cannot be read.
     """
     least = least_score(detector, threshold)
-    source, records = records_of(detector, data, split)
-    with_it = _Tally(detector, records, detector.transformer)
-    without = _Tally(detector, records, without_exchange(detector.transformer))
+    source, records = records_of(detector, data, split, strict)
+    model, alone, classes = detector.transformer, without_exchange(detector.transformer), len(detector.classes)
+    boxes: dict[int, np.ndarray] = {}
+    winners: dict[int, np.ndarray] = {}
+    found: Found = {}
+    others: Found = {}
+    skipped: list[str] = []
+    ranked = False
+    for batch in batches_of(detector, records, strict, skipped):
+        out = answer(detector, batch.images, batch.mask, last_only=True)
+        ranked = out.proposals is not None
+        for place, (index, (queries, _)) in enumerate(zip(batch.indices, model.match(out, batch.targets)[-1], strict=True)):
+            boxes[index], winners[index] = out.boxes[-1, place].float().cpu().numpy(), queries.cpu().numpy()
+        found |= _said(model, out, batch, records)
+        others |= _said(model, answer(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
+    order = sorted(found)
+    _, others = readable(records, others)
+    records, found = readable(records, found)
+    scores, moved = (np.stack([said[i][1] for i in range(len(records))]) for said in (found, others))
     return Usage(
         model=detector.model.config["name"],
         data=source,
         split=split,
         threshold=least,
-        ranked=with_it.ranked,
+        ranked=ranked,
         objects=sum(int((~record.ignore).sum()) for record in records),
-        boxes=with_it.boxes,
-        scores=with_it.scores,
-        matched=with_it.matched,
-        exchange=quality(records, with_it.found, len(detector.classes), least),
-        no_exchange=quality(records, without.found, len(detector.classes), least),
-        no_exchange_as_many=quality(records, without.found, len(detector.classes), _equal_threshold(with_it.scores, without.scores, least)),
+        boxes=np.stack([boxes[i] for i in order]),
+        scores=scores,
+        matched=np.bincount(np.concatenate([winners[i] for i in order]), minlength=scores.shape[1]),
+        exchange=quality(records, found, classes, least),
+        no_exchange=quality(records, others, classes, least),
+        no_exchange_as_many=quality(records, others, classes, _equal_threshold(scores, moved, least)),
+        skipped=skipped,
     )
+
+
+def _said(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> Found:
+    """Every query's last box with its best class, as evaluation takes them."""
+    best = model.criterion.classification.scores(out.logits[-1]).max(-1)
+    scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
+    return {index: (pixels(out, place, records[index])[-1], scores[place], labels[place]) for place, index in enumerate(batch.indices)}
 
 
 def _equal_threshold(scores: np.ndarray, others: np.ndarray, threshold: float) -> float:
     """The threshold at which the ``others`` have as many detections as ``scores`` have; where those have none, the same threshold."""
     count = int(_detected(scores, threshold).sum())
     return float(np.sort(others, axis=None)[-count]) if count else threshold
-
-
-class _Tally:
-    """One pass of a model over a split; attributes as in ``Usage``, and ``found`` as evaluation takes it."""
-
-    def __init__(self, detector: Detector, records: Split, model: DetectionTransformer):
-        boxes, scores, self.found, self.ranked = [], [], {}, False
-        self.matched = np.zeros(0, np.int64)
-        for batch, out in outputs(detector, records, model=model, last_only=True):
-            best = model.criterion.classification.scores(out.logits[-1]).max(-1)
-            score, label = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
-            boxes.append(out.boxes[-1].float().cpu().numpy())
-            scores.append(score)
-            self.ranked = out.proposals is not None
-            if not len(self.matched):
-                self.matched = np.zeros(score.shape[1], np.int64)
-            for place, (index, (queries, _)) in enumerate(zip(batch.indices, model.match(out, batch.targets)[-1], strict=True)):
-                self.matched[queries.cpu().numpy()] += 1
-                self.found[index] = pixels(out, place, records[index])[-1], score[place], label[place]
-        self.boxes, self.scores = np.concatenate(boxes), np.concatenate(scores)
 
 
 def quality(records: Split, found: dict[int, Prediction], classes: int, threshold: float) -> Quality:
@@ -359,10 +375,12 @@ def _page(result: Usage) -> str:
     )
     rows = [[str(query), *_query_cells(result, query)] for query in most_used(result, len(result.matched))]
     body = [
-        tables.headline("How the queries are used", f"{result.model} · {result.data} · {split_title(result.split)} split", lead),
+        tables.headline(
+            "How the queries are used", f"{result.model} · {result.data} · {split_title(result.split)} split", lead, result.skipped
+        ),
         f'<p class="note">{_note(result)}</p>' if result.ranked else "",
         tables.section("maps", "Where boxes fall", where, tables.cards(maps, maps=True)),
         tables.section("exchange", "Self-attention and duplicates", _OFF, tables.table(_QUALITY, _exchange_rows(result))),
         tables.section("queries", f"By {result.word}", _NUMBERS, tables.table((result.word, *_COLUMNS), rows)),
     ]
-    return tables.document(f"Queries of {result.model}", [part for part in body if part])
+    return tables.page(f"Queries of {result.model}", [part for part in body if part])

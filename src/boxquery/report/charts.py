@@ -38,7 +38,7 @@ def number(value: float) -> str:
     if abs(value) < 1e-3:
         digits, exponent = f"{value:.1e}".split("e")
         return f"{digits.removesuffix('.0')}e{int(exponent)}"
-    if abs(value) >= 1000:
+    if abs(value) >= 999.5:  # what three digits would write as 1e+03
         return f"{value:,.0f}"
     return f"{value:.3g}"
 
@@ -114,9 +114,9 @@ def line_chart(
     in_a_row = max(int(width / _VALUE / (max(map(len, series)) + 8)), 1)  # of the values under the pointer
     above = _TOP + _VALUES_ROW * (len(series) // in_a_row)
     alone = len(series) == 1  # then the caption names it
-    names = {
-        name: f"{'' if alone else name} {number(line[-1][1]) if last or alone else ''}".strip() for name, line in series.items() if line
-    }
+    room = int(width / 2 / _LETTER)  # for names, so that half of the chart is left for the lines
+    ends = {name: number(line[-1][1]) if last or alone else "" for name, line in series.items() if line}
+    names = {name: f"{'' if alone else _cut(name, room - len(value))} {value}".strip() for name, value in ends.items()}
     right = 14 + max(len(text) for text in names.values()) * _LETTER
     x = _Scale(x_low - (x_high == x_low), x_high + (x_high == x_low), _LEFT, width - right)
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, above)
@@ -127,8 +127,7 @@ def line_chart(
             edge = [(a, high) for a, _, high in band] + [(a, low) for a, low, _ in reversed(band)]
             path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in edge)
             parts.append(f'<polygon class="band {kinds[name]}" points="{path}"/>')
-    ends = {name: y(series[name][-1][1]) for name in names}
-    places = spread(list(ends.values()), _ROW, above, height - _BOTTOM)
+    places = spread([y(series[name][-1][1]) for name in names], _ROW, above, height - _BOTTOM)
     for (name, text), place in zip(names.items(), places, strict=True):
         kind = kinds[name]
         line = series[name]
@@ -144,6 +143,10 @@ def line_chart(
     parts.append(_hovers(series, kinds, x, y, unit, (width, height), in_a_row))
     label = f"{title}. Last: {', '.join(f'{name} {number(series[name][-1][1])}' for name in names)}."
     return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+def _cut(name: str, room: int) -> str:
+    return name if len(name) <= room else f"{name[: room - 2]}.."
 
 
 def _dot(x: float, y: float, kind: str) -> str:
@@ -198,4 +201,4 @@ def bar(value: float | None) -> str:
     """A share in [0, 1] as a bar for a table cell; nothing for None."""
     if value is None:
         return ""
-    return f'<span class="bar" aria-hidden="true"><i style="width:{100 * min(max(value, 0), 1):.1f}%"></i></span>'
+    return f'<svg class="bar" aria-hidden="true"><rect width="{100 * min(max(value, 0), 1):.1f}%" height="100%"/></svg>'

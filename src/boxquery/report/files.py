@@ -78,6 +78,8 @@ def _text(path: Path) -> str:
         return ""
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); delete it and write it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); delete it and write it again") from error
 
 
 def _mapping(path: Path) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,7 +11,9 @@ from typing import Any
 
 from PIL import Image
 
+from boxquery.report.document import document, picture
 from boxquery.report.files import Run, read_run, write_whole
+from boxquery.report.sections import data
 
 _WORDS = {"doomed": "Stops a run", "warning": "Warning", "note": "Note"}
 _QUALITY = 85
@@ -38,8 +39,6 @@ def checked(run: Run) -> str:
 
 def write_page(folder: Path) -> Path:
     """``check.html`` from the ``check.json`` and ``check.png`` of a folder."""
-    from boxquery.report.page import data, document
-
     run = read_run(folder)
     run = replace(run, data=run.check.get("data") or {})
     source = str(run.data.get("source", "")).rstrip("/").rsplit("/", 1)[-1]
@@ -77,9 +76,8 @@ def _picture(run: Run) -> str:
     with Image.open(path) as image:
         stream = io.BytesIO()
         image.convert("RGB").save(stream, "JPEG", quality=_QUALITY)
-        size = f'width="{image.width}" height="{image.height}"'
-    data = base64.b64encode(stream.getvalue()).decode()
+    shown = picture(stream.getvalue(), image.size, "Training images and boxes after augmentation")
     return (
         '<h3>What the network sees</h3><p class="hint">Training images with their boxes after augmentation. Do boxes and names fit?</p>'
-        f'<div class="scroll"><img {size} src="data:image/jpeg;base64,{data}" alt="Training images and boxes after augmentation"></div>'
+        f'<div class="scroll">{shown}</div>'
     )

@@ -2,46 +2,29 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator, Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from boxquery.report.document import document
 from boxquery.report.files import Run, read_run, write_whole
 from boxquery.report.health import checked, diagnosis
-from boxquery.report.sections import DASH, alignment, classes, curves, main_evaluation, name_of, pictures, scores, split_title, transferred
-
-_FLAGS = (
-    "model", "preset", "epochs", "minutes", "image_size", "batch_size", "lr", "seed", "device", "precision", "workers", "freeze_backbone",
+from boxquery.report.sections import (
+    DASH,
+    alignment,
+    classes,
+    curves,
+    data,
+    main_evaluation,
+    name_of,
+    pictures,
+    scores,
+    split_title,
+    transferred,
 )  # fmt: skip
-_LINES = 200  # of skipped input shown
+
 _CHIPS = 30  # class names shown at the top
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<main>
-{body}
-<footer>{made} This page needs no other file and no network.</footer>
-</main>
-</body>
-</html>
-"""
-
-
-def document(title: str, body: str, made: str = "Made by boxquery.", style: str = "") -> str:
-    """A whole page in the look of the reports: ``title`` and ``made`` (by whom, of what) are text, ``body`` HTML, ``style`` more CSS."""
-    house = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
-    return _PAGE.format(title=escape(title), style=house + style, body=body, made=escape(made))
 
 
 def write_report(run: Path) -> Path:
@@ -148,30 +131,6 @@ def _facts(run: Run, result: dict[str, Any] | None) -> str:
     return f'<dl class="facts">{"".join(facts)}</dl>' if facts else ""
 
 
-def data(run: Run) -> str:
-    """The splits, what was decided about the data, and what was left out."""
-    if not run.data:
-        return ""
-    rows = "".join(
-        f'<tr><th scope="row">{escape(split_title(name))}</th>'
-        + "".join(f'<td class="n">{facts.get(key, 0):,}</td>' for key in ("images", "empty_images", "objects", "ignored"))
-        + "</tr>"
-        for name, facts in (run.data.get("splits") or {}).items()
-    )
-    heads = "".join(f'<th scope="col" class="n">{name}</th>' for name in ("images", "of them empty", "boxes", "ignored boxes"))
-    table = f'<table class="narrow"><thead><tr><th scope="col">split</th>{heads}</tr></thead><tbody>{rows}</tbody></table>'
-    notes = "".join(f"<li>{escape(str(note))}</li>" for note in run.data.get("notes") or [])
-    skipped = run.data.get("skipped") or []
-    lines = "".join(f"<li>{escape(str(line))}</li>" for line in skipped[:_LINES])
-    lines += f"<li>and {len(skipped) - _LINES:,} more</li>" if len(skipped) > _LINES else ""
-    title = "1 thing was" if len(skipped) == 1 else f"{len(skipped):,} things were"
-    left_out = f"<details><summary>{title} left out of the data</summary><ul>{lines}</ul></details>" if skipped else ""
-    source = f"{escape(str(run.data.get('source', '')))}, read as {escape(str(run.data.get('format', '')).upper())}."
-    listed = f'<ul class="plain">{notes}</ul>' if notes else ""
-    nothing = "" if skipped else '<p class="note">Nothing was left out.</p>'
-    return f'<section id="data"><h2>Data</h2><p class="hint">{source}</p>{table}{listed}{left_out}{nothing}</section>'
-
-
 def flatten(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
     """Nested mappings as dotted names, in their order; an empty mapping is left out."""
     for key, item in value.items():
@@ -181,29 +140,15 @@ def flatten(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield f"{before}{key}", item
 
 
-def command(config: Mapping[str, Any], out: str) -> str:
-    """The command that repeats a run: the configuration's own ``command``, else composed from what it says."""
-    if config.get("command"):
-        return str(config["command"])
-    words = ["boxquery", "train", shlex.quote(str(config.get("data", "DATA")))]
-    for name in _FLAGS:
-        value, flag = config.get(name), name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None and isinstance(value, str | int | float):
-            words.append(f"--{flag} {shlex.quote(str(value))}")
-    return " ".join([*words, f"--out {shlex.quote(out)}"])
-
-
 def configuration(run: Run) -> str:
     """Every setting, and the command to repeat the run."""
     if not run.config:
         return ""
-    text = escape(command(run.config, f"runs/{run.folder.resolve().name}-again"))
+    command = f"<pre><code>{escape(str(run.config['command']))}</code></pre>" if run.config.get("command") else ""
     settings = [(key, value) for key, value in flatten(run.config) if key != "command"]
     rows = "".join(f'<tr><th scope="row">{escape(key)}</th><td>{escape(_setting(value))}</td></tr>' for key, value in settings)
     table = f'<div class="scroll"><table class="config"><caption>config.yaml</caption><tbody>{rows}</tbody></table></div>'
-    return f'<section id="configuration"><h2>To repeat it</h2><pre><code>{text}</code></pre><h3>Configuration</h3>{table}</section>'
+    return f'<section id="configuration"><h2>To repeat it</h2>{command}<h3>Configuration</h3>{table}</section>'
 
 
 def _setting(value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections import Counter
 from html import escape
@@ -10,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.report.charts import bar, line_chart, number
+from boxquery.report.document import picture
 from boxquery.report.files import Run
 
 DASH = "–"
+_LINES = 200  # of skipped input shown
 
 _SCORES = (
     ("AP", "average precision, mean over IoU 0.50 to 0.95: COCO's main number"),
@@ -39,7 +40,11 @@ def split_title(name: str) -> str:
 
 def name_of(name: object) -> str:
     """A class name, escaped; a slot without one says so."""
-    return "(no name)" if name is None else escape(str(name)) or "(empty name)"
+    return escape(_spoken(name))
+
+
+def _spoken(name: object) -> str:
+    return "(no name)" if name is None else str(name) or "(empty name)"
 
 
 def three(value: float | None) -> str:
@@ -257,20 +262,20 @@ def pictures(run: Run) -> str:
 
 
 def _pair(folder: Path, entry: dict[str, Any]) -> str:
-    title = escape(str(entry["title"]))
+    title = str(entry["title"])
     truth = [item for item in entry["truth"] if not item["ignore"]]
-    there = ", ".join(f"{count} {name_of(name)}" for name, count in Counter(item["name"] for item in truth).items()) or "no objects"
-    said = ", ".join(f"{name_of(item['name'])} {item['score']:.2f}" for item in entry["predictions"][:12]) or "nothing"
+    there = ", ".join(f"{count} {_spoken(name)}" for name, count in Counter(item["name"] for item in truth).items()) or "no objects"
+    said = ", ".join(f"{_spoken(item['name'])} {item['score']:.2f}" for item in entry["predictions"][:12]) or "nothing"
     sides = []
     for side, file, text in (("truth", entry["truth_file"], there), ("prediction", entry["prediction_file"], said)):
         path = folder / file
         if not path.is_file():
             return ""
-        data = base64.b64encode(path.read_bytes()).decode()
-        size = f'width="{entry["width"]}" height="{entry["height"]}"'
-        sides.append(f'<div><p>{side}</p><img {size} src="data:image/jpeg;base64,{data}" alt="{title}, {side}: {text}"></div>')
+        shown = picture(path.read_bytes(), (entry["width"], entry["height"]), f"{title}, {side}: {text}")
+        sides.append(f"<div><p>{side}</p>{shown}</div>")
     kind = "pair tall" if entry["height"] > 1.1 * entry["width"] else "pair"
-    return f'<figure class="{kind}"><div>{"".join(sides)}</div><figcaption>{title} <span>· {_verdict(entry)}</span></figcaption></figure>'
+    caption = f"<figcaption>{escape(title)} <span>· {_verdict(entry)}</span></figcaption>"
+    return f'<figure class="{kind}"><div>{"".join(sides)}</div>{caption}</figure>'
 
 
 def _verdict(entry: dict[str, Any]) -> str:
@@ -291,3 +296,25 @@ def _verdict(entry: dict[str, Any]) -> str:
     if not parts:
         parts.append("nothing there, and nothing said" if not entry["truth"] else "nothing to judge")
     return f"{' · '.join(parts)} · F1 {entry['f1']:.2f}"
+
+
+def data(run: Run) -> str:
+    """The splits, what was decided about the data, and what was left out."""
+    if not run.data:
+        return ""
+    rows = "".join(
+        _row(escape(split_title(name)), *(_cell(f"{facts.get(key, 0):,}") for key in ("images", "empty_images", "objects", "ignored")))
+        for name, facts in (run.data.get("splits") or {}).items()
+    )
+    heads = _heads("split", "images", "of them empty", "boxes", "ignored boxes")
+    table = f'<table class="narrow">{heads}<tbody>{rows}</tbody></table>'
+    notes = "".join(f"<li>{escape(str(note))}</li>" for note in run.data.get("notes") or [])
+    skipped = run.data.get("skipped") or []
+    lines = "".join(f"<li>{escape(str(line))}</li>" for line in skipped[:_LINES])
+    lines += f"<li>and {len(skipped) - _LINES:,} more</li>" if len(skipped) > _LINES else ""
+    title = "1 thing was" if len(skipped) == 1 else f"{len(skipped):,} things were"
+    left_out = f"<details><summary>{title} left out of the data</summary><ul>{lines}</ul></details>" if skipped else ""
+    source = f"{escape(str(run.data.get('source', '')))}, read as {escape(str(run.data.get('format', '')).upper())}."
+    listed = f'<ul class="plain">{notes}</ul>' if notes else ""
+    nothing = "" if skipped else '<p class="note">Nothing was left out.</p>'
+    return f'<section id="data"><h2>Data</h2><p class="hint">{source}</p>{table}{listed}{left_out}{nothing}</section>'
