@@ -3,8 +3,6 @@
 import csv
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +24,8 @@ from boxquery.training.config import UNSAID, RunConfig
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
 from boxquery.training.settings import same
+
+from .processes import apart, in_two
 
 SMALL = {
     "backbone": "resnet10t",
@@ -464,21 +464,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
     data = scenes()
     start = Detector(model, data.names, data.ids, 64).save(tmp_path / "start")
     begun = torch.cat([v.flatten() for v in model.state_dict().values() if v.is_floating_point()])
-    script = tmp_path / "go.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from tests.training.test_training import run_and_tell\n"
-        f"run_and_tell(Path({str(start)!r}), Path({str(tmp_path / 'two')!r}), 2)\n"
-    )
-    root = Path(__file__).parents[2]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root))),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    apart(tmp_path / "log", in_two, 0, run_and_tell, start, tmp_path / "two", 2)
     run_and_tell(start, tmp_path / "one", 4)
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [(r["epoch"], r["step"], r["images"]) for r in two] == [("1", "4", "16"), ("2", "8", "32")]
