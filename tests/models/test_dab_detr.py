@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import boxquery as bq
-from boxquery.models.base import State
+from boxquery.parts.state import State
 from tests.models.builders import batch, create, objects, shaken
 
 

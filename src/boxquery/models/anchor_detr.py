@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import decoder, encoder, focal, image
 from boxquery.parts.attention import DenseRead, SelfAttention
@@ -35,6 +35,7 @@ from boxquery.parts.layers import at_position
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
 from boxquery.parts.row_column import RowColumnRead, at_axes, reset_packed
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)

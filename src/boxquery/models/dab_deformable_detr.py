@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import Look, SampledRead, SelfAttention, given_boxes
@@ -33,6 +33,7 @@ from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)

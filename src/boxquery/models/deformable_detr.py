@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from boxquery.errors import UserError
 from boxquery.matching.denoising import Denoising
 from boxquery.matching.output import Predictions
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import SampledRead, SelfAttention
@@ -35,6 +35,7 @@ from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, SampledRead, given
@@ -35,6 +35,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SingleSinePosition, sine
 from boxquery.parts.salient import SalientRead
 from boxquery.parts.separate import SeparateSelfAttention
+from boxquery.parts.state import State
 
 #: samples of a head on a level, in the encoder of several levels
 POINTS = 4
