@@ -27,7 +27,7 @@ from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, held, newest
 from tests.data import writers
 
 from .processes import FRESH, apart, in_two, script
-from .test_training import Stop, rows, scenes, settings
+from .runs import Stop, rows, scenes, settings
 
 ROOT = Path(__file__).parents[2]
 
