@@ -202,6 +202,8 @@ def test_two_runners_share_the_work(tmp_path, monkeypatch):
         (["--models", "detr", "--epochs", "1", "--out", "x"], "name the data"),
         (["shapes", "--models", "detr", "--option", "layers=1", "--epochs", "1", "--out", "x"], "layers"),
         (["shapes", "--models", "detr", "--epochs", "0", "--out", "x"], "epochs=0"),
+        (["shapes", "--models", "detr", "--minutes", "nan", "--out", "x"], "minutes=nan"),
+        (["shapes", "--models", "detr", "--epochs", "1", "--lr", "inf", "--out", "x"], "lr=inf"),
         (["shapes", "--models", "detr", "--seeds", "0", "--epochs", "1", "--out", "x"], "seeds=0"),
         (["--out", "x"], "no comparison there"),
         (["--show", "x"], "no comparison there"),
