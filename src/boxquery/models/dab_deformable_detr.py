@@ -38,7 +38,7 @@ from boxquery.parts.state import State
 
 @dataclass(frozen=True)
 class DABDeformableOptions(Options):
-    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
     ``points``: samples of a head on a level. ``fixed_xy``: centres are drawn once and not trained.
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     """

@@ -40,7 +40,7 @@ from boxquery.parts.state import State
 
 @dataclass(frozen=True)
 class DeformableOptions(Options):
-    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
     ``points``: samples of a head on a level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
     ``denoising``: about how many noisy queries a training step adds (DINO, section 3.2; needs ``two_stage``); 0 is the paper.

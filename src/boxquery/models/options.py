@@ -21,7 +21,7 @@ class Options:
         num_queries: how many answers an image can have; or one number for every decoder layer, none larger than the one before: after a
             layer only the queries with the best scores go on (docs/options.md).
         hidden_dim: width D of tokens and queries; a multiple of ``heads``.
-        dilation: DC5, the last stage of the backbone at stride 16.
+        dilation: DC5, the last stage of the backbone at stride 16; of several levels, two then have that stride.
         position: of the image's cells: the paper's own, DETR's sine or learned table, or none.
         query_position: what a query tells of its place to the others and, where the paper adds the same, to the image: the paper's own, a
             learned vector, the sine of its reference, an MLP of that sine, or nothing.

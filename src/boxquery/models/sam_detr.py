@@ -43,7 +43,8 @@ POINTS = 4
 
 @dataclass(frozen=True)
 class SAMOptions(Options):
-    """``levels``: 1, or 3 (strides 8, 16 and 32; SAM-DETR++), with feed-forward networks half as wide in the encoder.
+    """``levels``: 1, or 3 (strides 8, 16 and 32, with ``dilation`` 8, 16 and 16; SAM-DETR++), with feed-forward networks half as wide in
+    the encoder.
     ``neck_norm``: group norm after the neck's convolution; the authors had it in schedules under 25 epochs. Several levels always have it.
     ``smca``: Gaussians around the salient points (from SMCA).
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
@@ -62,7 +63,7 @@ class SAMOptions(Options):
         super().check()
         check_share(anchor_size=self.anchor_size)
         if self.levels not in (1, 3):
-            raise UserError(f"levels={self.levels}: must be 1 (stride 32, or 16 with dilation) or 3 (strides 8, 16 and 32)")
+            raise UserError(f"levels={self.levels}: must be 1 (stride 32) or 3 (strides 8, 16 and 32); 16 instead of 32 with dilation")
         if self.smca and not self.cross_attention:
             raise UserError("smca=True needs cross_attention=True: its Gaussians weigh what the attention reads")
         if (self.neck_norm or self.levels > 1) and self.hidden_dim % 32:
