@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options, Recipe, check_normed, presets
 from boxquery.models.usual import decoder, encoder, focal, image
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.heads import MLP, Head
@@ -60,8 +60,7 @@ class AnchorOptions(Options):
             raise UserError(f"patterns={self.patterns}: must be at least 1, since a query's content is its pattern")
         if self.position != "paper" and self.attention == "rcda":
             raise UserError(f"position={self.position!r} is for cells, not for rows and columns: attention='dense', or position='paper'")
-        if self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        check_normed(self.hidden_dim)
 
 
 PRESETS = presets(AnchorOptions(), Recipe(epochs=50, decay_at=0.8))

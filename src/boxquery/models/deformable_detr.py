@@ -28,7 +28,7 @@ from boxquery.errors import UserError
 from boxquery.matching.denoising import Denoising
 from boxquery.matching.output import Predictions
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options, Recipe, check_least, check_normed, presets
 from boxquery.models.usual import decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import SampledRead, SelfAttention
 from boxquery.parts.heads import Head
@@ -62,10 +62,8 @@ class DeformableOptions(Options):
             raise UserError(f"denoising={self.denoising}: must be 0 or more, and 0 without two_stage, whose queries are made from boxes")
         if self.two_stage and self.query_position == "learned":
             raise UserError("query_position='learned' needs two_stage=False: queries made anew for every image have no place to learn")
-        if self.levels < 1 or self.points < 1:
-            raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
-        if self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        check_least(1, levels=self.levels, points=self.points)
+        check_normed(self.hidden_dim)
 
 
 PRESETS = presets(

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import Options, Recipe, check_share, presets
+from boxquery.models.options import Options, Recipe, check_normed, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, SampledRead, given
 from boxquery.parts.heads import Head
@@ -66,8 +66,8 @@ class SAMOptions(Options):
             raise UserError(f"levels={self.levels}: must be 1 (stride 32) or 3 (strides 8, 16 and 32); 16 instead of 32 with dilation")
         if self.smca and not self.cross_attention:
             raise UserError("smca=True needs cross_attention=True: its Gaussians weigh what the attention reads")
-        if (self.neck_norm or self.levels > 1) and self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        if self.neck_norm or self.levels > 1:
+            check_normed(self.hidden_dim)
 
 
 PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
