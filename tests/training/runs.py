@@ -9,7 +9,7 @@ from boxquery.data.shapes import shapes_data
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet10t",
-    "backbone_options": {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""},
+    "backbone_options": {"channels": [8, 8, 16, 16], "stem_width": 8, "stem_type": ""},
     "hidden_dim": 32,
     "heads": 4,
     "ffn_dim": 32,
