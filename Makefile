@@ -22,7 +22,7 @@ demo: $(READY)
 	$(BIN)/boxquery demo
 
 test: $(DEV)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(DEV)
 	$(BIN)/ruff check src tests benchmarks

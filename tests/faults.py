@@ -40,15 +40,8 @@ from boxquery.training.state import StateFiles
 
 from .data import writers
 from .data.writers import NAMES, Thing, pictures
+from .training.runs import SMALL
 
-SMALL = {
-    "backbone": "resnet10t",
-    "backbone_options": {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""},
-    "hidden_dim": 32,
-    "heads": 4,
-    "ffn_dim": 32,
-    "num_queries": 12,
-}
 TRAIN = ["--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--batch-size", "8", "--device", "cpu"]
 TRAIN += ["--option", "hidden_dim=32", "--option", "heads=4", "--option", "num_queries=9"]
 

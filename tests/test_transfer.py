@@ -1,6 +1,5 @@
 """A model that starts from a trained one takes over what means the same there, and says what it did not."""
 
-import csv
 import io
 import json
 import re
@@ -17,7 +16,6 @@ from torch import Tensor
 import boxquery as bq
 from boxquery.cli import app
 from boxquery.cli import run as command_line
-from boxquery.data.shapes import shapes_data
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import AUTHORS, _renamed, load_official
 from boxquery.official.coco import CATEGORIES
@@ -26,6 +24,7 @@ from boxquery.training.config import RunConfig
 from boxquery.transfer import Group, Transfer, fingerprint, plain, read_source, rows_by_name, transfer
 from tests.models import test_official as official
 from tests.models.builders import VARIANTS, batch, create, shaken, systems
+from tests.training.runs import SMALL, Stop, rows, scenes
 
 SYSTEMS = systems()
 NAMES = ["person", "traffic light", "car"]
@@ -310,24 +309,7 @@ def test_the_file_of_a_released_checkpoint(tmp_path):
 
 # -- runs ---------------------------------------------------------------------------------------------------------------------------
 
-SMALL = {
-    "backbone": "resnet10t",
-    "backbone_options": {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""},
-    "hidden_dim": 32,
-    "heads": 4,
-    "ffn_dim": 32,
-    "num_queries": 12,
-}
 SETTINGS = {"batch_size": 4, "device": "cpu", "precision": "float32"}
-
-
-def scenes():
-    return shapes_data(train=12, val=6, test=4, size=64)
-
-
-def rows(folder: Path) -> list[dict]:
-    with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module")
@@ -387,10 +369,6 @@ def test_the_table_fits_a_terminal(first):
     assert "from [first]" in text
     assert "1 of 2 classes by name" in text
     assert report.said().startswith(f"classes known to it: {source.classes[1].upper()} (there {source.classes[1]}); new: [odd]")
-
-
-class Stop(Exception):
-    """Somebody pulled the plug."""
 
 
 def test_stopped_and_resumed_it_is_the_same_run(first, second, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 
 from boxquery.data.dataset import Data, Record
 from boxquery.data.shapes import shapes_data
-from tests.data.writers import FORMATS, NAMES, Picture, Thing
+from tests.data.writers import FORMATS, Picture, drawn
 
 SIDE = 96
 
@@ -19,21 +19,7 @@ def scenes(train: int = 40, val: int = 20, seed: int = 0) -> Data:
 
 
 def pictures(train: int = 40, val: int = 20, seed: int = 0) -> list[Picture]:
-    """Scenes as the writers take them; the five classes become three."""
-    data, result = scenes(train, val, seed), []
-    for name in ("train", "val"):
-        for i, record in enumerate(data.splits[name]):
-            things = [Thing(NAMES[c % 3], [float(v) for v in b]) for b, c in zip(record.boxes, record.labels, strict=True)]
-            result.append(Picture(f"{name}{i:03d}", name, things, size=(SIDE, SIDE), stated=(SIDE, SIDE), data=pixels(data, name, i)))
-    return result
-
-
-def pixels(data: Data, split: str, index: int) -> bytes:
-    from io import BytesIO
-
-    stream = BytesIO()
-    data.splits[split].read(index).save(stream, "PNG")
-    return stream.getvalue()
+    return drawn(scenes(train, val, seed))
 
 
 def write(folder: Path, layout: str, images: list[Picture]) -> str:

@@ -13,7 +13,7 @@ from boxquery.check.floors import everything, measured
 from boxquery.check.learn import GOAL, IMAGES, _verdict, chosen, prove
 from boxquery.cli import run
 from tests.check.planted import changed, kept, pictures, scenes, write
-from tests.training.test_training import SMALL
+from tests.training.runs import SMALL
 
 
 @pytest.mark.slow

@@ -12,8 +12,8 @@ from boxquery.data.loading import Batch
 from boxquery.detector import Detector
 from boxquery.models import sizes
 from boxquery.training.config import RunConfig
-
-from .scenes import SMALL, write_scenes
+from tests.data.writers import drawn, write_coco
+from tests.training.runs import SMALL, scenes
 
 
 @pytest.mark.parametrize("name", bq.list_models())
@@ -31,7 +31,7 @@ def test_a_reference_is_the_planned_run_and_measured_with_all_its_answers(tmp_pa
     for name in ("heads", "ffn_dim", "num_queries"):
         options.pop(name)
     settings = {"image_size": 64, "epochs": 6, "lr": 3e-3, "batch_size": 4, "device": "cpu", "precision": "float32"}
-    data = write_scenes(tmp_path / "data")
+    data = write_coco(tmp_path / "data", drawn(scenes()))
     bq.train(str(data), model="retinanet", preset="tiny", out=tmp_path / "run", options=options, workers=0, **settings)
     entry = Entry("reference", "retinanet", "tiny", options, 3e-3)
     rest = dict.fromkeys(("pretrained", "freeze_backbone", "strict"), False)

@@ -1,15 +1,18 @@
-"""One small data set, described once and written in every format and layout."""
+"""Small data sets, described once and written in every format and layout."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
 from PIL import Image
+
+from boxquery.data.dataset import Data
 
 NAMES = ["cat", "dog", "owl"]  # sorted, as VOC sorts them
 SIZE = (64, 48)
@@ -48,6 +51,18 @@ def pictures(count: int = 24, splits: tuple[str, ...] = ("train", "train", "val"
             x, y = rng.integers(0, SIZE[0] - 12), rng.integers(0, SIZE[1] - 12)
             things.append(Thing(NAMES[rng.integers(3)], [int(x), int(y), int(x + rng.integers(3, 12)), int(y + rng.integers(3, 12))]))
         result.append(Picture(f"p{i:03d}", splits[i % len(splits)], things))
+    return result
+
+
+def drawn(data: Data) -> list[Picture]:
+    """The train and val scenes of a data set, named after their split; classes become the three of ``NAMES`` in turn."""
+    result = []
+    for name in ("train", "val"):
+        for i, record in enumerate(data.splits[name]):
+            things = [Thing(NAMES[c % 3], [float(v) for v in b]) for b, c in zip(record.boxes, record.labels, strict=True)]
+            stream, size = BytesIO(), (record.width, record.height)
+            data.splits[name].read(i).save(stream, "PNG")
+            result.append(Picture(f"{name}{i:03d}", name, things, size=size, stated=size, data=stream.getvalue()))
     return result
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import boxquery as bq
-from boxquery.models.base import State
+from boxquery.parts.state import State
 from tests.models.builders import batch, create, objects, shaken
 
 
@@ -153,7 +153,7 @@ def test_the_next_place_carries_no_gradient_but_the_prediction_does():
         ("dab-detr", {"anchor_size": 1.0}, "anchor_size=1.0: must be a share"),
         ("sam-detr", {"anchor_size": -0.1}, "anchor_size=-0.1: must be a share"),
         ("dab-detr", {"levels": 3}, "unknown option 'levels'"),
-        ("dab-deformable-detr", {"levels": 0}, "levels=0, points="),
+        ("dab-deformable-detr", {"levels": 0}, "levels=0: must be at least 1"),
         ("dab-deformable-detr", {"hidden_dim": 40}, "hidden_dim=40: must be a multiple of 32"),
     ],
 )

@@ -13,7 +13,8 @@ from boxquery.detector import Detector, load
 from boxquery.explain.relevance import relevance
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.matching.output import Output, Predictions
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
+from boxquery.parts.state import State
 from tests.models.builders import batch, create, objects, shaken, systems
 
 SIZES = ((64, 96), (48, 64))

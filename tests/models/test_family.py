@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import boxquery as bq
-from boxquery.models import HERE, differences, facts, sizes
+from boxquery.models import HERE, differences, facts, references, sizes
+from tests.models.builders import create
 
 ROOT = Path(__file__).parents[2]
 FILES = {name: HERE / f"{name.replace('-', '_')}.py" for name in bq.list_models()}
@@ -37,6 +38,15 @@ def code_lines(path: Path) -> int:
             silent |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     rows = enumerate(text.splitlines(), 1)
     return sum(1 for i, line in rows if i not in silent and line.strip() and not line.strip().startswith("#"))
+
+
+def test_files_are_read_once(monkeypatch):
+    """Reading them for every model that is made took longer than making it."""
+    known = references()
+    monkeypatch.setattr(ast, "parse", None)
+    assert references() == known
+    assert create("detr").config["name"] == "detr"
+    assert bq.list_models() == list(FILES)
 
 
 def test_papers_are_short():

@@ -17,7 +17,7 @@ from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
 from boxquery.models import deformable_detr, sam_detr
 from boxquery.models.anchor_detr import PatternQueries, Positions
-from boxquery.models.base import DetectionTransformer, State, place_at_position
+from boxquery.models.base import DetectionTransformer, place_at_position
 from boxquery.models.conditional_detr import ConditionalPlace, PointedQueries
 from boxquery.models.dab_deformable_detr import AnchorPosition
 from boxquery.models.dab_detr import AnchorPlace
@@ -29,6 +29,7 @@ from boxquery.parts.row_column import RowColumnRead
 from boxquery.parts.salient import SalientRead
 from boxquery.parts.scales import SelectingRead
 from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
+from boxquery.parts.state import State
 from boxquery.training import run as training
 from tests.models import test_sweep as sweep
 from tests.models import test_trace as traces

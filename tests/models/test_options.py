@@ -99,14 +99,25 @@ def test_dilation_keeps_the_last_stage_at_stride_16(name):
         assert out.trace.layers[0].memory.shapes == ((128 // stride, 96 // stride),)
 
 
+@pytest.mark.parametrize("dilation", [False, True])
 @pytest.mark.parametrize(("name", "levels"), [(n, k) for n in bq.list_models() if has_option(n, "levels") for k in levels_of(n)])
-def test_levels_double_their_stride(name, levels):
-    model = create(name, levels=levels, dilation=False)
+def test_strides_of_levels(name, levels, dilation):
+    """Each doubles the one before it, except that with dilation the backbone's last map keeps the stride of the one before."""
+    model = create(name, levels=levels, dilation=dilation)
     with torch.no_grad():
-        out = model(torch.zeros(1, 3, 128, 192), trace=True)
-    maps = 2 if name == "smca-detr" else 3  # of the backbone
-    first = 32 >> min(levels, maps) - 1
-    assert out.trace.encoder[0].memory.shapes == tuple((-(-128 // s), -(-192 // s)) for s in (first << i for i in range(levels)))
+        shapes = model.see(torch.zeros(1, 3, 128, 192)).shapes
+    maps = min(levels, 2 if name == "smca-detr" else 3)
+    last = 16 if dilation else 32
+    strides = [*(8, 16, last)[-maps:], *(last << i for i in range(1, levels - maps + 1))]
+    assert model.backbone.strides == strides[:maps]
+    assert shapes == tuple((-(-128 // s), -(-192 // s)) for s in strides)
+
+
+@pytest.mark.parametrize("levels", [2, 4])
+@pytest.mark.parametrize("dilation", [False, True])
+def test_other_levels_than_a_model_has_say_which_it_has(levels, dilation):
+    with pytest.raises(bq.UserError, match=f"levels={levels}: must be 1 .+ or 3 .+ with dilation"):
+        create("sam-detr", levels=levels, dilation=dilation)
 
 
 @pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "position")])

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import boxquery as bq
-from boxquery.models.base import State
 from boxquery.models.sam_detr import place, refine
 from boxquery.official import zhanggongjie_sam_detr as authors
 from boxquery.parts.attention import Look
@@ -19,6 +18,7 @@ from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, SingleSinePosition
 from boxquery.parts.salient import SalientRead, crop
+from boxquery.parts.state import State
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import boxquery as bq
-from boxquery.models.base import DetectionTransformer, State, place_at_position
+from boxquery.models.base import DetectionTransformer, place_at_position
 from boxquery.models.conditional_detr import PointedQueries
 from boxquery.models.smca_detr import SMCAOptions, steps
 from boxquery.official import gaopengcuhk_smca_detr as authors
@@ -18,6 +18,7 @@ from boxquery.parts.backbone import Backbone
 from boxquery.parts.gaussian import GaussianPlace
 from boxquery.parts.heads import Head
 from boxquery.parts.scales import LevelByLevel, SelectingRead
+from boxquery.parts.state import State
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, has_option, objects, presets, shaken
 from tests.models.test_official import SMALL, checkpoint

@@ -15,7 +15,7 @@ from boxquery.training.diagnosis import Diagnosis
 from boxquery.training.module import Training
 from tests.check.planted import changed, pictures, write
 from tests.data.writers import NAMES
-from tests.training.test_training import scenes, settings
+from tests.training.runs import scenes, settings
 
 CONFIG = RunConfig("photos", "detr", "tiny", lr=0.01, workers=0, image_size=96)
 FLOORS = {"floor": {"random": {"left": 100, "not_within": 50}}}

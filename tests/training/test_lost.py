@@ -5,8 +5,8 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
-import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +21,13 @@ from boxquery.report.files import write_whole
 from boxquery.training.config import RunConfig
 from boxquery.training.fit import Run
 from boxquery.training.keeper import Keeper
+from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
 from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, held, newest
 from tests.data import writers
 
-from .test_training import Stop, rows, scenes, settings
+from .processes import FRESH, apart, in_two, script
+from .runs import Stop, rows, scenes, settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -201,22 +203,25 @@ def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
+def hold(folder: Path, told) -> None:
+    with held(folder):
+        told.send("held")
+        time.sleep(60)
+
+
 def test_one_run_at_a_time_in_a_folder(tmp_path):
     """While the first lives; however it dies, the next one may."""
     folder = tmp_path / "run"
-    script = (
-        "import time\nfrom pathlib import Path\nfrom boxquery.training.state import held\n"
-        f"with held(Path({str(folder)!r})):\n    print('held', flush=True)\n    time.sleep(60)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, env=environment) as first:
-        assert first.stdout is not None
-        assert first.stdout.readline() == b"held\n"
-        with pytest.raises(bq.UserError, match=f"is being trained by process {first.pid} on .+; wait for it"):
-            bq.train(scenes(), epochs=1, out=folder, **settings("detr"))
-        assert sorted(path.name for path in folder.iterdir()) == [LOCK]
-        (folder / ".metrics.csv.x1.new").write_text("half")
-        first.send_signal(signal.SIGKILL)
+    here, there = FRESH.Pipe()
+    first = FRESH.Process(target=hold, args=(folder, there))
+    first.start()
+    assert here.recv() == "held"
+    with pytest.raises(bq.UserError, match=f"is being trained by process {first.pid} on .+; wait for it"):
+        bq.train(scenes(), epochs=1, out=folder, **settings("detr"))
+    assert sorted(path.name for path in folder.iterdir()) == [LOCK]
+    (folder / ".metrics.csv.x1.new").write_text("half")
+    first.kill()
+    first.join()
     with held(folder):
         assert [path.name for path in folder.iterdir()] == [LOCK]
     assert not folder.exists()
@@ -308,43 +313,36 @@ def test_more_than_a_tenth_unreadable_is_no_evaluation(whole, photos):
 
 
 @pytest.mark.slow
-def test_killed_at_planted_steps_of_writing_it_ends_the_same():
+def test_killed_at_planted_steps_of_writing_it_ends_the_same(tmp_path):
     """Three of the moments that ``benchmarks/kills.py`` tries; inside the first model, the second state and the report."""
-    command = [sys.executable, str(ROOT / "benchmarks/kills.py"), "--steps", "5", "30", "66"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    assert "3 kills: all runs ended the same, no file was damaged" in done.stdout
+    said = apart(tmp_path / "log", script, ROOT / "benchmarks/kills.py", "--steps", "5", "30", "66")
+    assert "3 kills: all runs ended the same, no file was damaged" in said
+
+
+def train_on_one_object(out: Path, killed: bool) -> None:
+    """A rank's part of a run on data where most batches of a process hold no object at all; with ``killed`` the second rank dies once."""
+    step = Training.training_step
+
+    def deadly(self, batch, batch_idx):
+        if self.current_epoch == 2 and batch_idx == 1:
+            out.with_suffix(".dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, batch, batch_idx)
+
+    if killed and (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+        Training.training_step = deadly
+    data = scenes(train=12, val=6)
+    train = data.splits["train"]
+    bare = [replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]) for r in train]
+    data.splits["train"] = replace(train, records=[train[0], *bare[1:]], reader=lambda r: train.reader(r))
+    bq.train(data, epochs=4, out=out, **settings("deformable-detr") | {"batch_size": 2})
 
 
 @pytest.mark.slow
 def test_a_killed_process_of_two_is_restarted_and_the_run_goes_on(tmp_path):
-    """torchrun's elastic restart, on data where most batches of a process hold no object at all."""
-    script = tmp_path / "go.py"
-    script.write_text(
-        "import os, signal\n"
-        "from dataclasses import replace\n"
-        "import boxquery as bq\n"
-        "from boxquery.training.module import Training\n"
-        "from tests.training.test_training import scenes, settings\n"
-        "step = Training.training_step\n"
-        "def deadly(self, batch, batch_idx):\n"
-        "    first = os.environ['TORCHELASTIC_RESTART_COUNT'] == '0'\n"
-        "    if first and os.environ['RANK'] == '1' and self.current_epoch == 2 and batch_idx == 1 and 'KILL' in os.environ:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, batch, batch_idx)\n"
-        "Training.training_step = deadly\n"
-        "data = scenes(train=12, val=6)\n"
-        "bare = lambda r: replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0])\n"
-        "train = data.splits['train']\n"
-        "data.splits['train'] = replace(train, records=[train[0], *map(bare, train[1:])], reader=lambda r: train.reader(r))\n"
-        "bq.train(data, epochs=4, out=os.environ['OUT'], **settings('deformable-detr') | {'batch_size': 2})\n"
-    )
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1", str(script)]
-    for name, extra in (("killed", {"KILL": "1"}), ("whole", {})):
-        given = environment | extra | {"OUT": str(tmp_path / name)}
-        done = subprocess.run(command, env=given, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+    """torchrun's elastic restart."""
+    for name in ("killed", "whole"):
+        apart(tmp_path / f"{name}.log", in_two, 1, train_on_one_object, tmp_path / name, name == "killed")
+    assert (tmp_path / "killed.dead").exists()
     assert len(rows(tmp_path / "whole")) == 4
     assert same(tmp_path / "killed", tmp_path / "whole")

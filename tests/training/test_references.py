@@ -10,22 +10,16 @@ from boxquery.cli import run as command_line
 from boxquery.models import references
 from boxquery.training.keeper import Keeper
 from tests.models.reference.builders import SMALL as NARROW
-from tests.training.test_training import Stop, rows, scenes
+from tests.training.runs import Stop, rows, scenes, settings
 
 #: so many answers that suppression shows in their number
 SMALL = {name: {**options, "detections": 2000} for name, options in NARROW.items()}
 
 
-def settings(name: str) -> dict:
-    return {
-        "model": name, "preset": "tiny", "options": SMALL[name], "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32",
-    }  # fmt: skip
-
-
 @pytest.fixture(scope="module", params=references())
 def finished(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
-    detector = bq.train(scenes(), epochs=2, out=folder, **settings(request.param))
+    detector = bq.train(scenes(), epochs=2, out=folder, **settings(request.param, SMALL[request.param]))
     return request.param, folder, detector
 
 
@@ -67,11 +61,11 @@ def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch)
 
     monkeypatch.setattr(Keeper, "_keep", pull_the_plug)
     with pytest.raises(Stop):
-        bq.train(scenes(), epochs=2, out=tmp_path / "run", **settings(name))
+        bq.train(scenes(), epochs=2, out=tmp_path / "run", **settings(name, SMALL[name]))
     monkeypatch.setattr(Keeper, "_keep", keep)
     with pytest.raises(bq.UserError, match="was started with options"):
-        bq.train(scenes(), out=tmp_path / "run", resume=True, **{**settings(name), "options": {**SMALL[name], "nms": 0.7}})
-    bq.train(scenes(), out=tmp_path / "run", resume=True, **settings(name))
+        bq.train(scenes(), out=tmp_path / "run", resume=True, **settings(name, {**SMALL[name], "nms": 0.7}))
+    bq.train(scenes(), out=tmp_path / "run", resume=True, **settings(name, SMALL[name]))
     assert rows(tmp_path / "run") == rows(whole)
     assert (tmp_path / "run/model/model.safetensors").read_bytes() == (whole / "model/model.safetensors").read_bytes()
 
@@ -100,5 +94,5 @@ def test_explain_refuses_in_one_line(finished, capsys, tmp_path):
 
 
 def test_minutes_become_steps(tmp_path):
-    bq.train(scenes(), minutes=0.05, out=tmp_path / "run", **settings("fcos"))
+    bq.train(scenes(), minutes=0.02, out=tmp_path / "run", **settings("fcos", SMALL["fcos"]))
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["steps"] >= 1

@@ -1,10 +1,7 @@
 """The main job on small built-in scenes: what a run leaves, that a stopped one goes on the same, and what it refuses."""
 
-import csv
 import json
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +12,6 @@ import yaml
 
 import boxquery as bq
 from boxquery.cli import run as command_line
-from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
@@ -26,15 +22,10 @@ from boxquery.training.config import UNSAID, RunConfig
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
 from boxquery.training.settings import same
+from tests.data.writers import drawn, write_voc_lower_case
 
-SMALL = {
-    "backbone": "resnet10t",
-    "backbone_options": {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""},
-    "hidden_dim": 32,
-    "heads": 4,
-    "ffn_dim": 32,
-    "num_queries": 12,
-}
+from .processes import apart, in_two
+from .runs import SMALL, Stop, rows, scenes, settings
 
 
 @pytest.mark.parametrize("name", bq.list_models())
@@ -56,20 +47,6 @@ def test_a_learned_position_has_the_rate_of_the_queries():
     rates = {id(p): group["lr"] for group in parameter_groups(model, Recipe(lr=1.0, queries=10.0)) for p in group["params"]}
     assert rates[id(model.place.table)] == 10.0
     assert rates[id(model.place.place.scale.layers[0].weight)] == 1.0
-
-
-def scenes(train=12, val=6):
-    return shapes_data(train=train, val=val, test=4, size=64)
-
-
-def settings(model: str) -> dict:
-    return {"model": model, "preset": "tiny", "options": SMALL, "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32"}
-
-
-def rows(folder: Path) -> list[dict]:
-    """``metrics.csv`` without the column that is a clock."""
-    with (folder / "metrics.csv").open() as file:
-        return [{k: v for k, v in row.items() if not k.endswith("seconds")} for row in csv.DictReader(file)]
 
 
 @pytest.fixture(scope="module", params=["detr", "deformable-detr"])
@@ -143,10 +120,6 @@ def test_loaded_it_answers_as_before(finished):
     assert metrics["AP"] == pytest.approx(json.loads((folder / "evaluation.json").read_text())["val"]["AP"], abs=1e-9)
 
 
-class Stop(Exception):
-    """Somebody pulled the plug."""
-
-
 @pytest.mark.parametrize("stopped_after", [1, 2])
 def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch, stopped_after):
     name, whole, _ = finished
@@ -204,9 +177,9 @@ def test_images_seen_shorten_epochs_a_little_and_the_command_repeats_it(tmp_path
 
 
 def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
-    bq.train(scenes(), minutes=0.1, out=tmp_path / "run", **settings("detr"))
+    bq.train(scenes(), minutes=0.03, out=tmp_path / "run", **settings("detr"))
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert config["minutes"] == 0.1
+    assert config["minutes"] == 0.03
     assert len(rows(tmp_path / "run")) == config["epochs"]
     assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"] == config["epochs"] * config["batches"]
 
@@ -464,21 +437,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
     data = scenes()
     start = Detector(model, data.names, data.ids, 64).save(tmp_path / "start")
     begun = torch.cat([v.flatten() for v in model.state_dict().values() if v.is_floating_point()])
-    script = tmp_path / "go.py"
-    script.write_text(
-        "from pathlib import Path\n"
-        "from tests.training.test_training import run_and_tell\n"
-        f"run_and_tell(Path({str(start)!r}), Path({str(tmp_path / 'two')!r}), 2)\n"
-    )
-    root = Path(__file__).parents[2]
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root))),
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-    }
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    apart(tmp_path / "log", in_two, 0, run_and_tell, start, tmp_path / "two", 2)
     run_and_tell(start, tmp_path / "one", 4)
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     assert [(r["epoch"], r["step"], r["images"]) for r in two] == [("1", "4", "16"), ("2", "8", "32")]
@@ -498,18 +457,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
 
 def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    data = tmp_path / "photos"
-    (data / "JPEGImages").mkdir(parents=True)
-    (data / "Annotations").mkdir()
-    split = scenes().splits["train"]
-    for i, record in enumerate(split):
-        split.read(i).save(data / f"JPEGImages/{i}.png")
-        objects = "".join(
-            f"<object><name>{scenes().names[c]}</name><bndbox><xmin>{b[0]}</xmin><ymin>{b[1]}</ymin><xmax>{b[2]}</xmax><ymax>{b[3]}</ymax></bndbox></object>"
-            for b, c in zip(record.boxes, record.labels, strict=True)
-        )
-        size = "<size><width>64</width><height>64</height><depth>3</depth></size>"
-        (data / f"Annotations/{i}.xml").write_text(f"<annotation><filename>{i}.png</filename>{size}{objects}</annotation>")
+    data = write_voc_lower_case(tmp_path / "photos", [picture for picture in drawn(scenes()) if picture.split == "train"])
     words = ["train", str(data), "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--out", "run", "--json"]
     for name in ("num_queries=9", "hidden_dim=32", "heads=4"):
         words += ["--option", name]
@@ -519,13 +467,13 @@ def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkey
     assert "note:" in told.err  # a split was made, and said
     assert command_line(["evaluate", "run", str(data), "--split", "val", "--json"]) == 0
     assert {"AP", "AP50", "AP75", "per_class", "duplicate_rate"} <= set(json.loads(capsys.readouterr().out))
-    (data / "JPEGImages/broken.png").write_bytes(b"no picture")
-    assert command_line(["predict", "run", str(data / "JPEGImages"), "--threshold", "0.0", "--out", "found", "--json"]) == 0
+    (data / "images/broken.png").write_bytes(b"no picture")
+    assert command_line(["predict", "run", str(data / "images"), "--threshold", "0.0", "--out", "found", "--json"]) == 0
     told = capsys.readouterr()
     assert json.loads(told.out)["images"] == 12
     assert "broken.png" in told.err
     found = json.loads((tmp_path / "found/predictions.json").read_text())
-    assert {r["file_name"] for r in found} == {f"{i}.png" for i in range(12)}
+    assert {r["file_name"] for r in found} == {f"train{i:03d}.png" for i in range(12)}
     assert len(list((tmp_path / "found/pictures").iterdir())) == 12
     for wrong in (
         ["evaluate", "run", "nowhere"],

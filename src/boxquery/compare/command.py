@@ -19,6 +19,7 @@ from boxquery.compare.running import Runner, adopt
 from boxquery.compare.table import result_table
 from boxquery.errors import UserError
 from boxquery.report.files import write_json
+from boxquery.training.config import check_above_zero
 from boxquery.training.run import Options
 
 
@@ -134,10 +135,9 @@ def compare(
         return _written(out or show[0], [Path(folder) for folder in show])
     if out is None:
         raise UserError("name the folder of the comparison: --out DIR")
-    for name, value in (("jobs", jobs), ("seeds", seeds), ("epochs", epochs), ("minutes", minutes), ("images_seen", images_seen),
-                        ("image_size", image_size), ("batch_size", batch_size), ("lr", lr)):  # fmt: skip
-        if value is not None and value <= 0:
-            raise UserError(f"{name}={value}: must be above 0")
+    check_above_zero(
+        jobs=jobs, seeds=seeds, epochs=epochs, minutes=minutes, images_seen=images_seen, image_size=image_size, batch_size=batch_size, lr=lr
+    )
     console = Console(stderr=True, soft_wrap=True)
     out = Path(out)
     if models or plan is not None or sweep:

@@ -24,6 +24,8 @@ SIDES = (0.06, 0.12, 0.60)
 _SMALL = 0.27  # share of objects drawn with both sides under SIDES[1]; larger ones find room less often, which makes it 30 %
 _TALLEST = 1.5  # largest ratio of sides
 _FULL = 0.55  # boxes are drawn anew when together they would fill more of the image than this
+_MOST = 30  # objects of a scene; of so many one draw in some thousand leaves room, of 40 not one in a million
+_DRAWS = 200_000  # of the sides of one scene, before it is given up
 _COVERED = 0.70  # no object is hidden by later ones to more than this
 _TRIES = 96  # candidate positions per object
 _SPLITS = ("train", "val", "test")
@@ -111,7 +113,7 @@ def shapes_data(
         size: side of the square images in pixels, at least 32.
         seed: 0..2**32 - 1. No scene of one split or seed is drawn from the numbers of another.
         crowding: share of objects that overlap another, 0..1.
-        max_objects: a scene has 1 to this many, at most 40.
+        max_objects: a scene has 1 to this many, at most 30: more would fill the image.
 
     Raises:
         UserError: an argument outside its range.
@@ -123,7 +125,7 @@ def shapes_data(
         ("size", size, 32, 4096),
         ("seed", seed, 0, _WORD - 1),
         ("crowding", crowding, 0, 1),
-        ("max_objects", max_objects, 1, 40),
+        ("max_objects", max_objects, 1, _MOST),
     ):
         if not low <= value <= high:
             raise UserError(f"shapes: {name}={value} is out of range; choose {low} to {high}")
@@ -150,7 +152,7 @@ def _layout(scenes: Scenes, index: int) -> tuple[Thing, ...]:
 def _sides(rng: np.random.Generator, count: int) -> np.ndarray:
     """Widths and heights as fractions of the image side, [count, 2], the largest first."""
     smallest, small, largest = SIDES
-    while True:
+    for _ in range(_DRAWS):
         long = np.where(
             rng.random(count) < _SMALL,
             rng.uniform(smallest, small, count),
@@ -161,6 +163,7 @@ def _sides(rng: np.random.Generator, count: int) -> np.ndarray:
         sides = np.where(upright[:, None], np.stack((short, long), 1), np.stack((long, short), 1))
         if count == 1 or (long * short).sum() <= _FULL:
             return sides[np.argsort(-long, kind="stable")]
+    raise UserError(f"shapes: {count} objects found no room in one scene, however they were drawn; lower max_objects")
 
 
 def _placed(rng: np.random.Generator, sides: np.ndarray, crowding: float) -> np.ndarray:

@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Options, Recipe, check_normed, presets
 from boxquery.models.usual import decoder, encoder, focal, image
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.heads import MLP, Head
@@ -35,6 +35,7 @@ from boxquery.parts.layers import at_position
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
 from boxquery.parts.row_column import RowColumnRead, at_axes, reset_packed
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,7 @@ class AnchorOptions(Options):
             raise UserError(f"patterns={self.patterns}: must be at least 1, since a query's content is its pattern")
         if self.position != "paper" and self.attention == "rcda":
             raise UserError(f"position={self.position!r} is for cells, not for rows and columns: attention='dense', or position='paper'")
-        if self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        check_normed(self.hidden_dim)
 
 
 PRESETS = presets(AnchorOptions(), Recipe(epochs=50, decay_at=0.8))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, given
@@ -30,6 +30,7 @@ from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
 from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, check_share, presets
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Options, Recipe, check_least, check_normed, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import Look, SampledRead, SelfAttention, given_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
@@ -33,11 +32,12 @@ from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)
 class DABDeformableOptions(Options):
-    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
     ``points``: samples of a head on a level. ``fixed_xy``: centres are drawn once and not trained.
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
     """
@@ -53,10 +53,8 @@ class DABDeformableOptions(Options):
     def check(self) -> None:
         super().check()
         check_share(anchor_size=self.anchor_size)
-        if self.levels < 1 or self.points < 1:
-            raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
-        if self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        check_least(1, levels=self.levels, points=self.points)
+        check_normed(self.hidden_dim)
 
 
 PRESETS = presets(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, given, given_boxes
@@ -34,6 +34,7 @@ from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
 from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)

@@ -27,19 +27,20 @@ from torch import Tensor, nn
 from boxquery.errors import UserError
 from boxquery.matching.denoising import Denoising
 from boxquery.matching.output import Predictions
-from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Options, Recipe, check_least, check_normed, presets
 from boxquery.models.usual import decoder, encoder, focal, image, refine_detached
 from boxquery.parts.attention import SampledRead, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
+from boxquery.parts.state import State
 
 
 @dataclass(frozen=True)
 class DeformableOptions(Options):
-    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64).
+    """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
     ``points``: samples of a head on a level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
     ``denoising``: about how many noisy queries a training step adds (DINO, section 3.2; needs ``two_stage``); 0 is the paper.
@@ -61,10 +62,8 @@ class DeformableOptions(Options):
             raise UserError(f"denoising={self.denoising}: must be 0 or more, and 0 without two_stage, whose queries are made from boxes")
         if self.two_stage and self.query_position == "learned":
             raise UserError("query_position='learned' needs two_stage=False: queries made anew for every image have no place to learn")
-        if self.levels < 1 or self.points < 1:
-            raise UserError(f"levels={self.levels}, points={self.points}: both must be at least 1")
-        if self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        check_least(1, levels=self.levels, points=self.points)
+        check_normed(self.hidden_dim)
 
 
 PRESETS = presets(

@@ -7,10 +7,11 @@ from dataclasses import replace
 from torch import Tensor
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options
 from boxquery.parts.heads import Head
 from boxquery.parts.places import OtherPosition, RelativeBias
+from boxquery.parts.state import State
 
 
 def apply(model: DetectionTransformer, options: Options) -> None:

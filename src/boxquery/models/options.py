@@ -21,7 +21,7 @@ class Options:
         num_queries: how many answers an image can have; or one number for every decoder layer, none larger than the one before: after a
             layer only the queries with the best scores go on (docs/options.md).
         hidden_dim: width D of tokens and queries; a multiple of ``heads``.
-        dilation: DC5, the last stage of the backbone at stride 16.
+        dilation: DC5, the last stage of the backbone at stride 16; of several levels, two then have that stride.
         position: of the image's cells: the paper's own, DETR's sine or learned table, or none.
         query_position: what a query tells of its place to the others and, where the paper adds the same, to the image: the paper's own, a
             learned vector, the sine of its reference, an MLP of that sine, or nothing.
@@ -61,15 +61,9 @@ class Options:
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no model can have."""
-        for name, least in (
-            ("encoder_layers", 0),
-            ("decoder_layers", 1),
-            ("hidden_dim", 4),
-            ("heads", 1),
-            ("ffn_dim", 1),
-        ):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least {least}")
+        check_least(0, encoder_layers=self.encoder_layers)
+        check_least(1, decoder_layers=self.decoder_layers, heads=self.heads, ffn_dim=self.ffn_dim)
+        check_least(4, hidden_dim=self.hidden_dim)
         if self.hidden_dim % self.heads or self.hidden_dim % 4:
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 4 and of heads={self.heads}")
         if not 0 <= self.dropout < 1:
@@ -94,6 +88,19 @@ class Options:
             raise UserError(f"num_queries={given}: give one number, or one for each of decoder_layers={self.decoder_layers}")
         if sorted(numbers, reverse=True) != numbers:
             raise UserError(f"num_queries={given}: a layer cannot have more queries than the one before it")
+
+
+def check_least(least: int, **values: int) -> None:
+    """Raise ``UserError`` for a value below ``least``."""
+    for name, value in values.items():
+        if value < least:
+            raise UserError(f"{name}={value}: must be at least {least}")
+
+
+def check_normed(hidden_dim: int) -> None:
+    """Raise ``UserError`` for a width that the neck's group norm cannot have."""
+    if hidden_dim % 32:
+        raise UserError(f"hidden_dim={hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
 
 
 def check_share(**values: float) -> None:

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, State
-from boxquery.models.options import Options, Recipe, check_share, presets
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Options, Recipe, check_normed, check_share, presets
 from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
 from boxquery.parts.attention import Look, SampledRead, given
 from boxquery.parts.heads import Head
@@ -35,6 +35,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SingleSinePosition, sine
 from boxquery.parts.salient import SalientRead
 from boxquery.parts.separate import SeparateSelfAttention
+from boxquery.parts.state import State
 
 #: samples of a head on a level, in the encoder of several levels
 POINTS = 4
@@ -42,7 +43,8 @@ POINTS = 4
 
 @dataclass(frozen=True)
 class SAMOptions(Options):
-    """``levels``: 1, or 3 (strides 8, 16 and 32; SAM-DETR++), with feed-forward networks half as wide in the encoder.
+    """``levels``: 1, or 3 (strides 8, 16 and 32, with ``dilation`` 8, 16 and 16; SAM-DETR++), with feed-forward networks half as wide in
+    the encoder.
     ``neck_norm``: group norm after the neck's convolution; the authors had it in schedules under 25 epochs. Several levels always have it.
     ``smca``: Gaussians around the salient points (from SMCA).
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
@@ -61,11 +63,11 @@ class SAMOptions(Options):
         super().check()
         check_share(anchor_size=self.anchor_size)
         if self.levels not in (1, 3):
-            raise UserError(f"levels={self.levels}: must be 1 (stride 32, or 16 with dilation) or 3 (strides 8, 16 and 32)")
+            raise UserError(f"levels={self.levels}: must be 1 (stride 32) or 3 (strides 8, 16 and 32); 16 instead of 32 with dilation")
         if self.smca and not self.cross_attention:
             raise UserError("smca=True needs cross_attention=True: its Gaussians weigh what the attention reads")
-        if (self.neck_norm or self.levels > 1) and self.hidden_dim % 32:
-            raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 32 (GroupNorm of the neck)")
+        if self.neck_norm or self.levels > 1:
+            check_normed(self.hidden_dim)
 
 
 PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)

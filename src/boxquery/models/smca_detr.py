@@ -23,7 +23,7 @@ from torch import nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, place_at_position
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options, Recipe, check_least, presets
 from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image, region_ffn
 from boxquery.parts.attention import DenseRead, SelfAttention
 from boxquery.parts.backbone import Backbone
@@ -55,8 +55,8 @@ class SMCAOptions(Options):
         super().check()
         if self.gaussian_smooth <= 0:
             raise UserError(f"gaussian_smooth={self.gaussian_smooth}: must be above 0")
-        if self.levels < 1 or self.centre_stride < 0:
-            raise UserError(f"levels={self.levels}, centre_stride={self.centre_stride}: must be at least 1 and 0")
+        check_least(1, levels=self.levels)
+        check_least(0, centre_stride=self.centre_stride)
 
 
 PRESETS = presets(SMCAOptions(), Recipe(epochs=50, decay_at=0.8), centre_stride=0)

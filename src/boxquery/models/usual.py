@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from boxquery.matching.classification import Focal
 from boxquery.matching.loss import SetLoss
-from boxquery.models.base import State
 from boxquery.models.options import Options
 from boxquery.parts.attention import DenseRead, Look
 from boxquery.parts.backbone import Backbone, Neck
@@ -21,6 +20,7 @@ from boxquery.parts.hybrid import HybridEncoder
 from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.positions import LearnedPosition, NoPosition, SinePosition
+from boxquery.parts.state import State
 
 Image = tuple[Backbone, Neck, Tokens]
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from boxquery.parts.attention import Look, given, plus
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
-
-if TYPE_CHECKING:
-    from boxquery.models.base import State
+from boxquery.parts.state import State
 
 #: of a Gaussian's widths: none, one a head, one an axis, and one more for both axes together
 DynamicScale = Literal["type1", "type2", "type3", "type4"]

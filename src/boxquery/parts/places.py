@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import box_sine, sine
+from boxquery.parts.state import State
 
-if TYPE_CHECKING:
-    from boxquery.models.base import State
-
-Place = Callable[["State", Memory, int], tuple["State", Look]]
+Place = Callable[[State, Memory, int], tuple[State, Look]]
 
 
 class OtherPosition(nn.Module):

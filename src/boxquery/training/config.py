@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
@@ -37,6 +38,13 @@ def option_word(name: str, value: Any) -> str:
 def usual_val_every(epochs: int) -> int:
     """Epochs from one evaluation to the next where nobody said: about 50 evaluations in all."""
     return max(1, round(epochs / 50))
+
+
+def check_above_zero(**given: float | None) -> None:
+    """Raise ``UserError`` for a number that was given and is not above 0, or is not finite."""
+    for name, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name}={value}: must be a finite number above 0")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import yaml
 from cyclopts import Parameter
 
 from boxquery.errors import UserError, first_line
-from boxquery.training.config import RunConfig
+from boxquery.training.config import RunConfig, check_above_zero
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
@@ -103,17 +103,12 @@ def train(
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
     """
-    above = {
-        "epochs": epochs,
-        "images_seen": images_seen,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "lr": lr,
-        "val_every": val_every,
-    }
-    for name, value in (*above.items(), ("workers", workers)):
-        if value is not None and value < (0 if name == "workers" else 1e-12):
-            raise UserError(f"{name}={value}: must be {'0 or more' if name == 'workers' else 'above 0'}")
+    check_above_zero(
+        epochs=epochs, minutes=minutes, images_seen=images_seen, image_size=image_size, batch_size=batch_size, accumulate=accumulate,
+        lr=lr, val_every=val_every,
+    )  # fmt: skip
+    if workers is not None and workers < 0:
+        raise UserError(f"workers={workers}: must be 0 or more")
     wish = RunConfig(
         data=str(data) if isinstance(data, str | Path) else data.source,
         model=model or "",

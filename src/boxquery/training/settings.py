@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -37,9 +36,6 @@ def resolved(wish: RunConfig) -> RunConfig:
         workers=_workers(device) if wish.workers < 0 else wish.workers,
         **{name: getattr(wish, name) or getattr(recipe, name) for name in ("image_size", "batch_size", "lr", "epochs")},
     )
-    for name in ("epochs", "batch_size", "accumulate", "lr", "minutes"):
-        if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
-            raise UserError(f"{name}={value}: must be a finite number above 0")
     if config.images_seen is not None and (config.minutes is not None or wish.epochs):
         raise UserError("--images-seen, --minutes and --epochs are three ways to say how long; give one of them")
     if config.clock not in CLOCKS:

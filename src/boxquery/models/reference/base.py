@@ -16,7 +16,7 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 
 from boxquery.errors import UserError
 from boxquery.models.model import Model
-from boxquery.models.options import NARROW_RESNET10, NARROW_RESNET18, SMALL_DATA, TINY_DATA, Preset, Recipe
+from boxquery.models.options import NARROW_RESNET10, NARROW_RESNET18, SMALL_DATA, TINY_DATA, Preset, Recipe, check_least
 from boxquery.models.reference.anchors import RATIOS, GridAnchors, default_sizes, measured_ratios, measured_sizes
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -52,9 +52,7 @@ class ReferenceOptions:
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no model can have."""
-        for name in ("maps", "hidden_dim", "detections"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_least(1, maps=self.maps, hidden_dim=self.hidden_dim, detections=self.detections)
         if not 0 < self.nms <= 1:
             raise UserError(f"nms={self.nms}: must be an IoU above 0 and at most 1, which keeps all")
         if not 0 <= self.score < 1:

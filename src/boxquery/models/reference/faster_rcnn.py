@@ -27,6 +27,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from boxquery.errors import UserError
+from boxquery.models.options import check_least
 from boxquery.models.reference.anchors import GridAnchors
 from boxquery.models.reference.base import Grid, Reference, ReferenceOptions, Width, extents, in_pixels, presets, published, summed
 from boxquery.parts.backbone import Backbone
@@ -51,9 +52,7 @@ class FasterRCNNOptions(ReferenceOptions):
 
     def check(self) -> None:
         super().check()
-        for name in ("scales", "proposals", "samples", "ffn_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+        check_least(1, scales=self.scales, proposals=self.proposals, samples=self.samples, ffn_dim=self.ffn_dim)
 
 
 PRESETS = presets(FasterRCNNOptions(), published(0.02), scales=3, proposals=150, samples=64, ffn_dim=512)
