@@ -41,7 +41,7 @@ CURVES = Path(__file__).parents[1] / "docs" / "convergence" / "results.json"
 
 def learn(name: str, seed: int) -> dict[str, Any]:
     proof = prove(shapes_data(seed=seed), name, {}, steps=TRIED, seconds=10 * SECONDS, seed=seed)
-    return {"seed": seed, "steps": proof.steps, "seconds": proof.seconds, "AP50": round(proof.AP50, 3), "reached": proof.reached}
+    return {"seed": seed, "steps": proof.steps, "seconds": proof.seconds, "AP50": round(proof.AP50, 5), "reached": proof.reached}
 
 
 def floor(name: str, steps: int) -> dict[str, Any]:

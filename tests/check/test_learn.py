@@ -12,6 +12,7 @@ import boxquery as bq
 from boxquery.check.floors import everything, measured
 from boxquery.check.learn import GOAL, IMAGES, _verdict, chosen, prove
 from boxquery.cli import run
+from boxquery.models import references
 from tests.check.planted import changed, kept, pictures, scenes, write
 from tests.training.runs import SMALL
 
@@ -97,7 +98,7 @@ def test_enough_queries_are_given_for_the_images():
 
 
 def test_the_floors_that_ship_are_of_known_models():
-    assert set(everything()["models"]) <= set(bq.list_models())
+    assert set(everything()["models"]) <= {*bq.list_models(), *references()}
     for name in everything()["models"]:
         for run_ in measured(name).get("learn", []):
             assert run_["AP50"] > GOAL or not run_["reached"]

@@ -43,6 +43,7 @@ def test_a_comparison_is_interrupted_goes_on_and_equals_training(tmp_path):
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
     out = tmp_path / "out"
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it starts in the background
     first = subprocess.Popen(
         [sys.executable, "-m", "boxquery", *words(data, tmp_path / "plan.yaml", out), "--jobs", "1"], stderr=subprocess.PIPE, text=True
     )
