@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import os
+import re
 import sys
 import tempfile
 import time
@@ -27,7 +28,8 @@ LONGEST = 170
 
 
 def row(number: int, fault, met) -> str:
-    line = "".join(each if each.isprintable() else "?" for each in plain(met.shown)).replace("|", "\\|").replace("`", "'")
+    said = re.sub(r"\b\d+ s$", "... s", plain(met.shown).replace(f"{ROOT}/", ""))  # nothing of the machine, nor of the moment
+    line = "".join(each if each.isprintable() else "?" for each in said).replace("|", "\\|").replace("`", "'")
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 70]} ... {line[-65:]}"
     return f"| {number} | {fault.kind} | {fault.what} | {fault.promise} | `{line}` | {'yes' if met.kept else '**no**'} |"
 
