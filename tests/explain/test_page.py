@@ -192,7 +192,8 @@ def stand_in(queries=900, layers=6, heads=8, cells=(25, 42), factors=False):
     image = Image.fromarray(noise.integers(0, 255, (100, 167, 3), dtype=np.uint8)).resize((1333, 800), Image.Resampling.BICUBIC)
     scores = noise.random((layers, queries)).astype(np.float32)
     labels = noise.integers(0, 91, (layers, queries))
-    trace = Trace([LayerTrace(memory=memory, attention=read())] * layers)
+    exchange = torch.rand(1, heads, queries, queries, generator=rng).softmax(-1)
+    trace = Trace([LayerTrace(memory=memory, attention=read(), self_attention=exchange)] * layers)
     found = np.argsort(-scores[-1]).tolist()
     return Explanation(image, "stand-in", [f"class {i}" for i in range(91)], 0.0, boxes, scores, labels, boxes, found, trace)
 
