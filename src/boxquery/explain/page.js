@@ -373,7 +373,7 @@ class Panel {
     });
     const reference = m.reference(layer, query);
     const facts = [["Box", written(box)], ["Reference", reference ? written(reference) : "none in this model"],
-      ["Brightest cell", `${percent(map.top)} of ${this.traced ? "where that came from" : "what it read"}, ${(map.top * map.h * map.w).toFixed(1)} times an even spread`],
+      ["Brightest cell", `${percent(map.top)} of ${this.traced ? "the map" : "what it read"}, ${(map.top * map.h * map.w).toFixed(1)} times an even spread`],
       ["Lost outside the image", percent(map.lost)]];
     this.facts.replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
     this.scale.lastChild.textContent = `${percent(map.top)} of the reading in a cell`;

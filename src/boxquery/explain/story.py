@@ -119,6 +119,10 @@ class Explanation:
             raise UserError(f"query {query}: the model has queries 0 to {queries - 1}")
         return replace(self, chosen=query)
 
+    def present(self, query: int) -> int:
+        """The number of decoder layers that the query took part in: all, unless the model drops queries between layers."""
+        return sum(layer.alive is None or bool(layer.alive[0, query]) for layer in self.trace.layers)
+
     def rivals(self, query: int) -> list[Rival]:
         """The queries that wanted the same object as ``query`` at some layer, and what became of them; the strongest first."""
         return competition.rivals(self, [query])[0]
