@@ -320,13 +320,16 @@ def test_keyboard_reaches_everything_in_sight(chrome, single):
         page.press(keys().TAB)
         name, outline = page.js(
             """const e = document.activeElement, s = getComputedStyle(e.closest('.stage') ?? e);
-            return [e.id || e.getAttribute('aria-label') || e.tagName + (e.dataset.query ?? ''), s.outlineStyle]"""
+            const text = e.matches('.rivals button') ? e.textContent : e.dataset.query ?? '';
+            return [e.id || e.getAttribute('aria-label') || e.tagName + text, s.outlineStyle]"""
         )
         if name == "BODY" or name in seen:
             break
         assert outline != "none", name
         seen.append(name)
     assert {"opacity", "all", "layer", "Previous layer", "p0-head", "Go to layer 1", "p0-list", "SUMMARY"} <= set(seen)
+    assert {"What it read", "Where that came from"} <= set(seen)
+    assert sum("reads this query" in name for name in seen) == len(rows(page))
     assert sum(", query " in name for name in seen) == 1  # one stop for all boxes
 
 
