@@ -1,6 +1,7 @@
 """The page as its user has it: real clicks and keys in a headless Chromium."""
 
 import os
+import re
 import shutil
 import time
 from dataclasses import replace
@@ -205,6 +206,104 @@ def test_heads(chrome, dab, single):
     assert (page.heat() == mean).all()
 
 
+def rows(page, panel=0):
+    return page.all(".panel")[panel].find_elements("css selector", ".rivals button:not([hidden])")
+
+
+def test_rivals_are_told_drawn_and_gone_to(chrome, dab, single):
+    page = Page(chrome, single)
+    best = dab.found[0]
+    rivals = dab.rivals(best)
+    assert 0 < len(rows(page)) == min(len(rivals), 6)
+    first = rivals[0]
+    told = rows(page)[0].text.replace("\n", " ")
+    scores = " ".join(f"{score:.2f}" for score in first.scores)
+    assert told.startswith(f"{first.name} {first.fate}")
+    assert f"query {first.query} score {scores}" in told
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", told)]
+    assert shares == pytest.approx([100 * first.read_winner[-1], 100 * first.read_by_winner[-1]], abs=0.51)
+    assert ("there are more" in page.text(".rivals")) == (len(rivals) > 6)
+
+    def drawn():
+        return [float(page.one(".marks .rival").get_attribute(name)) for name in ("x", "y", "width", "height")]
+
+    def expected(query, layer=-1):
+        box = dab.boxes[layer, query]
+        return pytest.approx([*box[:2], *(box[2:] - box[:2])], abs=0.05)
+
+    assert drawn() == [0, 0, 0, 0]
+    page.hover(rows(page)[0])
+    assert drawn() == expected(first.query)
+    assert f"query {best}," in page.text()  # looking at a rival leaves the query
+    page.hover(page.one("h1"))
+    assert drawn() == [0, 0, 0, 0]
+    page.press("r")
+    assert drawn() == expected(first.query)
+    page.press(keys().TAB)
+    assert drawn() == expected(rivals[1].query)
+    page.press(keys().ARROW_LEFT)
+    assert drawn() == expected(rivals[1].query, 1)
+    assert "of layer 2;" in page.text(".rivals")
+    page.press(keys().ENTER)
+    assert f"query {rivals[1].query}," in page.text()
+    assert page.one("[aria-selected=true]").get_attribute("data-query") == str(rivals[1].query)
+    again = dab.rivals(rivals[1].query)
+    assert drawn() == expected(again[1].query, 1)  # the focus stays in its row, which is another rival now
+    rows(page)[0].click()
+    assert f"query {again[0].query}," in page.text()
+    assert page.complaints() == []
+
+
+def test_one_rival_goes_back_to_the_winner(chrome, dab, tmp_path):
+    """A row that is no longer there gives its focus to one that is."""
+    scores = np.full_like(dab.scores, 0.01)
+    boxes = np.repeat(np.array([[1, 1, 9, 9], [70, 70, 90, 90]], np.float32).repeat([4, scores.shape[1] - 4], 0)[None], len(scores), 0)
+    scores[:, :3] = [0.9, 0.7, 0.5]
+    scores[-1, 1:3] = 0.02
+    boxes[-1, 1] = [1, 1, 9, 4.9]  # nobody's but its neighbour's
+    known = replace(dab, scores=scores, boxes=boxes, references=None, threshold=0.4, found=[0])
+    [one, two] = known.rivals(0)
+    assert (one.fate, two.fate, len(known.rivals(7)), [r.query for r in known.rivals(1)]) == ("silenced", "silenced", 0, [])
+    page = Page(chrome, write_page([known], tmp_path / "page.html"))
+    assert [row.text.split("\n")[1] for row in rows(page)] == ["silenced from layer 3 on"] * 2
+    rows(page)[0].click()
+    assert "query 1," in page.text()
+    assert "no other query wanted this object" in page.text(".rivals")
+    assert page.js("return document.activeElement.getAttribute('role')") == "listbox"
+    page.press("r", keys().ESCAPE)
+    assert "query 0," in page.text()
+    assert page.complaints() == []
+
+
+def test_what_it_read_and_where_that_came_from(chrome, dab, single, tmp_path):
+    page = Page(chrome, single)
+    best = dab.found[0]
+    read, (button, back) = page.heat(), reversed(page.all(".views button"))
+    button.click()
+    expected = dab.origin(best, -1, page.heat().shape[:2]).map.numpy()
+    assert np.unravel_index(expected.argmax(), expected.shape) == np.unravel_index(shades(page.heat()).argmax(), expected.shape)
+    assert np.corrcoef(np.argsort(np.argsort(expected.ravel())), np.argsort(np.argsort(shades(page.heat()).ravel())))[0, 1] > 0.98
+    assert page.text().endswith("where what it read came from")
+    assert [each.get_attribute("aria-pressed") for each in (button, back)] == ["true", "false"]
+    assert not page.one("select").is_enabled()
+    last = page.heat()
+    page.press(keys().ARROW_LEFT)
+    assert (page.heat() != last).any()
+    page.press(keys().ARROW_RIGHT, "o")
+    assert (page.heat() == read).all()
+    page.press("o")
+    assert (page.heat() == last).all()
+    back.click()
+    assert (page.heat() == read).all()
+    assert page.one("select").is_enabled()
+    assert page.complaints() == []
+    page = Page(chrome, write_page([story("detr", encoder_layers=0)], tmp_path / "page.html"))
+    before = page.heat()
+    page.press("o")
+    assert (page.heat() == before).all()
+    assert page.all(".views") == []
+
+
 def test_opacity(chrome, single):
     page = Page(chrome, single)
     assert page.js("return getComputedStyle(document.querySelector('.heat')).opacity") == "0.8"
@@ -221,13 +320,16 @@ def test_keyboard_reaches_everything_in_sight(chrome, single):
         page.press(keys().TAB)
         name, outline = page.js(
             """const e = document.activeElement, s = getComputedStyle(e.closest('.stage') ?? e);
-            return [e.id || e.getAttribute('aria-label') || e.tagName + (e.dataset.query ?? ''), s.outlineStyle]"""
+            const text = e.matches('.rivals button') ? e.textContent : e.dataset.query ?? '';
+            return [e.id || e.getAttribute('aria-label') || e.tagName + text, s.outlineStyle]"""
         )
         if name == "BODY" or name in seen:
             break
         assert outline != "none", name
         seen.append(name)
     assert {"opacity", "all", "layer", "Previous layer", "p0-head", "Go to layer 1", "p0-list", "SUMMARY"} <= set(seen)
+    assert {"What it read", "Where that came from"} <= set(seen)
+    assert sum("reads this query" in name for name in seen) == len(rows(page))
     assert sum(", query " in name for name in seen) == 1  # one stop for all boxes
 
 

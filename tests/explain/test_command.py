@@ -93,6 +93,25 @@ def test_opinions_beside_the_maps(place, tmp_path, capsys):
     assert "of the relevance" in " ".join(capsys.readouterr().out.split())
 
 
+def test_a_query_that_was_dropped_has_the_layers_that_it_took_part_in(place, tmp_path, capsys):
+    detector("dab-detr", num_queries=[12, 7, 4]).save(tmp_path / "model")
+    story = bq.load(tmp_path / "model").explain(place / "a.png")
+    present = [story.present(query) for query in range(12)]
+    assert sorted(present) == [1] * 5 + [2] * 3 + [3] * 4
+    query, figure = present.index(2), tmp_path / "f.svg"
+    words = [str(tmp_path / "model"), str(place / "a.png"), "--query", str(query), "--figure", str(figure), "--out", str(tmp_path / "out")]
+    explained(words, capsys)
+    texts = [text.text for text in parsed(figure).iter(f"{SVG}text")]
+    assert [text.split(":")[0] for text in texts if text.startswith("layer")] == ["layer 1", "layer 2"]
+    assert f"query {query}, dropped after layer 2" in texts
+    (each,) = explained([*words, "--relevance", "--faithful"], capsys)["explanations"]
+    assert (each["relevance"], each["faithfulness"]) == (None, None)
+    texts = [text.text for text in parsed(figure).iter(f"{SVG}text")]
+    assert "relevance by gradient, all layers" not in texts
+    assert run(["explain", *words, "--relevance"]) == 0
+    assert f"query {query} was dropped after layer 2" in capsys.readouterr().out
+
+
 def test_people_see_a_table_and_where_the_page_is(place, tmp_path, capsys):
     assert run(["explain", str(place / "second"), str(place / "a.png"), "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 import boxquery as bq
+from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
 from boxquery.data.silhouettes import NAMES
 from boxquery.data.transforms import MEAN, STD
@@ -24,6 +25,7 @@ from boxquery.matching.output import Output
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace, Trace
+from tests.data import writers
 from tests.models.builders import create, shaken
 
 SIDE = 64
@@ -264,6 +266,28 @@ def test_over_a_data_set():
         for value in summary[what].values():
             assert value["low"] <= value["mean"] <= value["high"]
     assert summary["pointing"]["detections"] == sum(len(one.pointing.hits) for one in found.found)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_by_name(tmp_path, capsys):
+    data = open_data(writers.write_voc(tmp_path / "photos", writers.pictures(36)))
+    broken = data.splits["val"][1].path
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)  # its header and its end are whole
+    broken.write_bytes(content)
+    detector = Detector(shaken(create("detr", classes=len(data.names), num_queries=2)), data.names, data.ids, 64)
+
+    def judge(limit, strict=False):
+        procedure = Procedure(steps=2, seeds=1)
+        return faithfulness_over(detector, data, limit=limit, threshold=0.0, procedure=procedure, strict=strict)
+
+    found = judge(3)
+    assert capsys.readouterr().err.count(f"skipped: {broken}: cannot be read") == 1
+    assert (found.images, len(found.found), len(found.summary()["skipped"])) == (2, 2, 1)
+    with pytest.raises(UserError, match="cannot be read"):
+        judge(3, strict=True)
+    data.splits["val"].records.insert(0, data.splits["val"].records.pop(1))
+    with pytest.raises(UserError, match=r"none of the first 1 images of val can be read: .*cannot be read"):
+        judge(1)
 
 
 def test_bootstrap():

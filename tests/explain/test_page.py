@@ -21,7 +21,8 @@ from boxquery.parts.trace import LayerTrace, Trace
 from tests.models.builders import create, shaken, systems
 
 NAMES = ["disc", "<script>alert('x')</script>", "a & b"]
-TYPES = {"small": "u1", "mean": "u1", "heads": "u1", "down": "u1", "across": "u1"}
+BYTES = ("small", "mean", "heads", "down", "across", "origins", "rival_counts", "fates", "silent_from")
+TYPES = dict.fromkeys(BYTES, "u1")
 
 
 def story(name="detr", threshold=0.0, size=(96, 128), seed=0, **options):
@@ -113,6 +114,49 @@ def test_places_and_answers(system, tmp_path):
     assert kept_queries(known) == model["kept"] == known.found[:20]
 
 
+@pytest.mark.parametrize("system", ["detr", "anchor-detr", "deformable-detr-two-stage"])
+def test_where_readings_came_from(system, tmp_path):
+    name, options = systems()[system]
+    known = story(name, **options)
+    [model] = data_of(write_page([known], tmp_path / "page.html"))[0]["models"]
+    layers, kept, size = model["layers"], model["kept"], model["small"]
+    maps = array(model, "origins").reshape(layers, len(kept), *size) / 255 * array(model, "origins_top").reshape(layers, len(kept), 1, 1)
+    lost = array(model, "origins_lost").reshape(layers, len(kept)) / 65535
+    for layer in range(layers):
+        for place in (0, len(kept) - 1):
+            expected = known.origin(kept[place], layer, size)
+            np.testing.assert_allclose(maps[layer, place], expected.map, atol=float(expected.map.max()) * 1.01 / 255)
+            assert lost[layer, place] == pytest.approx(expected.lost, abs=1e-5)
+    assert (array(model, "origins") != array(model, "small").reshape(layers, -1, *size)[:, kept].ravel()).any()
+
+
+def test_no_origins_without_an_encoder(tmp_path):
+    [model] = data_of(write_page([story("detr", encoder_layers=0)], tmp_path / "page.html"))[0]["models"]
+    assert "origins" not in model["arrays"]
+
+
+def test_rivals(tmp_path):
+    known = story("dab-detr")
+    boxes = known.boxes.copy()
+    boxes[:, :9] = boxes[:, :1]  # more on one object than the page tells of
+    known = replace(known, boxes=boxes, threshold=float(np.median(known.scores)))
+    [model] = data_of(write_page([known], tmp_path / "page.html"))[0]["models"]
+    layers, queries = known.scores.shape
+    most, counts = model["most_rivals"], array(model, "rival_counts")
+    others, fates, silent = (array(model, key).reshape(queries, most) for key in ("rival_queries", "fates", "silent_from"))
+    reads = array(model, "reads").reshape(queries, most, 2, layers) / 65535
+    for query in range(queries):
+        rivals = known.rivals(query)
+        assert counts[query] == min(len(rivals), most + 1)
+        for place, rival in enumerate(rivals[:most]):
+            assert others[query, place] == rival.query
+            assert model["fates"][fates[query, place]] == rival.fate
+            assert silent[query, place] == (layers if rival.silent_from is None else rival.silent_from)
+            np.testing.assert_allclose(reads[query, place], [rival.read_winner, rival.read_by_winner], atol=1e-5)
+    assert counts.max() == most + 1
+    assert len(np.unique(fates)) >= 3
+
+
 def test_nothing_found_keeps_the_ten_best(tmp_path):
     known = story(threshold=1.0)
     [image] = data_of(write_page([known], tmp_path / "page.html"))
@@ -192,7 +236,8 @@ def stand_in(queries=900, layers=6, heads=8, cells=(25, 42), factors=False):
     image = Image.fromarray(noise.integers(0, 255, (100, 167, 3), dtype=np.uint8)).resize((1333, 800), Image.Resampling.BICUBIC)
     scores = noise.random((layers, queries)).astype(np.float32)
     labels = noise.integers(0, 91, (layers, queries))
-    trace = Trace([LayerTrace(memory=memory, attention=read())] * layers)
+    exchange = torch.rand(1, heads, queries, queries, generator=rng).softmax(-1)
+    trace = Trace([LayerTrace(memory=memory, attention=read(), self_attention=exchange)] * layers)
     found = np.argsort(-scores[-1]).tolist()
     return Explanation(image, "stand-in", [f"class {i}" for i in range(91)], 0.0, boxes, scores, labels, boxes, found, trace)
 

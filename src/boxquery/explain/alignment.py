@@ -140,7 +140,7 @@ def _reading(layer: LayerTrace, image: int, query: Tensor, boxes: Tensor) -> tup
     """Share inside the box, and entropy against even, [M] each; boxes [M, 4] xyxy."""
     inside, cells = torch.zeros(len(query), dtype=torch.float64), []
     for level, (h, w) in enumerate(layer.memory.shapes):
-        mass = layer.masses(level, query, image).mean(1)
+        mass = layer.masses(level, query, image, heads=False)
         columns, rows = (layer.memory.valid_ratios[image, level].cpu().double() * torch.tensor([w, h])).round().long().tolist()
         mass = mass[:, :rows, :columns]
         across, down = _covered(columns, boxes[:, 0::2]), _covered(rows, boxes[:, 1::2])

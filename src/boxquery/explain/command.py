@@ -232,7 +232,15 @@ def _tell(word: str, runs: list[_Run], wish: _Wish, done: Explained) -> list[_To
 
 
 def _opinions(detector: Detector, story: Explanation, query: int, wish: _Wish, values: dict[str, Any], done: Explained) -> Any:
-    """Faithfulness and relevance into ``values`` and ``done``; returns the relevance of ``query`` as a function of the size of the map."""
+    """Faithfulness and relevance into ``values`` and ``done``; returns the relevance of ``query`` as a function of the size of the map.
+
+    A query that the model dropped has no answer in the end of which they could speak: None, and a line for people.
+    """
+    dropped = story.present(query) < len(story.boxes)
+    if dropped and story.chosen == query and (wish.faithful or wish.relevance):
+        values |= {name: None for name, asked in (("faithfulness", wish.faithful), ("relevance", wish.relevance)) if asked}
+        done.tables.append(f"query {query} was dropped after layer {story.present(query)}: it has no detection to judge")
+        return None
     if wish.faithful:
         from boxquery.explain.faithfulness import faithfulness
 
@@ -260,7 +268,7 @@ def _opinions(detector: Detector, story: Explanation, query: int, wish: _Wish, v
             f"query {row['query']}: inside its box, which is {row['share_of_image']:.0%} of the image, "
             f"are {row['attention_inside']:.0%} of the attention and {row['inside']:.0%} of the relevance"
         )
-    return lambda size: relevance(detector, story.image, query, size=size).map
+    return None if dropped else lambda size: relevance(detector, story.image, query, size=size).map
 
 
 def _titles(told: list[_Told]) -> list[str]:
@@ -279,14 +287,13 @@ def _page(told: list[_Told], path: Path, done: Explained) -> None:
 def _figure(told: list[_Told], path: Path, done: Explained) -> None:
     from boxquery.explain.figure import write_figure
 
-    opinions = [each.relevance for each in told]
     done.files.append(
         write_figure(
             [each.story for each in told],
             path,
             queries=[each.query for each in told],
             titles=_titles(told),
-            relevances=None if None in opinions else opinions,
+            relevances=[each.relevance for each in told],
         )
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -19,7 +20,7 @@ OVERLAP = 0.5
 #: of the threshold, from which a query has a say; of its own best score, under which it has fallen
 SHARE = 0.2
 
-DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other class", "moved away", "silenced", "below threshold"
+FATES = DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other class", "moved away", "silenced", "below threshold"
 
 
 @dataclass(frozen=True)
@@ -53,44 +54,50 @@ class Rival:
         return asdict(self)
 
 
-def rivals(story: Explanation, query: int) -> list[Rival]:
-    """The queries that competed with ``query`` for what its last box holds, those with the best scores while they did first."""
-    goal = story.boxes[-1, query]
-    overlaps = np.stack([iou(boxes.astype(np.float64), goal[None].astype(np.float64))[:, 0] for boxes in story.boxes])
+def rivals(story: Explanation, queries: Sequence[int], most: int | None = None) -> list[list[Rival]]:
+    """For each of n queries those that competed with it for what its last box holds, the best scores while they did first; all, or the
+    first ``most``."""
+    goals = story.boxes[-1, queries].astype(np.float64)
+    overlaps = np.stack([iou(boxes.astype(np.float64), goals) for boxes in story.boxes])  # [L, Q, n]
     there = overlaps >= OVERLAP
     if story.references is not None:
-        there |= _within(story.references, goal)
-    competed = there & (story.scores >= SHARE * story.threshold)
-    competed[:, query] = False
-    read, read_by = _read(story, query)
-    best = np.where(competed, story.scores, -1.0).max(0)
+        there |= _within(story.references, goals)
+    competed = there & (story.scores >= SHARE * story.threshold)[..., None]
+    competed[:, queries, range(len(queries))] = False
+    best = np.where(competed, story.scores[..., None], -1.0).max(0)
+    strongest, counts = np.argsort(-best, axis=0, kind="stable")[:most], np.count_nonzero(best >= 0, axis=0)
+    read, read_by = _read(story, queries)
     return [
-        Rival(
-            query=int(other),
-            name=story.name(int(other)),
-            competed=np.flatnonzero(competed[:, other]).tolist(),
-            scores=story.scores[:, other].tolist(),
-            overlaps=overlaps[:, other].tolist(),
-            read_winner=read[:, other].tolist(),
-            read_by_winner=read_by[:, other].tolist(),
-            fate=_fate(story, query, int(other), bool(overlaps[-1, other] >= OVERLAP)),
-            silent_from=_silent_from(story.scores[:, other], story.threshold),
-        )
-        for other in np.argsort(-best, kind="stable")[: np.count_nonzero(best >= 0)]
+        [
+            Rival(
+                query=other,
+                name=story.name(other),
+                competed=np.flatnonzero(competed[:, other, at]).tolist(),
+                scores=story.scores[:, other].tolist(),
+                overlaps=overlaps[:, other, at].tolist(),
+                read_winner=read[:, other, at].tolist(),
+                read_by_winner=read_by[:, other, at].tolist(),
+                fate=_fate(story, query, other, bool(overlaps[-1, other, at] >= OVERLAP)),
+                silent_from=_silent_from(story.scores[:, other], story.threshold),
+            )
+            for other in strongest[: counts[at], at].tolist()
+        ]
+        for at, query in enumerate(queries)
     ]
 
 
-def _within(references: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """[L, Q] bool: the point, or the centre of the box, lies in ``box``."""
+def _within(references: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """[L, Q, n] bool: the point, or the centre of the box, lies in each of ``boxes`` [n, 4]."""
     points = references if references.shape[-1] == 2 else (references[..., :2] + references[..., 2:]) / 2
-    return np.all((points >= box[:2]) & (points <= box[2:]), axis=-1)
+    return np.all((points[:, :, None] >= boxes[:, :2]) & (points[:, :, None] <= boxes[:, 2:]), axis=-1)
 
 
-def _read(story: Explanation, query: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two [L, Q]: how much every query read the one, and the one every query."""
-    # [L, Q, Q], mean over heads
-    every = np.stack([cast("Tensor", layer.self_attention)[0].mean(0).float().cpu().numpy() for layer in story.trace.layers])
-    return every[..., query], every[:, query]
+def _read(story: Explanation, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Two [L, Q, n]: how much every query read each of n, and each of n every query."""
+    layers = [cast("Tensor", layer.self_attention)[0] for layer in story.trace.layers]
+    read = [layer[:, :, queries].mean(0) for layer in layers]
+    read_by = [layer[:, queries].mean(0).T for layer in layers]
+    return np.stack([each.float().cpu().numpy() for each in read]), np.stack([each.float().cpu().numpy() for each in read_by])
 
 
 def _silent_from(scores: np.ndarray, threshold: float) -> int | None:

@@ -9,7 +9,7 @@ excitation backprop", arXiv:1608.00507; 2018 in IJCV): is the map's maximum insi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.matching import iou
 from boxquery.evaluation.metrics import IOU_RIGHT
+from boxquery.evaluation.predictions import say
 from boxquery.explain.answers import answer, least_score, records_of
 from boxquery.explain.relevance import relevances
 from boxquery.explain.story import Explanation, explain
@@ -137,11 +138,17 @@ class Faithfulness:
 
 @dataclass(frozen=True, eq=False)
 class FaithfulnessOver:
-    """The maps of many images, judged: ``images`` were looked at, ``found`` are those with a detection."""
+    """The maps of many images, judged.
+
+    Attributes:
+        images: how many were looked at; ``found``: those of them with a detection.
+        skipped: a line for each image whose pixels could not be read; they are in no count.
+    """
 
     procedure: Procedure
     images: int
     found: list[Faithfulness]
+    skipped: list[str] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
         """Means over all detections as ``{"mean", "low", "high"}``; the interval is of images drawn anew (95 %, bootstrap).
@@ -160,7 +167,7 @@ class FaithfulnessOver:
         games["hits - chance"] = [p.hits - p.chance for p in pointed]
         count = {"images": self.images, "detections": sum(len(one.detections) for one in self.found)}
         pointing = {"detections": sum(len(p.hits) for p in pointed), **{name: bootstrap(value) for name, value in games.items()}}
-        return {**_said(self.procedure), **count, **means, "pointing": pointing}
+        return {**_said(self.procedure), **count, **means, "pointing": pointing, "skipped": self.skipped}
 
 
 def bootstrap(groups: Sequence[np.ndarray]) -> dict[str, float | None]:
@@ -235,29 +242,41 @@ def faithfulness_over(
     limit: int = 20,
     threshold: float | None = None,
     procedure: Procedure | None = None,
+    strict: bool = False,
 ) -> FaithfulnessOver:
     """Judge the maps of all detections in the first ``limit`` images of a split.
 
     One detection takes 2 * (2 + seeds) * (steps - 1) + 2 images through the model. Classes are matched by name; ignored objects (crowds,
-    "difficult") are no truth.
+    "difficult") are no truth. An image whose pixels cannot be read is named on stderr and left out; with ``strict`` it is fatal.
 
-    Raises ``UserError`` where the data lacks the split or nothing is found in it.
+    Raises ``UserError`` where the data lacks the split, none of the images can be read or nothing is found in them.
     """
     procedure = procedure or Procedure()
     if limit < 1:
         raise UserError(f"limit={limit}: must be at least 1")
-    source, records = records_of(detector, data, split)
-    images, found = min(limit, len(records)), []
-    for i in range(images):
-        explanation = explain(detector, records.read(i), threshold=threshold)
+    source, records = records_of(detector, data, split, strict)
+    found, skipped = [], []
+    for i in range(min(limit, len(records))):
+        try:
+            image = records.read(i)
+        except UserError as error:
+            if strict:
+                raise
+            skipped.append(error.line())
+            say(skipped[-1])
+            continue
+        explanation = explain(detector, image, threshold=threshold)
         if explanation.found:
             record = records[i]
             truth = record.boxes[~record.ignore], record.labels[~record.ignore]
             found.append(faithfulness(detector, explanation, truth=truth, procedure=procedure))
+    images = min(limit, len(records)) - len(skipped)
+    if skipped and not images:
+        raise UserError(f"{source}: none of the first {len(skipped)} images of {split} can be read: {skipped[0]}")
     if not found:
         least = least_score(detector, threshold)
         raise UserError(f"{source}: nothing reaches the threshold {least:g} in {images} images of {split}; give a lower one")
-    return FaithfulnessOver(procedure, images, found)
+    return FaithfulnessOver(procedure, images, found, skipped)
 
 
 def pointing_game(

@@ -60,21 +60,22 @@ def write_figure(
     *,
     queries: Sequence[int] | None = None,
     titles: Sequence[str] | None = None,
-    relevances: Sequence[Relevance] | None = None,
+    relevances: Sequence[Relevance | None] | None = None,
     panel: int = 480,
 ) -> Path:
     """Write the figure: a column an explanation, a row a decoder layer.
 
     Each panel is the image in grey with what the query read over it: clear where it read no more than an even reading of the image would,
     then brighter on a logarithmic scale up to ``MOST`` times that, the same in every panel and every figure. The box that the layer
-    predicts is solid, the reference that it was placed at dashed (a cross where it is a point); below are class and score.
+    predicts is solid, the reference that it was placed at dashed (a cross where it is a point); below are class and score. A query that
+    the model drops has the layers that it took part in.
 
     Args:
         explanations: of any models and images.
         path: ``.png``, or ``.svg`` with letters and lines that stay sharp.
         queries: one an explanation; None: the first of its ``shown``.
         titles: what each explanation is called; None: its model's name.
-        relevances: of each chosen query, a second opinion in a last row: (height, width) -> map of this size that sums to one.
+        relevances: of each chosen query, a second opinion in a last row, or None: (height, width) -> map of this size that sums to one.
         panel: long side of an image in pixels.
 
     Raises ``UserError`` for another ending.
@@ -120,7 +121,7 @@ def _column(story: Explanation, query: int, name: str, relevance: Relevance | No
     scale = panel / max(story.size)
     size = max(1, round(story.size[0] * scale)), max(1, round(story.size[1] * scale))
     panels = []
-    for layer in range(len(story.boxes)):
+    for layer in range(present := story.present(query)):
         heat = story.heatmap(query, layer, size)
         lost = f", {heat.lost:.0%} outside" if heat.lost >= 0.005 else ""
         caption = f"layer {layer + 1}: {story.name(query, layer)} {story.scores[layer, query]:.2f}{lost}"
@@ -130,7 +131,8 @@ def _column(story: Explanation, query: int, name: str, relevance: Relevance | No
     if relevance is not None:
         picture = laid_over(story.image, relevance(size).double().numpy())
         panels.append(replace(panels[-1], picture=picture, reference=None, caption="relevance by gradient, all layers"))
-    return _Column((name, f"query {query}"), panels)
+    dropped = f", dropped after layer {present}" if present < len(story.boxes) else ""
+    return _Column((name, f"query {query}{dropped}"), panels)
 
 
 def _point_or_box(reference: np.ndarray) -> np.ndarray:

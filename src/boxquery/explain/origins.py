@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import Heatmap, LayerTrace, Trace
 
-#: numbers of attention that are unfolded at once
+#: shares (of token and cell) that are unfolded at once
 _NUMBERS = 2**22
 
 
@@ -37,59 +38,53 @@ class Cell:
         return asdict(self)
 
 
-def shares(trace: Trace, query: int, layer: int = -1) -> Tensor:
-    """float64 [S]: the share of the query's reading in a decoder layer on each token of the memory; heads count alike."""
+def shares(trace: Trace, queries: Sequence[int], layer: int = -1) -> Tensor:
+    """float64 [n, S]: the share of each query's reading in a decoder layer on each token of the memory; heads count alike."""
     read = trace.layers[layer]
-    parts = torch.cat([read.masses(level, [query], 0)[0].mean(0).flatten() for level in range(len(read.memory.shapes))])
+    parts = torch.cat([read.masses(level, queries, heads=False).flatten(1) for level in range(len(read.memory.shapes))], 1)
     shapes = _memory(trace, layer).shapes
     if read.memory.shapes == shapes:
         return parts
     # this layer reads one level of several
     level = shapes.index(read.memory.shapes[0])
     before = sum(h * w for h, w in shapes[:level])
-    out = torch.zeros(sum(h * w for h, w in shapes), dtype=torch.float64)
-    out[before : before + len(parts)] = parts
+    out = torch.zeros(len(parts), sum(h * w for h, w in shapes), dtype=torch.float64)
+    out[:, before : before + parts.shape[1]] = parts
     return out
 
 
 def cells(trace: Trace, query: int, layer: int, most: int, size: tuple[int, int]) -> list[Cell]:
     """The ``most`` cells that the query read most in a decoder layer, best first; ``size`` is the image's (height, width)."""
-    share, memory = shares(trace, query, layer), _memory(trace, layer)
+    share, memory = shares(trace, [query], layer)[0], _memory(trace, layer)
     best = share.topk(min(most, len(share)))
     found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [_cell(memory, token, value, size) for token, value in found if value > 0]
 
 
-def origin(trace: Trace, query: int, layer: int, size: tuple[int, int]) -> Heatmap:
-    """The effective region: over all cells, the query's share of the cell times the heat map of what the cell's token read in the last
-    encoder layer; the sum is scaled to one. Without an encoder it is what the query itself read.
+def origins(trace: Trace, queries: Sequence[int], layers: Sequence[int], size: tuple[int, int]) -> Heatmap:
+    """The effective regions of n queries in each of the decoder layers: ``map`` [layers, n, h, w] and ``lost`` [layers, n].
 
-    ``lost`` is the share of the query's reading that fell outside the image, or on tokens that read nothing inside it.
+    A region is over all cells the query's share of the cell times the heat map of what the cell's token read in the last encoder layer,
+    which the trace must have; the sum is scaled to one. ``lost`` is the share of the query's reading that fell outside the image, or on
+    tokens that read nothing inside it.
     """
-    if not trace.encoder:
-        return trace.layers[layer].heatmap(query, size)
-    share, last = shares(trace, query, layer), trace.encoder[-1]
-    sums = [torch.zeros(shape, dtype=torch.float64) for shape in last.memory.shapes]
-    step = max(1, _NUMBERS // (_heads(last) * len(share)))
-    for tokens in share.nonzero()[:, 0].split(step):
+    share, last = torch.cat([shares(trace, queries, layer) for layer in layers]), trace.encoder[-1]
+    sums = [torch.zeros(len(share), h * w, dtype=torch.float64) for h, w in last.memory.shapes]
+    for tokens in share.any(0).nonzero()[:, 0].split(max(1, _NUMBERS // share.shape[1])):
         kept = 1 - last.heatmaps(tokens, (1, 1)).lost
-        factor = torch.where(kept > 0, share[tokens] / kept.clamp(min=torch.finfo(kept.dtype).tiny), 0.0)
+        factor = torch.where(kept > 0, share[:, tokens] / kept.clamp(min=torch.finfo(kept.dtype).tiny), 0.0)
+        rows = factor.any(1).nonzero()[:, 0]
         for level, total in enumerate(sums):
-            total += torch.einsum("n,nhw->hw", factor, last.masses(level, tokens, 0).mean(1))
-    return LayerTrace(memory=last.memory, attention=tuple(total[None, None, None] for total in sums)).heatmap(0, size)
+            total[rows] += factor[rows] @ last.masses(level, tokens, heads=False).flatten(1)
+    # one head, whose queries are the rows
+    maps = tuple(total.view(1, 1, -1, *shape) for total, shape in zip(sums, last.memory.shapes, strict=True))
+    found = LayerTrace(memory=last.memory, attention=maps).heatmaps(range(len(share)), size)
+    return Heatmap(found.map.unflatten(0, (len(layers), -1)), found.lost.unflatten(0, (len(layers), -1)))
 
 
 def _memory(trace: Trace, layer: int) -> Memory:
     """All that a decoder layer could read."""
     return trace.encoder[-1].memory if trace.encoder else trace.layers[layer].memory
-
-
-def _heads(layer: LayerTrace) -> int:
-    if layer.weights is not None:
-        return layer.weights.shape[2]
-    assert layer.attention is not None
-    first = layer.attention[0]
-    return (first if isinstance(first, Tensor) else first[0]).shape[1]
 
 
 def _cell(memory: Memory, token: int, share: float, size: tuple[int, int]) -> Cell:

@@ -9,6 +9,8 @@ const KINDS = {
   boxes: Uint16Array, references: Uint16Array, salient: Uint16Array, scores: Uint16Array, labels: Uint16Array,
   lost: Uint16Array, heads_lost: Uint16Array,
   small: Uint8Array, mean: Uint8Array, heads: Uint8Array, down: Uint8Array, across: Uint8Array,
+  origins: Uint8Array, origins_top: Float32Array, origins_lost: Uint16Array,
+  rival_counts: Uint8Array, rival_queries: Uint16Array, fates: Uint8Array, silent_from: Uint8Array, reads: Uint16Array,
   small_top: Float32Array, mean_top: Float32Array, heads_top: Float32Array, down_top: Float32Array, across_top: Float32Array,
 };
 
@@ -40,6 +42,19 @@ class Model {
   name(layer, query) { return this.classes[this.arrays.labels[this.index(layer, query)]]; }
   score(layer, query) { return this.arrays.scores[this.index(layer, query)] / 65535; }
   hasHeads(query) { return this.place.has(query); }
+  hasOrigin(query) { return "origins" in this.arrays && this.place.has(query); }
+
+  /** Who wanted the same object: what became of each, and per layer how much it read this query, and was read by it. */
+  rivalsOf(query) {
+    const a = this.arrays, count = a.rival_counts[query];
+    const shares = (first) => Array.from(a.reads.subarray(first, first + this.layers), (share) => share / 65535);
+    return Array.from({ length: Math.min(count, this.most_rivals) }, (_, place) => {
+      const i = query * this.most_rivals + place, silent = a.silent_from[i];
+      const fate = this.fates[a.fates[i]] + (silent > 0 && silent < this.layers ? ` from layer ${silent + 1} on` : "");
+      return { query: a.rival_queries[i], fate, reads: shares(2 * i * this.layers), isRead: shares((2 * i + 1) * this.layers) };
+    });
+  }
+  hasMoreRivals(query) { return this.arrays.rival_counts[query] > this.most_rivals; }
 
   /** n numbers x, y, x, y.. from the i-th place of an array. */
   pixels(array, i, n) {
@@ -61,7 +76,7 @@ class Model {
     return chosen.map((h) => this.pixels(this.arrays.salient, first + h, 2));
   }
 
-  /** The map of a query in a layer: values 0..255 as shares of `top`, the share of the brightest cell; `lost` fell outside the image. */
+  /** What a query read in a layer: values 0..255 as shares of `top`, the share of the brightest cell; `lost` fell outside the image. */
   map(layer, query, head) {
     const a = this.arrays, all = this.index(layer, query);
     const kept = this.hasHeads(query), at = layer * this.kept.length + (kept ? this.place.get(query) : 0);
@@ -72,6 +87,12 @@ class Model {
     const [h, w] = this.grid, values = new Float32Array(h * w);
     for (let y = 0; y < h; y++) for (let x = 0; x < w; x++) values[y * w + x] = a.down[i * h + y] * a.across[i * w + x] / 255;
     return { values, h, w, top: a.down_top[i] * a.across_top[i], lost: a.heads_lost[i] / 65535 };
+  }
+
+  /** The same followed through the encoder: where that came from. */
+  origin(layer, query) {
+    const a = this.arrays, at = layer * this.kept.length + this.place.get(query);
+    return this.plane(a.origins, a.origins_top, at, this.small, a.origins_lost[at]);
   }
 
   plane(maps, tops, i, [h, w], lost) {
@@ -134,12 +155,14 @@ class Panel {
     this.head = -1;
     this.pinned = model.chosen ?? model.order[0];
     this.hovered = null;
+    this.pointed = null;
     this.id = `p${counter++}`;
     this.build();
   }
 
   get shown() { return this.hovered ?? this.pinned; }
   get layer() { return Math.min(state.layer, this.model.layers - 1); }
+  get traced() { return state.origin && this.model.hasOrigin(this.shown); }
   get listed() { return state.all || !this.model.found.length ? this.model.order : this.model.found; }
 
   build() {
@@ -151,7 +174,7 @@ class Panel {
     this.boxes = draw("g", { class: "boxes" });
     this.marks = draw("g", { class: "marks", "aria-hidden": "true" });
     this.marked = {};
-    for (const [name, tag] of [["reference", "rect"], ["trail", "path"], ["steps", "path"], ["under", "rect"], ["over", "rect"],
+    for (const [name, tag] of [["reference", "rect"], ["trail", "path"], ["steps", "path"], ["rival", "rect"], ["under", "rect"], ["over", "rect"],
       ["salient", "path"], ["point", "path"], ["now", "path"]]) {
       this.marked[name] = this.marks.appendChild(draw(tag, { class: name }));
     }
@@ -177,12 +200,29 @@ class Panel {
     }
     this.list = make("div", { class: "list", role: "listbox", tabindex: "0", "aria-label": `Queries of ${m.title}`, id: `${this.id}-list` });
     this.listTitle = make("h4");
+    this.views = [["What it read", false], ["Where that came from", true]].map(([text, value]) => {
+      const view = button(text, text, () => setOrigin(value));
+      view.setAttribute("aria-keyshortcuts", "o");
+      return view;
+    });
+    const views = "origins" in m.arrays ? [make("p", { class: "views", role: "group", "aria-label": "The map shows" }, ...this.views)] : [];
+    this.rivalsTitle = make("h4", { id: `${this.id}-rivals` });
+    this.rivalRows = Array.from({ length: m.most_rivals }, (_, place) => {
+      const row = make("button", { type: "button" }, make("b"), make("span", { class: "soft fate" }), make("span", { class: "soft q" }),
+        make("span", { class: "n" }), make("span", { class: "soft reads" }));
+      row.addEventListener("click", () => this.goTo(place));
+      return row;
+    });
+    this.rivalsNote = make("p", { class: "soft" });
+    this.rivals = make("div", { class: "rivals", role: "group", "aria-labelledby": `${this.id}-rivals` }, this.rivalsTitle, ...this.rivalRows,
+      this.rivalsNote);
     const choice = make("p", { class: "choice" }, make("label", { for: `${this.id}-head` }, "Heads "), this.heads, " ", this.coarse);
     const counts = `${m.queries} queries, ${m.layers} layers, ${m.heads} heads; detections score ${m.threshold.toFixed(2)} or more`;
     this.element = make("article", { class: "panel", id: this.id, "aria-labelledby": `${this.id}-title` },
       make("header", {}, make("h3", { id: `${this.id}-title` }, m.title), make("p", { class: "soft" }, counts)), this.stage,
       make("div", { class: "choose" }, this.listTitle, this.list),
-      make("div", { class: "told" }, this.title, this.live, choice, this.scale, this.facts, table));
+      make("div", { class: "told" }, this.title, this.live, ...views, choice, this.scale, this.facts,
+        this.rivals, table));
     this.listen();
     this.fill();
   }
@@ -198,6 +238,13 @@ class Panel {
       part.addEventListener("pointerleave", () => this.hover(null));
       part.addEventListener("click", (event) => { if (query(event) !== null) this.pin(query(event)); });
     }
+    const point = (event) => {
+      this.pointed = event.target.closest("button");
+      this.drawRival();
+    };
+    this.rivals.addEventListener("pointermove", (event) => { if (event.pointerType !== "touch") point(event); });
+    this.rivals.addEventListener("focusin", point);
+    for (const gone of ["pointerleave", "focusout"]) this.rivals.addEventListener(gone, () => { this.pointed = null; this.drawRival(); });
     // not on the drawing itself: Chromium makes an SVG element that listens to focus a stop of its own
     this.stage.addEventListener("focusin", (event) => this.hover(query(event)));
     this.stage.addEventListener("focusout", () => this.hover(null));
@@ -284,6 +331,19 @@ class Panel {
     const onStage = this.overlay.contains(document.activeElement);
     this.pin(query);
     if (onStage) this.rects.get(query)?.focus({ preventScroll: true });
+    this.scrollTo(query);
+  }
+
+  /** The rival in a row, whose own rivals are then in the rows. */
+  goTo(place) {
+    const { query } = this.model.rivalsOf(this.shown)[place];
+    this.pin(query);
+    this.scrollTo(query);
+    if (this.rivalRows[place].hidden) (this.rivalRows[0].hidden ? this.list : this.rivalRows[0]).focus({ preventScroll: true });
+  }
+
+  scrollTo(query) {
+    if (!this.items.has(query)) return;
     const item = this.items.get(query), list = this.list;
     if (item.offsetTop < list.scrollTop) list.scrollTop = item.offsetTop;
     if (item.offsetTop + item.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = item.offsetTop + item.offsetHeight - list.clientHeight;
@@ -293,7 +353,7 @@ class Panel {
   show() {
     const m = this.model, query = this.shown, layer = this.layer;
     this.mark(query);
-    const map = m.map(layer, query, this.head);
+    const map = this.map(layer);
     this.paint(map);
     this.trail(query, layer);
     const text = `${m.name(layer, query)} ${m.score(layer, query).toFixed(2)}`, box = m.box(layer, query);
@@ -304,15 +364,52 @@ class Panel {
     this.tag.style.transform = top < 8 ? "none" : "translateY(-100%)";
     this.title.replaceChildren(make("b", {}, text), ` query ${query}, layer ${layer + 1} of ${m.layers}`);
     if (m.layers < state.layers && state.layer > layer) this.title.append(" (its last)");
-    this.heads.disabled = !m.hasHeads(query);
+    if (this.traced) this.title.append(": where what it read came from");
+    this.heads.disabled = !m.hasHeads(query) || this.traced;
     this.coarse.textContent = m.hasHeads(query) ? "" : "only the mean is kept for this query";
+    this.views.forEach((view, i) => {
+      view.setAttribute("aria-pressed", this.traced === (i === 1));
+      view.disabled = !m.hasOrigin(query);
+    });
     const reference = m.reference(layer, query);
     const facts = [["Box", written(box)], ["Reference", reference ? written(reference) : "none in this model"],
-      ["Brightest cell", `${percent(map.top)} of what it read, ${(map.top * map.h * map.w).toFixed(1)} times an even spread`],
+      ["Brightest cell", `${percent(map.top)} of ${this.traced ? "the map" : "what it read"}, ${(map.top * map.h * map.w).toFixed(1)} times an even spread`],
       ["Lost outside the image", percent(map.lost)]];
     this.facts.replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
     this.scale.lastChild.textContent = `${percent(map.top)} of the reading in a cell`;
+    this.compete(query, layer);
     this.table(query, layer);
+  }
+
+  map(layer) {
+    return this.traced ? this.model.origin(layer, this.shown) : this.model.map(layer, this.shown, this.head);
+  }
+
+  /** Who wanted the same object, and how self-attention went between them in the layer. */
+  compete(query, layer) {
+    const m = this.model, rivals = m.rivalsOf(query);
+    this.rivalsTitle.textContent = rivals.length ? "Rivals: who wanted the same object" : "Rivals: no other query wanted this object";
+    this.rivalRows.forEach((row, place) => {
+      row.hidden = place >= rivals.length;
+      if (row.hidden) return;
+      const { query: other, fate, reads, isRead } = rivals[place], [name, became, number, scores, read] = row.children;
+      name.textContent = m.name(m.layers - 1, other);
+      became.textContent = fate;
+      number.textContent = `query ${other}`;
+      const steps = Array.from({ length: m.layers }, (_, i) => make(i === layer ? "b" : "span", {}, m.score(i, other).toFixed(2)));
+      scores.replaceChildren("score ", ...steps.flatMap((step) => [step, " "]));
+      read.textContent = `reads this query ${percent(reads[layer])}, is read ${percent(isRead[layer])}`;
+    });
+    const more = m.hasMoreRivals(query) ? `The ${m.most_rivals} strongest; there are more. ` : "";
+    this.rivalsNote.textContent = rivals.length ? `${more}Self-attention of layer ${layer + 1}; an even reading is ${percent(1 / m.queries)}.` : "";
+    this.drawRival();
+  }
+
+  /** The box of the rival that is pointed at or has the focus. */
+  drawRival() {
+    const row = this.pointed ?? document.activeElement, place = this.rivalRows.indexOf(row);
+    const rival = place < 0 || row.hidden ? null : this.model.rivalsOf(this.shown)[place];
+    setBox(this.marked.rival, rival ? this.model.box(this.layer, rival.query) : [0, 0, 0, 0]);
   }
 
   mark(query) {
@@ -361,7 +458,7 @@ class Panel {
       const from = layer ? centre(m.box(layer - 1, query)) : m.reference(0, query) && centre(m.reference(0, query));
       const to = centre(m.box(layer, query));
       const moved = from ? `${Math.hypot(to[0] - from[0], to[1] - from[1]).toFixed(0)} px` : "–";
-      const lost = m.map(layer, query, this.head).lost;
+      const { lost } = this.map(layer);
       const cells = [m.name(layer, query), m.score(layer, query).toFixed(2), moved, percent(lost)];
       cells.forEach((text, i) => { row.children[i + 1].textContent = text; });
       if (layer === current) row.setAttribute("aria-current", "step");
@@ -372,7 +469,7 @@ class Panel {
 
 // -- the page -----------------------------------------------------------------------------------------------------------------------
 
-const state = { layer: 0, layers: 1, all: false, follow: true, panel: null, panels: [] };
+const state = { layer: 0, layers: 1, origin: false, all: false, follow: true, panel: null, panels: [] };
 const page = document.getElementById("page");
 const controls = {};
 
@@ -385,6 +482,13 @@ function setLayer(layer) {
   controls.back.disabled = next === 0;
   controls.forth.disabled = next === state.layers - 1;
   for (const panel of state.panels) panel.step();
+  state.panel.say();
+}
+
+/** Every panel shows what its query read, or where that came from. */
+function setOrigin(value) {
+  state.origin = value;
+  for (const panel of state.panels) panel.show();
   state.panel.say();
 }
 
@@ -417,12 +521,14 @@ function toolbar() {
     options.append(checkbox("follow", "Same object in every model", true, (value) => { state.follow = value; }));
   }
   const keys = make("details", {}, make("summary", {}, "Keys and marks"));
+  const traced = state.panels.some((panel) => "origins" in panel.model.arrays);
   for (const [key, what] of [["← →", "layer"], ["↑ ↓", "query"], ["1 … 9", "one of the first nine queries"], ["H", "next head"],
-    ["Enter", "keep the focused box"], ["Esc", "back to the best query"]]) {
+    ...(traced ? [["O", "what it read, or where that came from: the same, followed through the last encoder layer"]] : []),
+    ["R", "its rivals; Tab to the next one"], ["Enter", "keep the focused box, or go to the focused rival"], ["Esc", "back to the best query"]]) {
     keys.append(make("p", {}, make("kbd", {}, key), ` ${what}`));
   }
   for (const [mark, what] of [["box", "the query's box after this layer"], ["dash", "where the layer started from: its reference"],
-    ["dot", "centres of its boxes, layer by layer"], ...(state.panels.some((p) => p.model.arrays.salient) ? [["cross", "points its heads asked from"]] : [])]) {
+    ["dot", "centres of its boxes, layer by layer"], ["thin", "box of the rival that is pointed at or focused"], ...(state.panels.some((p) => p.model.arrays.salient) ? [["cross", "points its heads asked from"]] : [])]) {
     keys.append(make("p", {}, make("i", { class: `sign ${mark}` }), ` ${what}`));
   }
   return [make("div", { class: "layers", role: "group", "aria-label": "Decoder layer" }, make("label", { for: "layer" }, "Layer"), controls.back,
@@ -442,7 +548,9 @@ function pressed(event) {
     panel.head = panel.head + 1 < panel.model.heads ? panel.head + 1 : -1;
     panel.heads.value = panel.head;
     panel.show();
-  } else if ((key === "Enter" || key === " ") && box) panel.pin(Number(box.dataset.query));
+  } else if (key.toLowerCase() === "o" && !target.matches("select") && "origins" in panel.model.arrays) setOrigin(!state.origin);
+  else if (key.toLowerCase() === "r" && !target.matches("select") && !panel.rivalRows[0].hidden) panel.rivalRows[0].focus();
+  else if ((key === "Enter" || key === " ") && box) panel.pin(Number(box.dataset.query));
   else if (key === "Escape") panel.choose(0);
   else return;
   event.preventDefault();

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from boxquery.errors import UserError
+from boxquery.explain import competition, origins
 from boxquery.explain.story import Explanation
 from boxquery.report.document import standalone
 from boxquery.report.files import write_whole
@@ -23,6 +24,7 @@ from boxquery.report.files import write_whole
 _PICTURE = 1333  # longest side of the image in the page, pixels
 _GRID, _SMALL = 48, 24  # longest side of a map: of the queries that matter, and of all
 _KEPT, _BEST = 20, 10  # most detections with a map for every head; and how many queries where there is no detection
+_RIVALS = 6  # most of a query's rivals
 _AT_ONCE = 8_000_000  # shares (of query, head and cell) that are held in memory together
 
 _BODY = """<main id="page">
@@ -38,7 +40,8 @@ def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Seque
         titles: what each explanation is called, as the names of the runs; none: the models' names, numbered where an image has one twice.
 
     The maps are 8-bit. Of the detections (at most 20; the 10 best queries where there is none) and of the query that was asked for, the
-    page has every head, on the model's own cells but at most 48 a side; of all queries the mean of the heads, at most 24 a side.
+    page has every head, on the model's own cells but at most 48 a side, and with an encoder where that came from, at most 24 a side; of all
+    queries the mean of the heads, at most 24 a side, and the six strongest rivals.
 
     Returns:
         The path of the page, replaced whole.
@@ -117,7 +120,7 @@ def _model(explanation: Explanation) -> dict[str, Any]:
     salient = [layer.salient_points[0, kept] for layer in explanation.trace.layers if layer.salient_points is not None]
     if salient:
         places["salient"] = _shares((torch.stack(salient).float().cpu().numpy() + 0.5) / 2)
-    arrays = places | {"labels": explanation.labels.astype("<u2")} | _maps(explanation, kept, heads)
+    arrays = places | {"labels": explanation.labels.astype("<u2")} | _maps(explanation, kept, heads) | _rivals(explanation)
     return {
         "classes": [str(name) for name in explanation.classes],
         "threshold": explanation.threshold,
@@ -130,6 +133,8 @@ def _model(explanation: Explanation) -> dict[str, Any]:
         "kept": kept,
         "grid": map_size(explanation, _GRID),
         "small": map_size(explanation, _SMALL),
+        "fates": competition.FATES,
+        "most_rivals": _RIVALS,
         "reference_size": 0 if explanation.references is None else explanation.references.shape[-1],
         "arrays": {name: base64.b64encode(zlib.compress(array.tobytes(), 9)).decode() for name, array in arrays.items()},
     }
@@ -152,6 +157,7 @@ def _maps(explanation: Explanation, kept: list[int], heads: int) -> dict[str, np
     ``small`` [L, Q, h, w] and ``mean`` [L, K, h, w] are means of the heads, with maxima ``small_top`` and ``mean_top``; of the heads there
     are ``heads`` [L, K, H, h, w] with ``heads_top``, or where attention is by row and column ``down`` [L, K, H, h] and ``across``
     [L, K, H, w], whose product they are, with ``down_top`` and ``across_top``. ``lost`` [L, Q] and ``heads_lost`` [L, K, H] fell outside.
+    With an encoder there are ``origins`` [L, K, h, w] of the size of ``small``, ``origins_top`` and ``origins_lost`` [L, K].
     """
     grid, small = map_size(explanation, _GRID), map_size(explanation, _SMALL)
     queries = range(explanation.scores.shape[1])
@@ -163,6 +169,10 @@ def _maps(explanation: Explanation, kept: list[int], heads: int) -> dict[str, np
         found.setdefault(name, []).append(np.round(share * 255).astype(np.uint8))
         found.setdefault(f"{name}_top", []).append(top.astype("<f4"))
 
+    if explanation.trace.encoder:
+        regions = origins.origins(explanation.trace, kept, range(len(explanation.trace.layers)), small)
+        keep("origins", regions.map.numpy())
+        found["origins_lost"] = [_shares(regions.lost.numpy())]
     for i, layer in enumerate(explanation.trace.layers):
         group = max(1, _AT_ONCE // (heads * sum(h * w for h, w in layer.memory.shapes)))
         parts = [explanation.heatmaps(queries[at : at + group], i, small) for at in range(0, len(queries), group)]
@@ -180,3 +190,24 @@ def _maps(explanation: Explanation, kept: list[int], heads: int) -> dict[str, np
             lost = every.lost
         found.setdefault("heads_lost", []).append(_shares(lost.numpy()))
     return {name: np.stack(values) for name, values in found.items()}
+
+
+def _rivals(explanation: Explanation) -> dict[str, np.ndarray]:
+    """Q queries, R the most rivals of each that the page has, L layers; see ``Rival``.
+
+    ``rival_counts`` [Q], R + 1 where there are more; of those that there are, ``rival_queries``, ``fates`` (places in ``FATES``) and
+    ``silent_from`` (L where it is none) [Q, R], and ``reads`` [Q, R, 2, L], how much the rival read the query and the query the rival.
+    """
+    layers, queries = explanation.scores.shape
+    counts = np.zeros(queries, np.uint8)
+    others = np.zeros((queries, _RIVALS), "<u2")
+    fates, silent_from = (np.zeros((queries, _RIVALS), np.uint8) for _ in range(2))
+    reads = np.zeros((queries, _RIVALS, 2, layers))
+    for query, found in enumerate(competition.rivals(explanation, range(queries), _RIVALS + 1)):
+        counts[query] = len(found)
+        for place, rival in enumerate(found[:_RIVALS]):
+            others[query, place] = rival.query
+            fates[query, place] = competition.FATES.index(rival.fate)
+            silent_from[query, place] = layers if rival.silent_from is None else rival.silent_from
+            reads[query, place] = rival.read_winner, rival.read_by_winner
+    return {"rival_counts": counts, "rival_queries": others, "fates": fates, "silent_from": silent_from, "reads": _shares(reads)}

@@ -119,9 +119,13 @@ class Explanation:
             raise UserError(f"query {query}: the model has queries 0 to {queries - 1}")
         return replace(self, chosen=query)
 
+    def present(self, query: int) -> int:
+        """The number of decoder layers that the query took part in: all, unless the model drops queries between layers."""
+        return sum(layer.alive is None or bool(layer.alive[0, query]) for layer in self.trace.layers)
+
     def rivals(self, query: int) -> list[Rival]:
         """The queries that wanted the same object as ``query`` at some layer, and what became of them; the strongest first."""
-        return competition.rivals(self, query)
+        return competition.rivals(self, [query])[0]
 
     def cells(self, query: int, layer: int = -1, most: int = 5) -> list[Cell]:
         """The cells of the memory that the query read most in a decoder layer, over all levels; heads count alike."""
@@ -140,7 +144,10 @@ class Explanation:
         last encoder layer; without an encoder, the cells themselves. What tokens keep of their own by the residual, what earlier encoder
         layers mixed and the reach of the backbone are not in it.
         """
-        return origins.origin(self.trace, query, layer, size or self.size)
+        if not self.trace.encoder:
+            return self.heatmap(query, layer, size)
+        found = origins.origins(self.trace, [query], [layer], size or self.size)
+        return Heatmap(found.map[0, 0], float(found.lost))
 
     def summary(self) -> dict[str, Any]:
         """Plain values: ``{"image", "width", "height", "model", "threshold", "layers", "queries", "chosen", "detections": [..]}``.

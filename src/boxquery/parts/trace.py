@@ -91,8 +91,7 @@ class LayerTrace:
         """
         total: Tensor | float = 0.0
         for level, (h, w) in enumerate(self.memory.shapes):
-            mass = self.masses(level, queries, image)
-            mass = mass if heads else mass.mean(1)
+            mass = self.masses(level, queries, image, heads)
             ratio = self.memory.valid_ratios[image, level].detach().cpu().double()
             rows, columns = _cover(h, float(ratio[1]), size[0]), _cover(w, float(ratio[0]), size[1])
             total = total + rows.T @ mass @ columns
@@ -101,8 +100,9 @@ class LayerTrace:
         share = total / kept.clamp(min=torch.finfo(kept.dtype).tiny)[..., None, None]
         return Heatmap(share.float(), lost=(1 - kept).clamp(0, 1))
 
-    def masses(self, level: int, queries: Sequence[int] | Tensor, image: int = 0) -> Tensor:
-        """float64 [n, heads, h, w] on the processor: the share of each head's reading that falls on each cell of the level.
+    def masses(self, level: int, queries: Sequence[int] | Tensor, image: int = 0, heads: bool = True) -> Tensor:
+        """float64 [n, heads, h, w] on the processor: the share of each head's reading that falls on each cell of the level; without
+        ``heads`` [n, h, w], their mean.
 
         Over all levels a head's shares sum to one, less what sampled points lose beyond the map's edges. Cells on padding are included.
         """
@@ -110,14 +110,18 @@ class LayerTrace:
         if self.attention is not None:
             weights = self.attention[level]
             if isinstance(weights, Tensor):
-                return weights[image][:, chosen].detach().cpu().double().transpose(0, 1)
-            row, column = (factor[image][:, chosen].detach().cpu().double().transpose(0, 1) for factor in weights)
-            return column[..., None] * row[..., None, :]
+                mass = weights[image][:, chosen].detach().cpu().double().transpose(0, 1)
+            else:
+                row, column = (factor[image][:, chosen].detach().cpu().double().transpose(0, 1) for factor in weights)
+                mass = column[..., None] * row[..., None, :]
+            return mass if heads else mass.mean(1)
         assert self.locations is not None
         assert self.weights is not None
         h, w = self.memory.shapes[level]
         at = self.locations[image, chosen, :, level].detach().cpu().double()
         weight = self.weights[image, chosen, :, level].detach().cpu().double()
+        if not heads:
+            at, weight = at.flatten(1, 2)[:, None], weight.flatten(1, 2)[:, None] / weight.shape[1]
         cell = at * torch.tensor([w, h], dtype=torch.float64) - 0.5
         low = cell.floor()
         mass = torch.zeros(*weight.shape[:2], h * w, dtype=torch.float64)
@@ -127,7 +131,8 @@ class LayerTrace:
                 share = weight * (1 - (cell[..., 0] - x).abs()) * (1 - (cell[..., 1] - y).abs())
                 inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
                 mass.scatter_add_(-1, torch.where(inside, y * w + x, 0), torch.where(inside, share, 0.0))
-        return mass.unflatten(-1, (h, w))
+        mass = mass.unflatten(-1, (h, w))
+        return mass if heads else mass[:, 0]
 
 
 @dataclass(frozen=True)
