@@ -8,8 +8,8 @@ stride 8, and the same candidate rates for each. AP is of the 200 validation sce
 backbone comes trained and the transformer from random weights: first, once, ``PRETRAINING`` makes a backbone on other scenes, which is
 then the same file for all, its stem, first stage and batch norms fixed. The rate of a model is the one that needs fewer images to AP50
 0.30 with the first seed, or, where none gets there, the one with the higher last AP50; the other seed then runs at that rate alone, so
-it confirms what it had no part in choosing. Who does not get there has one longer run, at the lower rate: DETR ``--long``, others twice
-as long. Deformable DETR runs as the article has it: without refinement, proposals or denoising.
+it confirms, on scenes of its own, what it had no part in choosing. Who does not get there has one longer run, at the lower rate: DETR
+``--long``, others twice as long. Deformable DETR runs as the article has it: without refinement, proposals or denoising.
 
 Runs use one thread each, ``--jobs`` at a time, and live in ``--runs``, where the model after the first 2,000 images is kept as ``early``.
 Results are in ``--out``: ``results.json`` (every curve; a run that is finished there is not run again), ``table.md``, ``convergence.svg``.
@@ -126,7 +126,7 @@ def one(where: str, weights: str, system: str, rate: float, seed: int, epochs: i
     options = {"dilation": False, **options, "backbone_options": {**BODY, "pretrained_cfg_overlay": {"file": weights}}}
     settings: dict[str, Any] = {"model": model, "preset": "tiny", "options": options, "pretrained": True, "image_size": 128}
     settings |= {"epochs": epochs, "lr": rate, "seed": seed, "device": "cpu", "precision": "float32", "workers": 0}
-    bq.train("shapes", out=Path(where), resume=(Path(where) / "last.ckpt").exists(), **settings)
+    bq.train(shapes_data(seed=seed), out=Path(where), resume=(Path(where) / "last.ckpt").exists(), **settings)
 
 
 def combination() -> ModuleType:

@@ -49,7 +49,7 @@ def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0) -> Non
     Args:
         minutes: about how long.
         out: the run folder; None: a new one under ``runs/``.
-        seed: of the scenes and the run.
+        seed: of the run.
     """
     from boxquery.training.run import train
 

@@ -12,6 +12,7 @@ import yaml
 
 import boxquery as bq
 from boxquery.cli import run as command_line
+from boxquery.data.open import open_data
 from boxquery.detector import Detector
 from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
@@ -22,7 +23,7 @@ from boxquery.training.config import UNSAID, RunConfig
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
 from boxquery.training.settings import same
-from tests.data.writers import drawn, write_voc_lower_case
+from tests.data.writers import drawn, write_coco_file, write_voc_lower_case
 
 from .processes import apart, in_two
 from .runs import SMALL, Stop, rows, scenes, settings
@@ -186,6 +187,15 @@ def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
 
 def _stop(*_, **__):
     raise Stop
+
+
+def test_the_seed_of_a_run_holds_out_the_images_that_evaluation_does(tmp_path):
+    """Otherwise ``evaluate`` would look at images that the run has learned."""
+    source = write_coco_file(tmp_path / "data", drawn(scenes(train=20, val=1)))
+    bq.train(str(source), epochs=1, seed=7, out=tmp_path / "run", **settings("detr"))
+    (said,) = json.loads((tmp_path / "run" / "data.json").read_text())["notes"]
+    assert "held out as val" in said
+    assert [said] == open_data(str(source)).notes
 
 
 def test_the_processors_minutes_do_not_count_waiting(tmp_path, monkeypatch):

@@ -93,7 +93,7 @@ def check(
         learn: also prove, in at most a minute, that the model learns four of the images by heart (at 160 pixels, preset "tiny").
         out: a folder for ``check.json``, ``check.png`` (images with their boxes as the network will see them) and ``check.html``.
         strict: boxes and images at fault are fatal instead of skipped.
-        seed: of splits that have to be made, of the picture's augmentation, and of the proof.
+        seed: of the picture's augmentation, and of the proof.
 
     The exit status is 1 where a run on this data would be worth nothing, 2 where the data cannot be read at all.
     """
@@ -107,7 +107,7 @@ def check(
     model, preset = model or MODEL, preset or PRESET
     recipe = known_preset(model, preset).recipe
     with _progress() as told:
-        opened, evidence = open_with_evidence(data, strict=strict, seed=seed)
+        opened, evidence = open_with_evidence(data, strict=strict)
         _need_train(opened)
         plan = _plan(opened, model, preset, options or {}, image_size, epochs)
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)

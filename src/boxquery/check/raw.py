@@ -31,18 +31,18 @@ _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _READ = {"coco": "x, y, width, height", "voc": "x1, y1, x2, y2", "yolo": "centre x, centre y, width, height"}
 
 
-def open_with_evidence(source: str | Path, *, strict: bool = False, seed: int = 0) -> tuple[Data, list[Finding]]:
+def open_with_evidence(source: str | Path, *, strict: bool = False) -> tuple[Data, list[Finding]]:
     """``open_data``, and what the raw numbers show.
 
     Raises:
         UserError: as ``open_data``; where the numbers show why, the message says so.
     """
     if str(source) == "shapes":
-        return open_data(source, strict=strict, seed=seed), []
+        return open_data(source, strict=strict), []
     listing = list_data(source)
     findings = evidence(listing)
     try:
-        data, _ = checked(listing, str(source), strict=strict, seed=seed)
+        data, _ = checked(listing, str(source), strict=strict)
     except UserError as error:
         if not findings:
             raise

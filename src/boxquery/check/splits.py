@@ -18,7 +18,8 @@ FEW_BOXES = 10
 THINNER, SURE = 0.7, 5.0
 #: images without boxes: named from this share, where the others have so many on average
 EMPTY, FILLED = 0.3, 3.0
-#: labels: how much better a permutation has to explain a split's labels than they themselves, and how well (shares of classes, 0..1)
+#: labels: how much better a permutation has to explain a split's labels than they themselves, and how well (shares of classes, 0..1); the
+#: difference has to be beyond ``SURE`` standard errors as well
 PERMUTED, EXPLAINED = 0.3, 0.6
 #: colours: red less blue in standard errors (of the images' means) that two splits must differ by, and within which they agree once swapped
 SWAPPED, AGREE = 8.0, 3.0
@@ -115,7 +116,9 @@ def labels_permuted(train: Sequence[Look], other: Sequence[Look], split: str, na
     table = np.array([[(said[b == label] == i).mean() for i in range(len(known))] for label in known])
     rows, columns = linear_sum_assignment(-table)
     as_is, permuted = np.trace(table) / len(known), table[rows, columns].mean()
-    if permuted < EXPLAINED or permuted - as_is < PERMUTED:
+    # each box speaks for one of the two, for the other, or for neither: a difference of few boxes is chance
+    error = sum(1 / (b == label).sum() for label in known) ** 0.5 / len(known)
+    if permuted < EXPLAINED or permuted - as_is < max(PERMUTED, SURE * error):
         return None
     swaps = ", ".join(f"{names[known[i]]} like train's {names[known[j]]}" for i, j in zip(rows, columns, strict=True) if i != j)
     return Finding(

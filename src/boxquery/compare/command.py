@@ -187,7 +187,7 @@ def _agreed(wish: Plan, folder: Path, console: Console) -> Plan:
     else:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise UserError(f"{folder} is there and no comparison; choose another --out")
-        opened = open_data(plan.data, strict=plan.strict, seed=plan.seeds[0])
+        opened = open_data(plan.data, strict=plan.strict)
         for name in ("train", "val"):
             if name not in opened.splits or not len(opened.splits[name]):
                 raise UserError(f"{plan.data}: no images in split {name!r}")

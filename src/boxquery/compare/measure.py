@@ -42,7 +42,7 @@ PICTURES, PICTURE_SIDE, PICTURE_BYTES = 4, 400, 40_000
 def measure(run: Path) -> Path:
     """Write what is measured of a finished run; returns the JSON file. Raises ``UserError``."""
     config = RunConfig.read(run)
-    data = open_data(config.data, strict=config.strict, seed=config.seed)
+    data = open_data(config.data, strict=config.strict)
     val = data.splits["val"]
     detector = load(run).to(config.device)
     val, found = readable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))

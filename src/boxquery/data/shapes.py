@@ -134,7 +134,7 @@ def shapes_data(
         scenes = Scenes(name, count, size, seed, crowding, max_objects)
         splits[name] = Split(name, scenes, scenes.draw)
     note = f"shapes: {train} + {val} + {test} scenes of {size} x {size} pixels drawn from seed {seed}, crowding {crowding:g}"
-    return Data("shapes", "shapes", list(NAMES), list(range(len(NAMES))), splits, [note])
+    return Data(f"shapes, seed {seed}" if seed else "shapes", "shapes", list(NAMES), list(range(len(NAMES))), splits, [note])
 
 
 @lru_cache(maxsize=4096)

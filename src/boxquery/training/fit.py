@@ -56,7 +56,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
             console.print(f"note: {line}", markup=False)
     folder = run_folder(out, wish, resume)
     config = same(RunConfig.read(folder), wish, folder) if resume else resolved(wish)
-    opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict, seed=config.seed)
+    opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict)
     tell_data(console, opened)
     with held(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)

@@ -94,7 +94,7 @@ def train(
         device: "auto", "cpu" or "cuda".
         precision: "auto", "float32" or "bf16".
         workers: processes that read images; None: chosen.
-        seed: of start values, order, augmentation and dropout.
+        seed: of start values, order, augmentation and dropout; never of a split, which ``evaluate`` has to make again.
         strict: boxes and images at fault are fatal instead of skipped.
         resume: go on with the run in ``out`` from its last finished epoch; settings are the run's own, and others are refused, except
             ``device`` and ``workers``.
