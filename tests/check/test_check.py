@@ -223,6 +223,26 @@ def test_labels_shifted_in_one_split():
     assert splits.labels_permuted(sample(scenes().splits["train"]), unlike, "val", data.names) is None  # size and colour say nothing
 
 
+def test_a_few_boxes_whose_labels_look_swapped_stop_no_run():
+    """Ten boxes a class, of which size tells the class in train: eight of ten swapped in val may be chance, all of forty are not."""
+    looks = {
+        name: sample(split) for name, split in changed(shapes_data(train=60, val=60, test=1, size=SIDE), "train", by_size).splits.items()
+    }
+    known = {}
+    for label in (0, 2):
+        known[label] = next(look for look in looks["train"] if (look.labels == label).any())
+
+    def boxes(label: int, said: int, count: int) -> list:
+        look = known[label]
+        box = look.boxes[look.labels == label][:1]
+        return [replace(look, boxes=box, labels=np.array([said])) for _ in range(count)]
+
+    train = boxes(0, 0, 40) + boxes(2, 1, 40)
+    few = boxes(0, 1, 8) + boxes(2, 0, 8) + boxes(0, 0, 2) + boxes(2, 1, 2)
+    assert splits.labels_permuted(train, few, "val", ["a", "b"]) is None
+    assert splits.labels_permuted(train, boxes(0, 1, 40) + boxes(2, 0, 40), "val", ["a", "b"]) is not None
+
+
 def test_colours_swapped_in_one_split():
     looks = sample(scenes(64, 64).splits["train"]), sample(scenes(64, 64).splits["val"])
     assert splits.colours_swapped(*looks, "val") is None
