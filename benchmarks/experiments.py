@@ -7,9 +7,9 @@
 Each experiment is a ``boxquery compare`` on the built-in scenes, and one on BCCD (364 photographs of blood cells, Pascal VOC layout) where
 its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds, and the trained backbone of benchmarks/convergence.py. Runs that
 several experiments have in common, and the finished ones of benchmarks/convergence.py with the first seed (its second draws scenes of its
-own), are taken over. Comparisons live in ``--runs``;
-their records and a figure each go to docs/experiments, and the table of a page is written anew between its two marks. Paths are taken as
-they are given and stand in the configuration of each run, so give them relative to the same folder every time.
+own), are taken over. Comparisons live in ``--runs``; their records and a figure each go to docs/experiments, and the table of a page is
+written anew between its two marks. Paths are taken as they are given and stand in the configuration of each run, so give them relative to
+the same folder every time.
 """
 
 from __future__ import annotations
