@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from boxquery.drawing import _contrast, _fit, _place, colour, draw
+from boxquery import drawing
+from boxquery.drawing import _contrast, _fit, _place, colour, draw, font_for, writes
 
 GREY = (128, 128, 128)
 
@@ -87,6 +88,23 @@ def test_names_may_be_missing_or_odd():
     blank = Image.new("RGB", (200, 200), GREY)
     for names in ([None], [], ["line\nbreak"], ["日本語"], [""]):
         assert changed(draw(blank, [[20, 40, 150, 180]], [0], names)).any()
+
+
+def test_names_in_other_letters(monkeypatch):
+    from matplotlib import get_data_path
+
+    here = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"  # has Cyrillic, and no Chinese
+    box, blank = [[20, 40, 150, 120]], Image.new("RGB", (200, 150))
+    monkeypatch.setattr(drawing, "_FONTS", (here,))
+    assert font_for(["cat", "(dog)_1"], 14).path != here, "Pillow's own can write it"
+    assert font_for(["cat", "кот"], 14).path == here
+    assert writes(font_for(["кот"], 14), "кот")
+    written, number = draw(blank, box, [0], ["кот"]), draw(blank, box, [0], [None])
+    assert written.tobytes() != number.tobytes()
+    assert draw(blank, box, [0], ["猫"]).tobytes() == number.tobytes(), "no font has it: the number is better than a row of empty boxes"
+    monkeypatch.setattr(drawing, "_FONTS", ("no-such-font.ttf",))
+    assert draw(blank, box, [0], ["кот"]).tobytes() == number.tobytes()
+    assert draw(blank, box, [0], ["étoile"]).tobytes() == draw(blank, box, [0], ["etoile"]).tobytes()
 
 
 def test_mismatched_lengths_are_an_error():

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -13,6 +16,13 @@ from PIL import Image, ImageDraw, ImageFont
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
 _SHADES = (1.0, 0.72, 1.3, 0.5)
 _HALO = (0, 0, 0, 110)
+#: files of fonts with many scripts on Linux, Windows and macOS, for names that Pillow's own font cannot write
+_FONTS = (
+    "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf", "msyh.ttc", "simsun.ttc", "malgun.ttf", "meiryo.ttc", "segoeui.ttf", "Nirmala.ttf",
+    "PingFang.ttc", "Hiragino Sans GB.ttc", "Arial Unicode.ttf", "NotoSansArabic-Regular.ttf", "NotoSansDevanagari-Regular.ttf",
+    "NotoSans-Regular.ttf", "unifont.otf",
+)  # fmt: skip
 
 Colour = tuple[int, int, int]
 _Rectangle = tuple[int, int, int, int]
@@ -58,7 +68,7 @@ def draw(
         image: any mode; the result is RGB.
         boxes: [K, 4] xyxy in pixels; parts outside the picture are cut off, boxes wholly outside or not finite are left out.
         labels: [K] int, places in ``names``; they choose the colour.
-        names: class names; where one is None or missing, the number is written.
+        names: class names; where one is None or missing, or in letters for which this machine has no font, the number is written.
         scores: [K] in [0, 1], written after the name.
         dashed: (boxes [M, 4], labels [M]) drawn with dashed lines: the truth, or the objects of it that nothing found.
         tags: whether names and scores are written. A tag stays inside the picture, and covers other tags only where nothing else is
@@ -75,9 +85,42 @@ def draw(
     for item in sorted(items, key=lambda item: -item.size):  # small boxes end up on top
         (_dashed if item.dashed else _solid)(pen, item.box, colour(item.label), line)
     if tags:
-        font = ImageFont.load_default(size=float(np.clip(scale / 38, 9, 120)))
+        font = font_for((names[item.label] or "" for item in items if 0 <= item.label < len(names)), float(np.clip(scale / 38, 9, 120)))
         _write_tags(pen, canvas.size, items, names, font, line)
     return canvas
+
+
+def font_for(texts: Iterable[str], size: float) -> _Font:
+    """A font of so many pixels that can write the texts: Pillow's own, else the one of this machine that writes most of them."""
+    wanted, own = set("".join(texts)), ImageFont.load_default(size=size)
+    if all(map(str.isascii, wanted)) or writes(own, wanted):
+        return own
+    fonts = [own, *(font for name in _FONTS if (font := _system_font(name, size)) is not None)]
+    return max(fonts, key=lambda font: sum(writes(font, letter) for letter in wanted))
+
+
+def writes(font: _Font, letters: Iterable[str]) -> bool:
+    """Whether a font has all letters, and does not put its sign for a missing one."""
+    missing = _ink(font, "\U0010ffff")
+    return all(letter.isascii() or _ink(font, letter) != missing for letter in letters)
+
+
+def _ink(font: _Font, letter: str) -> bytes:
+    return bytes(cast(Any, font.getmask(letter)))
+
+
+def _writable(font: _Font, name: str | None) -> str:
+    """The name, without its accents where the font has none; nothing where it cannot write it at all."""
+    plain = "".join(letter for letter in unicodedata.normalize("NFKD", name or "") if not unicodedata.combining(letter))
+    return next((text for text in (name or "", plain) if writes(font, text)), "")
+
+
+@lru_cache(maxsize=64)
+def _system_font(name: str, size: float) -> ImageFont.FreeTypeFont | None:
+    try:
+        return ImageFont.truetype(name, size)
+    except OSError:
+        return None
 
 
 def _items(
@@ -135,8 +178,14 @@ def _write_tags(
     height = ascent + descent + pad
     placed: list[tuple[_Rectangle, str, Colour]] = []
     for item in sorted(items, key=lambda item: 1.0 if item.score is None else -item.score):
-        name = names[item.label] if 0 <= item.label < len(names) else None
-        text = _fit(pen, font, name or str(item.label), "" if item.score is None else f" {item.score:.2f}", max(size[0] // 2, 40) - 2 * pad)
+        name = names[item.label] if 0 <= item.label < len(names) else ""
+        text = _fit(
+            pen,
+            font,
+            _writable(font, name) or str(item.label),
+            "" if item.score is None else f" {item.score:.2f}",
+            max(size[0] // 2, 40) - 2 * pad,
+        )
         width = round(pen.textlength(text, font=font)) + 2 * pad
         x, y = _place(size, item.box, width, height, line, [other for other, _, _ in placed])
         placed.append(((x, y, x + width, y + height), text, colour(item.label)))

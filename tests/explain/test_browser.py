@@ -397,6 +397,25 @@ def test_starts_with_the_query_that_was_asked_for(chrome, tmp_path):
     assert page.complaints() == []
 
 
+def test_a_dropped_query_says_so_in_the_layers_that_it_missed(chrome, tmp_path):
+    known = story("dab-detr", decoder_layers=3, num_queries=[12, 7, 4])
+    gone = next(query for query in range(12) if known.present(query) == 1)
+    page = Page(chrome, write_page([replace(known, chosen=gone)], tmp_path / "page.html"))
+    assert "dropped after layer 1" in page.text()
+    assert not page.one("canvas.heat").is_displayed()
+    assert [term.text for term in page.all("dt")] == ["Last box"]
+    assert [row.text.split()[1:] for row in page.all("tbody tr")[1:]] == [["dropped"]] * 2
+    page.one("#all").click()
+    assert len(page.all(".boxes rect:not(.gone)")) == 4
+    page.one("[aria-label='Go to layer 1']").click()
+    assert "dropped" not in page.text()
+    assert page.one("canvas.heat").is_displayed()
+    assert len(page.all(".boxes rect:not(.gone)")) == 12
+    exact = known.heatmap(gone, 0, page.heat().shape[:2]).map.numpy()
+    assert np.unravel_index(exact.argmax(), exact.shape) == np.unravel_index(shades(page.heat()).argmax(), exact.shape)
+    assert page.complaints() == []
+
+
 def test_every_model_starts_with_the_query_that_was_asked_for(chrome, dab, tmp_path):
     page = Page(chrome, write_page([replace(dab, chosen=3), replace(dab, chosen=5)], tmp_path / "page.html"))
     assert ["query 3," in page.all("p.now")[0].text, "query 5," in page.all("p.now")[1].text] == [True, True]

@@ -11,10 +11,10 @@ from pathlib import Path
 from xml.sax.saxutils import escape
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from boxquery.drawing import colour, draw
+from boxquery.drawing import colour, draw, font_for
 from boxquery.errors import UserError
 from boxquery.explain.story import Explanation
 from boxquery.report.files import write_whole
@@ -176,7 +176,7 @@ def _layout(columns: Sequence[_Column]) -> _Layout:
 
 def _length(words: str) -> int:
     """Pixels, in the font of the PNG; that of the SVG is about as wide."""
-    return math.ceil(ImageFont.load_default(size=_TEXT).getlength(words))
+    return math.ceil(font_for([words], _TEXT).getlength(words))
 
 
 def _bar() -> Image.Image:
@@ -190,7 +190,8 @@ _BAR_WORDS = ((0, "1x"), (72, "10x"), (140, f"{MOST:.0f}x an even reading"))
 def _png(columns: Sequence[_Column]) -> bytes:
     at = _layout(columns)
     page = Image.new("RGB", (at.width, at.height), _WHITE)
-    pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=_TEXT)
+    pen = ImageDraw.Draw(page)
+    font = font_for((word for column in columns for word in (*column.heading, *(panel.caption for panel in column.panels))), _TEXT)
     for left, column in zip(at.lefts, columns, strict=True):
         pen.text((left, _GAP), column.heading[0], font=font, fill=_INK)
         pen.text((left, _GAP + _LINE), column.heading[1], font=font, fill=_QUIET)

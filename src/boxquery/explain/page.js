@@ -42,6 +42,8 @@ class Model {
   name(layer, query) { return this.classes[this.arrays.labels[this.index(layer, query)]]; }
   score(layer, query) { return this.arrays.scores[this.index(layer, query)] / 65535; }
   hasHeads(query) { return this.place.has(query); }
+  /** How many layers a query took part in, where the model drops some between layers. */
+  present(query) { return this.taken_part ? this.taken_part[query] : this.layers; }
   hasOrigin(query) { return "origins" in this.arrays && this.place.has(query); }
 
   /** Who wanted the same object: what became of each, and per layer how much it read this query, and was read by it. */
@@ -287,6 +289,7 @@ class Panel {
     for (const [query, rect] of this.rects) {
       setBox(rect, m.box(this.layer, query));
       rect.setAttribute("aria-label", `${m.name(this.layer, query)} ${m.score(this.layer, query).toFixed(2)}, query ${query}`);
+      rect.classList.toggle("gone", this.layer >= m.present(query));
     }
     this.show();
   }
@@ -353,10 +356,12 @@ class Panel {
   show() {
     const m = this.model, query = this.shown, layer = this.layer;
     this.mark(query);
-    const map = this.map(layer);
+    const map = this.map(layer), gone = layer >= m.present(query);
     this.paint(map);
+    for (const part of [this.heat, this.scale]) part.style.visibility = gone ? "hidden" : "";
     this.trail(query, layer);
-    const text = `${m.name(layer, query)} ${m.score(layer, query).toFixed(2)}`, box = m.box(layer, query);
+    const text = gone ? `dropped after layer ${m.present(query)}` : `${m.name(layer, query)} ${m.score(layer, query).toFixed(2)}`;
+    const box = m.box(layer, query);
     this.tag.textContent = text;
     const left = Math.max(0, Math.min(100, 100 * box[0] / m.image.width)), top = 100 * box[1] / m.image.height;
     this.tag.style.left = `max(0px, min(${left}%, 100% - ${this.tag.offsetWidth}px))`;
@@ -364,7 +369,7 @@ class Panel {
     this.tag.style.transform = top < 8 ? "none" : "translateY(-100%)";
     this.title.replaceChildren(make("b", {}, text), ` query ${query}, layer ${layer + 1} of ${m.layers}`);
     if (m.layers < state.layers && state.layer > layer) this.title.append(" (its last)");
-    if (this.traced) this.title.append(": where what it read came from");
+    if (this.traced && !gone) this.title.append(": where what it read came from");
     this.heads.disabled = !m.hasHeads(query) || this.traced;
     this.coarse.textContent = m.hasHeads(query) ? "" : "only the mean is kept for this query";
     this.views.forEach((view, i) => {
@@ -372,7 +377,7 @@ class Panel {
       view.disabled = !m.hasOrigin(query);
     });
     const reference = m.reference(layer, query);
-    const facts = [["Box", written(box)], ["Reference", reference ? written(reference) : "none in this model"],
+    const facts = gone ? [["Last box", written(box)]] : [["Box", written(box)], ["Reference", reference ? written(reference) : "none in this model"],
       ["Brightest cell", `${percent(map.top)} of ${this.traced ? "the map" : "what it read"}, ${(map.top * map.h * map.w).toFixed(1)} times an even spread`],
       ["Lost outside the image", percent(map.lost)]];
     this.facts.replaceChildren(...facts.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]));
@@ -459,7 +464,7 @@ class Panel {
       const to = centre(m.box(layer, query));
       const moved = from ? `${Math.hypot(to[0] - from[0], to[1] - from[1]).toFixed(0)} px` : "–";
       const { lost } = this.map(layer);
-      const cells = [m.name(layer, query), m.score(layer, query).toFixed(2), moved, percent(lost)];
+      const cells = layer < m.present(query) ? [m.name(layer, query), m.score(layer, query).toFixed(2), moved, percent(lost)] : ["dropped", "", "", ""];
       cells.forEach((text, i) => { row.children[i + 1].textContent = text; });
       if (layer === current) row.setAttribute("aria-current", "step");
       else row.removeAttribute("aria-current");

@@ -120,6 +120,7 @@ def _model(explanation: Explanation) -> dict[str, Any]:
     salient = [layer.salient_points[0, kept] for layer in explanation.trace.layers if layer.salient_points is not None]
     if salient:
         places["salient"] = _shares((torch.stack(salient).float().cpu().numpy() + 0.5) / 2)
+    taken_part = [explanation.present(query) for query in range(queries)]
     arrays = places | {"labels": explanation.labels.astype("<u2")} | _maps(explanation, kept, heads) | _rivals(explanation)
     return {
         "classes": [str(name) for name in explanation.classes],
@@ -131,6 +132,7 @@ def _model(explanation: Explanation) -> dict[str, Any]:
         "chosen": explanation.chosen,
         "order": _order(explanation),
         "kept": kept,
+        "taken_part": taken_part if min(taken_part) < layers else None,
         "grid": map_size(explanation, _GRID),
         "small": map_size(explanation, _SMALL),
         "fates": competition.FATES,
