@@ -5,11 +5,12 @@
     python benchmarks/experiments.py queries --show               # only its figure and table, from docs/experiments/results
 
 Each experiment is a ``boxquery compare`` on the built-in scenes, and one on BCCD (364 photographs of blood cells, Pascal VOC layout) where
-its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds, and the trained backbone of benchmarks/convergence.py. Runs that
-several experiments have in common, and the finished ones of benchmarks/convergence.py with the first seed (its second draws scenes of its
-own), are taken over. Comparisons live in ``--runs``; their records and a figure each go to docs/experiments, and the table of a page is
-written anew between its two marks. Paths are taken as they are given and stand in the configuration of each run, so give them relative to
-the same folder every time.
+its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds, and the trained backbone of benchmarks/convergence.py, which the
+shorter ones keep as it is: what they compare are transformers on the same features, in two thirds of the time. Runs that several
+experiments have in common, and the finished ones of benchmarks/convergence.py with the first seed (its second draws scenes of its own),
+are taken over. Comparisons live in ``--runs``; their records and a figure each go to docs/experiments, and the table of a page is written
+anew between its two marks. Paths are taken as they are given and stand in the configuration of each run, so give them relative to the same
+folder every time.
 """
 
 from __future__ import annotations
@@ -95,21 +96,21 @@ def cross_attention(data: str) -> Entries:
 
 #: images that each sees: long enough for all six systems, for one that learns slowly, and for one that learns fast
 LONG, MIDDLE, SHORT = {"scenes": 8000, "bccd": 6000}, {"scenes": 4000, "bccd": 4000}, {"scenes": 3000, "bccd": 2000}
-#: name -> who is compared, and images that each of them sees
-EXPERIMENTS: dict[str, tuple[Callable[[str], Entries], dict[str, int]]] = {
-    "convergence": (convergence, LONG),
-    "queries": (queries, SHORT),
-    "layers": (layers, SHORT),
-    "positions": (positions, MIDDLE),
-    "convolution": (convolution, SHORT),
-    "end-to-end": (end_to_end, SHORT),
-    "cross-attention": (cross_attention, LONG),
+#: name -> who is compared, images that each of them sees, and whether the backbone stays as it is
+EXPERIMENTS: dict[str, tuple[Callable[[str], Entries], dict[str, int], bool]] = {
+    "convergence": (convergence, LONG, False),
+    "queries": (queries, SHORT, True),
+    "layers": (layers, SHORT, True),
+    "positions": (positions, MIDDLE, True),
+    "convolution": (convolution, SHORT, True),
+    "end-to-end": (end_to_end, SHORT, True),
+    "cross-attention": (cross_attention, LONG, False),
 }
 
 
 def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
     """The comparison, and its record without what is this machine's alone."""
-    entries, images = EXPERIMENTS[name]
+    entries, images, frozen = EXPERIMENTS[name]
     plan, weights = runs / f"{name}-{data}.yaml", {"pretrained_cfg_overlay": {"file": str(backbone(Path("runs/convergence")))}}
     planned = {
         label: {**given, "options": {**given["options"], "backbone_options": {**given["options"]["backbone_options"], **weights}}}
@@ -118,7 +119,7 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
     write_whole(plan, yaml.safe_dump(planned, sort_keys=False))
     result = compare(
         source, out=runs / f"{name}-{data}", plan=plan, images_seen=images[data], seeds=SEEDS, preset="tiny", image_size=128, batch_size=4,
-        pretrained=True, device="cpu", precision="float32", jobs=jobs,
+        pretrained=True, freeze_backbone=frozen, device="cpu", precision="float32", jobs=jobs,
         adopt_from=[folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()],
     ).result  # fmt: skip
     write_json(DOCS / "results" / f"{name}-{data}.json", record(result))

@@ -26,7 +26,7 @@ def experiments(monkeypatch, tmp_path):
 
 def test_every_experiment_is_a_plan_that_can_be_trained(experiments):
     labels = set()
-    for name, (entries, images) in experiments.EXPERIMENTS.items():
+    for name, (entries, images, _) in experiments.EXPERIMENTS.items():
         for data, source in (("scenes", "shapes"), ("bccd", "shapes")):
             known = [Entry(label, preset="tiny", **given) for label, given in entries(data).items()]
             plan = settled(Plan(data=source, entries=tuple(known), seeds=(0, 1), images_seen=images[data], device="cpu",
