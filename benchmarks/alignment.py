@@ -12,6 +12,7 @@ the point at 0 images is measured on the untrained model. Both print what they d
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ from convergence import curve
 INK, GOLD, TEAL, QUIET = "#1f2933", "#e0a100", "#0f8b8d", "#8a949e"
 #: objects that the untrained model is measured on: those of at most so many images, as in training
 SAMPLE = 32
+#: times the share that an even reading has inside its object, from which a query has turned to it
+TURNED = 1.5
 
 
 def detector_of(where: str, data: Data) -> Detector:
@@ -55,7 +58,7 @@ def reading(out: Path, models: dict[str, str], data: Data, scene: int, number: i
     chosen = int(sizes.argmax()) if number is None else number
     columns = min(4, len(models))
     rows = -(-len(models) // columns)
-    figure = Figure(figsize=(2.6 * columns, 3.05 * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, (2.6 * picture.height / picture.width + 0.45) * rows), layout="constrained")
     for axis, (name, where) in zip(figure.subplots(rows, columns, squeeze=False).flat, models.items(), strict=False):
         detector = detector_of(where, data)
         batch = collate([DetectionDataset(split, detector.transform)[scene]])
@@ -110,6 +113,15 @@ def _panel(axis: Axes, name: str, points: list[dict[str, float]]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     told = ((p["images"], p["AP50"], p[f"inside_{last}"], p[f"entropy_{last}"]) for p in points)
     print(f"{name}: " + "; ".join(f"{i:,.0f} images AP50 {a:.3f} inside {s:.3f} entropy {e:.3f}" for i, a, s, e in told))
+    turned = _first(points, lambda p: max(p[f"inside_{i}"] for i in range(1, last + 1)) >= TURNED * p["inside_even"])
+    print(
+        f"{name}: some layer reads {TURNED} times an even share at {turned}, AP50 is .05 at {_first(points, lambda p: p['AP50'] >= 0.05)}"
+    )
+
+
+def _first(points: list[dict[str, float]], holds: Callable[[dict[str, float]], bool]) -> str:
+    """Of the evaluations of a training the first at which something holds."""
+    return next((f"{p['images']:,.0f} images" for p in points if holds(p)), "no time")
 
 
 def main() -> None:
