@@ -65,3 +65,17 @@ def test_the_figure_and_the_table_say_what_was_measured(experiments, tmp_path, c
     assert all(label in picture for label in ("deformable-detr", "dab-twin", "built-in scenes"))
     experiments.show("queries")
     assert "queries: nothing measured yet" in capsys.readouterr().out
+
+
+def test_the_pages_show_the_results_that_are_kept(experiments):
+    pages = ROOT / "docs" / "experiments"
+    for name in experiments.EXPERIMENTS:
+        found = {data: pages / "results" / f"{name}-{data}.json" for data in experiments.DATA}
+        known = {data: json.loads(path.read_text()) for data, path in found.items() if path.exists()}
+        assert known, name
+        text = (pages / f"{name}.md").read_text()
+        for data, result in known.items():
+            assert experiments.table(data, result, nms=name == "end-to-end") in text, f"{name}: experiments.py {name} --show"
+        assert f"({name}.svg)" in text
+        assert (pages / f"{name}.svg").is_file()
+        assert f"]({name}.md)" in (pages / "README.md").read_text()
