@@ -182,7 +182,9 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
                 *(f"{found['nms'][t]['AP50']:.3f}" for t in ("1", "0.7", "0.5")),
             ]
         rows.append(cells)
-    lines = [f"**{DATA[data]}**, {result['budget']} each, {SEEDS} seeds ({seconds / 60:,.0f} minutes of one core):", ""]
+    seeds = max(len(found["seeds"]) for found in result["entries"])
+    learned = f"{result['budget']} each, {seeds} seed{'s' * (seeds > 1)} ({seconds / 60:,.0f} minutes of one core)"
+    lines = [f"**{DATA[data]}**, {learned}:", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
     lines += ["", " ".join(result["conclusion"])]
     return "\n".join(lines + [f"Not finished: {run['label']}, seed {run['seed']}: {run['status']} {run['reason']}"
