@@ -113,10 +113,12 @@ def _panel(axis: Axes, name: str, points: list[dict[str, float]]) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     told = ((p["images"], p["AP50"], p[f"inside_{last}"], p[f"entropy_{last}"]) for p in points)
     print(f"{name}: " + "; ".join(f"{i:,.0f} images AP50 {a:.3f} inside {s:.3f} entropy {e:.3f}" for i, a, s, e in told))
-    turned = _first(points, lambda p: max(p[f"inside_{i}"] for i in range(1, last + 1)) >= TURNED * p["inside_even"])
-    print(
-        f"{name}: some layer reads {TURNED} times an even share at {turned}, AP50 is .05 at {_first(points, lambda p: p['AP50'] >= 0.05)}"
-    )
+
+    def most(point: dict[str, float]) -> float:
+        return max(point[f"inside_{i}"] for i in range(1, last + 1))
+
+    turned, learned = _first(points, lambda p: most(p) >= TURNED * p["inside_even"]), _first(points, lambda p: p["AP50"] >= 0.05)
+    print(f"{name}: a layer reads {TURNED} times an even share at {turned}, {most(points[-1]):.3f} in the end; AP50 is .05 at {learned}")
 
 
 def _first(points: list[dict[str, float]], holds: Callable[[dict[str, float]], bool]) -> str:

@@ -93,7 +93,7 @@ def draw(
 def font_for(texts: Iterable[str], size: float) -> _Font:
     """A font of so many pixels that can write the texts: Pillow's own, else the one of this machine that writes most of them."""
     wanted, own = set("".join(texts)), ImageFont.load_default(size=size)
-    if all(map(str.isascii, wanted)) or writes(own, wanted):
+    if writes(own, wanted):
         return own
     fonts = [own, *(font for name in _FONTS if (font := _system_font(name, size)) is not None)]
     return max(fonts, key=lambda font: sum(writes(font, letter) for letter in wanted))
@@ -101,8 +101,9 @@ def font_for(texts: Iterable[str], size: float) -> _Font:
 
 def writes(font: _Font, letters: Iterable[str]) -> bool:
     """Whether a font has all letters, and does not put its sign for a missing one."""
-    missing = _ink(font, "\U0010ffff")
-    return all(letter.isascii() or _ink(font, letter) != missing for letter in letters)
+    other = [letter for letter in letters if not letter.isascii()]
+    missing = _ink(font, "\U0010ffff") if other else b""
+    return all(_ink(font, letter) != missing for letter in other)
 
 
 def _ink(font: _Font, letter: str) -> bytes:
@@ -179,13 +180,8 @@ def _write_tags(
     placed: list[tuple[_Rectangle, str, Colour]] = []
     for item in sorted(items, key=lambda item: 1.0 if item.score is None else -item.score):
         name = names[item.label] if 0 <= item.label < len(names) else ""
-        text = _fit(
-            pen,
-            font,
-            _writable(font, name) or str(item.label),
-            "" if item.score is None else f" {item.score:.2f}",
-            max(size[0] // 2, 40) - 2 * pad,
-        )
+        score = "" if item.score is None else f" {item.score:.2f}"
+        text = _fit(pen, font, _writable(font, name) or str(item.label), score, max(size[0] // 2, 40) - 2 * pad)
         width = round(pen.textlength(text, font=font)) + 2 * pad
         x, y = _place(size, item.box, width, height, line, [other for other, _, _ in placed])
         placed.append(((x, y, x + width, y + height), text, colour(item.label)))
