@@ -195,9 +195,10 @@ def test_two_runners_share_the_work(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["shapes", "--models", "detr"], "--out"),
-        (["shapes", "--models", "detr", "--out", "x"], "--minutes, --epochs and --images-seen"),
+        (["shapes"], "name what to compare"),
+        (["--models", "detr"], "name the data"),
         (["shapes", "--models", "detr", "--epochs", "1", "--minutes", "2", "--out", "x"], "one of"),
+        (["shapes", "--models", "detr,conditional-detr", "--preset", "paper", "--out", "x"], "differ in epochs (50, 300): give --epochs"),
         (["shapes", "--models", "dert", "--epochs", "1", "--out", "x"], "dert"),
         (["nowhere", "--models", "detr", "--epochs", "1", "--out", "x"], "nowhere"),
         (["--models", "detr", "--epochs", "1", "--out", "x"], "name the data"),
@@ -219,6 +220,22 @@ def test_wrong_input_is_one_line_and_leaves_nothing(given, said, capsys, tmp_pat
     assert len([line for line in told.err.splitlines() if line.startswith("error:")]) == 1
     assert said in told.err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_said_is_the_presets_and_named_after_the_data(tmp_path, monkeypatch):
+    """The command of the article's first open question, as short as it can be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Runner, "run", lambda self: None)
+    assert command_line(["compare", "shapes", "--model", "dab-detr", "--sweep", "num_queries=10,30"]) == 0
+    plan = Plan.read(tmp_path / "comparisons/shapes")
+    assert [(entry.label, entry.model, entry.options) for entry in plan.entries] == [
+        ("num_queries=10", "dab-detr", {"num_queries": 10}),
+        ("num_queries=30", "dab-detr", {"num_queries": 30}),
+    ]
+    assert (plan.epochs, plan.budget(), plan.minutes, plan.images_seen) == (150, "150 epochs", None, None)
+    assert command_line(["compare", "shapes"]) == 0  # goes on with it
+    assert command_line(["compare", "shapes", "--models", "detr"]) == 0  # as well
+    assert [entry.label for entry in Plan.read(tmp_path / "comparisons/shapes").entries] == ["num_queries=10", "num_queries=30", "detr"]
 
 
 def test_a_folder_that_holds_something_else_is_not_written_into(tmp_path, capsys):

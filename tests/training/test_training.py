@@ -189,6 +189,22 @@ def _stop(*_, **__):
     raise Stop
 
 
+def test_of_minutes_and_epochs_what_is_over_first_counts(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("boxquery.training.fit.L.Trainer.fit", _stop)
+    monkeypatch.setattr("boxquery.training.budget.os.getloadavg", lambda: (9.5, 1.0, 1.0))
+    monkeypatch.setattr("boxquery.training.budget.os.cpu_count", lambda: 2)
+    found = {}
+    for name, given in {"few": {"epochs": 1}, "many": {"epochs": 100_000}, "open": {}}.items():
+        for resume in (False, True):  # the same command goes on
+            with pytest.raises(Stop):
+                bq.train(scenes(), minutes=0.1, resume=resume, out=tmp_path / name, **given, **settings("detr"))
+        found[name] = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
+    assert (found["few"]["epochs"], found["few"]["batches"]) == (1, 3), "an epoch that was asked for is a whole one"
+    assert 1 < found["many"]["epochs"] < 100_000
+    assert found["open"]["epochs"] > 1
+    assert capsys.readouterr().err.count("load 9.5 on 2 cores") == 3, "a busy machine is the reason for few steps, and says so"
+
+
 def test_the_seed_of_a_run_holds_out_the_images_that_evaluation_does(tmp_path):
     """Otherwise ``evaluate`` would look at images that the run has learned."""
     source = write_coco_file(tmp_path / "data", drawn(scenes(train=20, val=1)))
@@ -258,7 +274,7 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"image_size": 3}, "image_size=3"),
         ({"patience": -2}, "patience=-2"),
         ({"images_seen": 0}, "images_seen=0"),
-        ({"images_seen": 8}, "three ways to say how long"),
+        ({"images_seen": 8}, "neither --minutes nor --epochs"),
         ({"clock": "sun"}, "clock='sun'"),
         ({"val_every": -1}, "val_every=-1"),
         ({"resume": True}, "no run to go on with"),

@@ -43,7 +43,7 @@ def values(kind: Any, tokens: Any) -> dict[str, list[Any]]:
     return found
 
 
-Names = Annotated[list[str] | None, Parameter(converter=names, n_tokens=1, allow_repeating=True)]
+Names = Annotated[list[str] | None, Parameter(name=("--models", "--model"), converter=names, n_tokens=1, allow_repeating=True)]
 Sweep = Annotated[dict[str, list[Any]] | None, Parameter(name="--sweep", converter=values, accepts_keys=False, n_tokens=1)]
 Folders = Annotated[list[Path] | None, Parameter(consume_multiple=True)]
 
@@ -105,12 +105,13 @@ def compare(
 
     Args:
         data: a folder or file in COCO, Pascal VOC or YOLO layout, or the word ``shapes``; not needed to go on with ``out``.
-        out: the folder of the comparison. The same command goes on with it; a second one, also on another machine, shares the work.
+        out: the folder of the comparison; None: ``comparisons/`` and the name of the data. The same command goes on with it; a second one,
+            also on another machine, shares the work.
         models: names, separated by commas.
         plan: instead of models a YAML file: labels, each with ``model``, ``preset``, ``options``, ``lr`` as far as they differ.
         sweep: one model over values of an option: ``num_queries=10,30,100``.
         minutes: budget of every run: of the processor, so that a busy machine does not decide; on CUDA of the wall.
-        epochs: instead, passes over the training images.
+        epochs: instead, passes over the training images; where no budget is given the presets' own, which must agree.
         images_seen: instead, training images seen in all.
         seeds: runs of every model, with seeds 0, 1, ...
         preset: size and recipe: "paper", "small" or "tiny".
@@ -134,7 +135,9 @@ def compare(
             raise UserError("--show reads folders and trains nothing: leave out data, models, plan, sweep and adopt")
         return _written(out or show[0], [Path(folder) for folder in show])
     if out is None:
-        raise UserError("name the folder of the comparison: --out DIR")
+        if data is None:
+            raise UserError("name the data to compare on, or the folder of a comparison to go on with: --out DIR")
+        out = Path("comparisons") / Path(data).resolve().name
     check_above_zero(
         jobs=jobs, seeds=seeds, epochs=epochs, minutes=minutes, images_seen=images_seen, image_size=image_size, batch_size=batch_size, lr=lr
     )
@@ -143,8 +146,8 @@ def compare(
     if models or plan is not None or sweep:
         if data is None:
             raise UserError("name the data: boxquery compare DATA --models A,B,... --out DIR")
-        if sum(value is not None for value in (minutes, epochs, images_seen)) != 1:
-            raise UserError("say how long every run may learn: one of --minutes, --epochs and --images-seen")
+        if sum(value is not None for value in (minutes, epochs, images_seen)) > 1:
+            raise UserError("--minutes, --epochs and --images-seen are three ways to say how long every run may learn; give one of them")
         wish = Plan(
             data=str(data),
             entries=tuple(entries_of(models or [], plan, sweep or {}, preset, options or {}, lr)),
@@ -162,6 +165,8 @@ def compare(
         )
         agreed = _agreed(wish, out, console)
     else:
+        if not (out / FILE).exists():
+            raise UserError(f"{out}: no comparison there to go on with; name what to compare: --models A,B,...")
         agreed = Plan.read(out)
         if data is not None and not same_data(agreed.data, str(data)):
             raise UserError(f"{out} compares on {agreed.data}, not {data}: choose another --out, or name models")

@@ -49,7 +49,8 @@ class Plan:
     Attributes:
         data: what the user named.
         seeds: every entry runs with each of them.
-        epochs, minutes, images_seen: the budget, one of the three; minutes are the processor's (on CUDA the wall's).
+        epochs, minutes, images_seen: the budget, one of the three; minutes are the processor's (on CUDA the wall's). None of them: the
+            presets' epochs, see ``settled``.
         image_size, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
     """
 
@@ -243,13 +244,15 @@ def settled(plan: Plan) -> Plan:
     """The plan with what was left open (0 or "auto") filled in from presets and this machine. Imports torch.
 
     Raises:
-        UserError: an unknown model, preset or option; presets that do not agree on the size of an image or a batch.
+        UserError: an unknown model, preset or option; presets that do not agree on the size of an image or a batch, or on the epochs where
+            no budget was given.
     """
     from boxquery.models import preset
     from boxquery.models.options import with_options
     from boxquery.training.settings import choose_device, choose_precision
 
-    entries, sizes = [], {"image_size": set(), "batch_size": set()}
+    unlimited = plan.epochs is None and plan.minutes is None and plan.images_seen is None
+    entries, sizes = [], {name: set() for name in ("image_size", "batch_size", *(["epochs"] if unlimited else []))}
     for entry in plan.entries:
         known = preset(entry.model, entry.preset)
         with_options(known.options, entry.options, entry.label).check()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,7 +31,10 @@ TIMING = 0.03
 
 
 def within(config: RunConfig, model: Model, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
-    """``config`` with the epochs, batches an epoch and evaluations that fit into its ``minutes``; the model itself is not changed."""
+    """``config`` with the epochs, batches an epoch and evaluations that fit into its ``minutes``; the model itself is not changed.
+
+    Epochs that ``config`` has already (0: none) are a limit.
+    """
     assert config.minutes is not None
     (first, later), look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
     seconds = config.minutes * 60 * PLANNED
@@ -38,7 +42,8 @@ def within(config: RunConfig, model: Model, loader: DataLoader, detector: Detect
     # the first pass over the images reads them, later ones may find them in memory
     whole = config.batches * first
     fitting = max(int(training / first if training < whole else config.batches + (training - whole) / later), 1)
-    epochs, batches = fitted(fitting, config.batches)
+    limited = 0 < config.epochs * config.batches <= fitting
+    epochs, batches = (config.epochs, config.batches) if limited else fitted(fitting, config.batches)
     looks = max(int(seconds * EVALUATING / look), 1)
     return replace(config, epochs=epochs, batches=batches, val_every=config.val_every or max(-(-epochs // looks), 1))
 
@@ -53,6 +58,17 @@ def fitted(steps: int, whole: int) -> tuple[int, int]:
     choices = [(epochs, min(max(round(steps / epochs), 1), whole)) for epochs in range(least, 2 * least + 1)]
     off = {choice: abs(choice[0] * choice[1] - steps) for choice in choices}
     return next((choice for choice in choices if off[choice] <= steps / 100), min(choices, key=off.__getitem__))
+
+
+def busy(config: RunConfig) -> str:
+    """What to say where other work shortens the run: minutes on the wall are planned from steps that shared the machine; "" elsewhere."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if config.clock == "processor" or config.device != "cpu" or load <= cores + 0.5:
+        return ""
+    return (
+        f"note: this machine has other work (load {load:.1f} on {cores} cores), so {config.minutes:g} minutes are worth fewer steps than "
+        "on a quiet one; --clock processor counts only the time that this run computes"
+    )
 
 
 def clock(config: RunConfig) -> Callable[[], float]:

@@ -31,7 +31,7 @@ from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.beforehand import check, enough_queries, keep, tell_data
-from boxquery.training.budget import fitted, within
+from boxquery.training.budget import busy, fitted, within
 from boxquery.training.config import FILE, RunConfig, usual_val_every
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
@@ -140,6 +140,8 @@ class Run:
             c = everywhere(within(c, self.model, self.loader(), self.detector, self.val))[0]  # the first process's clock decides for all
             whose = " of the processor" if c.clock == "processor" else ""
             self.console.print(f"{c.minutes:g} minutes{whose} are worth {c.epochs} epochs of {c.batches} steps here")
+            if note := busy(c):
+                self.console.print(note, markup=False)
         elif c.images_seen is not None:
             steps = max(round(c.images_seen / (c.batch_size * c.world)), 1)
             epochs, batches = fitted(steps, c.batches)

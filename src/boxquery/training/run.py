@@ -78,10 +78,10 @@ def train(
         model: what to train, see ``list_models()`` and ``boxquery.models.references()``; None: "deformable-detr".
         preset: its size and recipe: "paper", "small" or "tiny"; None: "small". With ``start_from`` the recipe alone.
         out: the run folder; None: a new one under ``runs/``.
-        epochs: passes over the training images; None: the preset's.
-        minutes: instead of epochs, about how long; becomes a number of steps after a few timed ones.
+        epochs: passes over the training images; None: the preset's, or as many as fit into ``minutes``.
+        minutes: about how long; becomes a number of steps after a few timed ones. With ``epochs`` what is over first counts.
         clock: of the minutes: "wall", or "processor", which a busy machine does not shorten (what ``compare`` uses; not on CUDA).
-        images_seen: instead of epochs, how many training images to see in all; epochs are shortened a little to come near it.
+        images_seen: instead of both, how many training images to see in all; epochs are shortened a little to come near it.
         options: the model's own knobs, as ``create_model`` takes them; on the command line ``--option name=value``, repeated.
         image_size: short side in pixels; the long side is at most 5/3 of it.
         batch_size: images a step of one process.

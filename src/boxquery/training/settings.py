@@ -27,6 +27,7 @@ def resolved(wish: RunConfig) -> RunConfig:
     wish = replace(wish, model=wish.model or MODEL, preset=wish.preset or PRESET)
     recipe = preset(wish.model, wish.preset).recipe
     device = choose_device(wish.device)
+    open_to_choose = ("image_size", "batch_size", "lr", *(() if wish.minutes is not None else ("epochs",)))
     config = replace(
         wish,
         device=device,
@@ -34,10 +35,10 @@ def resolved(wish: RunConfig) -> RunConfig:
         clock="wall" if device == "cuda" else wish.clock,
         world=world(),
         workers=_workers(device) if wish.workers < 0 else wish.workers,
-        **{name: getattr(wish, name) or getattr(recipe, name) for name in ("image_size", "batch_size", "lr", "epochs")},
+        **{name: getattr(wish, name) or getattr(recipe, name) for name in open_to_choose},
     )
     if config.images_seen is not None and (config.minutes is not None or wish.epochs):
-        raise UserError("--images-seen, --minutes and --epochs are three ways to say how long; give one of them")
+        raise UserError("--images-seen goes with neither --minutes nor --epochs: each says how long; give one of them")
     if config.clock not in CLOCKS:
         raise UserError(f"clock={config.clock!r}: choose {' or '.join(CLOCKS)}")
     if config.patience < 0:
@@ -69,6 +70,8 @@ def same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
         if name in ("device", "workers", "clock") or asked in (getattr(UNSAID, name), own):
             continue
         if name == "batch_size" and asked > own and config.batches == 1:  # it was larger than the data
+            continue
+        if name == "epochs" and asked > own and config.minutes is not None:  # the minutes ended first
             continue
         if name in ("data", "start_from") and own and Path(str(asked)).resolve() == Path(own).resolve():
             continue
