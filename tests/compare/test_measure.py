@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from boxquery.compare.measure import gflops, measure
 from boxquery.compare.plan import Entry, Plan
 from boxquery.data.loading import Batch
 from boxquery.detector import Detector
+from boxquery.evaluation.predictions import predict_split, suppressed
 from boxquery.models import sizes
 from boxquery.training.config import RunConfig
 from tests.data.writers import drawn, write_coco
@@ -23,6 +25,19 @@ def test_multiply_adds_are_those_of_the_familys_page(name):
     detector = Detector(model, [str(i) for i in range(91)], list(range(91)), 160)
     batch = Batch(torch.zeros(1, 3, 160, 160), None, [], [0])
     assert gflops(detector, batch) == pytest.approx(sizes(name)["tiny"]["gflops"], abs=0.006)
+
+
+def test_answers_suppressed_afterwards_are_those_of_a_model_that_is_asked_to_suppress():
+    detector = Detector(bq.create_model("deformable-detr", classes=5, preset="tiny"), [*"abcde"], [1, 2, 3, 4, 5], 64)
+    split = scenes().splits["val"]
+    every = predict_split(detector, split)
+    for iou in (0.3, 0.02):  # nothing has been learned, so boxes overlap little
+        asked, kept = predict_split(detector, split, nms=iou), suppressed(every, iou)
+        assert list(kept) == list(asked)
+        assert iou > 0.1 or sum(len(kept[i][0]) for i in kept) < sum(len(every[i][0]) for i in every)
+        for i in kept:
+            for one, other in zip(kept[i], asked[i], strict=True):
+                np.testing.assert_array_equal(one, other)
 
 
 def test_a_reference_is_the_planned_run_and_measured_with_all_its_answers(tmp_path):

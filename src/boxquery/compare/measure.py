@@ -29,7 +29,7 @@ from boxquery.detector import Detector, load
 from boxquery.drawing import draw
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import Found, predict_split, readable
+from boxquery.evaluation.predictions import Found, predict_split, readable, suppressed
 from boxquery.report.files import write_json, write_whole
 from boxquery.report.pictures import jpeg, resized
 from boxquery.training.config import RunConfig
@@ -50,8 +50,10 @@ def measure(run: Path) -> Path:
     ap, ap50 = average_precisions(val, found, len(data.names), times)
     after = {}
     for threshold in NMS:
-        plain = threshold == 1 and detector.model.has_queries  # nothing removes these answers anyway
-        answers = found if plain else predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
+        if detector.model.has_queries:  # what suppresses by itself has to be asked again
+            answers = found if threshold == 1 else suppressed(found, threshold)
+        else:
+            answers = predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
         metrics = evaluate(val, answers, data.names, data.ids)
         after[f"{threshold:g}"] = {key: metrics[key] for key in ("AP", "AP50", "duplicate_rate")}
     one = _single(detector, val, 0)

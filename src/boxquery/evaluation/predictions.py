@@ -8,17 +8,20 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from boxquery.data.checks import refuse_many
 from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.errors import UserError
+from boxquery.parts.boxes import without_overlaps
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data, Split
     from boxquery.detector import Detector
 
 Found = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+_ANSWER = ("boxes", "scores", "labels")
 T = TypeVar("T")
 
 
@@ -69,8 +72,18 @@ def predict_split(
     for batch in batches(dataset, order, batch_size=batch_size, workers=workers, skipped=skipped):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
         for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
-            found[i] = tuple(answer[k].cpu().numpy() for k in ("boxes", "scores", "labels"))  # pyright: ignore[reportArgumentType]
+            found[i] = tuple(answer[name].cpu().numpy() for name in _ANSWER)  # pyright: ignore[reportArgumentType]
     return {i: found[i] for i in order if i in found}  # not those that only stood in for others
+
+
+def suppressed(found: Found, iou: float) -> Found:
+    """What ``predict_split`` gives with ``nms=iou``, from what it gave without, of a model that suppresses nothing by itself."""
+    kept: Found = {}
+    for place, answer in found.items():
+        named = {name: torch.from_numpy(values) for name, values in zip(_ANSWER, answer, strict=True)}
+        left = without_overlaps(named, iou)
+        kept[place] = tuple(left[name].numpy() for name in _ANSWER)  # pyright: ignore[reportArgumentType]
+    return kept
 
 
 def readable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
