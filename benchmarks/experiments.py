@@ -4,13 +4,13 @@
     python benchmarks/experiments.py queries --bccd path/to/bccd  # one
     python benchmarks/experiments.py queries --show               # only its figure and table, from docs/experiments/results
 
-Each experiment is a ``boxquery compare`` on the built-in scenes, and one on BCCD (364 photographs of blood cells, Pascal VOC layout) where
-its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds, and the trained backbone of benchmarks/convergence.py, which the
-shorter ones keep as it is: what they compare are transformers on the same features, in two thirds of the time. Runs that several
-experiments have in common, and the finished ones of benchmarks/convergence.py with the first seed (its second draws scenes of its own),
-are taken over. Comparisons live in ``--runs``; their records and a figure each go to docs/experiments, and the table of a page is written
-anew between its two marks. Paths are taken as they are given and stand in the configuration of each run, so give them relative to the same
-folder every time.
+Each experiment is a ``boxquery compare`` on the built-in scenes, and one on BCCD (364 photographs of blood cells, Pascal VOC layout)
+where its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds or more, and the trained backbone of
+benchmarks/convergence.py, which the shorter ones keep as it is: what they compare are transformers on the same features, in two thirds of
+the time. Runs that several experiments have in common, and the finished ones of benchmarks/convergence.py with the first seed (its second
+draws scenes of its own), are taken over. Comparisons live in ``--runs``; their records and a figure each go to docs/experiments, and the
+table of a page is written anew between its two marks. Paths are taken as they are given and stand in the configuration of each run, so
+give them relative to the same folder every time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ from boxquery.report.files import write_json, write_whole
 from convergence import BODY, HERE, PLAIN, backbone
 
 DOCS = HERE.parent / "docs" / "experiments"
-RATE, SEEDS = 5e-4, 2
+RATE = 5e-4
 #: what the pages call the data, and how many objects its fullest image has (no fewer queries can be asked)
 DATA, FULLEST = {"scenes": "built-in scenes", "bccd": "BCCD"}, {"scenes": 10, "bccd": 30}
 SYSTEMS = ("detr", "deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
@@ -96,30 +96,40 @@ def cross_attention(data: str) -> Entries:
 
 #: images that each sees: long enough for all six systems, for one that learns slowly, and for one that learns fast
 LONG, MIDDLE, SHORT = {"scenes": 8000, "bccd": 6000}, {"scenes": 4000, "bccd": 4000}, {"scenes": 3000, "bccd": 2000}
-#: name -> who is compared, images that each of them sees, and whether the backbone stays as it is
-EXPERIMENTS: dict[str, tuple[Callable[[str], Entries], dict[str, int], bool]] = {
-    "convergence": (convergence, LONG, False),
-    "queries": (queries, SHORT, True),
-    "layers": (layers, SHORT, True),
-    "positions": (positions, MIDDLE, True),
-    "convolution": (convolution, SHORT, True),
-    "end-to-end": (end_to_end, SHORT, True),
-    "cross-attention": (cross_attention, LONG, False),
+
+
+class Experiment(NamedTuple):
+    """Who is compared, images that each of them sees, whether the backbone stays as it is, and seeds: more where differences are small."""
+
+    entries: Callable[[str], Entries]
+    images: dict[str, int]
+    frozen: bool = True
+    seeds: int = 2
+
+
+EXPERIMENTS = {
+    "convergence": Experiment(convergence, LONG, frozen=False),
+    "queries": Experiment(queries, SHORT),
+    "layers": Experiment(layers, SHORT, seeds=5),
+    "positions": Experiment(positions, MIDDLE),
+    "convolution": Experiment(convolution, SHORT),
+    "end-to-end": Experiment(end_to_end, SHORT),
+    "cross-attention": Experiment(cross_attention, LONG, frozen=False),
 }
 
 
 def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
     """The comparison, and its record without what is this machine's alone."""
-    entries, images, frozen = EXPERIMENTS[name]
+    experiment = EXPERIMENTS[name]
     plan, weights = runs / f"{name}-{data}.yaml", {"pretrained_cfg_overlay": {"file": str(backbone(Path("runs/convergence")))}}
     planned = {
         label: {**given, "options": {**given["options"], "backbone_options": {**given["options"]["backbone_options"], **weights}}}
-        for label, given in entries(data).items()
+        for label, given in experiment.entries(data).items()
     }
     write_whole(plan, yaml.safe_dump(planned, sort_keys=False))
     result = compare(
-        source, out=runs / f"{name}-{data}", plan=plan, images_seen=images[data], seeds=SEEDS, preset="tiny", image_size=128, batch_size=4,
-        pretrained=True, freeze_backbone=frozen, device="cpu", precision="float32", jobs=jobs,
+        source, out=runs / f"{name}-{data}", plan=plan, images_seen=experiment.images[data], seeds=experiment.seeds, preset="tiny",
+        image_size=128, batch_size=4, pretrained=True, freeze_backbone=experiment.frozen, device="cpu", precision="float32", jobs=jobs,
         adopt_from=[folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()],
     ).result  # fmt: skip
     write_json(DOCS / "results" / f"{name}-{data}.json", record(result))
