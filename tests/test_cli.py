@@ -48,6 +48,14 @@ def test_every_command_has_help(command, capsys):
     assert "Usage: boxquery" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_the_page_of_all_commands_says_what_each_is_for(words):
+    shown = subprocess.run([sys.executable, "-m", "boxquery", *words], capture_output=True, text=True, check=True).stdout
+    for command in COMMANDS:
+        assert re.search(rf"^\W*{command} +[A-Z]\w+ \w+", shown, flags=re.M), command
+    assert "--empty" not in shown
+
+
 def test_the_commands_are_those_that_work():
     assert {name for name in app if not name.startswith("-")} == set(COMMANDS)
 

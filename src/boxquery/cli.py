@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError
 
 from boxquery.errors import UserError
@@ -19,6 +19,7 @@ app = App(
     help_epilogue="With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr.",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
+    default_parameter=Parameter(negative_iterable=()),
 )
 app.command("boxquery.training.run:train", name="train")
 app.command("boxquery.check.command:check", name="check")
@@ -32,8 +33,12 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line. Returns the exit status: 0 done, 1 a check did not hold, 2 the input was wrong, 130 interrupted."""
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) < len(arguments)
+    words = words or ["--help"]
+    if words[0] in app.help_flags:
+        for name in app:
+            app[name]  # the page of all commands does not load them by itself, and would have their names alone
     try:
-        result = app(words, exit_on_error=False, print_error=False, result_action="return_value") if words else app(["--help"])
+        result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:
         return _failed(error.line(), error.status)
     except CycloptsError as error:
