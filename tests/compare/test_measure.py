@@ -28,13 +28,14 @@ def test_multiply_adds_are_those_of_the_familys_page(name):
 
 
 def test_answers_suppressed_afterwards_are_those_of_a_model_that_is_asked_to_suppress():
-    detector = Detector(bq.create_model("deformable-detr", classes=5, preset="tiny"), [*"abcde"], [1, 2, 3, 4, 5], 64)
+    # before it has learned anything DETR puts every box around the middle, so that most go
+    detector = Detector(bq.create_model("detr", classes=5, preset="tiny"), [*"abcde"], [1, 2, 3, 4, 5], 64)
     split = scenes().splits["val"]
     every = predict_split(detector, split)
-    for iou in (0.3, 0.02):  # nothing has been learned, so boxes overlap little
+    for iou in (0.7, 0.5):
         asked, kept = predict_split(detector, split, nms=iou), suppressed(every, iou)
         assert list(kept) == list(asked)
-        assert iou > 0.1 or sum(len(kept[i][0]) for i in kept) < sum(len(every[i][0]) for i in every)
+        assert sum(len(kept[i][0]) for i in kept) < sum(len(every[i][0]) for i in every)
         for i in kept:
             for one, other in zip(kept[i], asked[i], strict=True):
                 np.testing.assert_array_equal(one, other)

@@ -133,7 +133,8 @@ def test_gaussians_around_the_points_of_another_paper():
     model.queries = PointedQueries(o["num_queries"], o["hidden_dim"])
     model.place = GaussianPlace(place_at_position, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
     out = model(*batch((96, 128), (64, 80)), trace=True)
-    assert torch.equal(out.trace.layers[0].reference, model.queries.reference(model.queries.position).sigmoid().expand(2, -1, -1))
+    points = model.queries.reference(model.queries.position).sigmoid().expand(2, -1, -1)
+    torch.testing.assert_close(out.trace.layers[0].reference, points)
     model.loss(out, objects(2, 1))[0].backward()
     assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
 
