@@ -168,7 +168,7 @@ def _scores(result: Result) -> str:
 
 
 def _bounds(bounds: Sequence[float] | None) -> str:
-    return DASH if bounds is None else f"{bounds[0]:.3f} – {bounds[1]:.3f}"
+    return DASH if bounds is None else f"{bounds[0]:z.3f} – {bounds[1]:z.3f}"
 
 
 def _difference(result: Result, label: str) -> str:

@@ -164,4 +164,4 @@ def conclusion(
 
 
 def _bounds(bounds: Interval) -> str:
-    return f"{bounds[0]:.3f} to {bounds[1]:.3f}"
+    return f"{bounds[0]:z.3f} to {bounds[1]:z.3f}"
