@@ -26,8 +26,8 @@ EVALUATING = 0.08
 WARM, TIMED = 4, 12
 #: the processor's clock decides between models, so it is read longer
 TIMED_PROCESSOR = 48
-#: share of the minutes after which timing stops, however few steps it saw
-TIMING = 0.03
+#: share of the minutes after which timing stops, however few steps it saw; of the processor's, which timing does not spend
+TIMING, TIMING_PROCESSOR = 0.03, 0.2
 
 
 def within(config: RunConfig, model: Model, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
@@ -37,15 +37,18 @@ def within(config: RunConfig, model: Model, loader: DataLoader, detector: Detect
     """
     assert config.minutes is not None
     (first, later), look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
-    seconds = config.minutes * 60 * PLANNED
-    training = seconds * (1 - EVALUATING) - look
+    seconds = config.minutes * 60 * PLANNED - (look if config.clock == "wall" else 0)  # on the wall the best model's last look counts, too
+    looks = max(int(seconds * EVALUATING / look), 1)
     # the first pass over the images reads them, later ones may find them in memory
     whole = config.batches * first
-    fitting = max(int(training / first if training < whole else config.batches + (training - whole) / later), 1)
-    limited = 0 < config.epochs * config.batches <= fitting
-    epochs, batches = (config.epochs, config.batches) if limited else fitted(fitting, config.batches)
-    looks = max(int(seconds * EVALUATING / look), 1)
-    return replace(config, epochs=epochs, batches=batches, val_every=config.val_every or max(-(-epochs // looks), 1))
+    for _ in range(2):  # what evaluations leave is for training: how many there are follows from the epochs, and these from what is left
+        training = seconds - looks * look
+        fitting = max(int(training / first if training < whole else config.batches + (training - whole) / later), 1)
+        limited = 0 < config.epochs * config.batches <= fitting
+        epochs, batches = (config.epochs, config.batches) if limited else fitted(fitting, config.batches)
+        val_every = config.val_every or -(-epochs // looks)
+        looks = -(-epochs // val_every)
+    return replace(config, epochs=epochs, batches=batches, val_every=val_every)
 
 
 def fitted(steps: int, whole: int) -> tuple[int, int]:
@@ -81,7 +84,7 @@ def _step_seconds(config: RunConfig, model: Model, loader: DataLoader) -> tuple[
     assert config.minutes is not None
     model.to(config.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-8)
-    enough = config.minutes * 60 * TIMING / 2
+    enough = config.minutes * 60 * (TIMING_PROCESSOR if config.clock == "processor" else TIMING) / 2
     now, most, means = clock(config), TIMED_PROCESSOR if config.clock == "processor" else TIMED, []
     for warm in (WARM, 0):
         started, timed = now(), -warm
