@@ -7,7 +7,6 @@ import pytest
 
 import boxquery as bq
 from boxquery.compare.plan import Plan, Task, entries_of, settled
-from boxquery.training.budget import fitted
 from boxquery.training.config import RunConfig, option_word
 from boxquery.training.run import key_values
 
@@ -132,14 +131,15 @@ def test_a_run_is_the_planned_one_by_its_configuration(tmp_path):
     assert seen.fits(task, replace(config, batches=99, epochs=2, images_seen=800))
     assert not seen.fits(task, replace(config, batches=97, epochs=2))
     timed = replace(plan, epochs=None, minutes=2.0)
-    assert timed.fits(task, replace(config, minutes=2.0, clock="processor"))
-    assert timed.fits(task, replace(config, images_seen=400))
-    assert not timed.fits(task, replace(config, minutes=2.0, device="cpu"))
+    assert timed.fits(task, replace(config, minutes=2.0, clock="processor", by_clock=True))
+    assert not timed.fits(task, replace(config, minutes=2.0, clock="processor"))
+    assert not timed.fits(task, replace(config, minutes=2.5, clock="processor", by_clock=True))
+    assert not timed.fits(task, replace(config, images_seen=400))
     assert not timed.fits(task, config)
 
 
 def test_the_words_train_the_planned_run():
-    """They are read back by the command line into the same settings; of minutes other seeds get the images they were worth."""
+    """They are read back by the command line into the same settings; other seeds get the schedule that was planned for the first."""
     from boxquery.cli import app
 
     plan = make_plan(epochs=None, minutes=2.0, precision="bf16", strict=True)
@@ -151,10 +151,9 @@ def test_the_words_train_the_planned_run():
     assert given["options"] == options
     assert (given["data"], given["seed"], given["lr"], given["minutes"], given["clock"]) == (plan.data, 3, 1e-3, 2.0, "processor")
     assert (given["precision"], given["strict"], given["image_size"], given["batch_size"]) == ("bf16", True, 64, 4)
-    worth = RunConfig("d", "m", "p", epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0)
+    worth = RunConfig("d", "m", "p", epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0, schedule_steps=23)
     _, bound, _ = app.parse_args(plan.words(task, Path("out"), worth), exit_on_error=False, print_error=False)
-    assert (bound.arguments["images_seen"], bound.arguments["val_every"]) == (84, 2)
-    assert "minutes" not in bound.arguments
+    assert (bound.arguments["minutes"], bound.arguments["schedule_steps"], bound.arguments["val_every"]) == (2.0, 23, 2)
 
 
 @pytest.mark.parametrize("value", [1, 1e-5, 2.5, True, None, "text", "yes", "1", "a: b", [1, [2.0, "x"]], {"a": {"b": (1, 2)}}, "ä" * 200])
@@ -166,14 +165,3 @@ def test_an_option_is_one_word_that_reads_back(value):
     read = key_values(None, [Token(option_word("name", value))])["name"]
     assert read == ({"a": {"b": [1, 2]}} if isinstance(value, dict) else value)
     assert "\n" not in option_word("name", value)
-
-
-@pytest.mark.parametrize(
-    ("steps", "whole"), [(2000, 500), (1900, 500), (307, 51), (10, 500), (1, 1), (499, 500), (501, 500), (97, 7), (40, 3)]
-)
-def test_steps_fit_into_epochs_of_nearly_their_sum(steps, whole):
-    epochs, batches = fitted(steps, whole)
-    assert 1 <= batches <= whole
-    assert abs(epochs * batches - steps) <= 0.02 * steps or whole < 10
-    assert abs(epochs * batches - steps) <= max(0.05 * steps, 0)
-    assert fitted(epochs * batches, whole) == (epochs, batches)

@@ -154,7 +154,7 @@ def test_what_must_be_said_beside_the_figures(tmp_path):
     notes = " ".join(collect([tmp_path])["notes"])
     assert "2 of 4 runs are not finished." in notes
     assert "one seed" in notes
-    assert "what was spent differs by" in notes
+    assert "What was spent differs by" in notes
     assert "load 3.1 to 3.1 on 2 cores" in notes
 
 

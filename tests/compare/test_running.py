@@ -155,21 +155,22 @@ def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, mon
 
 
 def test_seeds_share_what_minutes_are_worth(tmp_path, monkeypatch):
-    """The first is timed while the other waits; then it gets the number of images that they turned out to be."""
+    """The first is timed while the other waits; then it gets the schedule that was planned."""
     plan = make_plan(epochs=None, minutes=2.0)
     plan = Plan(**{**vars(plan), "entries": plan.entries[:1]})
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom boxquery.training.config import RunConfig\n"
         "a = sys.argv[1:]\nout = Path(a[a.index('--out') + 1])\n"
-        "if '--minutes' in a:\n    time.sleep(0.5)\n"
-        "    RunConfig('d', 'detr', 'tiny', epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0).write(out)\n"
+        "if '--schedule-steps' not in a:\n    time.sleep(0.5)\n"
+        "    RunConfig('d', 'detr', 'tiny', epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0, schedule_steps=20).write(out)\n"
         "sys.exit(1)"
     )
     work, said = runner(plan, tmp_path, monkeypatch, code)
     work.run()
     assert len(said) == 2
     assert "--minutes 2.0 --clock processor" in said[0]
-    assert "--images-seen 84 --val-every 2" in said[1]
+    assert "--schedule-steps" not in said[0]
+    assert "--minutes 2.0 --clock processor --schedule-steps 20 --val-every 2" in said[1]
 
 
 def test_two_runners_share_the_work(tmp_path, monkeypatch):

@@ -168,21 +168,13 @@ def test_workers_do_not_change_a_run(finished, tmp_path):
     assert rows(tmp_path / "run") == rows(whole)
 
 
-def test_images_seen_shorten_epochs_a_little_and_the_command_repeats_it(tmp_path):
-    bq.train(scenes(), images_seen=16, val_every=2, out=tmp_path / "run", **settings("detr"))
-    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert (config["epochs"], config["batches"], config["steps"], config["images_seen"], config["val_every"]) == (2, 2, 4, 16, 2)
-    assert [(r["images"], r["step"], bool(r["AP"])) for r in rows(tmp_path / "run")] == [("8", "2", False), ("16", "4", True)]
-    assert "--images-seen 16 --val-every 2" in config["command"]
-    assert "--epochs" not in config["command"]
-
-
 def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
     bq.train(scenes(), minutes=0.03, out=tmp_path / "run", **settings("detr"))
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
     assert config["minutes"] == 0.03
     assert len(rows(tmp_path / "run")) == config["epochs"]
-    assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"] == config["epochs"] * config["batches"]
+    assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"]
+    assert int(rows(tmp_path / "run")[-1]["images"]) == RunConfig.read(tmp_path / "run").seen()
 
 
 def _stop(*_, **__):
@@ -277,6 +269,7 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"images_seen": 8}, "neither --minutes nor --epochs"),
         ({"clock": "sun"}, "clock='sun'"),
         ({"val_every": -1}, "val_every=-1"),
+        ({"schedule_steps": -5}, "schedule_steps=-5"),
         ({"resume": True}, "no run to go on with"),
     ],
 )

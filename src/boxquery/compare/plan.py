@@ -84,14 +84,15 @@ class Plan:
         """The arguments of ``boxquery`` that train a run of this plan.
 
         Args:
-            worth: what the minutes turned out to be worth to another seed of the same entry; all its seeds then get as many images.
+            worth: another seed's run of the same entry, from whose minutes the schedule of the rate and the evaluations were planned; all
+                its seeds then share them.
         """
         entry = task.entry
         words = ["train", self.data, "--model", entry.model, "--preset", entry.preset, "--lr", str(entry.lr), "--seed", str(task.seed)]
-        if worth is not None:
-            words += ["--images-seen", str(worth.seen()), "--val-every", str(worth.val_every)]
-        elif self.minutes is not None:
+        if self.minutes is not None:
             words += ["--minutes", str(self.minutes), "--clock", "processor"]
+            if worth is not None:
+                words += ["--schedule-steps", str(worth.schedule_steps), "--val-every", str(worth.val_every)]
         else:
             words += ["--epochs", str(self.epochs)] if self.epochs is not None else ["--images-seen", str(self.images_seen)]
         for name in ("image_size", "batch_size", "device", "precision"):
@@ -116,9 +117,7 @@ class Plan:
             return config.epochs == self.epochs and config.minutes is None and config.images_seen is None
         if self.images_seen is not None:
             return abs(config.seen() - self.images_seen) <= CLOSE * self.images_seen
-        if config.minutes is None:
-            return config.images_seen is not None  # another seed's minutes
-        return config.minutes == self.minutes and (config.clock == "processor" or config.device == "cuda")
+        return config.minutes == self.minutes and config.by_clock
 
     def write(self, folder: Path) -> None:
         """Raises ``UserError`` where the folder cannot be written."""

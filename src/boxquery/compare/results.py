@@ -291,8 +291,7 @@ def _notes(
     spent = [entry[clock] for entry in entries if entry.get(clock)]
     if plan.minutes is not None and spent and max(spent) > 1.02 * min(spent):
         notes.append(
-            f"The budget was planned from a few timed steps; what was spent differs by {100 * (max(spent) / min(spent) - 1):.0f} %: "
-            f"{min(spent):,.0f} to {max(spent):,.0f} seconds."
+            f"What was spent differs by {100 * (max(spent) / min(spent) - 1):.0f} %: {min(spent):,.0f} to {max(spent):,.0f} seconds."
         )
     busy = [run["load"] for run in done if run.get("load") is not None and run.get("cores") and run["load"] > 0.5 + run["cores"] / 2]
     if busy and plan.device != "cuda":

@@ -168,7 +168,7 @@ class Runner:
         return [other for other in self.plan.tasks() if other != task and other.entry.settings() == wanted]
 
     def _worth(self, task: Task) -> RunConfig | None:
-        """The configuration of a run of the same settings, in which minutes have become images; None without minutes."""
+        """The configuration of a run of the same settings, in which minutes have become steps; None without minutes."""
         if self.plan.minutes is None:
             return None
         runs = [run_folder(self.folder, other) for other in self._alike(task)]

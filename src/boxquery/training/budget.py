@@ -1,13 +1,13 @@
-"""Minutes or images into epochs of so many steps: of minutes a few timed steps tell how many fit."""
+"""Minutes into epochs of so many steps: a few timed steps tell how many fit."""
 
 from __future__ import annotations
 
 import copy
-import math
 import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -30,43 +30,49 @@ TIMED_PROCESSOR = 48
 TIMING, TIMING_PROCESSOR = 0.03, 0.2
 
 
-def within(config: RunConfig, model: Model, loader: DataLoader, detector: Detector, val: Split) -> RunConfig:
-    """``config`` with the epochs, batches an epoch and evaluations that fit into its ``minutes``; the model itself is not changed.
+class Costs(NamedTuple):
+    """Seconds of the run's clock: a step whose images are read for the first time, one with the same images again, an evaluation."""
+
+    first: float
+    later: float
+    look: float
+
+
+def timed(config: RunConfig, model: Model, loader: DataLoader, detector: Detector, val: Split) -> Costs:
+    """What a run costs here, from a few steps of a copy of its model."""
+    return Costs(*_step_seconds(config, copy.deepcopy(model), loader), evaluation_seconds(config, detector, val))
+
+
+def within(config: RunConfig, costs: Costs) -> RunConfig:
+    """``config`` with the epochs, steps and evaluations that fit into its ``minutes``.
 
     Epochs that ``config`` has already (0: none) are a limit.
     """
-    assert config.minutes is not None
-    (first, later), look = _step_seconds(config, copy.deepcopy(model), loader), _evaluation_seconds(config, detector, val)
-    seconds = config.minutes * 60 * PLANNED - (look if config.clock == "wall" else 0)  # on the wall the best model's last look counts, too
+    first, later, look = costs
+    seconds = allowed(config) - (0 if config.by_clock else look)  # after the last epoch the best model is looked at once more
     looks = max(int(seconds * EVALUATING / look), 1)
     # the first pass over the images reads them, later ones may find them in memory
     whole = config.batches * first
-    for _ in range(2):  # what evaluations leave is for training: how many there are follows from the epochs, and these from what is left
+    for _ in range(3):  # what evaluations leave is for training: how many there are follows from the epochs, and these from what is left
         training = seconds - looks * look
         fitting = max(int(training / first if training < whole else config.batches + (training - whole) / later), 1)
-        limited = 0 < config.epochs * config.batches <= fitting
-        epochs, batches = (config.epochs, config.batches) if limited else fitted(fitting, config.batches)
-        val_every = config.val_every or -(-epochs // looks)
-        looks = -(-epochs // val_every)
-    return replace(config, epochs=epochs, batches=batches, val_every=val_every)
+        asked = config.epochs * config.batches
+        planned = config.lasting(asked if 0 < asked <= fitting else fitting)
+        val_every = config.val_every or -(-planned.epochs // looks)
+        looks = -(-planned.epochs // val_every)
+    return replace(planned, val_every=val_every)
 
 
-def fitted(steps: int, whole: int) -> tuple[int, int]:
-    """(epochs, steps an epoch) of about so many steps, where an epoch has at most ``whole``.
-
-    Epochs are shortened a little rather than dropped, and data too large for one pass gets one short one. The result is the longest epochs
-    whose sum is within 1 % of ``steps``, or where there are none (a few steps of a few an epoch) the nearest sum.
-    """
-    least = max(math.ceil(0.99 * steps / whole), 1)
-    choices = [(epochs, min(max(round(steps / epochs), 1), whole)) for epochs in range(least, 2 * least + 1)]
-    off = {choice: abs(choice[0] * choice[1] - steps) for choice in choices}
-    return next((choice for choice in choices if off[choice] <= steps / 100), min(choices, key=off.__getitem__))
+def allowed(config: RunConfig) -> float:
+    """Seconds of its clock that a run of so many minutes has for its steps and what stands between them."""
+    assert config.minutes is not None
+    return config.minutes * 60 * PLANNED
 
 
 def busy(config: RunConfig) -> str:
     """What to say where other work shortens the run: minutes on the wall are planned from steps that shared the machine; "" elsewhere."""
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    if config.clock == "processor" or config.device != "cpu" or load <= cores + 0.5:
+    if computing(config) or config.device != "cpu" or load <= cores + 0.5:
         return ""
     return (
         f"note: this machine has other work (load {load:.1f} on {cores} cores), so {config.minutes:g} minutes are worth fewer steps than "
@@ -74,9 +80,14 @@ def busy(config: RunConfig) -> str:
     )
 
 
+def computing(config: RunConfig) -> bool:
+    """Whether the run's minutes are those that its process computes. On CUDA it only waits."""
+    return config.clock == "processor" and config.device != "cuda"
+
+
 def clock(config: RunConfig) -> Callable[[], float]:
     """Seconds of the clock that the run's minutes are counted on."""
-    return time.process_time if config.clock == "processor" else time.monotonic
+    return time.process_time if computing(config) else time.monotonic
 
 
 def _step_seconds(config: RunConfig, model: Model, loader: DataLoader) -> tuple[float, float]:
@@ -84,8 +95,8 @@ def _step_seconds(config: RunConfig, model: Model, loader: DataLoader) -> tuple[
     assert config.minutes is not None
     model.to(config.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-8)
-    enough = config.minutes * 60 * (TIMING_PROCESSOR if config.clock == "processor" else TIMING) / 2
-    now, most, means = clock(config), TIMED_PROCESSOR if config.clock == "processor" else TIMED, []
+    enough = config.minutes * 60 * (TIMING_PROCESSOR if computing(config) else TIMING) / 2
+    now, most, means = clock(config), TIMED_PROCESSOR if computing(config) else TIMED, []
     for warm in (WARM, 0):
         started, timed = now(), -warm
         while timed < most and (timed <= 0 or now() - started < enough):
@@ -105,11 +116,13 @@ def _step_seconds(config: RunConfig, model: Model, loader: DataLoader) -> tuple[
     return means[0], means[1]
 
 
-def _evaluation_seconds(config: RunConfig, detector: Detector, val: Split) -> float:
+def evaluation_seconds(config: RunConfig, detector: Detector, val: Split) -> float:
+    """What a look at all of ``val`` takes, from one at a few of its images."""
     few = range(min(len(val), 2 * max(config.batch_size, 4)))
     detector.to(config.device)
     for _ in range(2):  # the first pass is slower than all that follow
         started = clock(config)()
-        predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few)
+        with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
+            predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few)
     detector.model.train()
     return (clock(config)() - started) / len(few) * len(val)

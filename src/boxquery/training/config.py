@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,14 @@ class RunConfig:
         image_size: short side in pixels.
         batch_size, accumulate: images a step of one process, and steps whose gradients are added up.
         epochs, steps: passes over the data, and optimizer steps in all (per process).
-        batches: batches an epoch.
+        batches, last: batches of an epoch, and of the last one where it is cut short (0: it is not).
         minutes: what the user asked for, if that is how ``epochs`` came about.
-        clock: whose minutes: "wall", or "processor" (the time that this process computes, which a busy machine does not shorten). On CUDA
-            always "wall": there the processor only waits.
-        images_seen: what the user asked for, if that is how ``epochs`` and ``batches`` came about.
+        clock: whose minutes: "wall", or "processor" (the time that this process computes, which a busy machine does not shorten). On CUDA,
+            where the processor only waits, both are the wall's.
+        by_clock: whether that clock ends the run. ``epochs``, ``last`` and ``steps`` are then what was planned, and from the end of the run
+            on what came of it.
+        schedule_steps: optimizer steps that the schedule of the rate is made for; 0: those of the run.
+        images_seen: what the user asked for, if that is how ``epochs`` and ``last`` came about.
         val_every: epochs from one evaluation to the next.
         patience: stop after so many evaluations without a better AP; 0: never.
         precision: "float32" or "bf16".
@@ -89,8 +92,11 @@ class RunConfig:
     epochs: int = 1
     steps: int = 1
     batches: int = 1
+    last: int = 0
     minutes: float | None = None
     clock: str = "wall"
+    by_clock: bool = False
+    schedule_steps: int = 0
     images_seen: int | None = None
     lr: float = 1e-4
     val_every: int = 1
@@ -108,6 +114,8 @@ class RunConfig:
         words = ["boxquery", "train", self.data, "--model", self.model, "--preset", self.preset]
         shortened = self.minutes is not None or self.images_seen is not None
         words += ["--images-seen", str(self.seen())] if shortened else ["--epochs", str(self.epochs)]
+        if self.schedule_steps not in (0, self.steps):
+            words += ["--schedule-steps", str(self.schedule_steps)]
         if self.val_every != usual_val_every(self.epochs):
             words += ["--val-every", str(self.val_every)]
         for name in ("image_size", "batch_size", "lr", "seed", "precision"):
@@ -124,7 +132,18 @@ class RunConfig:
 
     def seen(self) -> int:
         """Images that the whole run sees, all processes together."""
-        return self.epochs * self.batches * self.batch_size * self.world
+        return ((self.epochs - 1) * self.batches + (self.last or self.batches)) * self.batch_size * self.world
+
+    def lasting(self, batches: int) -> RunConfig:
+        """This run with so many batches of one process in all: whole epochs and, if anything is left, a last one that is cut short.
+
+        It is cut between two updates, or the gradients since the last one would be lost: up to ``accumulate - 1`` batches fewer, and at
+        least one update.
+        """
+        whole, rest = divmod(max(batches, min(self.accumulate, self.batches)), self.batches)
+        last = rest - rest % self.accumulate
+        steps = whole * -(-self.batches // self.accumulate) + last // self.accumulate
+        return replace(self, epochs=whole + (last > 0), last=last, steps=steps)
 
     def write(self, folder: Path) -> None:
         write_whole(

@@ -31,7 +31,7 @@ from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.beforehand import check, enough_queries, keep, tell_data
-from boxquery.training.budget import busy, fitted, within
+from boxquery.training.budget import busy, computing, evaluation_seconds, timed, within
 from boxquery.training.config import FILE, RunConfig, usual_val_every
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
@@ -107,6 +107,8 @@ class Run:
             chosen = self.model.adapt(np.concatenate(sides_ahead(train, config.image_size)))
             config = replace(config, options=config.options | chosen, chosen=sorted(chosen))
         self.config = config
+        #: seconds of an evaluation, where they were measured beforehand
+        self.look = 0.0
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, self.augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
@@ -137,27 +139,38 @@ class Run:
         """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
         c = self.config
         if c.minutes is not None:
-            c = everywhere(within(c, self.model, self.loader(), self.detector, self.val))[0]  # the first process's clock decides for all
-            whose = " of the processor" if c.clock == "processor" else ""
-            self.console.print(f"{c.minutes:g} minutes{whose} are worth {c.epochs} epochs of {c.batches} steps here")
+            c = everywhere(self._worth())[0]  # the first process's clock decides for all
+            whose = " of the processor" if computing(c) else ""
+            about = "about " if c.by_clock else ""
+            self.console.print(f"{c.minutes:g} minutes{whose} are worth {about}{c.steps:,} steps here")
             if note := busy(c):
                 self.console.print(note, markup=False)
         elif c.images_seen is not None:
-            steps = max(round(c.images_seen / (c.batch_size * c.world)), 1)
-            epochs, batches = fitted(steps, c.batches)
-            c = replace(c, epochs=epochs, batches=batches)
-        c = replace(c, val_every=c.val_every or usual_val_every(c.epochs))
-        self.config = replace(c, steps=-(-c.batches // c.accumulate) * c.epochs)
+            c = c.lasting(round(c.images_seen / (c.batch_size * c.world)))
+        else:
+            c = c.lasting(c.epochs * c.batches)
+        self.config = replace(c, val_every=c.val_every or usual_val_every(c.epochs))
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.console.print(
             f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, "
-            f"{c.epochs} epochs of {c.batches} x {c.batch_size} images, {c.precision} on {c.device}"
+            f"{c.epochs} epoch{'s' * (c.epochs > 1)} of {c.batches} x {c.batch_size} images{f', the last of {c.last}' * (c.last > 0)}, "
+            f"{c.precision} on {c.device}"
         )
         if not c.pretrained and not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.config.write(self.folder)
+
+    def _worth(self) -> RunConfig:
+        """The configuration with what its minutes are worth. A run that its clock ends needs a plan only for the schedule of its rate."""
+        c = self.config
+        if c.by_clock and c.schedule_steps:
+            self.look = evaluation_seconds(c, self.detector, self.val)
+            return c.lasting(c.schedule_steps * c.accumulate)
+        costs = timed(c, self.model, self.loader(), self.detector, self.val)
+        self.look, c = costs.look, within(c, costs)
+        return replace(c, schedule_steps=c.steps) if c.by_clock else c
 
     def fit(self, state: Path | None) -> Detector:
         """Train from a state, or from the beginning."""
@@ -166,9 +179,9 @@ class Run:
             write_data(self.folder, self.data)
             if self.transferred:
                 write_json(self.folder / TRANSFERRED, self.transferred)
-        module = Training(self.model, self.recipe, c.steps, [r.id for r in self.data.splits["train"]], c.seed)
-        bar = LiveBar(self.console, c.batches, c.epochs)
-        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
+        module = Training(self.model, self.recipe, c.schedule_steps or c.steps, [r.id for r in self.data.splits["train"]], c.seed)
+        bar = LiveBar(self.console, c.batches, c.seen() // (c.batch_size * c.world))
+        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train), self.look)
         with _quiet():
             trainer = L.Trainer(
                 accelerator="gpu" if c.device == "cuda" else "cpu",
@@ -176,7 +189,7 @@ class Run:
                 num_nodes=c.world // neighbours(),
                 strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world > 1 else "auto",
                 precision=PRECISIONS[c.precision],
-                max_epochs=c.epochs,
+                max_epochs=-1 if c.by_clock else c.epochs,
                 limit_train_batches=c.batches,
                 accumulate_grad_batches=c.accumulate,
                 gradient_clip_val=self.recipe.clip or None,

@@ -22,6 +22,7 @@ from boxquery.evaluation.predictions import Found, predict_split, readable
 from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.report.files import write_whole
 from boxquery.report.page import write_report
+from boxquery.training.budget import allowed, computing
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
@@ -32,6 +33,8 @@ from boxquery.training.state import LAST
 #: one image in so many of an epoch is looked at again for the alignment; a traced forward pass and its measurement cost 0.3 to 0.75 of an
 #: image's training step, so this is 0.6 to 1.5 % of the steps. Of an epoch of fewer images it is the one that there must be
 SAMPLED, SAMPLED_AT_MOST = 50, 32
+#: share of the time allowed for which no other epoch is begun
+CRUMB = 0.005
 
 
 class Keeper(L.Callback):
@@ -39,11 +42,19 @@ class Keeper(L.Callback):
 
     Its state (rows so far, best AP, who found what last, which images could not be read) is in the checkpoint, and ``metrics.csv`` is
     written from it: after a resume the file holds what an uninterrupted run would have written.
+
+    It also ends the run within an epoch: after the last batch of one that is cut short, or when the clock's time is spent but for a last
+    evaluation.
+
+    Args:
+        count: training images.
+        look: seconds that an evaluation takes, as far as known.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, count: int):
-        #: training images
+    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, count: int, look: float):
         self.count = count
+        #: seconds that an evaluation and the rest of an epoch's end took last, and whether the clock has ended the run
+        self.look, self.closing, self.over = look, 0.0, False
         self.folder, self.config, self.detector, self.val, self.bar = folder, config, detector, val, bar
         self.rows: list[dict[str, Any]] = []
         self.best, self.waited = -1.0, 0
@@ -62,12 +73,14 @@ class Keeper(L.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         state = {"rows": self.rows, "best": self.best, "waited": self.waited, "finders": self.finders, "unreadable": self.unreadable}
+        state |= {"look": self.look, "closing": self.closing, "over": self.over}
         return {**state, "diagnosis": self.diagnosis.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows, self.best, self.waited = state_dict["rows"], state_dict["best"], state_dict["waited"]
         self.finders = state_dict.get("finders", [])  # none in checkpoints from before it was measured
         self.unreadable = state_dict.get("unreadable", self.unreadable)  # likewise
+        self.look, self.closing, self.over = (state_dict.get(name, getattr(self, name)) for name in ("look", "closing", "over"))
         if "diagnosis" in state_dict:
             self.diagnosis.load_state_dict(state_dict["diagnosis"])
         self.before = (self.rows[-1]["seconds"], self.rows[-1]["processor_seconds"]) if self.rows else (0.0, 0.0)
@@ -75,10 +88,32 @@ class Keeper(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.started = _clocks()
         self._stop_if_waited(trainer)  # it may have died after it had decided to stop
+        trainer.should_stop |= self.over
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
         for line in batch.unreadable:
             self._skipped("train", line)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        done = batch_idx + 1
+        if self.config.by_clock:
+            self.over = done % self.config.accumulate == 0 and self._left() <= 0
+            trainer.should_stop |= self.over
+        elif done == self.config.last and trainer.current_epoch + 1 == self.config.epochs:
+            trainer.should_stop = True
+
+    def _spent(self) -> tuple[float, float]:
+        """Seconds of the run so far, also before it was resumed: on the wall, and of the processor."""
+        wall, processor = (before + now - start for before, now, start in zip(self.before, _clocks(), self.started, strict=True))
+        return wall, processor
+
+    def _seconds(self) -> float:
+        """Those of the clock that the run's minutes are counted on."""
+        return self._spent()[computing(self.config)]
+
+    def _left(self) -> float:
+        """Seconds that are left for steps if this epoch is the last one."""
+        return allowed(self.config) - self._seconds() - self.look - self.closing
 
     def _skipped(self, split: str, line: str) -> None:
         """Name an image that cannot be read, once."""
@@ -91,19 +126,22 @@ class Keeper(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
-        epoch = trainer.current_epoch + 1
+        epoch, begun, looked = trainer.current_epoch + 1, self._seconds(), 0.0
         pl_module.stop_if_broken()
+        self._end_by_clock(trainer, len(pl_module.losses))
         row = self._row(trainer, pl_module, epoch)
         findings = self._judge(pl_module, row)
-        if epoch % self.config.val_every == 0 or epoch == self.config.epochs:
+        if self._due(epoch):
+            looked = self._seconds()
             metrics, found = self._evaluate(trainer, pl_module)
+            self.look = looked = self._seconds() - looked
             findings += self.diagnosis.after_evaluation(row, metrics, found)
             row |= {k: metrics[k] for k in ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")}
             self._compare(trainer, metrics)
         if trainer.is_global_zero:
             row |= self._alignment(trainer, pl_module)
-        since = zip(self.before, _clocks(), self.started, strict=True)
-        row["seconds"], row["processor_seconds"] = (round(before + now - start, 1) for before, now, start in since)
+        row["seconds"], row["processor_seconds"] = (round(seconds, 1) for seconds in self._spent())
+        self.closing = self._seconds() - begun - looked
         self.rows.append(row)
         if trainer.is_global_zero:
             write_whole(self.folder / "metrics.csv", _table(self.rows))
@@ -112,6 +150,24 @@ class Keeper(L.Callback):
         if trainer.is_global_zero:
             self.diagnosis.write()
         self._keep(trainer)
+
+    def _end_by_clock(self, trainer: L.Trainer, batches: int) -> None:
+        """At the end of an epoch of so many batches: what the run came to, if its clock has ended it or leaves nothing to speak of."""
+        c = self.config
+        if not c.by_clock:
+            return
+        self.over |= self._left() < CRUMB * allowed(c)
+        trainer.should_stop |= self.over
+        if self.over:
+            self.config = c.lasting(trainer.current_epoch * c.batches + batches)
+            if trainer.is_global_zero:
+                self.config.write(self.folder)
+
+    def _due(self, epoch: int) -> bool:
+        """Whether to evaluate after this epoch. Where the clock leaves no time for it and the last one, that is the one."""
+        if not self.config.by_clock:
+            return epoch % self.config.val_every == 0 or epoch == self.config.epochs
+        return self.over or (epoch % self.config.val_every == 0 and self._left() > self.look)
 
     def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
         """A run that stopped being numbers leaves a report that says so."""
@@ -133,12 +189,13 @@ class Keeper(L.Callback):
             self.bar.console.print(finding.line(), style="yellow", markup=False, highlight=False)
 
     def _row(self, trainer: L.Trainer, module: Training, epoch: int) -> dict[str, Any]:
-        images = epoch * self.config.batches * self.config.batch_size * self.config.world
+        batches = len(module.losses)
+        images = ((epoch - 1) * self.config.batches + batches) * self.config.batch_size * self.config.world
         # a process whose batches held no object at all lacks the terms of denoising
         names = list(dict.fromkeys(name for part in everywhere(list(module.sums)) for name in part))
         nothing = torch.zeros((), device=module.device)
         sums = torch.stack([module.sums.get(name, nothing).float() for name in names])
-        means = (trainer.strategy.reduce(sums, reduce_op="mean") / self.config.batches).tolist()
+        means = (trainer.strategy.reduce(sums, reduce_op="mean") / batches).tolist()
         named = dict(zip(names, means, strict=True))
         rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
         return {"epoch": epoch, "step": trainer.global_step, "images": images, "lr": next(iter(rates.values()))} | named

@@ -11,10 +11,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class LiveBar(L.Callback):
-    """Losses, AP and time left of the whole run."""
+    """Losses, AP and time left of the whole run.
 
-    def __init__(self, console: Console, batches: int, epochs: int):
-        self.console, self.batches, self.epochs = console, batches, epochs
+    Args:
+        batches: of an epoch.
+        total: of the run, as planned.
+    """
+
+    def __init__(self, console: Console, batches: int, total: int):
+        self.console, self.batches, self.total = console, batches, total
         self.progress: Progress | None = None
         self.task: Any = None
         self.score = ""
@@ -33,7 +38,7 @@ class LiveBar(L.Callback):
         ]
         self.progress = Progress(*columns, console=self.console)
         self.progress.start()
-        self.task = self.progress.add_task("training", total=self.batches * self.epochs, completed=trainer.current_epoch * self.batches)
+        self.task = self.progress.add_task("training", total=self.total, completed=trainer.current_epoch * self.batches)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.progress is None:
@@ -44,7 +49,10 @@ class LiveBar(L.Callback):
             self.looked = time.monotonic()
             means = {k: float(v) / (batch_idx + 1) for k, v in pl_module.sums.items() if "." not in k}
             shown = "  ".join(f"{k} {v:.3g}" for k, v in means.items())
-            self.progress.update(self.task, description=f"epoch {trainer.current_epoch + 1}/{self.epochs}  {shown}{self.score}")
+            self.progress.update(self.task, description=f"epoch {self._of(trainer.current_epoch + 1)}  {shown}{self.score}")
+
+    def _of(self, epoch: int) -> str:
+        return f"{epoch}/{max(-(-self.total // self.batches), epoch)}"
 
     def told(self, row: dict[str, Any]) -> None:
         """A finished epoch."""
@@ -52,7 +60,7 @@ class LiveBar(L.Callback):
             self.score = f"  AP {row['AP']:.3f}"
         found = f"  AP {row['AP']:.3f}  AP50 {row['AP50']:.3f}" if row.get("AP") is not None else ""
         terms = "  ".join(f"{k} {row[k]:.3f}" for k in ("loss", "class", "l1", "giou") if k in row)
-        self.console.print(f"epoch {row['epoch']}/{self.epochs}  {terms}{found}  {row['seconds']:.0f} s", highlight=False)
+        self.console.print(f"epoch {self._of(row['epoch'])}  {terms}{found}  {row['seconds']:.0f} s", highlight=False)
 
     def stop(self) -> None:
         if self.progress is not None:

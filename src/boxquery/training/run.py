@@ -52,6 +52,7 @@ def train(
     minutes: float | None = None,
     clock: str = "wall",
     images_seen: int | None = None,
+    schedule_steps: int | None = None,
     options: Options = None,
     image_size: int | None = None,
     batch_size: int | None = None,
@@ -80,8 +81,10 @@ def train(
         out: the run folder; None: a new one under ``runs/``.
         epochs: passes over the training images; None: the preset's, or as many as fit into ``minutes``.
         minutes: about how long; becomes a number of steps after a few timed ones. With ``epochs`` what is over first counts.
-        clock: of the minutes: "wall", or "processor", which a busy machine does not shorten (what ``compare`` uses; not on CUDA).
-        images_seen: instead of both, how many training images to see in all; epochs are shortened a little to come near it.
+        clock: of the minutes: "wall", or "processor", which a busy machine does not shorten. The wall's are planned, the processor's (what
+            ``compare`` uses; on CUDA the wall's, too) are kept: it ends the run when nine tenths are spent, at about the planned steps.
+        images_seen: instead of both, how many training images to see in all; the last epoch is cut short.
+        schedule_steps: updates that the rate's schedule is made for; None: those of the run.
         options: the model's own knobs, as ``create_model`` takes them; on the command line ``--option name=value``, repeated.
         image_size: short side in pixels; the long side is at most 5/3 of it.
         batch_size: images a step of one process.
@@ -104,8 +107,8 @@ def train(
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
     """
     check_above_zero(
-        epochs=epochs, minutes=minutes, images_seen=images_seen, image_size=image_size, batch_size=batch_size, accumulate=accumulate,
-        lr=lr, val_every=val_every,
+        epochs=epochs, minutes=minutes, images_seen=images_seen, schedule_steps=schedule_steps, image_size=image_size,
+        batch_size=batch_size, accumulate=accumulate, lr=lr, val_every=val_every,
     )  # fmt: skip
     if workers is not None and workers < 0:
         raise UserError(f"workers={workers}: must be 0 or more")
@@ -124,6 +127,7 @@ def train(
         minutes=minutes,
         clock=clock,
         images_seen=images_seen,
+        schedule_steps=schedule_steps or 0,
         lr=lr or 0.0,
         val_every=val_every or 0,
         patience=patience,

@@ -32,7 +32,7 @@ def resolved(wish: RunConfig) -> RunConfig:
         wish,
         device=device,
         precision=choose_precision(wish.precision, device),
-        clock="wall" if device == "cuda" else wish.clock,
+        by_clock=wish.minutes is not None and wish.clock == "processor" and not wish.epochs and world() == 1,
         world=world(),
         workers=_workers(device) if wish.workers < 0 else wish.workers,
         **{name: getattr(wish, name) or getattr(recipe, name) for name in open_to_choose},
