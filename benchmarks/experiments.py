@@ -192,11 +192,14 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
         "below the best (95 %)",
         "AP50",
         *(f"images to AP {level:g}" for level in levels),
+        "read inside (evenly)",
+        "duplicates",
+        "seconds a run",
         "ms an image",
         "M parameters",
     ]
     if nms:
-        heads += ["duplicates", "AP50 never suppressed", "AP50 suppressed at .7", "at .5"]
+        heads += ["AP50 never suppressed", "AP50 suppressed at .7", "at .5"]
     rows = []
     for found in result["entries"]:
         low, high = found["interval"]
@@ -204,12 +207,11 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
         cells = [found["label"], f"{found['scores']['AP']:.3f} ({low:.3f} to {high:.3f})",
                  "" if lower is None else f"{lower['by']:.3f} ({lower['interval'][0]:.3f} to {lower['interval'][1]:.3f})",
                  f"{found['scores']['AP50']:.3f}", *(_reached(found["reached"][f"{level:g}"]["images"]) for level in levels),
+                 _inside([run for run in result["runs"] if run["label"] == found["label"]]),
+                 f"{100 * found['nms']['1']['duplicate_rate']:.1f} %", f"{found['processor_seconds']:,.0f}",
                  f"{found['milliseconds']:.1f}", f"{found['parameters'] / 1e6:.2f}"]  # fmt: skip
         if nms:
-            cells += [
-                f"{100 * found['nms']['1']['duplicate_rate']:.0f} %",
-                *(f"{found['nms'][t]['AP50']:.3f}" for t in ("1", "0.7", "0.5")),
-            ]
+            cells += [f"{found['nms'][t]['AP50']:.3f}" for t in ("1", "0.7", "0.5")]
         rows.append(cells)
     seeds = max(len(found["seeds"]) for found in result["entries"])
     learned = f"{result['budget']} each, {seeds} seed{'s' * (seeds > 1)} ({seconds / 60:,.0f} minutes of one core)"
@@ -218,6 +220,14 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
     lines += ["", " ".join(result["conclusion"])]
     return "\n".join(lines + [f"Not finished: {run['label']}, seed {run['seed']}: {run['status']} {run['reason']}"
                               for run in result["runs"] if run["status"] != "finished"])  # fmt: skip
+
+
+def _inside(runs: Sequence[Mapping[str, Any]]) -> str:
+    """At the last evaluation, mean over seeds; nothing of a model that has no queries."""
+    last = [run["curve"][-1] for run in runs if run.get("curve")]
+    if not last or any("inside" not in point for point in last):
+        return ""
+    return f"{mean(point['inside'] for point in last):.2f} ({mean(point['inside_even'] for point in last):.2f})"
 
 
 def _reached(images: Sequence[float | None]) -> str:
