@@ -197,7 +197,9 @@ def _agreed(wish: Plan, folder: Path, console: Console) -> Plan:
             if name not in opened.splits or not len(opened.splits[name]):
                 raise UserError(f"{plan.data}: no images in split {name!r}")
     plan.write(folder)
-    console.print(f"{len(plan.entries)} entries x {len(plan.seeds)} seeds, {plan.budget()} each: {folder / FILE}", markup=False)
+    models, seeds = len(plan.entries), len(plan.seeds)
+    each = f"{models} model{'s' * (models > 1)} x {seeds} seed{'s' * (seeds > 1)}, {plan.budget()} each"
+    console.print(f"{each}: {folder / FILE}", markup=False)
     return plan
 
 

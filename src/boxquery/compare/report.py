@@ -48,7 +48,8 @@ def write_report(path: Path, result: Result) -> Path:
 
 def _title(result: Result) -> str:
     plan = result["plan"]
-    return f"{len(plan['entries'])} models on {Path(plan['data']).name or plan['data']}"
+    number = len(plan["entries"])
+    return f"{number} model{'s' * (number > 1)} on {Path(plan['data']).name or plan['data']}"
 
 
 def _section(name: str, title: str, hint: str, body: str) -> str:
