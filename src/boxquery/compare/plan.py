@@ -78,7 +78,7 @@ class Plan:
             return f"{self.epochs:,} epochs"
         if self.images_seen is not None:
             return f"{self.images_seen:,} images"
-        return f"{self.minutes:g} minutes" + (" of the processor" if self.device != "cuda" else "")
+        return f"{self.minutes:g} minute{'s' * (self.minutes != 1)}" + (" of the processor" if self.device != "cuda" else "")
 
     def words(self, task: Task, out: Path, worth: RunConfig | None = None) -> list[str]:
         """The arguments of ``boxquery`` that train a run of this plan.

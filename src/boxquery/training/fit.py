@@ -142,7 +142,7 @@ class Run:
             c = everywhere(self._worth())[0]  # the first process's clock decides for all
             whose = " of the processor" if computing(c) else ""
             about = "about " if c.by_clock else ""
-            self.console.print(f"{c.minutes:g} minutes{whose} are worth {about}{c.steps:,} steps here")
+            self.console.print(f"{c.minutes:g} min{whose} are time for {about}{c.steps:,} steps here")
             if note := busy(c):
                 self.console.print(note, markup=False)
         elif c.images_seen is not None:
