@@ -151,10 +151,11 @@ class Run:
             c = c.lasting(c.epochs * c.batches)
         self.config = replace(c, val_every=c.val_every or usual_val_every(c.epochs))
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
+        length = f"{c.epochs} epoch{'s' * (c.epochs > 1)} of {c.batches} x {c.batch_size} images"
+        if c.last:
+            length = f"{length}, the last of {c.last}" if c.epochs > 1 else f"{c.last} x {c.batch_size} images of an epoch's {c.batches}"
         self.console.print(
-            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, "
-            f"{c.epochs} epoch{'s' * (c.epochs > 1)} of {c.batches} x {c.batch_size} images{f', the last of {c.last}' * (c.last > 0)}, "
-            f"{c.precision} on {c.device}"
+            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, {length}, {c.precision} on {c.device}"
         )
         if not c.pretrained and not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
