@@ -289,7 +289,7 @@ def test_an_image_found_unreadable_while_training_is_named_and_skipped(photos, t
 def test_images_found_unreadable_are_known_after_a_resume(whole, capsys):
     """Also where nothing is read any more, so that the report of a run that died while it finished names them."""
     config, data = RunConfig.read(whole), scenes()
-    made = [Keeper(whole, config, bq.load(whole), data.splits["val"], LiveBar(Console(), 1, 1), 12, 0.0) for _ in range(2)]
+    made = [Keeper(whole, config, bq.load(whole), data.splits["val"], LiveBar(Console(), 1, 1), 12) for _ in range(2)]
     made[0]._skipped("val", "p.png: cannot be read")
     made[1].load_state_dict(json.loads(json.dumps(made[0].state_dict())))
     made[1]._skipped("val", "p.png: cannot be read")

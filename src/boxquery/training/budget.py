@@ -13,7 +13,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from boxquery.data.dataset import Split
+from boxquery.data.loading import DetectionDataset
 from boxquery.detector import Detector
+from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import predict_split
 from boxquery.models.model import Model
 from boxquery.training.config import RunConfig
@@ -116,13 +118,14 @@ def _step_seconds(config: RunConfig, model: Model, loader: DataLoader) -> tuple[
     return means[0], means[1]
 
 
-def evaluation_seconds(config: RunConfig, detector: Detector, val: Split) -> float:
-    """What a look at all of ``val`` takes, from one at a few of its images."""
+def evaluation_seconds(config: RunConfig, detector: Detector, val: Split, images: DetectionDataset | None = None) -> float:
+    """What a look at all of ``val`` takes, from one at a few of its images (of ``images``, where they are kept)."""
     few = range(min(len(val), 2 * max(config.batch_size, 4)))
     detector.to(config.device)
     for _ in range(2):  # the first pass is slower than all that follow
         started = clock(config)()
         with torch.autocast(config.device, torch.bfloat16, enabled=config.precision == "bf16"):
-            predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few)
+            found = predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few, cached=images)
+        evaluate([val[i] for i in few], found, [str(name) for name in detector.classes], detector.ids)
     detector.model.train()
     return (clock(config)() - started) / len(few) * len(val)

@@ -31,7 +31,7 @@ from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.training.beforehand import check, enough_queries, keep, tell_data
-from boxquery.training.budget import busy, computing, evaluation_seconds, timed, within
+from boxquery.training.budget import busy, computing, timed, within
 from boxquery.training.config import FILE, RunConfig, usual_val_every
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
@@ -107,8 +107,6 @@ class Run:
             chosen = self.model.adapt(np.concatenate(sides_ahead(train, config.image_size)))
             config = replace(config, options=config.options | chosen, chosen=sorted(chosen))
         self.config = config
-        #: seconds of an evaluation, where they were measured beforehand
-        self.look = 0.0
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(config.image_size, self.augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
@@ -167,10 +165,8 @@ class Run:
         """The configuration with what its minutes are worth. A run that its clock ends needs a plan only for the schedule of its rate."""
         c = self.config
         if c.by_clock and c.schedule_steps:
-            self.look = evaluation_seconds(c, self.detector, self.val)
             return c.lasting(c.schedule_steps * c.accumulate)
-        costs = timed(c, self.model, self.loader(), self.detector, self.val)
-        self.look, c = costs.look, within(c, costs)
+        c = within(c, timed(c, self.model, self.loader(), self.detector, self.val))
         return replace(c, schedule_steps=c.steps) if c.by_clock else c
 
     def fit(self, state: Path | None) -> Detector:
@@ -182,7 +178,9 @@ class Run:
                 write_json(self.folder / TRANSFERRED, self.transferred)
         module = Training(self.model, self.recipe, c.schedule_steps or c.steps, [r.id for r in self.data.splits["train"]], c.seed)
         bar = LiveBar(self.console, c.batches, c.seen() // (c.batch_size * c.world))
-        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train), self.look)
+        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
+        if c.by_clock:
+            keeper.prepare()
         with _quiet():
             trainer = L.Trainer(
                 accelerator="gpu" if c.device == "cuda" else "cpu",

@@ -22,7 +22,7 @@ from boxquery.evaluation.predictions import Found, predict_split, readable
 from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.report.files import write_whole
 from boxquery.report.page import write_report
-from boxquery.training.budget import allowed, computing
+from boxquery.training.budget import allowed, computing, evaluation_seconds
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.module import Training
@@ -48,13 +48,12 @@ class Keeper(L.Callback):
 
     Args:
         count: training images.
-        look: seconds that an evaluation takes, as far as known.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, count: int, look: float):
+    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, count: int):
         self.count = count
         #: seconds that an evaluation and the rest of an epoch's end took last, and whether the clock has ended the run
-        self.look, self.closing, self.over = look, 0.0, False
+        self.look, self.closing, self.over = 0.0, 0.0, False
         self.folder, self.config, self.detector, self.val, self.bar = folder, config, detector, val, bar
         self.rows: list[dict[str, Any]] = []
         self.best, self.waited = -1.0, 0
@@ -84,6 +83,16 @@ class Keeper(L.Callback):
         if "diagnosis" in state_dict:
             self.diagnosis.load_state_dict(state_dict["diagnosis"])
         self.before = (self.rows[-1]["seconds"], self.rows[-1]["processor_seconds"]) if self.rows else (0.0, 0.0)
+
+    def prepare(self) -> None:
+        """Before a clock that ends the run begins: read the images of evaluations, where they can be kept, and see what one takes.
+
+        Otherwise the first evaluation would be the slowest, and in a short run it is the only one.
+        """
+        if self.images.cache is not None:
+            for place in range(len(self.val)):
+                self.images[place]
+        self.look = evaluation_seconds(self.config, self.detector, self.val, self.images)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.started = _clocks()

@@ -1,0 +1,41 @@
+"""What the runs of a comparison by minutes spent, and how their steps drifted.
+
+    boxquery compare path/to/data --models deformable-detr,fcos --preset tiny --seeds 1 --minutes 0.5 --out comparisons/half
+    python benchmarks/budgets.py comparisons/half
+
+A line a run: seconds of its clock that were allowed and spent, steps done and planned, and milliseconds a step in each epoch without an
+evaluation (what stands between two of them included).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from boxquery.report.files import read_run
+from boxquery.training.budget import allowed, computing
+from boxquery.training.config import RunConfig
+
+
+def told(run: Path) -> str:
+    config, rows = RunConfig.read(run), read_run(run).epochs
+    clock = "processor_seconds" if computing(config) else "seconds"
+    paces = []
+    for before, row in zip([{}, *rows], rows, strict=False):
+        if "AP" not in row:
+            paces.append(1000 * (row[clock] - before.get(clock, 0)) / (row["step"] - before.get("step", 0)))
+    drift = f"; {min(paces):.0f} to {max(paces):.0f} ms a step: {', '.join(f'{pace:.0f}' for pace in paces)}" if paces else ""
+    spent = f"{rows[-1][clock]:.1f} of {allowed(config):.1f} s"
+    return f"{run.name}: {spent}, {config.steps:,} of {config.schedule_steps:,} steps{drift}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folders", nargs="+", type=Path)
+    for folder in parser.parse_args().folders:
+        for run in sorted((folder / "runs").iterdir()):
+            print(told(run))
+
+
+if __name__ == "__main__":
+    main()
