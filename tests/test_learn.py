@@ -100,9 +100,9 @@ def test_the_script_draws_and_leaves_what_has_no_run(figures, tmp_path, capsys):
 
 def test_the_numbers_of_the_text_are_those_of_the_figures(figures):
     _, example = figures.attention(Path())
-    assert "read [1.88, 8.12]" in example
+    assert "output [1.88, 8.12]" in example
     _, matched = figures.matching(Path())
-    assert "answers [1, 2, 3] for objects ['b', 'a', 'c']: 2.21; cheapest pair first: 2.99" in matched
+    assert "predictions [1, 2, 3] for objects ['b', 'a', 'c']: 2.21; greedy: 2.99" in matched
 
 
 def test_an_unfinished_run_is_not_drawn(figures, tmp_path):
@@ -114,12 +114,12 @@ def test_an_unfinished_run_is_not_drawn(figures, tmp_path):
         figures.trained("detr", tmp_path)
 
 
-def test_evenness_and_share_inside_by_their_definitions(figures):
+def test_entropy_and_share_inside_by_their_definitions(figures):
     torch = pytest.importorskip("torch")
-    assert figures.evenness(torch.full((4, 5), 1 / 20)) == pytest.approx(1)
-    assert figures.evenness(torch.eye(1, 20)) == pytest.approx(0)
+    assert figures.normalised_entropy(torch.full((4, 5), 1 / 20)) == pytest.approx(1)
+    assert figures.normalised_entropy(torch.eye(1, 20)) == pytest.approx(0)
     half = torch.tensor([0.5, 0.5, 0, 0])
-    assert figures.evenness(half) == pytest.approx(0.5)
+    assert figures.normalised_entropy(half) == pytest.approx(0.5)
     heat = torch.zeros(10, 10)
     heat[2:4, 5:7] = 0.25
     assert figures.inside(heat, np.array([5.0, 3, 10, 10])) == pytest.approx((0.5, 0.35))

@@ -4,10 +4,10 @@
     python docs/learn/figures.py gaussian start     # these alone
     python docs/learn/figures.py --runs FOLDER      # where trained models are (default: runs/convergence)
 
-What a figure shows in numbers is also printed, one line a figure. Most figures need no training: they are of small arrays or of models
-with their start values. A few need trained models: finished runs of `benchmarks/convergence.py`, folders named MODEL-RATE-SEED-EPOCHS. Of a
-model with several runs the lowest seed is drawn, and among those the run with the highest AP. A figure without any run stays as it is
-and is named on stderr.
+The numbers behind each figure are also printed, one line per figure. Most figures need no training: they show small arrays or untrained
+models. A few need trained models: finished runs of `benchmarks/convergence.py`, folders named MODEL-RATE-SEED-EPOCHS. If a model has
+several runs, the one with the lowest seed and, among those, the highest AP is drawn. A figure without any run is left as it is and named
+on stderr.
 
 Needs the `viz` extra (matplotlib).
 """
@@ -50,14 +50,14 @@ from boxquery.parts.trace import LayerTrace
 
 HERE = Path(__file__).parent
 INK, GOLD, TEAL, RED = "#1f2933", "#e0a100", "#0f8b8d", "#c8443b"
-#: in the order of the course
+#: in the course's order
 FAMILY = ("detr", "conditional-detr", "deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
-#: of untrained models: one map of the image at stride 8 for all, and Deformable DETR without what later came to it
+#: untrained models: one feature map at stride 8 for all, and Deformable DETR as first published
 FINE = {"backbone_options": {**NARROW_RESNET10, "output_stride": 8}, "dilation": False}
 PLAIN = {
     "deformable-detr": {"box_refine": False, "two_stage": False, "denoising": 0, "levels": 1, "points": 4, "heads": 8},
 }
-#: the built-in scenes on which untrained and trained models are shown; what is looked for in them is the largest object
+#: the built-in scenes on which untrained and trained models are shown, each with its largest object
 SCENE, AFTER = 8, 3
 
 
@@ -65,11 +65,11 @@ class Missing(Exception):
     """No finished run of a model that the figure needs."""
 
 
-# -- what is drawn --------------------------------------------------------------------------------------------------------------
+# -- models and data ------------------------------------------------------------------------------------------------------------
 
 
 def untrained(name: str) -> Detector:
-    """A tiny model with its start values, for pictures of 160 pixels."""
+    """An untrained tiny model, for images of 160 pixels."""
     torch.manual_seed(0)
     model = bq.create_model(name, classes=len(names()[0]), preset="tiny", **FINE, **PLAIN.get(name, {})).eval()
     return Detector(model, *names(), image_size=160)
@@ -91,12 +91,12 @@ def trained(name: str, runs: Path) -> Detector:
 
 
 def names() -> tuple[list[str], list[int]]:
-    """Of the built-in classes, and their ids."""
+    """Names and ids of the built-in classes."""
     return shapes_data().names, shapes_data().ids
 
 
 def scene(index: int = SCENE):
-    """A held-out built-in scene: its record and its picture."""
+    """A validation scene: its record and its image."""
     split = shapes_data().splits["val"]
     return split[index], split.read(index)
 
@@ -105,44 +105,44 @@ def largest(boxes: np.ndarray) -> np.ndarray:
     return boxes[((boxes[:, 2:] - boxes[:, :2]).prod(-1)).argmax()]
 
 
-def evenness(mass: Tensor) -> float:
-    """Entropy of a map that sums to one, over that of an even one: 1 where every cell is read alike, 0 where one cell is."""
+def normalised_entropy(mass: Tensor) -> float:
+    """Entropy of a map that sums to one, divided by that of a uniform map: 1 if uniform, 0 if a single cell has all the weight."""
     share = mass.flatten().double()
     return float(-(share * share.clamp(min=1e-300).log()).sum() / np.log(len(share)))
 
 
 def inside(heat: Tensor, box: np.ndarray) -> tuple[float, float]:
-    """The share of a map [H, W] (one value a pixel) within a box in pixels, and the box's share of the image."""
+    """The share of a map [H, W] (one value per pixel) within a box in pixels, and the box's share of the image."""
     left, top, right, bottom = (round(float(v)) for v in box)
     region = heat[top:bottom, left:right]
     return float(region.sum()), region.numel() / heat.numel()
 
 
-def nearest(story: Explanation, box: np.ndarray) -> int:
-    """The query that starts nearest to the middle of a box; without a reference, the first one."""
-    if story.references is None:
+def nearest_query(explanation: Explanation, box: np.ndarray) -> int:
+    """The query whose first reference is nearest to the centre of a box; without references, the first one."""
+    if explanation.references is None:
         return 0
-    at = story.references[0]
+    at = explanation.references[0]
     at = at if at.shape[1] == 2 else (at[:, :2] + at[:, 2:]) / 2
     return int(np.hypot(*(at - (box[:2] + box[2:]) / 2).T).argmin())
 
 
-def answering(story: Explanation, box: np.ndarray, label: int) -> int:
-    """The query whose last answer fits an object best: score of its class times overlap."""
-    overlap = box_iou(torch.from_numpy(story.boxes[-1]), torch.from_numpy(box)[None])[:, 0].numpy()
-    return int((overlap * story.scores[-1] * (story.labels[-1] == label)).argmax())
+def best_query(explanation: Explanation, box: np.ndarray, label: int) -> int:
+    """The query whose final prediction fits an object best: score of its class times IoU."""
+    overlap = box_iou(torch.from_numpy(explanation.boxes[-1]), torch.from_numpy(box)[None])[:, 0].numpy()
+    return int((overlap * explanation.scores[-1] * (explanation.labels[-1] == label)).argmax())
 
 
 @contextmanager
-def reading(detector: Detector, picture) -> Iterator[tuple[Memory, DetectionTransformer]]:
-    """What a model's decoder reads of a picture."""
+def encoded(detector: Detector, image) -> Iterator[tuple[Memory, DetectionTransformer]]:
+    """The memory of an image, and the model."""
     model = detector.model.eval()
-    image = detector.transform(torch.from_numpy(np.array(picture)).permute(2, 0, 1))[None]
+    batch = detector.transform(torch.from_numpy(np.array(image)).permute(2, 0, 1))[None]
     with torch.no_grad():
-        yield model.encoder(model.tokens(model.neck(model.backbone(image)), None, image.shape[-2:])), model
+        yield model.encoder(model.tokens(model.neck(model.backbone(batch)), None, batch.shape[-2:])), model
 
 
-# -- how it is drawn ------------------------------------------------------------------------------------------------------------
+# -- drawing --------------------------------------------------------------------------------------------------------------------
 
 
 def sheet(width: float, height: float) -> Figure:
@@ -174,12 +174,12 @@ def framed(axis: Axes, box, colour: str = "white", style: str = "--", width: flo
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=colour, ls=style, lw=width))
 
 
-def glow(axis: Axes, picture, heat: Tensor | np.ndarray) -> None:
-    """A map over a picture, brightest where it is highest; what is dark was hardly read. All maps are scaled to their own highest value."""
+def glow(axis: Axes, image, heat: Tensor | np.ndarray) -> None:
+    """A map over an image, bright where it is high. Each map is scaled to its own maximum."""
     share = np.asarray(heat) / max(float(np.asarray(heat).max()), 1e-12)
-    axis.imshow(picture)
-    axis.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.35 + 0.55 * share, extent=(0, picture.width, picture.height, 0))
-    axis.set(xlim=(0, picture.width), ylim=(picture.height, 0))
+    axis.imshow(image)
+    axis.imshow(share, cmap="inferno", vmin=0, vmax=1, alpha=0.35 + 0.55 * share, extent=(0, image.width, image.height, 0))
+    axis.set(xlim=(0, image.width), ylim=(image.height, 0))
 
 
 def cells(axis: Axes, values, title: str, form: str = "{:.2f}", size: float = 10) -> None:
@@ -215,46 +215,46 @@ def attention(runs: Path) -> tuple[Figure, str]:
     cells(axes[1], logits[:, None], "logits\nquery·key / 2", "{:.0f}")
     cells(axes[2], weights[:, None], "weights\nsoftmax")
     cells(axes[3], VALUES, "values", "{:.0f}")
-    cells(axes[4], weights @ VALUES, "what was read")
+    cells(axes[4], weights @ VALUES, "output")
     axes[3].set_xticks(range(2), ["ground", "ball"], fontsize=8)
     axes[4].set_xticks(range(2), ["ground", "ball"], fontsize=8)
-    return figure, f"weights {np.round(weights, 3).tolist()}, read {np.round(weights @ VALUES, 2).tolist()}"
+    return figure, f"weights {np.round(weights, 3).tolist()}, output {np.round(weights @ VALUES, 2).tolist()}"
 
 
 def sharpness(runs: Path) -> tuple[Figure, str]:
-    """The same logits, larger and smaller: softmax goes from even to a choice."""
-    factors, said = (0, 0.2, 1, 5), []
+    """The same logits, larger and smaller: softmax goes from uniform to sharp."""
+    factors, numbers = (0, 0.2, 1, 5), []
     figure = sheet(8.4, 2.2)
     for axis, factor in zip(figure.subplots(1, 4, sharey=True), factors, strict=True):
         weights = softmax(factor * np.array([0.0, 1, 2]))
         clean(axis).bar(("ground", "edge", "ball"), weights, color=[INK, INK, GOLD])
         axis.axhline(1 / 3, ls=":", color=TEAL)
-        axis.set_title(f"logits x {factor:g}\nevenness {evenness(torch.from_numpy(weights)):.2f}", fontsize=9)
+        axis.set_title(f"logits x {factor:g}\nentropy {normalised_entropy(torch.from_numpy(weights)):.2f}", fontsize=9)
         axis.set_ylim(0, 1)
-        said.append(f"x{factor:g}: {np.round(weights, 2).tolist()}")
-    return figure, "; ".join(said)
+        numbers.append(f"x{factor:g}: {np.round(weights, 2).tolist()}")
+    return figure, "; ".join(numbers)
 
 
 def patches(runs: Path) -> tuple[Figure, str]:
-    """A picture, its cells, and the row of vectors that they become in a model with its start values."""
-    _, picture = scene()
+    """An image, its cells, and their tokens in an untrained model."""
+    _, image = scene()
     torch.manual_seed(0)
     model = bq.create_model("detr", classes=5, preset="tiny").eval()
-    with reading(Detector(model, *names(), image_size=160), picture) as (memory, _):
+    with encoded(Detector(model, *names(), image_size=160), image) as (memory, _):
         h, w = memory.shapes[0]
         tokens = memory.tokens[0]
     figure = sheet(9.4, 2.9)
     left, middle, right = figure.subplots(1, 3, width_ratios=[1, 1, 1.7])
-    bare(left, f"picture: {picture.height} x {picture.width} pixels").imshow(picture)
-    bare(middle, f"{h} x {w} cells of {picture.height // h} x {picture.width // w} pixels").imshow(picture)
+    bare(left, f"image: {image.height} x {image.width} pixels").imshow(image)
+    bare(middle, f"{h} x {w} cells of {image.height // h} x {image.width // w} pixels").imshow(image)
     for k in range(1, h):
-        middle.axhline(k * picture.height / h, color="white", lw=0.4)
-        middle.axvline(k * picture.width / w, color="white", lw=0.4)
+        middle.axhline(k * image.height / h, color="white", lw=0.4)
+        middle.axvline(k * image.width / w, color="white", lw=0.4)
     chosen = (h // 3, w // 2)
-    framed(middle, np.array([chosen[1], chosen[0], chosen[1] + 1, chosen[0] + 1]) * picture.height / h, GOLD, "-", 2)
+    framed(middle, np.array([chosen[1], chosen[0], chosen[1] + 1, chosen[0] + 1]) * image.height / h, GOLD, "-", 2)
     right.imshow(tokens, aspect="auto", cmap="coolwarm", vmin=-3, vmax=3)
     right.axhline(chosen[0] * w + chosen[1], color=GOLD, lw=1.5)
-    right.set_title(f"{tokens.shape[0]} tokens (rows) of {tokens.shape[1]} numbers", fontsize=9)
+    right.set_title(f"{tokens.shape[0]} tokens (rows) of {tokens.shape[1]} channels", fontsize=9)
     right.tick_params(labelsize=7)
     return figure, f"{h} x {w} cells, tokens {tuple(tokens.shape)}"
 
@@ -293,10 +293,10 @@ def pieces(runs: Path) -> tuple[Figure, str]:
 
     top, low = 3.2, 1.2
     for x, text, below in (
-        (0.1, "picture", size(images)),
+        (0.1, "image", size(images)),
         (1.9, "CNN", size(maps[0])),
         (3.7, "1x1 convolution", size(reduced[0])),
-        (5.5, "one row of cells", size(memory.tokens)),
+        (5.5, "flattened", size(memory.tokens)),
         (7.3, f"encoder x {len(model.encoder.layers)}", size(memory.tokens)),
     ):
         block(x, top, text, below, blue)
@@ -322,18 +322,18 @@ def pieces(runs: Path) -> tuple[Figure, str]:
         8.8, 0.4, f"classes {size(out.logits[-1])}\nboxes {size(out.boxes[-1])}", ha="center", va="center", fontsize=8, family="monospace"
     )
     axis.text(
-        4.9, 0.25, "the heads answer after every layer in training, after the last one in use", ha="center", fontsize=8, style="italic"
+        4.9, 0.25, "the heads predict after every layer in training, after the last in inference", ha="center", fontsize=8, style="italic"
     )
     return figure, f"cells {memory.shapes[0]}, classes {tuple(out.logits.shape)}, boxes {tuple(out.boxes.shape)}"
 
 
 def table_of_positions(side: int = 20, dim: int = 128, temperature: float = 10000.0) -> Tensor:
-    """[side, side, dim]: DETR's fixed table."""
+    """[side, side, dim]: DETR's sine encoding."""
     return SinePosition(dim, temperature)(torch.zeros(1, side, side, dtype=torch.bool), torch.zeros(1))[0]
 
 
 def positions(runs: Path) -> tuple[Figure, str]:
-    """Sine positions: single features along a row, and how alike one cell's vector is to all others."""
+    """Sine encoding: single features along a row, and how similar one cell's encoding is to all others."""
     table = table_of_positions()
     figure = sheet(9.4, 2.7)
     axes = figure.subplots(1, 4, width_ratios=[1.6, 1, 1, 1])
@@ -343,17 +343,17 @@ def positions(runs: Path) -> tuple[Figure, str]:
         axes[0].plot(x, waves[:, 2 * pair], color=colour, label=f"sine {pair}")
     clean(axes[0]).set_title("three of the features along a row", fontsize=9)
     axes[0].legend(fontsize=7, frameon=False, loc="lower left")
-    alike = {}
+    similarity = {}
     for axis, cell in zip(axes[1:], ((5, 5), (10, 14), (16, 3)), strict=True):
-        alike[cell] = (table @ table[cell]) / table[cell].square().sum()
-        bare(axis, f"likeness to row {cell[0]}, column {cell[1]}").imshow(alike[cell], cmap="inferno")
+        similarity[cell] = (table @ table[cell]) / table[cell].square().sum()
+        bare(axis, f"similarity to cell {cell}").imshow(similarity[cell], cmap="inferno")
         axis.plot(cell[1], cell[0], "+", color=TEAL, ms=10, mew=2)
-    highest = all(int(map_.argmax()) == row * 20 + column for (row, column), map_ in alike.items())
-    return figure, f"each cell is most like itself: {highest}"
+    highest = all(int(map_.argmax()) == row * 20 + column for (row, column), map_ in similarity.items())
+    return figure, f"each cell is most similar to itself: {highest}"
 
 
-def by_hand(model: DetectionTransformer, memory: Memory) -> list[tuple[str, Tensor]]:
-    """The queries' contents after every step of a decoder without references, step by step."""
+def step_by_step(model: DetectionTransformer, memory: Memory) -> list[tuple[str, Tensor]]:
+    """The queries' contents after each step of a decoder without references."""
     state = model.queries(memory, None)
     contents = [("start", state.content)]
     content = state.content
@@ -371,49 +371,49 @@ def by_hand(model: DetectionTransformer, memory: Memory) -> list[tuple[str, Tens
 
 def start_of_queries(runs: Path) -> tuple[Figure, str]:
     """How much queries differ from each other after each step of an untrained DETR."""
-    _, picture = scene()
-    with reading(untrained("detr"), picture) as (memory, model):
-        contents = by_hand(model, memory)
+    _, image = scene()
+    with encoded(untrained("detr"), image) as (memory, model):
+        contents = step_by_step(model, memory)
     spread = [float(c[0].std(0, unbiased=False).mean()) for _, c in contents]
     figure = sheet(7.2, 2.5)
     axis = clean(figure.subplots())
     colours = {"start": INK, "self": GOLD, "cross": TEAL, "FFN": INK}
     axis.bar([name for name, _ in contents], spread, color=[colours[name.split()[0]] for name, _ in contents])
-    axis.set_ylabel("spread over queries", fontsize=8)
-    axis.set_title("how much the contents of queries differ, after each step of an untrained DETR", fontsize=9)
+    axis.set_ylabel("std over queries", fontsize=8)
+    axis.set_title("how much the contents of queries differ after each step of an untrained DETR", fontsize=9)
     return figure, ", ".join(f"{name} {value:.3f}" for (name, _), value in zip(contents, spread, strict=True))
 
 
 def matching(runs: Path) -> tuple[Figure, str]:
-    """Five answers, three objects: the cheapest one-to-one assignment, and what taking the cheapest pair first would pay."""
+    """Five predictions, three objects: the cheapest one-to-one matching, and the cost of greedy matching."""
     objects = np.array([[8, 12, 40, 52], [34, 20, 70, 56], [74, 58, 96, 84.0]])
-    answers = np.array([[13, 14, 45, 53], [2, 8, 31, 46], [60, 60, 92, 90], [6, 62, 30, 94], [72, 8, 98, 30.0]])
+    predictions = np.array([[13, 14, 45, 53], [2, 8, 31, 46], [60, 60, 92, 90], [6, 62, 30, 94], [72, 8, 98, 30.0]])
     scale = 100.0
-    truth, given = torch.from_numpy(objects / scale), torch.from_numpy(answers / scale)
-    centres = [box_convert(some, "xyxy", "cxcywh") for some in (given, truth)]
-    cost = (5 * torch.cdist(*centres, p=1) - 2 * generalized_box_iou(given, truth)).numpy()
+    truth, predicted = torch.from_numpy(objects / scale), torch.from_numpy(predictions / scale)
+    centres = [box_convert(some, "xyxy", "cxcywh") for some in (predicted, truth)]
+    cost = (5 * torch.cdist(*centres, p=1) - 2 * generalized_box_iou(predicted, truth)).numpy()
     rows, columns = linear_sum_assignment(cost)
     figure = sheet(8.2, 3.2)
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.1])
-    bare(left, "objects (dashed) and five answers").set(xlim=(0, 100), ylim=(100, 0), aspect="equal")
+    bare(left, "objects (dashed) and five predictions").set(xlim=(0, 100), ylim=(100, 0), aspect="equal")
     for k, box in enumerate(objects):
         framed(left, box, INK, "--", 2)
         left.text(box[2] - 1, box[3] - 2, f"object {'abc'[k]}", fontsize=8, ha="right", va="bottom", color=INK)
-    for k, box in enumerate(answers):
-        won = k in rows
-        framed(left, box, TEAL if won else "#9aa5b1", "-", 1.6)
-        left.text(box[0] + 1, box[1] + 1, f"{k + 1}", fontsize=9, va="top", color=TEAL if won else "#7b8794")
-    cells(right, cost, "cost of every pair; the cheapest one-to-one choice is framed")
+    for k, box in enumerate(predictions):
+        matched = k in rows
+        framed(left, box, TEAL if matched else "#9aa5b1", "-", 1.6)
+        left.text(box[0] + 1, box[1] + 1, f"{k + 1}", fontsize=9, va="top", color=TEAL if matched else "#7b8794")
+    cells(right, cost, "cost of each pair; cheapest matching framed")
     right.set_xticks(range(3), [f"object {c}" for c in "abc"], fontsize=8)
-    right.set_yticks(range(5), [f"answer {k + 1}" for k in range(5)], fontsize=8)
+    right.set_yticks(range(5), [f"prediction {k + 1}" for k in range(5)], fontsize=8)
     for row, column in zip(rows, columns, strict=True):
         framed(right, (column - 0.47, row - 0.45, column + 0.47, row + 0.45), RED, "-", 2)
-    greedy = cheapest_first(cost)
-    best, first = cost[rows, columns].sum(), sum(cost[pair] for pair in greedy)
-    return figure, f"answers {(rows + 1).tolist()} for objects {['abc'[c] for c in columns]}: {best:.2f}; cheapest pair first: {first:.2f}"
+    greedy = greedy_matching(cost)
+    best, worse = cost[rows, columns].sum(), sum(cost[pair] for pair in greedy)
+    return figure, f"predictions {(rows + 1).tolist()} for objects {['abc'[c] for c in columns]}: {best:.2f}; greedy: {worse:.2f}"
 
 
-def cheapest_first(cost: np.ndarray) -> list[tuple[int, int]]:
+def greedy_matching(cost: np.ndarray) -> list[tuple[int, int]]:
     left, pairs = cost.astype(float).copy(), []
     for _ in range(min(cost.shape)):
         row, column = (int(i) for i in np.unravel_index(left.argmin(), left.shape))
@@ -423,7 +423,7 @@ def cheapest_first(cost: np.ndarray) -> list[tuple[int, int]]:
 
 
 def deep_supervision(runs: Path) -> tuple[Figure, str]:
-    """How well each layer's own matched boxes fit, in the trained models that there are."""
+    """How well each layer's own matched boxes fit, in the available trained models."""
     split, curves = shapes_data().splits["val"], {}
     for name in FAMILY:
         try:
@@ -432,8 +432,8 @@ def deep_supervision(runs: Path) -> tuple[Figure, str]:
             continue
         totals = np.zeros(len(detector.model.layers))
         for index in range(40):
-            story, record = explain(detector, split.read(index)), split[index]
-            for layer, boxes in enumerate(story.boxes):
+            explanation, record = explain(detector, split.read(index)), split[index]
+            for layer, boxes in enumerate(explanation.boxes):
                 overlap = box_iou(torch.from_numpy(boxes), torch.from_numpy(record.boxes)).numpy()
                 rows, columns = linear_sum_assignment(-overlap)
                 totals[layer] += overlap[rows, columns].mean() / 40
@@ -446,113 +446,113 @@ def deep_supervision(runs: Path) -> tuple[Figure, str]:
         axis.plot(range(1, len(values) + 1), values, marker="o", label=name)
     axis.set_xticks(range(1, 1 + max(len(v) for v in curves.values())))
     axis.set(xlabel="decoder layer")
-    axis.set_ylabel("IoU of the best pairs", fontsize=8)
-    axis.set_title("every layer answers: how well its boxes fit", fontsize=9)
+    axis.set_ylabel("IoU of matched pairs", fontsize=8)
+    axis.set_title("every layer predicts: how well its boxes fit", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
     return figure, "; ".join(f"{name}: {np.round(values, 2).tolist()}" for name, values in curves.items())
 
 
-class Alone(nn.Module):
-    """A self-attention in which every query hears itself only."""
+class AttendToSelfOnly(nn.Module):
+    """Self-attention in which every query attends to itself only."""
 
     def __init__(self, inner: nn.Module):
         super().__init__()
         self.inner = inner
 
     def forward(self, content: Tensor, look: Look, trace: LayerTrace | None = None) -> Tensor:
-        deaf = ~torch.eye(content.shape[1], dtype=torch.bool)
-        return self.inner(content, replace(look, self_mask=deaf), trace)
+        others = ~torch.eye(content.shape[1], dtype=torch.bool)
+        return self.inner(content, replace(look, self_mask=others), trace)
 
 
 def duplicates(runs: Path) -> tuple[Figure, str]:
-    """Answers for the same object twice, with self-attention and without it, in the trained models that there are."""
+    """Duplicate predictions with and without self-attention, in the available trained models."""
     split, counts = shapes_data().splits["val"], {}
     for name in FAMILY:
         try:
-            hearing, deaf = trained(name, runs), trained(name, runs)
+            usual, isolated = trained(name, runs), trained(name, runs)
         except Missing:
             continue
-        for layer in deaf.model.layers:
+        for layer in isolated.model.layers:
             assert isinstance(layer, DecoderLayer)
-            layer.self_attention = Alone(layer.self_attention)
-        counts[name] = [twice(detector, split, 60) for detector in (hearing, deaf)]
+            layer.self_attention = AttendToSelfOnly(layer.self_attention)
+        counts[name] = [duplicate_rate(detector, split, 60) for detector in (usual, isolated)]
     if not counts:
         raise Missing("any model")
     figure = sheet(5.6, 2.7)
     axis = clean(figure.subplots())
-    for k, (label, colour) in enumerate((("queries hear each other", TEAL), ("each query hears itself only", RED))):
+    for k, (label, colour) in enumerate((("queries attend to each other", TEAL), ("each query attends to itself only", RED))):
         at = np.arange(len(counts)) + 0.38 * (k - 0.5)
         bars = axis.bar(at, [100 * pair[k] for pair in counts.values()], 0.36, color=colour, label=label)
         axis.bar_label(bars, fmt="%.0f", fontsize=8)
     axis.set_xticks(range(len(counts)), [name.replace("-detr", "\ndetr") for name in counts], fontsize=8)
-    axis.set_ylabel("duplicates, % of answers", fontsize=8)
-    axis.set_title("60 scenes: of the N best answers for N objects,\nthose that repeat a better one", fontsize=9)
+    axis.set_ylabel("duplicates, % of predictions", fontsize=8)
+    axis.set_title("60 scenes: of the N best predictions for N objects,\nthose that duplicate a better one", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
     axis.margins(y=0.3)
     return figure, "; ".join(f"{name}: {a:.3f} with, {b:.3f} without" for name, (a, b) in counts.items())
 
 
-def twice(detector: Detector, split, scenes: int) -> float:
-    """Of the best answers of each scene, as many as it has objects: the share that overlaps a better one of its class by more than half."""
-    repeated = found = 0
+def duplicate_rate(detector: Detector, split, scenes: int) -> float:
+    """Of the N best predictions in a scene with N objects: the share with IoU above 0.5 to a better one of its class."""
+    duplicates = total = 0
     for index in range(scenes):
         result, count = detector.predict(split.read(index), threshold=0.0), len(split[index].boxes)
         boxes, labels = torch.from_numpy(result.boxes[:count]), result.labels[:count]
         same = (box_iou(boxes, boxes).numpy() > 0.5) & (labels[:, None] == labels[None])
-        repeated += int(np.tril(same, -1).any(1).sum())
-        found += count
-    return repeated / found
+        duplicates += int(np.tril(same, -1).any(1).sum())
+        total += count
+    return duplicates / total
 
 
-# -- 3: why it learns slowly ----------------------------------------------------------------------------------------------------
+# -- 3: why it converges slowly -------------------------------------------------------------------------------------------------
 
 
 def even(runs: Path) -> tuple[Figure, str]:
-    """What three queries of an untrained DETR read, layer by layer, on one scale."""
-    record, picture = scene()
-    box, story = largest(record.boxes), explain(untrained("detr"), picture)
+    """What three queries of an untrained DETR attend to, layer by layer, on one scale."""
+    record, image = scene()
+    box, explanation = largest(record.boxes), explain(untrained("detr"), image)
     queries = (0, 1, 2)
     figure, axes = panels(4, side=2.2, rows=len(queries), head=0.15)
-    said = []
-    h, w = story.trace.layers[0].memory.shapes[0]
+    numbers = []
+    h, w = explanation.trace.layers[0].memory.shapes[0]
     for row, query in zip(axes, queries, strict=True):
-        bare(row[0], "even reading" if query == 0 else "").imshow(np.full((h, w), 1.0), cmap="inferno", vmin=0, vmax=2)
+        bare(row[0], "uniform attention" if query == 0 else "").imshow(np.full((h, w), 1.0), cmap="inferno", vmin=0, vmax=2)
         row[0].set_ylabel(f"query {query}", fontsize=9)
         for layer in range(3):
-            mass = story.trace.layers[layer].masses(0, [query])[0].mean(0)
-            share, area = inside(story.heatmap(query, layer).map, box)
-            bare(row[layer + 1], f"layer {layer + 1}: evenness {evenness(mass):.3f}").imshow(
-                mass * h * w, cmap="inferno", vmin=0, vmax=2, extent=(0, picture.width, picture.height, 0)
+            mass = explanation.trace.layers[layer].masses(0, [query])[0].mean(0)
+            share, area = inside(explanation.heatmap(query, layer).map, box)
+            bare(row[layer + 1], f"layer {layer + 1}: entropy {normalised_entropy(mass):.3f}").imshow(
+                mass * h * w, cmap="inferno", vmin=0, vmax=2, extent=(0, image.width, image.height, 0)
             )
             framed(row[layer + 1], box)
-            said.append(f"{share:.2f}/{area:.2f}")
-    every = [evenness(mass) for layer in story.trace.layers for mass in layer.masses(0, range(40)).mean(1)]
-    return figure, f"evenness of all queries and layers {min(every):.3f}..{max(every):.3f}; in the box/its area: {', '.join(said)}"
+            numbers.append(f"{share:.2f}/{area:.2f}")
+    every = [normalised_entropy(mass) for layer in explanation.trace.layers for mass in layer.masses(0, range(40)).mean(1)]
+    return figure, f"entropy of all queries and layers {min(every):.3f}..{max(every):.3f}; in the box/its area: {', '.join(numbers)}"
 
 
 def start(runs: Path) -> tuple[Figure, str]:
-    """What one query reads in the first layer of every untrained model."""
-    record, picture = scene()
+    """What one query attends to in the first layer of every untrained model."""
+    record, image = scene()
     box = largest(record.boxes)
-    figure, axes = panels(len(FAMILY), "before any training: what one query reads in the first decoder layer", side=1.9)
-    said = []
+    figure, axes = panels(len(FAMILY), "before any training: what one query attends to in the first decoder layer", side=1.9)
+    numbers = []
     for axis, name in zip(axes[0], FAMILY, strict=True):
-        story = explain(untrained(name), picture)
-        query = nearest(story, box)
-        heat = story.heatmap(query, 0).map
-        h, w = story.trace.layers[0].memory.shapes[0]
-        mass = story.heatmap(query, 0, (h, w)).map
+        explanation = explain(untrained(name), image)
+        query = nearest_query(explanation, box)
+        heat = explanation.heatmap(query, 0).map
+        h, w = explanation.trace.layers[0].memory.shapes[0]
+        mass = explanation.heatmap(query, 0, (h, w)).map
         share, area = inside(heat, box)
-        glow(axis, picture, heat)
+        glow(axis, image, heat)
         framed(axis, box)
-        if story.references is not None:
-            place(axis, story.references[0, query])
-        bare(axis, f"{name}\nevenness {evenness(mass):.2f}\nin the box {share:.2f}", 8)
-        said.append(f"{name} {evenness(mass):.2f}, {share:.2f} (area {area:.2f})")
-    return figure, "; ".join(said)
+        if explanation.references is not None:
+            mark_reference(axis, explanation.references[0, query])
+        bare(axis, f"{name}\nentropy {normalised_entropy(mass):.2f}\nin the box {share:.2f}", 8)
+        numbers.append(f"{name} {normalised_entropy(mass):.2f}, {share:.2f} (area {area:.2f})")
+    return figure, "; ".join(numbers)
 
 
-def place(axis: Axes, reference: np.ndarray) -> None:
+def mark_reference(axis: Axes, reference: np.ndarray) -> None:
     """A point as a cross, a box dotted."""
     if len(reference) == 4:
         framed(axis, reference, "#3ddbd9", ":")
@@ -560,47 +560,47 @@ def place(axis: Axes, reference: np.ndarray) -> None:
     axis.plot(*reference, "+", color="#3ddbd9", ms=9, mew=1.8)
 
 
-# -- 4: the ways out ------------------------------------------------------------------------------------------------------------
+# -- 4: remedies ----------------------------------------------------------------------------------------------------------------
 
 
 def sampling(runs: Path) -> tuple[Figure, str]:
     """Where an untrained Deformable DETR samples: around a point, and in units of a box."""
-    record, picture = scene()
+    record, image = scene()
     box = largest(record.boxes)
     figure, axes = panels(3, side=2.7)
-    bare(axes[0, 0], "around a point: offsets in cells").imshow(picture)
-    story = explain(untrained("deformable-detr"), picture)
-    query = nearest(story, box)
-    layer = story.trace.layers[0]
+    bare(axes[0, 0], "around a point: offsets in cells").imshow(image)
+    explanation = explain(untrained("deformable-detr"), image)
+    query = nearest_query(explanation, box)
+    layer = explanation.trace.layers[0]
     assert layer.locations is not None
-    assert story.references is not None
+    assert explanation.references is not None
     points = layer.locations[0, query, :, 0].flatten(0, 1) * 160
-    place(axes[0, 0], story.references[0, query])
+    mark_reference(axes[0, 0], explanation.references[0, query])
     axes[0, 0].scatter(*points.T, s=14, color=GOLD, edgecolors=INK, linewidths=0.5)
-    read = layer.masses(0, [query])[0].mean(0)
-    bare(axes[0, 1], f"the cells it reads: {int((read > 0).sum())} of {read.numel()}")
-    glow(axes[0, 1], picture, read.numpy())
-    bare(axes[0, 2], "around boxes: offsets grow with them").imshow(picture)
-    steps = offsets_at_start()
+    mass = layer.masses(0, [query])[0].mean(0)
+    bare(axes[0, 1], f"the cells it attends to: {int((mass > 0).sum())} of {mass.numel()}")
+    glow(axes[0, 1], image, mass.numpy())
+    bare(axes[0, 2], "in boxes: offsets scale with the box").imshow(image)
+    steps = initial_offsets()
     for wanted in record.boxes[:3]:
         centre, size = torch.from_numpy((wanted[:2] + wanted[2:]) / 2), torch.from_numpy(wanted[2:] - wanted[:2])
         axes[0, 2].scatter(*(centre + steps * 0.5 / 4 * size).T, s=10, color=GOLD, edgecolors=INK, linewidths=0.4)
         framed(axes[0, 2], wanted, "#3ddbd9", ":")
     for axis in axes[0]:
         axis.set(xlim=(0, 160), ylim=(160, 0))
-    return figure, f"{len(points)} samples touch {int((read > 0).sum())} of {read.numel()} cells"
+    return figure, f"{len(points)} sampling points touch {int((mass > 0).sum())} of {mass.numel()} cells"
 
 
-def offsets_at_start(heads: int = 8, points: int = 4) -> Tensor:
-    """[heads * points, 2]: the offsets with which deformable attention starts, one level."""
-    read = SampledRead(32, heads, 1, points)
+def initial_offsets(heads: int = 8, points: int = 4) -> Tensor:
+    """[heads * points, 2]: the initial offsets of deformable attention, one level."""
+    attention = SampledRead(32, heads, 1, points)
     with torch.no_grad():
-        read.start_values()
-    return read.sampling_offsets.bias.detach().view(-1, 2)
+        attention.start_values()
+    return attention.sampling_offsets.bias.detach().view(-1, 2)
 
 
 def cost(runs: Path) -> tuple[Figure, str]:
-    """Weights that one query and head keep for a map of n x n cells."""
+    """Attention weights per query and head for a map of n x n cells."""
     sides = np.arange(10, 101)
     figure = sheet(5.2, 2.7)
     axis = clean(figure.subplots())
@@ -610,22 +610,22 @@ def cost(runs: Path) -> tuple[Figure, str]:
         ("deformable: 4 points", np.full(len(sides), 4), TEAL),
     ):
         axis.plot(sides, count, color=colour, label=label, lw=2)
-    axis.set(yscale="log", xlabel="cells on a side of the map, n", ylabel="weights")
+    axis.set(yscale="log", xlabel="side of the map in cells, n", ylabel="weights")
     axis.legend(fontsize=8, frameon=False, loc="upper left", ncols=3)
     axis.set_ylim(2, 1e5)
-    axis.set_title("weights a query and head keeps for one map", fontsize=9)
+    axis.set_title("attention weights per query, head and map", fontsize=9)
     return figure, "at n = 100: 10000, 200, 4"
 
 
 def grid_memory(side: int = 20) -> Memory:
-    """An empty map of side x side cells, for formulas that only ask where cells are."""
+    """An empty map of side x side cells, for formulas that depend on positions only."""
     return Memory(torch.zeros(1, side * side, 4), None, None, ((side, side),), torch.ones(1, 1, 2), torch.full((1, 2), 8.0 * side))
 
 
 def gaussian(runs: Path) -> tuple[Figure, str]:
-    """Untrained logits of a DETR head, a Gaussian, and the attention under it; and what the widths do."""
-    record, picture = scene()
-    layer = explain(untrained("detr"), picture).trace.layers[0]
+    """Untrained attention of a DETR head, a Gaussian, and their product; and the effect of the scales."""
+    record, image = scene()
+    layer = explain(untrained("detr"), image).trace.layers[0]
     assert layer.attention is not None
     (map_,) = layer.attention
     assert isinstance(map_, Tensor)
@@ -641,20 +641,20 @@ def gaussian(runs: Path) -> tuple[Figure, str]:
     figure, axes = panels(5, side=2.0)
     modulated = (dense + bump(1, 1)).flatten().softmax(0).view(side, side)
     maps = (
-        (f"attention, untrained\nevenness {evenness(dense.exp()):.2f}", dense.exp()),
+        (f"attention, untrained\nentropy {normalised_entropy(dense.exp()):.2f}", dense.exp()),
         ("x Gaussian\nscales 1 and 1", bump(1, 1).exp()),
-        (f"= attention under it\nevenness {evenness(modulated):.2f}", modulated),
+        (f"= attention under it\nentropy {normalised_entropy(modulated):.2f}", modulated),
         ("a wider Gaussian\nscales 0.5 and 0.5", bump(0.5, 0.5).exp()),
         ("a flat one\nscales 0.4 and 1.5", bump(0.4, 1.5).exp()),
     )
     for axis, (title, shown) in zip(axes[0], maps, strict=True):
         bare(axis, title).imshow(shown, cmap="inferno", vmin=0, extent=(-0.5, side - 0.5, side - 0.5, -0.5))
         framed(axis, box - 0.5)
-    return figure, f"evenness {evenness(dense.exp()):.3f} without, {evenness(modulated):.3f} under the Gaussian"
+    return figure, f"entropy {normalised_entropy(dense.exp()):.3f} without, {normalised_entropy(modulated):.3f} under the Gaussian"
 
 
 def row_column(runs: Path) -> tuple[Figure, str]:
-    """A row times a column; and two spots on a diagonal, which no product can give."""
+    """A row times a column; and two spots on a diagonal, which no such product can give."""
     n = torch.arange(20.0)
 
     def around(*places: float) -> Tensor:
@@ -662,50 +662,50 @@ def row_column(runs: Path) -> tuple[Figure, str]:
 
     row, column = around(13), around(6)
     wanted = (torch.outer(around(5), around(4)) + torch.outer(around(14), around(15))) / 2
-    given = torch.outer(wanted.sum(1), wanted.sum(0))
+    closest = torch.outer(wanted.sum(1), wanted.sum(0))
     figure = sheet(9.2, 2.7)
     axes = figure.subplots(1, 4)
-    clean(axes[0]).bar(n, row, color=GOLD, label="a: of each column")
-    axes[0].bar(n, -column, color=TEAL, label="b: of each row (downwards)")
+    clean(axes[0]).bar(n, row, color=GOLD, label="a: columns")
+    axes[0].bar(n, -column, color=TEAL, label="b: rows (downwards)")
     axes[0].set_title("20 + 20 weights", fontsize=9)
     axes[0].legend(fontsize=7, frameon=False, loc="lower right")
     axes[0].set_yticks([])
     bare(axes[1], "their product: 400 cells").imshow(torch.outer(column, row), cmap="inferno")
     bare(axes[2], "wanted: two spots").imshow(wanted, cmap="inferno")
-    bare(axes[3], "best of rows and columns: four").imshow(given, cmap="inferno")
-    ghost = float(given[:10, 10:].sum() + given[10:, :10].sum())
-    return figure, f"share of the two corners that nobody wanted: {ghost:.2f}"
+    bare(axes[3], "row times column: four").imshow(closest, cmap="inferno")
+    ghost = float(closest[:10, 10:].sum() + closest[10:, :10].sum())
+    return figure, f"weight on the two unwanted spots: {ghost:.2f}"
 
 
 def anchors(runs: Path) -> tuple[Figure, str]:
-    """Anchor DETR's points, learned (as they start) and as a grid."""
-    _, picture = scene()
+    """Anchor DETR's points, learned (before training) and on a grid."""
+    _, image = scene()
     figure, axes = panels(2, side=2.5)
     for axis, prior in zip(axes[0], ("learned", "grid"), strict=True):
         torch.manual_seed(0)
         model = bq.create_model("anchor-detr", classes=5, preset="tiny", spatial_prior=prior, num_queries=100).eval()
-        story = explain(Detector(model, *names(), image_size=160), picture)
-        assert story.references is not None
-        points = np.unique(story.references[0], axis=0)
-        bare(axis, f"{prior}: {len(points)} points, {len(story.references[0])} queries").imshow(picture, alpha=0.55)
+        explanation = explain(Detector(model, *names(), image_size=160), image)
+        assert explanation.references is not None
+        points = np.unique(explanation.references[0], axis=0)
+        bare(axis, f"{prior}: {len(points)} points, {len(explanation.references[0])} queries").imshow(image, alpha=0.55)
         axis.plot(*points.T, "+", color=RED, ms=6, mew=1.4)
         axis.set(xlim=(0, 160), ylim=(160, 0))
     return figure, "100 points x 3 patterns"
 
 
 def box_logits(centre: tuple[float, float], size: tuple[float, float], reference: float = 0.2, side: int = 20) -> Tensor:
-    """[side, side]: DAB's product of place with place, without learned maps (x, y, w, h in [0, 1])."""
+    """[side, side]: DAB's positional logits, without learned projections (x, y, w, h in [0, 1])."""
     half = 64
     table = SinePosition(2 * half, 20, offset=0.5)(torch.zeros(1, side, side, dtype=torch.bool), torch.zeros(1))[0]
-    place = sine(torch.tensor([[centre[1], centre[0]]]), half, 20)[0]
-    down, across = table[..., :half] @ place[:half], table[..., half:] @ place[half:]
+    position = sine(torch.tensor([[centre[1], centre[0]]]), half, 20)[0]
+    down, across = table[..., :half] @ position[:half], table[..., half:] @ position[half:]
     return (down * reference / size[1] + across * reference / size[0]) / np.sqrt(half / 8)
 
 
 def boxes(runs: Path) -> tuple[Figure, str]:
     """How a box says where and how widely to look."""
     figure, axes = panels(4, side=2.2)
-    said = []
+    numbers = []
     for axis, (title, centre, size) in zip(
         axes[0],
         (
@@ -726,15 +726,15 @@ def boxes(runs: Path) -> tuple[Figure, str]:
         axis.set(xlim=(0, 1), ylim=(1, 0))
         y, x = torch.meshgrid(*(2 * [(torch.arange(20) + 0.5) / 20]), indexing="ij")
         spread = [float((mass * (axis_ - (mass * axis_).sum()) ** 2).sum().sqrt()) for axis_ in (x, y)]
-        said.append(f"{title}: {spread[0]:.2f} across, {spread[1]:.2f} down")
-    return figure, "; ".join(said)
+        numbers.append(f"{title}: {spread[0]:.2f} across, {spread[1]:.2f} down")
+    return figure, "; ".join(numbers)
 
 
 def likeness(runs: Path) -> tuple[Figure, str]:
-    """A learned vector against the image's features, and a feature of the image against them, before any training."""
-    record, picture = scene()
+    """Similarity of an untrained network's features to a random vector, and to one of themselves."""
+    record, image = scene()
     box, detector = largest(record.boxes), untrained("sam-detr")
-    with reading(detector, picture) as (memory, _):
+    with encoded(detector, image) as (memory, _):
         grid = memory.maps(memory.tokens)[0][0]
     side = grid.shape[0]
     y, x = int((box[1] + box[3]) / 2 / 160 * side), int((box[0] + box[2]) / 2 / 160 * side)
@@ -742,79 +742,79 @@ def likeness(runs: Path) -> tuple[Figure, str]:
     features = features / features.norm(dim=-1, keepdim=True)
     torch.manual_seed(0)
     vectors = torch.nn.functional.normalize(torch.randn(200, grid.shape[-1]), dim=-1)
-    strange, own = features @ vectors[0], features @ features[y, x]
+    other, own = features @ vectors[0], features @ features[y, x]
     figure, axes = panels(3, side=2.5)
-    bare(axes[0, 0], "picture, object, one point in it").imshow(picture)
-    for axis, map_, title in ((axes[0, 1], strange, "likeness to a random vector"), (axes[0, 2], own, "likeness to the feature at +")):
+    bare(axes[0, 0], "image, object, one point in it").imshow(image)
+    for axis, map_, title in ((axes[0, 1], other, "similarity to a random vector"), (axes[0, 2], own, "similarity to the feature at +")):
         bare(axis, title).imshow(map_, cmap="inferno", vmin=-1, vmax=1, extent=(0, 160, 160, 0))
     for axis in axes[0]:
         framed(axis, box)
         axis.plot((x + 0.5) * 160 / side, (y + 0.5) * 160 / side, "+", color="#3ddbd9", ms=10, mew=2)
         axis.set(xlim=(0, 160), ylim=(160, 0))
     spread = float((features.flatten(0, 1) @ vectors.T).abs().amax(0).mean())
-    return figure, f"highest likeness anywhere: {spread:.2f} to a random vector (mean of 200), 1.00 to an own feature"
+    return figure, f"highest similarity: {spread:.2f} to a random vector (mean of 200), 1.00 to a feature of the image"
 
 
 def salient(runs: Path) -> tuple[Figure, str]:
-    """SAM-DETR before training: the box of a query and the points where its heads take the features they ask with."""
-    record, picture = scene()
+    """SAM-DETR before training: the reference box of a query and the points where its heads sample features."""
+    record, image = scene()
     box = largest(record.boxes)
-    story = explain(untrained("sam-detr"), picture)
-    query = nearest(story, box)
-    figure, axes = panels(len(story.trace.layers), side=2.4)
-    assert story.references is not None
-    for i, (axis, layer) in enumerate(zip(axes[0], story.trace.layers, strict=True)):
+    explanation = explain(untrained("sam-detr"), image)
+    query = nearest_query(explanation, box)
+    figure, axes = panels(len(explanation.trace.layers), side=2.4)
+    assert explanation.references is not None
+    for i, (axis, layer) in enumerate(zip(axes[0], explanation.trace.layers, strict=True)):
         assert layer.salient_points is not None
-        bare(axis, f"layer {i + 1}: {layer.salient_points.shape[2]} points").imshow(picture)
-        framed(axis, story.references[i, query], "#3ddbd9", ":")
+        bare(axis, f"layer {i + 1}: {layer.salient_points.shape[2]} points").imshow(image)
+        framed(axis, explanation.references[i, query], "#3ddbd9", ":")
         axis.scatter(*(layer.salient_points[0, query] * 160).T, s=26, color=GOLD, edgecolors=INK, linewidths=0.6)
         axis.set(xlim=(0, 160), ylim=(160, 0))
-    return figure, "8 points a query, one a head"
+    return figure, "8 points per query, one per head"
 
 
 def after(runs: Path) -> tuple[Figure, str]:
-    """What the query of one object reads, layer by layer, in every trained model that there is."""
-    record, picture = scene(AFTER)
+    """What the query of one object attends to, layer by layer, in every available trained model."""
+    record, image = scene(AFTER)
     chosen = ((record.boxes[:, 2:] - record.boxes[:, :2]).prod(-1)).argmax()
     box, label = record.boxes[chosen], int(record.labels[chosen])
-    stories, means = {}, {}
+    explanations, means = {}, {}
     for name in FAMILY:
         try:
             detector = trained(name, runs)
         except Missing:
             continue
-        stories[name], means[name] = explain(detector, picture), mean_inside(detector)
-    if not stories:
+        explanations[name], means[name] = explain(detector, image), mean_inside(detector)
+    if not explanations:
         raise Missing("any model")
-    figure, axes = panels(3, "after training: what the query of the framed object reads", side=2.3, rows=len(stories), head=0.2)
-    said = []
-    for row, (name, story) in zip(axes, stories.items(), strict=True):
-        query = answering(story, box, label)
+    figure, axes = panels(3, "after training: what the query of the framed object attends to", side=2.3, rows=len(explanations), head=0.2)
+    numbers = []
+    for row, (name, explanation) in zip(axes, explanations.items(), strict=True):
+        query = best_query(explanation, box, label)
         row[0].set_ylabel(f"{name}\n40 scenes: {means[name][0][-1]:.2f}", fontsize=9)
         shares = []
-        for i, axis in enumerate(row[: len(story.boxes)]):
-            share, area = inside(story.heatmap(query, i).map, box)
+        for i, axis in enumerate(row[: len(explanation.boxes)]):
+            share, area = inside(explanation.heatmap(query, i).map, box)
             shares.append(f"{share:.2f}")
-            glow(axis, picture, story.heatmap(query, i).map)
+            glow(axis, image, explanation.heatmap(query, i).map)
             framed(axis, box)
-            framed(axis, story.boxes[i, query], "#ffd23f", "-")
-            if story.references is not None:
-                place(axis, story.references[i, query])
+            framed(axis, explanation.boxes[i, query], "#ffd23f", "-")
+            if explanation.references is not None:
+                mark_reference(axis, explanation.references[i, query])
             bare(axis, f"layer {i + 1}: {share:.2f} in the object")
-        said.append(
+        numbers.append(
             f"{name} {'/'.join(shares)} (area {area:.2f}), 40 scenes {np.round(means[name][0], 2).tolist()} (area {means[name][1]:.2f})"
         )
-    return figure, "; ".join(said)
+    return figure, "; ".join(numbers)
 
 
 def mean_inside(detector: Detector, scenes: int = 40) -> tuple[np.ndarray, float]:
-    """Over all objects: the share that their queries read inside them, by layer, and the objects' mean share of the image."""
+    """Mean over all objects: share of their queries' attention inside them, per layer, and their share of the image."""
     split, shares, areas = shapes_data().splits["val"], [], []
     for index in range(scenes):
-        record, story = split[index], explain(detector, split.read(index))
+        record, explanation = split[index], explain(detector, split.read(index))
         for box, label in zip(record.boxes, record.labels, strict=True):
-            query = answering(story, box, int(label))
-            found = [inside(story.heatmap(query, layer).map, box) for layer in range(len(story.boxes))]
+            query = best_query(explanation, box, int(label))
+            found = [inside(explanation.heatmap(query, layer).map, box) for layer in range(len(explanation.boxes))]
             shares.append([share for share, _ in found])
             areas.append(found[0][1])
     return np.mean(shares, 0), float(np.mean(areas))
@@ -824,7 +824,7 @@ def mean_inside(detector: Detector, scenes: int = 40) -> tuple[np.ndarray, float
 
 
 def winners(runs: Path) -> tuple[Figure, str]:
-    """How often each query of the trained models is the answer to an object."""
+    """How often each query of the trained models detects an object."""
     split, shares = shapes_data().splits["val"], {}
     for name in FAMILY:
         try:
@@ -833,9 +833,9 @@ def winners(runs: Path) -> tuple[Figure, str]:
             continue
         won, scenes = 0, 100
         for index in range(scenes):
-            story = explain(detector, split.read(index), threshold=0.3)
-            hit = np.zeros(len(story.scores[-1]))
-            hit[story.found] = 1
+            explanation = explain(detector, split.read(index), threshold=0.3)
+            hit = np.zeros(len(explanation.scores[-1]))
+            hit[explanation.found] = 1
             won = won + hit
         shares[name] = np.sort(won / scenes)[::-1]
     if not shares:
@@ -845,16 +845,16 @@ def winners(runs: Path) -> tuple[Figure, str]:
     for name, values in shares.items():
         axis.plot(np.arange(1, len(values) + 1) / len(values) * 100, values * 100, label=f"{name}: {len(values)} queries")
     axis.set_xlabel("queries, the busiest first, in %", fontsize=8)
-    axis.set_ylabel("finds something, % of scenes", fontsize=8)
-    axis.set_title("100 scenes: how often each query answers (score from 0.3)", fontsize=9)
+    axis.set_ylabel("detects something, % of scenes", fontsize=8)
+    axis.set_title("100 scenes: how often each query detects something (score from 0.3)", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
     return figure, "; ".join(
-        f"{name}: {values.sum():.1f} answers a scene, {(values == 0).mean():.0%} of queries never answer" for name, values in shares.items()
+        f"{name}: {values.sum():.1f} detections per scene, {(values == 0).mean():.0%} of queries idle" for name, values in shares.items()
     )
 
 
 def borders(runs: Path) -> tuple[Figure, str]:
-    """A convolutional network looks at an empty picture: its features still tell where the border is."""
+    """A convolutional network on an empty image: its features still reveal the border."""
     torch.manual_seed(0)
     backbone = Backbone("resnet18", 1).eval()
     with torch.no_grad():
@@ -864,7 +864,7 @@ def borders(runs: Path) -> tuple[Figure, str]:
     away = (grid - middle).norm(dim=-1) / middle.norm()
     figure = sheet(4.2, 3.0)
     axis = figure.subplots()
-    shown = bare(axis, "one grey picture: how far each cell's\nfeatures are from the middle cell's").imshow(away, cmap="viridis", vmin=0)
+    shown = bare(axis, "empty image: distance of each cell's\nfeatures from the middle cell's").imshow(away, cmap="viridis", vmin=0)
     figure.colorbar(shown, ax=axis).ax.tick_params(labelsize=7)
     return (
         figure,
@@ -873,27 +873,27 @@ def borders(runs: Path) -> tuple[Figure, str]:
 
 
 def pretext(runs: Path) -> tuple[Figure, str]:
-    """Query patch localisation: random patches of a picture, and where they were cut from."""
-    _, picture = scene()
+    """Random query patch detection: patches of an image, and where they were cropped from."""
+    _, image = scene()
     random = np.random.default_rng(3)
     colours = (GOLD, "#3ddbd9", RED)
     corners = [random.integers(5, 95, 2) for _ in colours]
     sizes = [random.integers(30, 56, 2) for _ in colours]
     figure = sheet(7.2, 2.6)
     axes = figure.subplots(1, 4, width_ratios=[2, 1, 1, 1])
-    bare(axes[0], "the picture and the answers").imshow(picture)
+    bare(axes[0], "the image and the targets").imshow(image)
     for k, (corner, size, colour) in enumerate(zip(corners, sizes, colours, strict=True)):
         (left, top), (right, bottom) = corner.tolist(), (corner + size).tolist()
         box = (left, top, right, bottom)
         framed(axes[0], box, colour, "-", 2)
-        bare(axes[k + 1], f"query {k + 1} is given").imshow(picture.crop(box))
+        bare(axes[k + 1], f"given to query {k + 1}").imshow(image.crop(box))
         for spine in axes[k + 1].spines.values():
             spine.set(color=colour, linewidth=3)
     return figure, "three patches"
 
 
 def taught(runs: Path) -> tuple[Figure, str]:
-    """The share of 100 queries that an object teaches, for one to one and for one to many."""
+    """The share of 100 queries that are matched to an object, one to one and one to many."""
     objects = np.array([len(record.boxes) for record in shapes_data().splits["val"][:]])
     repeats = (1, 2, 4, 6)
     share = [100 * np.minimum(objects * k, 100).mean() / 100 for k in repeats]
@@ -902,9 +902,9 @@ def taught(runs: Path) -> tuple[Figure, str]:
     axis.bar_label(axis.bar([str(k) for k in repeats], share, color=TEAL), fmt="%.0f %%", fontsize=8)
     axis.set_xlabel("queries matched to each object", fontsize=8)
     axis.set_ylabel("of 100 queries, %", fontsize=8)
-    axis.set_title("queries that learn a box from a built-in scene, on average", fontsize=9)
+    axis.set_title("queries that learn a box per built-in scene, on average", fontsize=9)
     axis.margins(y=0.2)
-    return figure, f"{objects.mean():.1f} objects a scene; shares {np.round(share, 1).tolist()} %"
+    return figure, f"{objects.mean():.1f} objects per scene; shares {np.round(share, 1).tolist()} %"
 
 
 FIGURES: dict[str, Callable[[Path], tuple[Figure, str]]] = {
@@ -936,7 +936,7 @@ FIGURES: dict[str, Callable[[Path], tuple[Figure, str]]] = {
 
 
 def save(figure: Figure, out: Path) -> None:
-    """As PNG of 256 colours, a third of the size."""
+    """As a PNG of 256 colours: a third of the size."""
     drawn, part = BytesIO(), out.with_suffix(".part")
     figure.savefig(drawn, dpi=100, format="png")
     Image.open(drawn).convert("RGB").quantize(256).save(part, format="png", optimize=True)
@@ -945,21 +945,21 @@ def save(figure: Figure, out: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; all if left out")
-    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="folder of trained runs")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(FIGURES)}; default: all")
+    parser.add_argument("--runs", type=Path, default=Path("runs/convergence"), help="folder of trained runs (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=HERE / "figures")
-    given = parser.parse_args(arguments)
-    if unknown := set(given.names) - set(FIGURES):
+    args = parser.parse_args(arguments)
+    if unknown := set(args.names) - set(FIGURES):
         parser.error(f"no such figure: {', '.join(sorted(unknown))}")
-    given.out.mkdir(parents=True, exist_ok=True)
-    for name in given.names or FIGURES:
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in args.names or FIGURES:
         try:
-            figure, said = FIGURES[name](given.runs)
+            figure, numbers = FIGURES[name](args.runs)
         except Missing as missing:
-            print(f"{name}: left as it is, no finished run of {missing} in {given.runs}", file=sys.stderr)
+            print(f"{name}: left as it is, no finished run of {missing} in {args.runs}", file=sys.stderr)
             continue
-        save(figure, given.out / f"{name}.png")
-        print(f"{name}: {said}", flush=True)
+        save(figure, args.out / f"{name}.png")
+        print(f"{name}: {numbers}", flush=True)
 
 
 if __name__ == "__main__":
