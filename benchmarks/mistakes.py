@@ -243,10 +243,10 @@ def table(source: Path) -> None:
         said = rate_too_high(data, Path(place) / "run")
         expected = {"rate-too-high", "loss-not-finite", "gradients-exploding", "loss-rising"}
         rows.append((9, "rate 100 times too high", bool({*said} & expected), ", ".join(said) or "nothing"))
-    print("| # | planted | named | what was said |\n|---|---|---|---|")
+    print("| # | planted | found | findings |\n|---|---|---|---|")
     for number, title, named, said in sorted(rows):
         print(f"| {number} | {title} | {'yes' if named else 'no'} | {said} |")
-    print(f"\n{len({row[0] for row in rows if row[2]})} of {len({row[0] for row in rows})} named, in at least one of their forms;")
+    print(f"\n{len({row[0] for row in rows if row[2]})} of {len({row[0] for row in rows})} found in at least one of their forms;")
     print(f"{len({row[0] for row in rows} - {row[0] for row in rows if not row[2]})} in every form.")
 
 

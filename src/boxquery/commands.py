@@ -209,7 +209,7 @@ def models(name: str | None = None, /) -> Shown:
         venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}\n{row['paper'].rpartition(' ')[2]}"
         table.add_row(f"[bold]{row['name']}[/bold]\n{venue}", *axes, _size(row["sizes"]["paper"]), row["published"])
     others = ", ".join(references())
-    return Shown({"models": rows, "references": references()}, table, f"Not of the family, to compare with: {others} (docs/references.md)")
+    return Shown({"models": rows, "references": references()}, table, f"Not of the family, to compare with: {others} (docs/baselines.md)")
 
 
 def _size(count: dict[str, Any]) -> str:
