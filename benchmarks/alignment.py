@@ -1,12 +1,12 @@
-"""Does a query read its object, and does AP come with it? The article's explanation of slow learning, in two figures.
+"""Do queries attend to their objects, and does AP rise with it? The article's explanation of slow convergence, in two figures.
 
-    python benchmarks/alignment.py reading OUT.png NAME=FOLDER ...      # what one object's query reads in the last decoder layer
-    python benchmarks/alignment.py curves OUT.png NAME=RUN ...          # AP50 and alignment over a training, a panel a run
+    python benchmarks/alignment.py reading OUT.png NAME=FOLDER ...      # one object's query: attention in the last decoder layer
+    python benchmarks/alignment.py curves OUT.png NAME=RUN ...          # AP50 and alignment over training, a panel per run
 
 A FOLDER is a model folder (``RUN/model``, ``RUN/early`` of benchmarks/convergence.py) or a run; ``RUN@0`` is the run's model before its
-first step, made again from its settings. ``reading`` takes a held-out scene (``--scene``) and its largest object (or ``--object``); the
-query is the one that the assignment gives the object in the last layer, as in training. ``curves`` reads ``metrics.csv`` of each run;
-the point at 0 images is measured on the untrained model. Both print what they draw.
+first step, rebuilt from its settings. ``reading`` shows a validation scene (``--scene``) and its largest object (or ``--object``); the
+query is the one matched to the object in the last layer, as in training. ``curves`` reads ``metrics.csv`` of each run; the point at
+0 images is measured on the untrained model. Both print the numbers that they draw.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from boxquery.training.config import RunConfig
 from convergence import curve
 
 INK, GOLD, TEAL, QUIET = "#1f2933", "#e0a100", "#0f8b8d", "#8a949e"
-#: objects that the untrained model is measured on: those of at most so many images, as in training
+#: the untrained model is measured on the objects of at most N images, as in training
 SAMPLE = 32
-#: times the share that an even reading has inside its object, from which a query has turned to it
+#: a query has turned to its object from this multiple of the share that uniform attention has inside it
 TURNED = 1.5
 
 
 def detector_of(where: str, data: Data) -> Detector:
-    """A trained model, or with ``@0`` the one that its run began with."""
+    """A trained model, or with ``@0`` its run's initial model."""
     run, at, moment = where.partition("@")
     if not at:
         return bq.load(run)
-    assert moment == "0", f"{where}: only @0 can be made again"
+    assert moment == "0", f"{where}: only @0 can be rebuilt"
     config = RunConfig.read(Path(run))
     torch.manual_seed(config.seed)
     model = bq.create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
@@ -53,12 +53,12 @@ def detector_of(where: str, data: Data) -> Detector:
 @torch.no_grad()
 def reading(out: Path, models: dict[str, str], data: Data, scene: int, number: int | None) -> None:
     split = data.splits["val"]
-    record, picture = split[scene], split.read(scene)
+    record, image = split[scene], split.read(scene)
     sizes = (record.boxes[:, 2:] - record.boxes[:, :2]).prod(1)
     chosen = int(sizes.argmax()) if number is None else number
     columns = min(4, len(models))
     rows = -(-len(models) // columns)
-    figure = Figure(figsize=(2.6 * columns, (2.6 * picture.height / picture.width + 0.45) * rows), layout="constrained")
+    figure = Figure(figsize=(2.6 * columns, (2.6 * image.height / image.width + 0.45) * rows), layout="constrained")
     for axis, (name, where) in zip(figure.subplots(rows, columns, squeeze=False).flat, models.items(), strict=False):
         detector = detector_of(where, data)
         batch = collate([DetectionDataset(split, detector.transform)[scene]])
@@ -67,14 +67,14 @@ def reading(out: Path, models: dict[str, str], data: Data, scene: int, number: i
         found = measure(traced, batch.targets, pairs)
         query, inside, entropy = int(found.query[chosen]), found.inside[-1, chosen], found.entropy[-1, chosen]
         scale = 3
-        heat = traced.trace.layers[-1].heatmap(query, (picture.height * scale, picture.width * scale))
-        axis.imshow(laid_over(picture, heat.map.double().numpy()), extent=(0, picture.width, picture.height, 0))
+        heat = traced.trace.layers[-1].heatmap(query, (image.height * scale, image.width * scale))
+        axis.imshow(laid_over(image, heat.map.double().numpy()), extent=(0, image.width, image.height, 0))
         left, top, right, bottom = record.boxes[chosen].tolist()
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1.5))
         axis.set_title(name, fontsize=10, color=INK)
-        axis.set_xlabel(f"{inside:.0%} in the object (even: {found.even[chosen]:.0%})", fontsize=9, color=INK)
+        axis.set_xlabel(f"{inside:.0%} in the object (uniform: {found.even[chosen]:.0%})", fontsize=9, color=INK)
         axis.set(xticks=[], yticks=[])
-        print(f"{name}: query {query}, {inside:.3f} inside ({found.even[chosen]:.3f} even), entropy {entropy:.3f}")
+        print(f"{name}: query {query}, {inside:.3f} inside ({found.even[chosen]:.3f} if uniform), entropy {entropy:.3f}")
     for axis in figure.axes[len(models) :]:
         axis.set_axis_off()
     figure.savefig(out, dpi=100)
@@ -90,8 +90,8 @@ def curves(out: Path, runs: dict[str, str], data: Data) -> None:
         start = measure_split(detector_of(f"{run}@0", data), data.splits["val"], only=sample).columns()
         points = [{"images": 0.0, "AP50": 0.0, **start}, *curve(Path(run))]
         _panel(axis, name, points)
-    lines, words = axes.flat[0].get_legend_handles_labels()
-    figure.legend(lines, words, loc="outside lower center", ncols=len(words), frameon=False, fontsize=9)
+    lines, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(lines, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
     for axis in list(axes.flat)[len(runs) :]:
         axis.set_axis_off()
     figure.savefig(out, dpi=100)
@@ -100,29 +100,29 @@ def curves(out: Path, runs: dict[str, str], data: Data) -> None:
 def _panel(axis: Axes, name: str, points: list[dict[str, float]]) -> None:
     last = max(int(key.removeprefix("inside_")) for key in points[-1] if key.startswith("inside_") and key != "inside_even")
     images = np.array([p["images"] for p in points])
-    for key, colour, style, what in (
+    for key, colour, style, label in (
         ("AP50", GOLD, "-", "AP50"),
-        (f"inside_{last}", TEAL, "-", "read inside the object, last layer"),
+        (f"inside_{last}", TEAL, "-", "attention inside the object, last layer"),
         ("inside_1", TEAL, ":", "the same, first layer"),
-        (f"entropy_{last}", QUIET, "-", "entropy of the reading, last layer"),
+        (f"entropy_{last}", QUIET, "-", "entropy of attention, last layer"),
     ):
-        axis.plot(images, [p.get(key, np.nan) for p in points], color=colour, ls=style, lw=1.6, label=what)
+        axis.plot(images, [p.get(key, np.nan) for p in points], color=colour, ls=style, lw=1.6, label=label)
     axis.axhline(points[-1]["inside_even"], color=TEAL, lw=0.8, ls=(0, (1, 3)))
     axis.set_title(name, fontsize=10, color=INK)
     axis.set(ylim=(0, 1), xlim=(0, images[-1]), xlabel="images seen")
     axis.spines[["top", "right"]].set_visible(False)
-    told = ((p["images"], p["AP50"], p[f"inside_{last}"], p[f"entropy_{last}"]) for p in points)
-    print(f"{name}: " + "; ".join(f"{i:,.0f} images AP50 {a:.3f} inside {s:.3f} entropy {e:.3f}" for i, a, s, e in told))
+    numbers = ((p["images"], p["AP50"], p[f"inside_{last}"], p[f"entropy_{last}"]) for p in points)
+    print(f"{name}: " + "; ".join(f"{i:,.0f} images AP50 {a:.3f} inside {s:.3f} entropy {e:.3f}" for i, a, s, e in numbers))
 
     def most(point: dict[str, float]) -> float:
         return max(point[f"inside_{i}"] for i in range(1, last + 1))
 
     turned, learned = _first(points, lambda p: most(p) >= TURNED * p["inside_even"]), _first(points, lambda p: p["AP50"] >= 0.05)
-    print(f"{name}: a layer reads {TURNED} times an even share at {turned}, {most(points[-1]):.3f} in the end; AP50 is .05 at {learned}")
+    print(f"{name}: {TURNED} times the uniform share inside at {turned}, {most(points[-1]):.3f} at the end; AP50 is .05 at {learned}")
 
 
 def _first(points: list[dict[str, float]], holds: Callable[[dict[str, float]], bool]) -> str:
-    """Of the evaluations of a training the first at which something holds."""
+    """The first evaluation of a run at which a condition holds."""
     return next((f"{p['images']:,.0f} images" for p in points if holds(p)), "no time")
 
 
@@ -131,15 +131,15 @@ def main() -> None:
     parser.add_argument("what", choices=("reading", "curves"))
     parser.add_argument("out", type=Path)
     parser.add_argument("models", nargs="+", metavar="NAME=FOLDER")
-    parser.add_argument("--data", default="shapes")
-    parser.add_argument("--scene", type=int, default=8)
-    parser.add_argument("--object", type=int, help="its number in the scene; the largest if left out")
-    given = parser.parse_args()
-    named, data = dict(each.split("=", 1) for each in given.models), open_data(given.data)
-    if given.what == "reading":
-        reading(given.out, named, data, given.scene, given.object)
+    parser.add_argument("--data", default="shapes", help="data set (default: the built-in scenes)")
+    parser.add_argument("--scene", type=int, default=8, help="index of the validation image (default: %(default)s)")
+    parser.add_argument("--object", type=int, help="its index in the scene (default: the largest)")
+    args = parser.parse_args()
+    named, data = dict(each.split("=", 1) for each in args.models), open_data(args.data)
+    if args.what == "reading":
+        reading(args.out, named, data, args.scene, args.object)
     else:
-        curves(given.out, named, data)
+        curves(args.out, named, data)
 
 
 if __name__ == "__main__":

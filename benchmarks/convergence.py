@@ -1,18 +1,18 @@
 """The article's main claim in miniature: how many images each system has to see, next to DETR.
 
-    python benchmarks/convergence.py                     # everything, resumable: run it again and it goes on
-    python benchmarks/convergence.py --show              # only the table and the figure, from what is there
+    python benchmarks/convergence.py                     # everything; if stopped, run it again to continue
+    python benchmarks/convergence.py --show              # only the table and the figure, from existing results
 
-Every model at preset "tiny" learns the built-in scenes at 128 pixels: the same scenes, order, batch, schedule, one map of the image at
-stride 8, and the same candidate rates for each. AP is of the 200 validation scenes after every 2,000 images seen. As in the papers, the
-backbone comes trained and the transformer from random weights: first, once, ``PRETRAINING`` makes a backbone on other scenes, which is
-then the same file for all, its stem, first stage and batch norms fixed. The rate of a model is the one that needs fewer images to AP50
-0.30 with the first seed, or, where none gets there, the one with the higher last AP50; the other seed then runs at that rate alone, so
-it confirms, on scenes of its own, what it had no part in choosing. Who does not get there has one longer run, at the lower rate: DETR
-``--long``, others twice as long. Deformable DETR runs as the article has it: without refinement, proposals or denoising.
+Every model trains with preset "tiny" on the built-in scenes at 128 pixels: the same scenes, order, batch size, schedule, one feature map
+at stride 8, and the same candidate learning rates. AP is measured on the 200 validation scenes after every 2,000 images seen. As in the
+papers, the backbone is pre-trained and the transformer starts from random weights: first, ``PRETRAINING`` trains a backbone on other
+scenes, the same file for all, with its stem, first stage and batch norms frozen. A model's learning rate is the one that needs fewer
+images to AP50 0.30 with the first seed or, if neither gets there, the one with the higher final AP50; the other seed runs at that rate
+only, so it confirms a choice, on other scenes, that it had no part in. A model that does not get there has one longer run, at the lower
+rate: DETR ``--long``, others twice as long. Deformable DETR is the article's: without refinement, two-stage or denoising.
 
-Runs use one thread each, ``--jobs`` at a time, and live in ``--runs``, where the model after the first 2,000 images is kept as ``early``.
-Results are in ``--out``: ``results.json`` (every curve; a run that is finished there is not run again), ``table.md``, ``convergence.svg``.
+Runs use one thread each, ``--jobs`` at a time, and are in ``--runs``, where the model after the first 2,000 images is kept as ``early``.
+Results are in ``--out``: ``results.json`` (every curve; runs that are finished there are not repeated), ``table.md``, ``convergence.svg``.
 """
 
 from __future__ import annotations
@@ -44,37 +44,37 @@ RATES, SEEDS = (5e-4, 2.5e-4), (0, 1)
 #: images in an epoch of the built-in scenes
 EPOCH = 2000
 GOAL = 0.30
-#: what DETR reaches in its long run: where its images are compared with the others'
+#: an AP50 that DETR reaches in its long run: where its images are compared with the others'
 LEVEL = 0.15
 FIVE = ("deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
-#: what "tiny" has beyond the article's system, or beyond one map
+#: turns off what "tiny" adds to the article's system, or to one map
 PLAIN: dict[str, dict[str, Any]] = {
     "deformable-detr": {"box_refine": False, "two_stage": False, "denoising": 0, "levels": 1},
     "dab-deformable-detr": {"levels": 1},
 }
-#: what runs: a name, its model and its options; after the family, what the article asks of SAM-DETR, and docs/mixing.md's combination
+#: name -> model and options; after the family, the article's question about SAM-DETR, and docs/mixing.md's combination
 SYSTEMS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, PLAIN.get(name, {})) for name in bq.list_models()} | {
     "sam-detr-without-cross-attention": ("sam-detr", {"cross_attention": False}),
     "anchor-smca": ("anchor-smca", {}),
 }
-BODY: dict[str, Any] = json.loads(json.dumps({**NARROW_RESNET10, "output_stride": 8}))  # lists instead of tuples, as a run's settings keep
-#: the backbone's teacher: proposals and denoising give it an answer in every cell; without an encoder it has to know by itself
+BODY: dict[str, Any] = json.loads(json.dumps({**NARROW_RESNET10, "output_stride": 8}))  # lists instead of tuples, as in a run's settings
+#: pre-trains the backbone: proposals and denoising supervise every cell; without an encoder its features have to suffice
 PRETRAINING: dict[str, Any] = {
     "model": "deformable-detr", "preset": "tiny", "image_size": 128, "epochs": 3, "lr": 1e-3, "seed": 1000, "device": "cpu",
     "precision": "float32", "options": {"levels": 1, "encoder_layers": 0, "backbone_options": BODY},
 }  # fmt: skip
 
-Run = tuple[str, float, int, int]  # model, rate, seed, epochs
+Run = tuple[str, float, int, int]  # model, learning rate, seed, epochs
 
 
 def first_runs(models: list[str], images: int) -> list[Run]:
-    """Every model at each rate with the first seed; what is not one of the family, at the first rate alone."""
+    """Every model at each learning rate with the first seed; those outside the family at the first rate only."""
     every = [(model, rate, SEEDS[0], images // EPOCH) for rate in RATES for model in models if model in bq.list_models()]
     return every + [(model, RATES[0], SEEDS[0], images // EPOCH) for model in models if model not in bq.list_models()]
 
 
 def other_runs(models: list[str], images: int, long: int, curves: dict[str, list[dict[str, float]]]) -> list[Run]:
-    """The longer runs of models that did not get there, then the other seeds of each model at the rate that its first seed chose."""
+    """Longer runs of models that did not reach the goal, then the other seeds of each model at its chosen learning rate."""
     rows = [row for row in summary(curves, images) if row["model"] in models]
     rates = {row["model"]: row["rate"] for row in rows}
     late = [row["model"] for row in rows if row["images_to_goal"][0] is None]
@@ -88,21 +88,21 @@ def name_of(run: Run) -> str:
 
 
 def backbone(folder: Path) -> Path:
-    """The file of the backbone that all runs start from, made if it is not there."""
+    """The backbone file that all runs start from; trained if missing."""
     file = folder / "backbone.safetensors"
     if not file.exists():
         torch.set_num_threads(1)
         where, scenes = folder / "pretraining", shapes_data(train=4000, seed=PRETRAINING["seed"])
-        taught = bq.train(scenes, out=where, resume=(where / "last.ckpt").exists(), **PRETRAINING).model
+        model = bq.train(scenes, out=where, resume=(where / "last.ckpt").exists(), **PRETRAINING).model
         start = "backbone.body."
-        weights = {name.removeprefix(start): v for name, v in taught.state_dict().items() if name.startswith(start)}
+        weights = {name.removeprefix(start): v for name, v in model.state_dict().items() if name.startswith(start)}
         save_file(weights, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     return file
 
 
 def train(folder: Path, run: Run, weights: Path) -> None:
-    """One run in a process of its own; one that was stopped goes on."""
+    """One run in its own process; resumes one that was stopped."""
     where = folder / name_of(run)
     command = [sys.executable, __file__, "--one", json.dumps([str(where), str(weights), *run])]
     with (folder / f"{where.name}.log").open("a") as log:
@@ -120,7 +120,7 @@ def _ended(process: subprocess.Popen) -> int | None:
 
 
 def one(where: str, weights: str, system: str, rate: float, seed: int, epochs: int) -> None:
-    """What such a process does."""
+    """Entry point of such a process."""
     register("anchor-smca", combination())
     model, options = SYSTEMS[system]
     options = {"dilation": False, **options, "backbone_options": {**BODY, "pretrained_cfg_overlay": {"file": weights}}}
@@ -130,7 +130,7 @@ def one(where: str, weights: str, system: str, rate: float, seed: int, epochs: i
 
 
 def combination() -> ModuleType:
-    """The model that docs/mixing.md composes."""
+    """The model composed in docs/mixing.md."""
     module = ModuleType("anchor_smca")
     page = (HERE.parent / "docs" / "mixing.md").read_text()
     source = page.split("```python\n")[1].split("```")[0]
@@ -141,7 +141,7 @@ def combination() -> ModuleType:
 
 
 def curve(where: Path) -> list[dict[str, float]]:
-    """A row per evaluation: images, processor_seconds, AP, AP50, and the alignment of queries by layer."""
+    """A row per evaluation: images, CPU seconds, AP, AP50, and the queries' alignment per layer."""
     if not (where / "metrics.csv").exists():
         return []
     with (where / "metrics.csv").open(newline="") as file:
@@ -153,7 +153,7 @@ def curve(where: Path) -> list[dict[str, float]]:
 
 
 def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> float | None:
-    """Where on the axis AP50 first reaches the goal, by a straight line from the point before; None if it does not."""
+    """Where on the axis AP50 first reaches the goal, interpolated linearly; None if it does not."""
     before, low = 0.0, 0.0
     for point in points:
         if point["AP50"] >= goal:
@@ -163,7 +163,7 @@ def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> flo
 
 
 def summary(curves: dict[str, list[dict[str, float]]], images: int) -> list[dict[str, Any]]:
-    """A row a model at its better rate, by name; the runs with the planned number of images only."""
+    """A row per model at its better learning rate, sorted by name; only runs with the planned number of images."""
     rows = []
     for model in sorted({name.rsplit("-", 3)[0] for name in curves}):
         by_rate: dict[float, list[list[dict[str, float]]]] = {}
@@ -189,7 +189,7 @@ def shown(values: list[float | None], digits: int = 0) -> str:
 
 
 def all_curves(folder: Path, out: Path) -> dict[str, list[dict[str, float]]]:
-    """What is known of every run: of finished ones from the results, of others from their folders."""
+    """Curves of all runs: finished ones from the results, others from their folders."""
     known = json.loads((out / "results.json").read_text())["curves"] if (out / "results.json").exists() else {}
     here = {path.name: curve(path) for path in sorted(folder.iterdir()) if path.name.rsplit("-", 3)[0] in SYSTEMS and path.is_dir()}
     return known | {name: points for name, points in here.items() if len(points) > len(known.get(name, []))}
@@ -200,8 +200,8 @@ def write(folder: Path, out: Path, images: int) -> None:
     rows = summary(curves, images)
     (out / "results.json").write_text(json.dumps({"goal": GOAL, "images": images, "summary": rows, "curves": curves}, indent=1) + "\n")
     lines = [
-        f"| model | rate | images to AP50 {GOAL:.2f} | processor-seconds to it "
-        f"| AP50 after {images:,} images | AP | AP50 at the other rate |",
+        f"| model | learning rate | images to AP50 {GOAL:.2f} | CPU seconds to it "
+        f"| AP50 after {images:,} images | AP | AP50 at the other learning rate |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda r: mean(n or 10 * images for n in r["images_to_goal"])):
@@ -214,8 +214,8 @@ def write(folder: Path, out: Path, images: int) -> None:
         model, planned = name.rsplit("-", 3)[0], int(name.rpartition("-")[2])
         if model in SYSTEMS and images // EPOCH < planned == len(points):
             reached, last = needed(points, "images"), points[-1]
-            told = f"needs {reached:,.0f} images" if reached else f"does not get there in {last['images']:,.0f} images"
-            lines.append(f"\nThe longer run of `{model}` ({name}) {told}; it ends at AP50 {last['AP50']:.3f}, AP {last['AP']:.3f}.")
+            outcome = f"needs {reached:,.0f} images" if reached else f"does not get there in {last['images']:,.0f} images"
+            lines.append(f"\nThe longer run of `{model}` ({name}) {outcome}; it ends at AP50 {last['AP50']:.3f}, AP {last['AP']:.3f}.")
     lines += _beside_detr(rows, curves, images)
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
@@ -223,14 +223,14 @@ def write(folder: Path, out: Path, images: int) -> None:
 
 
 def _beside_detr(rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]], images: int) -> list[str]:
-    """The ratio of images to ``LEVEL``: DETR's long run over the mean of a model's seeds; in sum for the article's five."""
+    """Images to ``LEVEL``: DETR's long run over the mean of a model's seeds; at the end the article's five together."""
     long = [points for name, points in curves.items() if name.startswith("detr-") and len(points) > images // EPOCH]
     slow = min((n for points in long if (n := needed(points, "images", LEVEL))), default=None)
     if slow is None:
         return []
     lines = [
         f"\nImages to AP50 {LEVEL:.2f}; DETR's long run needs {slow:,.0f}:\n",
-        "| model | images | DETR's over their mean |",
+        "| model | images | ratio of DETR's to their mean |",
         "|---|---|---|",
     ]
     ratios = {}
@@ -249,7 +249,7 @@ def _beside_detr(rows: list[dict[str, Any]], curves: dict[str, list[dict[str, fl
 
 
 def draw(path: Path, rows: list[dict[str, Any]], curves: dict[str, list[dict[str, float]]], images: int) -> None:
-    """AP50 against images seen (the claim) and processor-seconds; longer runs in the middle; a line a seed, at the better rate."""
+    """AP50 against images seen (the claim) and CPU seconds; longer runs in the middle; a line per seed, at the better rate."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4), layout="constrained")
@@ -268,7 +268,7 @@ def draw(path: Path, rows: list[dict[str, Any]], curves: dict[str, list[dict[str
                     x, y = [0.0, *(p[name] for p in points)], [0.0, *(p["AP50"] for p in points)]
                     axis.plot(x, y, color=f"C{number}", lw=1.5, label=row["model"] if points is which[0] else None)
     for axis, title in zip(
-        axes, ("images seen", "images seen, with the longer runs", "processor-seconds (training and evaluation)"), strict=True
+        axes, ("images seen", "images seen, with the longer runs", "CPU seconds (training and evaluation)"), strict=True
     ):
         axis.axhline(GOAL, color="0.7", lw=0.8, ls="--")
         axis.set(xlabel=title, xlim=0, ylim=0)
@@ -281,29 +281,29 @@ def draw(path: Path, rows: list[dict[str, Any]], curves: dict[str, list[dict[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--models", default=",".join(SYSTEMS))
-    parser.add_argument("--images", type=int, default=8000, help="of a run; a multiple of 2,000")
-    parser.add_argument("--long", type=int, default=40000, help="of DETR's long run; another that does not get there runs twice as long")
-    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--models", default=",".join(SYSTEMS), help="comma-separated (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=8000, help="images per run, a multiple of 2,000 (default: %(default)s)")
+    parser.add_argument("--long", type=int, default=40000, help="images of DETR's long run (default: %(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/convergence"))
     parser.add_argument("--out", type=Path, default=HERE.parent / "docs" / "convergence")
-    parser.add_argument("--show", action="store_true", help="train nothing")
+    parser.add_argument("--show", action="store_true", help="only write the table and the figure")
     parser.add_argument("--one", type=json.loads, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        return one(*given.one)
-    for folder in (given.out, given.runs):
+    args = parser.parse_args()
+    if args.one:
+        return one(*args.one)
+    for folder in (args.out, args.runs):
         folder.mkdir(parents=True, exist_ok=True)
-    models = given.models.split(",")
-    if not given.show:
-        weights = backbone(given.runs)
+    models = args.models.split(",")
+    if not args.show:
+        weights = backbone(args.runs)
         for seeds in ("first", "others"):
-            known = all_curves(given.runs, given.out)
-            every = first_runs(models, given.images) if seeds == "first" else other_runs(models, given.images, given.long, known)
+            known = all_curves(args.runs, args.out)
+            every = first_runs(models, args.images) if seeds == "first" else other_runs(models, args.images, args.long, known)
             left = [run for run in every if len(known.get(name_of(run), [])) < run[3]]
-            with ThreadPoolExecutor(given.jobs) as pool:
-                list(pool.map(lambda run: train(given.runs, run, weights), left))
-    write(given.runs, given.out, given.images)
+            with ThreadPoolExecutor(args.jobs) as pool:
+                list(pool.map(lambda run: train(args.runs, run, weights), left))
+    write(args.runs, args.out, args.images)
 
 
 if __name__ == "__main__":

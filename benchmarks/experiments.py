@@ -1,16 +1,15 @@
 """The article's claims and open questions as small experiments: what each compares, its figure and its table.
 
-    python benchmarks/experiments.py                              # all of them, resumable: run it again and it goes on
+    python benchmarks/experiments.py                              # all of them; if stopped, run it again to continue
     python benchmarks/experiments.py queries --bccd path/to/bccd  # one
     python benchmarks/experiments.py queries --show               # only its figure and table, from docs/experiments/results
 
 Each experiment is a ``boxquery compare`` on the built-in scenes, and one on BCCD (364 photographs of blood cells, Pascal VOC layout)
-where its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds or more, and the trained backbone of
-benchmarks/convergence.py, which the shorter ones keep as it is: what they compare are transformers on the same features, in two thirds of
-the time. Runs that several experiments have in common, and the finished ones of benchmarks/convergence.py with the first seed (its second
-draws scenes of its own), are taken over. Comparisons live in ``--runs``; their records and a figure each go to docs/experiments, and the
-table of a page is written anew between its two marks. Paths are taken as they are given and stand in the configuration of each run, so
-give them relative to the same folder every time.
+if its folder is given: preset "tiny", 128 pixels, batches of 4, two seeds or more, and the pre-trained backbone of
+benchmarks/convergence.py, which the shorter ones freeze: they compare transformers on the same features, in two thirds of the time. Runs
+that several experiments share, and the finished ones of benchmarks/convergence.py with the first seed (its second draws other scenes),
+are reused. Comparisons are in ``--runs``; their records and figures go to docs/experiments, where each page's table is regenerated between
+its two marks. Paths are stored in each run's configuration as given, so give them relative to the same folder every time.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from convergence import BODY, HERE, PLAIN, backbone
 
 DOCS = HERE.parent / "docs" / "experiments"
 RATE = 5e-4
-#: what the pages call the data, and how many objects its fullest image has (no fewer queries can be asked)
+#: the data's names on the pages, and the number of objects in its fullest image (the fewest queries that are possible)
 DATA, FULLEST = {"scenes": "built-in scenes", "bccd": "BCCD"}, {"scenes": 10, "bccd": 30}
 SYSTEMS = ("detr", "deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
 STRIDED = {name: value for name, value in BODY.items() if name != "output_stride"}
@@ -40,13 +39,13 @@ Entries = dict[str, dict[str, Any]]
 
 
 def entry(model: str, body: Mapping[str, Any] = BODY, lr: float = RATE, **options: Any) -> dict[str, Any]:
-    """One of those compared: the article's system, on one map at stride 8 unless ``body`` and options say more."""
+    """One model of a comparison: as in the article, on one map at stride 8 unless ``body`` and options say otherwise."""
     plain = {} if model in ("faster-rcnn", "retinanet", "fcos") else {"dilation": False}
     return {"model": model, "lr": lr, "options": {**plain, **PLAIN.get(model, {}), **options, "backbone_options": dict(body)}}
 
 
 def convergence(data: str) -> Entries:
-    """The six systems of the article, each at the rate that benchmarks/convergence.py chose for it."""
+    """The six systems of the article, each at the learning rate that benchmarks/convergence.py chose for it."""
     known = json.loads((HERE.parent / "docs" / "convergence" / "results.json").read_text())["summary"]
     rates = {row["model"]: row["rate"] for row in known}
     return {name: entry(name, lr=rates[name]) for name in SYSTEMS}
@@ -73,7 +72,7 @@ def positions(data: str) -> Entries:
 
 
 def positions_under_gaussians(data: str) -> Entries:
-    """The same of a read that is limited anyway, and that learns on photographs in these budgets."""
+    """The same for attention that is limited anyway, and that learns on photographs within these budgets."""
     return {
         "sine": entry("smca-detr"),
         "learned": entry("smca-detr", position="learned"),
@@ -100,23 +99,22 @@ def end_to_end(data: str) -> Entries:
 
 
 def cross_attention(data: str) -> Entries:
-    """With it at the rate that benchmarks/convergence.py chose; without it no rate was chosen."""
+    """With it at the learning rate that benchmarks/convergence.py chose; without it at the usual one."""
     return {"with": convergence(data)["sam-detr"], "without": entry("sam-detr", cross_attention=False)}
 
 
 def rates(data: str) -> Entries:
-    """Those two that are far behind on BCCD, at the rate that the scenes chose for them and at higher ones."""
+    """The two that are far behind on BCCD, at the learning rate chosen on the scenes and at higher ones."""
     tried = {"dab-detr": (2.5e-4, 5e-4, 1e-3), "anchor-detr": (5e-4, 1e-3)}
     return {f"{name}-{rate:g}": entry(name, lr=rate) for name, some in tried.items() for rate in some}
 
 
-#: images that each sees: long enough for all six systems, for one that learns slowly, and for one that learns fast
+#: images per run: enough for all six systems, for a slow learner, and for a fast one
 LONG, MIDDLE, SHORT = {"scenes": 8000, "bccd": 6000}, {"scenes": 4000, "bccd": 4000}, {"scenes": 3000, "bccd": 2000}
 
 
 class Experiment(NamedTuple):
-    """Who is compared, images that each of them sees by data set, whether the backbone stays as it is, and seeds: more where differences
-    are small."""
+    """What is compared, images per run by data set, whether the backbone is frozen, and seeds: more where differences are small."""
 
     entries: Callable[[str], Entries]
     images: dict[str, int]
@@ -138,7 +136,7 @@ EXPERIMENTS = {
 
 
 def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
-    """The comparison, and its record without what is this machine's alone."""
+    """Run the comparison, and record its results without anything that names this machine."""
     experiment = EXPERIMENTS[name]
     plan, weights = runs / f"{name}-{data}.yaml", {"pretrained_cfg_overlay": {"file": str(backbone(Path("runs/convergence")))}}
     planned = {
@@ -155,7 +153,7 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
 
 
 def record(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What the figure and the table need, and anyone who wants the numbers."""
+    """The numbers behind the figure and the table."""
     kept = ("label", "seed", "status", "reason", "curve", "scores", "test", "nms", "processor_seconds")
     plain = [{k: v for k, v in found.items() if k != "options"} for found in result["entries"]]
     return {
@@ -167,7 +165,7 @@ def record(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show(name: str) -> None:
-    """Figure and table of what has been measured."""
+    """Figure and table of the recorded results."""
     found = {data: DOCS / "results" / f"{name}-{data}.json" for data in DATA}
     results = {data: json.loads(path.read_text()) for data, path in found.items() if path.exists()}
     if not results:
@@ -183,23 +181,23 @@ def show(name: str) -> None:
 
 
 def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
-    """In Markdown: how good each is, with its uncertainty, when it got there and what it costs; what the figures support below it."""
+    """In Markdown: accuracy with its uncertainty, images needed and costs per model; below, what the numbers support."""
     levels = result["levels"][::2]
     seconds = sum(run.get("processor_seconds") or 0 for run in result["runs"])
     heads = [
         "",
-        "AP (95 %)",
-        "below the best (95 %)",
+        "AP (95 % CI)",
+        "below the best (95 % CI)",
         "AP50",
         *(f"images to AP {level:g}" for level in levels),
-        "read inside (evenly)",
+        "attention inside (uniform)",
         "duplicates",
-        "seconds a run",
-        "ms an image",
-        "M parameters",
+        "CPU s per run",
+        "ms per image",
+        "parameters (M)",
     ]
     if nms:
-        heads += ["AP50 never suppressed", "AP50 suppressed at .7", "at .5"]
+        heads += ["AP50 without NMS", "AP50 with NMS at .7", "at .5"]
     rows = []
     for found in result["entries"]:
         low, high = found["interval"]
@@ -214,8 +212,8 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
             cells += [f"{found['nms'][t]['AP50']:.3f}" for t in ("1", "0.7", "0.5")]
         rows.append(cells)
     seeds = max(len(found["seeds"]) for found in result["entries"])
-    learned = f"{result['budget']} each, {seeds} seed{'s' * (seeds > 1)} ({seconds / 60:,.0f} minutes of one core)"
-    lines = [f"**{DATA[data]}**, {learned}:", ""]
+    budget = f"{result['budget']} each, {seeds} seed{'s' * (seeds > 1)} ({seconds / 60:,.0f} CPU minutes)"
+    lines = [f"**{DATA[data]}**, {budget}:", ""]
     lines += [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
     lines += ["", " ".join(result["conclusion"])]
     return "\n".join(lines + [f"Not finished: {run['label']}, seed {run['seed']}: {run['status']} {run['reason']}"
@@ -223,7 +221,7 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
 
 
 def _inside(runs: Sequence[Mapping[str, Any]]) -> str:
-    """At the last evaluation, mean over seeds; nothing of a model that has no queries."""
+    """Attention inside objects at the last evaluation, mean over seeds; empty for a model without queries."""
     last = [run["curve"][-1] for run in runs if run.get("curve")]
     if not last or any("inside" not in point for point in last):
         return ""
@@ -240,7 +238,7 @@ def _reached(images: Sequence[float | None]) -> str:
 
 
 def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """For each data set AP50 against images seen, a thin line a seed and their mean; beside it AP in the end with its 95 % interval."""
+    """For each data set AP50 against images seen, a thin line per seed and their mean; beside it final AP with its 95 % interval."""
     figure = Figure(figsize=(13, 3.1 * len(results)), layout="constrained")
     for row, (data, result) in zip(figure.subplots(len(results), 2, squeeze=False), results.items(), strict=True):
         colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(run["label"] for run in result["runs"]))}
@@ -250,12 +248,12 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
                 row[0].plot([0, *(p["images"] for p in curve)], [0, *(p["AP50"] for p in curve)], color=colour, lw=0.6, alpha=0.6)
             if curves:
                 points = list(zip(*curves, strict=False))
-                x, y = [p[0]["images"] for p in points], [mean(q["AP50"] for q in p) for p in points]
-                row[0].plot([0, *x], [0, *y], color=colour, lw=1.8)
-        for place, found in enumerate(reversed(result["entries"])):
+                images, means = [p[0]["images"] for p in points], [mean(q["AP50"] for q in p) for p in points]
+                row[0].plot([0, *images], [0, *means], color=colour, lw=1.8)
+        for y, found in enumerate(reversed(result["entries"])):
             low, high = found["interval"]
-            row[1].plot((low, high), (place, place), color=colours[found["label"]], lw=2)
-            row[1].plot(found["scores"]["AP"], place, "o", color=colours[found["label"]])
+            row[1].plot((low, high), (y, y), color=colours[found["label"]], lw=2)
+            row[1].plot(found["scores"]["AP"], y, "o", color=colours[found["label"]])
         row[0].set(xlabel="images seen", ylabel="AP50", title=DATA[data], xlim=0, ylim=0)
         row[1].set(xlabel=f"AP after {result['budget']}, 95 % interval", xlim=0)
         row[1].set_yticks(range(len(result["entries"])), [found["label"] for found in reversed(result["entries"])])
@@ -277,22 +275,22 @@ def _svg(figure: Figure) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(EXPERIMENTS)}; all of them where none is named")
-    parser.add_argument("--bccd", help="the folder of BCCD; without it the scenes alone")
-    parser.add_argument("--data", choices=list(DATA), help="only on one of the two")
-    parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"))
-    parser.add_argument("--show", action="store_true", help="train nothing")
-    given = parser.parse_args()
-    if unknown := set(given.names) - EXPERIMENTS.keys():
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; default: all")
+    parser.add_argument("--bccd", help="folder of BCCD; without it only the built-in scenes are used")
+    parser.add_argument("--data", choices=list(DATA), help="use only this data set")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
+    parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="folder of the comparisons (default: %(default)s)")
+    parser.add_argument("--show", action="store_true", help="only redraw figures and tables")
+    args = parser.parse_args()
+    if unknown := set(args.names) - EXPERIMENTS.keys():
         parser.error(f"{', '.join(sorted(unknown))}: choose from {', '.join(EXPERIMENTS)}")
     (DOCS / "results").mkdir(parents=True, exist_ok=True)
-    given.runs.mkdir(parents=True, exist_ok=True)
-    sources = {"scenes": "shapes"} | ({"bccd": given.bccd} if given.bccd else {})
-    for name in given.names or EXPERIMENTS:
+    args.runs.mkdir(parents=True, exist_ok=True)
+    sources = {"scenes": "shapes"} | ({"bccd": args.bccd} if args.bccd else {})
+    for name in args.names or EXPERIMENTS:
         for data, source in sources.items():
-            if not given.show and given.data in (None, data) and data in EXPERIMENTS[name].images:
-                run(name, data, source, given.runs, given.jobs)
+            if not args.show and args.data in (None, data) and data in EXPERIMENTS[name].images:
+                run(name, data, source, args.runs, args.jobs)
         show(name)
 
 
