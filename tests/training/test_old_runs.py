@@ -1,0 +1,91 @@
+"""Run folders that an older version wrote (``old_runs/README.md``) are loaded, evaluated and gone on with."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+import boxquery as bq
+from boxquery.cli import run
+from boxquery.training.config import RunConfig
+from tests.data.writers import drawn, write_coco
+
+from .runs import scenes
+
+OLD = Path(__file__).parent / "old_runs"
+NAMES = ["deformable-detr", "detr"]
+
+
+def machine() -> dict[str, str]:
+    """What decides the last bits of a sum in float32."""
+    known: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return {"torch": torch.__version__, "instructions": torch.backends.cpu.get_cpu_capability(), "cpu": known.get("cpu_name", "")}
+
+
+@torch.inference_mode()
+def outputs(folder: Path) -> dict[str, Any]:
+    """Of two images that are the same everywhere, the second one padded."""
+    images = ((torch.arange(2 * 3 * 64 * 64) * 37 % 101) / 50 - 1).view(2, 3, 64, 64)
+    mask = torch.zeros(2, 64, 64, dtype=torch.bool)
+    mask[1, :, 48:] = True
+    images[1, :, :, 48:] = 0
+    out = bq.load(folder).model(images, mask)
+    values = {"logits": out.logits, "boxes": out.boxes}
+    if out.proposals is not None:
+        values |= {"proposals.logits": out.proposals.logits, "proposals.boxes": out.proposals.boxes}
+    return {name: value.tolist() for name, value in values.items()}
+
+
+@pytest.fixture
+def folder(request, tmp_path, monkeypatch) -> Path:
+    """A copy of an old run beside the data that it was trained on, where it was: in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    write_coco(Path("data"), drawn(scenes()))
+    return Path(shutil.copytree(OLD / request.param, request.param))
+
+
+def losses(folder: Path) -> list[tuple[str, ...]]:
+    with (folder / "metrics.csv").open() as file:
+        return [(row["epoch"], row["step"], row["images"], row["loss"]) for row in csv.DictReader(file)]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_model_predicts_what_it_did(name):
+    """To the last bit on the kind of machine that wrote it; elsewhere libraries add up in another order."""
+    expected = json.loads((OLD / name / "expected.json").read_text())
+    bounds = {"rtol": 0.0, "atol": 0.0} if expected["machine"] == machine() else {"rtol": 1e-4, "atol": 1e-5}
+    found = outputs(OLD / name)
+    assert found.keys() == expected["outputs"].keys()
+    for key, values in expected["outputs"].items():
+        torch.testing.assert_close(torch.tensor(found[key]), torch.tensor(values), **bounds, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("folder", NAMES, indirect=True)
+def test_an_old_run_is_understood(folder, capsys):
+    written = yaml.safe_load((folder / "config.yaml").read_text())
+    config = RunConfig.read(folder)
+    assert (config.data, config.model, config.options) == ("data", folder.name, written["options"])
+    assert f"--model {folder.name}" in config.command(folder)
+    assert run(["evaluate", str(folder), "data", "--device", "cpu", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["images"] == 6
+
+
+@pytest.mark.parametrize("folder", ["detr"], indirect=True)
+def test_an_old_run_is_gone_on_with_or_its_version_is_named(folder, capsys):
+    """It was interrupted after three epochs, with most of its minutes left."""
+    before, version = losses(folder), yaml.safe_load((folder / "config.yaml").read_text())["boxquery"]
+    status = run(["train", "data", "--resume", "--out", str(folder)])
+    if status == 0:
+        assert losses(folder)[: len(before)] == before
+        assert len(losses(folder)) > len(before)
+        assert (folder / "report.html").is_file()
+    else:
+        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+        assert (status, len(errors)) == (2, 1)
+        assert version in errors[0]
+        assert losses(folder) == before
