@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from boxquery.report.files import read_run
+from boxquery.report.run_files import read_run
 from boxquery.training.budget import allowed, computing
 from boxquery.training.config import RunConfig
 

@@ -26,7 +26,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from boxquery.compare.command import compare
-from boxquery.report.files import write_json, write_whole
+from boxquery.files import atomic_write, write_json
 from convergence import BODY, HERE, PLAIN, backbone
 
 DOCS = HERE.parent / "docs" / "experiments"
@@ -143,7 +143,7 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
         label: {**given, "options": {**given["options"], "backbone_options": {**given["options"]["backbone_options"], **weights}}}
         for label, given in experiment.entries(data).items()
     }
-    write_whole(plan, yaml.safe_dump(planned, sort_keys=False))
+    atomic_write(plan, yaml.safe_dump(planned, sort_keys=False))
     result = compare(
         source, out=runs / f"{name}-{data}", plan=plan, images_seen=experiment.images[data], seeds=experiment.seeds, preset="tiny",
         image_size=128, batch_size=4, pretrained=True, freeze_backbone=experiment.frozen, device="cpu", precision="float32", jobs=jobs,
@@ -177,7 +177,7 @@ def show(name: str) -> None:
     page = DOCS / f"{name}.md"
     if page.exists():
         marked = f"<!-- measured -->\n\n{text}\n\n<!-- end of what was measured -->"
-        write_whole(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
+        atomic_write(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
 
 
 def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
@@ -259,7 +259,7 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         row[1].set_yticks(range(len(result["entries"])), [found["label"] for found in reversed(result["entries"])])
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
-    write_whole(path, _svg(figure))
+    atomic_write(path, _svg(figure))
 
 
 def _svg(figure: Figure) -> str:

@@ -27,9 +27,10 @@ import torch
 
 import boxquery as bq
 from boxquery.check.floors import FILE
-from boxquery.check.learn import SECONDS, prove
+from boxquery.check.overfit import SECONDS, prove
 from boxquery.data.shapes import shapes_data
-from boxquery.report.files import read_run, write_whole
+from boxquery.files import atomic_write
+from boxquery.report.run_files import read_run
 
 LEFT = 0.02
 LADDER = (250, 500, 1000, 2000, 4000, 8000)
@@ -90,7 +91,7 @@ def main() -> None:
 
     def keep(name: str) -> None:
         print(name, json.dumps(known["models"][name]), flush=True)
-        write_whole(FILE, json.dumps(known, indent=1) + "\n")
+        atomic_write(FILE, json.dumps(known, indent=1) + "\n")
 
     curves = json.loads(CURVES.read_text(encoding="utf-8"))["curves"]
     for name in given.models.split(","):

@@ -24,13 +24,13 @@ import numpy as np
 from PIL import Image
 
 import boxquery as bq
-from boxquery.check import pixels
+from boxquery.check import box_contrast
 from boxquery.check.command import check
-from boxquery.check.examine import examine
+from boxquery.check.run_checks import examine
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
-from boxquery.report.files import read_run
+from boxquery.report.run_files import read_run
 
 Numbers = Callable[[Record], np.ndarray]
 
@@ -278,11 +278,11 @@ def thresholds() -> None:
     print("| scenes | images | z as they are | on other images | undoing a shift of 5 % | a scale of 0.8 |\n|---|---|---|---|---|---|")
     for name, data in kinds().items():
         for count in (64, 12):
-            looks = pixels.sample(data.splits["train"], count)
+            looks = box_contrast.sample(data.splits["train"], count)
             other = [replace(a, boxes=b.boxes, labels=b.labels) for a, b in zip(looks, looks[1:] + looks[:1], strict=True)]
             moved = [replace(look, boxes=look.boxes + np.array([0.05, 0, 0.05, 0])) for look in looks]
             scaled = [replace(look, boxes=look.boxes * 0.8) for look in looks]
-            own, wrong, shift, scale = (pixels.fit(group) for group in (looks, other, moved, scaled))
+            own, wrong, shift, scale = (box_contrast.fit(group) for group in (looks, other, moved, scaled))
             assert own is not None
             assert wrong is not None
             assert shift is not None

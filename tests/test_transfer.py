@@ -85,7 +85,7 @@ def test_classes_are_matched_by_name(system):
     before, after = answers(source), answers(target)
     assert torch.equal(before.boxes, after.boxes)
     torch.testing.assert_close(after.logits[..., [0, 2]], before.logits[..., [1, 2]])
-    if source.criterion.classification.spare:
+    if source.criterion.classification.has_no_object:
         torch.testing.assert_close(after.logits[..., -1], before.logits[..., -1])
     if before.proposals is not None:
         torch.testing.assert_close(after.proposals.logits[..., :3], before.proposals.logits)
@@ -99,7 +99,7 @@ def test_classes_are_matched_by_name(system):
     assert sum(g.new + g.moved for g in report.groups if g.name not in others) == 0
     # "Traffic_Light" and "no object" move, "CAR" stays in its column; a row is 128 numbers and a bias
     moves, heads = group(report, "class heads"), len(target.heads)
-    spare = source.criterion.classification.spare
+    spare = source.criterion.classification.has_no_object
     assert (moves.kept, moves.moved, moves.new) == (129 * heads, 129 * heads * (1 + spare), 2 * 129 * heads)
 
 
@@ -185,7 +185,7 @@ def test_levels_are_told_by_what_they_show(name, before, now):
 
 def reads(target, source):
     """Name -> the sampled attention there, in both."""
-    names = [n for n, m in target.named_modules() if type(m).__name__ == "SampledRead"]
+    names = [n for n, m in target.named_modules() if type(m).__name__ == "DeformableAttention"]
     assert names
     return [(n, (target.get_submodule(n), source.get_submodule(n))) for n in names]
 

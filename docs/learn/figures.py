@@ -37,12 +37,12 @@ from torchvision.ops import box_convert, box_iou, generalized_box_iou
 import boxquery as bq
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
-from boxquery.explain.story import Explanation, explain
+from boxquery.explain.explanation import Explanation, explain
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import NARROW_RESNET10
-from boxquery.parts.attention import Look, SampledRead
+from boxquery.parts.attention.dense import DeformableAttention, QueryGeometry
+from boxquery.parts.attention.gaussian import log_gaussian
 from boxquery.parts.backbone import Backbone
-from boxquery.parts.gaussian import log_gaussian
 from boxquery.parts.layers import DecoderLayer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
@@ -359,10 +359,10 @@ def step_by_step(model: DetectionTransformer, memory: Memory) -> list[tuple[str,
     content = state.content
     for i, layer in enumerate(model.layers):
         assert isinstance(layer, DecoderLayer)
-        look = Look(position=state.position)
-        content = layer.self_residual(content, lambda c, layer=layer, look=look: layer.self_attention(c, look))
+        geometry = QueryGeometry(position=state.position)
+        content = layer.self_residual(content, lambda c, layer=layer, geometry=geometry: layer.self_attention(c, geometry))
         contents.append((f"self {i + 1}", content))
-        content = layer.read_residual(content, lambda c, layer=layer, look=look: layer.read(c, look, memory))
+        content = layer.read_residual(content, lambda c, layer=layer, geometry=geometry: layer.read(c, geometry, memory))
         contents.append((f"cross {i + 1}", content))
         content = layer.ffn_residual(content, layer.ffn)
         contents.append((f"FFN {i + 1}", content))
@@ -459,7 +459,7 @@ class AttendToSelfOnly(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, content: Tensor, look: Look, trace: LayerTrace | None = None) -> Tensor:
+    def forward(self, content: Tensor, look: QueryGeometry, trace: LayerTrace | None = None) -> Tensor:
         others = ~torch.eye(content.shape[1], dtype=torch.bool)
         return self.inner(content, replace(look, self_mask=others), trace)
 
@@ -593,9 +593,9 @@ def sampling(runs: Path) -> tuple[Figure, str]:
 
 def initial_offsets(heads: int = 8, points: int = 4) -> Tensor:
     """[heads * points, 2]: the initial offsets of deformable attention, one level."""
-    attention = SampledRead(32, heads, 1, points)
+    attention = DeformableAttention(32, heads, 1, points)
     with torch.no_grad():
-        attention.start_values()
+        attention.init_weights()
     return attention.sampling_offsets.bias.detach().view(-1, 2)
 
 

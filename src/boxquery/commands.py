@@ -142,7 +142,7 @@ def predict(
     ``image_id`` is the file's name without its ending (as a number where it is one), ``file_name`` tells it apart. An image that
     cannot be read is named and left out.
     """
-    from boxquery.report.files import whole
+    from boxquery.files import atomic_open
 
     if not sources:
         raise UserError("predict: name images, folders or globs to look at")
@@ -152,7 +152,7 @@ def predict(
     if first is None:
         raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGES))} are looked for)")
     found = unreadable = objects = 0
-    with whole(out / "predictions.json") as file:
+    with atomic_open(out / "predictions.json") as file:
         file.write(b"[")
         for path, base in _chain(first, files):
             try:
@@ -182,13 +182,13 @@ def models(name: str | None = None, /) -> Shown:
     Args:
         name: one of the family, or a reference.
     """
-    from boxquery.models import describe, differences, facts, papers, references, sizes
+    from boxquery.models import describe, differences, facts, list_baselines, papers, sizes
 
     known = papers()
-    if name in references():
+    if name in list_baselines():
         return Shown({"name": name, **{key.lower(): value for key, value in facts(name).items()}}, text=describe(name))
     if name is not None and name not in known:
-        raise UserError(f"no model {name!r}; choose one of {', '.join(known)}, or to compare with {', '.join(references())}")
+        raise UserError(f"no model {name!r}; choose one of {', '.join(known)}, or to compare with {', '.join(list_baselines())}")
     rows = []
     for each in known if name is None else [name]:
         lines = {key.lower().replace("-", "_"): value for key, value in facts(each).items()}
@@ -208,8 +208,10 @@ def models(name: str | None = None, /) -> Shown:
         axes = (row[axis] for axis in ("queries", "encoder", "cross_attention", "refinement", "matching"))
         venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}\n{row['paper'].rpartition(' ')[2]}"
         table.add_row(f"[bold]{row['name']}[/bold]\n{venue}", *axes, _size(row["sizes"]["paper"]), row["published"])
-    others = ", ".join(references())
-    return Shown({"models": rows, "references": references()}, table, f"Not of the family, to compare with: {others} (docs/baselines.md)")
+    others = ", ".join(list_baselines())
+    return Shown(
+        {"models": rows, "baselines": list_baselines()}, table, f"Not of the family, to compare with: {others} (docs/baselines.md)"
+    )
 
 
 def _size(count: dict[str, Any]) -> str:
@@ -294,10 +296,10 @@ def _coco(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
 
 def _picture(result: Result, path: Path, target: Path, detector: Detector) -> None:
     from boxquery.data.images import read_image
-    from boxquery.drawing import draw
-    from boxquery.report.files import whole
+    from boxquery.files import atomic_open
+    from boxquery.pages.drawing import draw
 
     names = [str(name) for name in detector.classes]
     picture = draw(read_image(path), result.boxes, result.labels, names, scores=result.scores)
-    with whole(target) as file:
+    with atomic_open(target) as file:
         picture.save(file, "JPEG", quality=90)

@@ -21,13 +21,13 @@ from torch import Tensor
 from boxquery.data.images import read_image
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError, first_line
-from boxquery.models import create_model, list_models, references
-from boxquery.report.files import write_whole
+from boxquery.files import atomic_write
+from boxquery.models import create_model, list_baselines, list_models
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
     from boxquery.models.base import DetectionTransformer
-    from boxquery.models.model import Model
+    from boxquery.models.interface import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SUM = "crc32"
@@ -131,8 +131,8 @@ class Detector:
         """
         folder = Path(folder)
         weights = {k: v.detach().cpu().contiguous() for k, v in self.model.state_dict().items()}
-        write_whole(folder / WEIGHTS, to_bytes(weights, metadata={SUM: _check_sum(weights)}))
-        write_whole(folder / CONFIG, json.dumps(self.config(), indent=1) + "\n")
+        atomic_write(folder / WEIGHTS, to_bytes(weights, metadata={SUM: _check_sum(weights)}))
+        atomic_write(folder / CONFIG, json.dumps(self.config(), indent=1) + "\n")
         return folder
 
     def config(self) -> dict[str, Any]:
@@ -188,7 +188,7 @@ class Detector:
 
         Raises ``UserError`` for an image that cannot be read.
         """
-        from boxquery.explain.story import explain
+        from boxquery.explain.explanation import explain
 
         if isinstance(source, str | Path | Image.Image | np.ndarray):
             return explain(self, source, threshold=threshold)
@@ -264,16 +264,16 @@ class Detector:
         """
         from boxquery.data.open import open_data
         from boxquery.evaluation.metrics import evaluate
-        from boxquery.evaluation.predictions import predict_split, readable, relabelled
+        from boxquery.evaluation.predictions import drop_unreadable, map_labels, predict_split
 
         if nms is not None and not 0 < nms <= 1:
             raise UserError(f"nms={nms}: must be an IoU above 0 and at most 1, which keeps all")
         opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
         if split not in opened.splits:
             raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
-        records = relabelled(opened, split, self.classes)
+        records = map_labels(opened, split, self.classes)
         found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
-        records, found = readable(records, found)
+        records, found = drop_unreadable(records, found)
         names = [name if name is not None else f"(no name {i})" for i, name in enumerate(self.classes)]
         return evaluate(records, found, names, self.ids)
 
@@ -294,7 +294,7 @@ def load(source: str | Path) -> Detector:
     try:
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         made, options = config["model"], dict(config["model"]["options"])
-        if (name := made["name"]) not in [*list_models(), *references()]:
+        if (name := made["name"]) not in [*list_models(), *list_baselines()]:
             raise UserError(
                 f"{folder / CONFIG}: model {name!r} is none of the library's; register it first (boxquery.models.register, docs/mixing.md)"
             )

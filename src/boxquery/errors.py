@@ -19,7 +19,7 @@ class UserError(ValueError):
         return " ".join(text.split())
 
 
-class Doomed(UserError):
+class CheckFailed(UserError):
     """Input that can be used, but that a check refuses, since the run would be worth nothing; ``--force`` goes on."""
 
     status = 1

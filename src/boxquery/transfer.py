@@ -26,7 +26,7 @@ from boxquery.models import preset
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import AUTHORS
 from boxquery.official.checkpoint import UNSEEN, open_checkpoint
-from boxquery.parts.attention import SampledRead
+from boxquery.parts.attention.dense import DeformableAttention
 
 FILE = "transfer.json"
 
@@ -335,7 +335,7 @@ class _Copier:
     def _samples(self, name: str, origin: str) -> list[Rows] | None:
         """Sampled attention: heads, levels, points (and x, y), in this order."""
         ours, theirs = (m.get_submodule(n.rsplit(".", 2)[0]) for m, n in ((self.target, name), (self.source, origin)))
-        if not isinstance(ours, SampledRead) or not isinstance(theirs, SampledRead):
+        if not isinstance(ours, DeformableAttention) or not isinstance(theirs, DeformableAttention):
             return None
         if (ours.heads, ours.points) != (theirs.heads, theirs.points):
             return None

@@ -8,12 +8,12 @@ import pytest
 
 import boxquery as bq
 from boxquery.check import splits
-from boxquery.check.ahead import Plan, steps_ahead
+from boxquery.check.annotation_format import open_with_evidence
+from boxquery.check.box_contrast import fit, fits, sample
 from boxquery.check.command import check
-from boxquery.check.copies import copies, equal_images
-from boxquery.check.examine import examine
-from boxquery.check.pixels import fit, fits, sample
-from boxquery.check.raw import open_with_evidence
+from boxquery.check.duplicates import copies, equal_images
+from boxquery.check.feasibility import Plan, steps_ahead
+from boxquery.check.run_checks import examine
 from boxquery.cli import run
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
@@ -267,7 +267,7 @@ def test_few_images_say_less():
 
 def test_too_few_steps_and_a_rate_far_off(monkeypatch):
     floors = {"floor": {"random": {"left": 1000, "not_within": 500}, "trained": {"left": None, "not_within": 0}}}
-    monkeypatch.setattr("boxquery.check.ahead.measured", lambda name: floors if name == "detr" else {})
+    monkeypatch.setattr("boxquery.check.feasibility.measured", lambda name: floors if name == "detr" else {})
     assert [f.name for f in steps_ahead(replace(PLAN, steps=400))] == ["too-few-steps"]
     assert steps_ahead(replace(PLAN, steps=600)) == []
     assert steps_ahead(replace(PLAN, steps=400, start="trained")) == []

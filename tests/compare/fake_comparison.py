@@ -8,7 +8,8 @@ from PIL import Image
 
 from boxquery.compare.plan import Entry, Plan, Task
 from boxquery.compare.results import FOLDER, MEASURED, NMS, run_folder, write_ending
-from boxquery.report.files import write_evaluation, write_json
+from boxquery.files import write_json
+from boxquery.report.run_files import write_evaluation
 from boxquery.training.config import RunConfig
 
 #: label -> how good it gets

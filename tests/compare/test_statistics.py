@@ -45,7 +45,7 @@ def test_images_without_objects_give_no_number():
 
 
 def test_seeds_are_drawn_with_the_spread_of_their_mean():
-    """The variance of drawn means is the unbiased variance of a mean: the sample's, divided by the number of seeds."""
+    """The variance of drawn means is the reject_bias variance of a mean: the sample's, divided by the number of seeds."""
     for values in ([0.1, 0.3], [0.1, 0.2, 0.6], [0.4, 0.1, 0.2, 0.3]):
         drawn = drawn_means(np.repeat(np.array(values)[:, None], 200_000, axis=1), 0)
         assert drawn.mean() == pytest.approx(np.mean(values), abs=2e-3)

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from boxquery import UserError
-from boxquery.data.checks import checked
 from boxquery.data.images import read_header, read_image
 from boxquery.data.open import list_data
+from boxquery.data.validation import checked
 
 from . import writers
 from .writers import Thing, pictures

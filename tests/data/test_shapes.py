@@ -11,8 +11,8 @@ import pytest
 from scipy import ndimage
 
 from boxquery import UserError
-from boxquery.data.shapes import SIDES, shapes_data
-from boxquery.data.silhouettes import NAMES
+from boxquery.data.shapes.scenes import SIDES, shapes_data
+from boxquery.data.shapes.silhouettes import NAMES
 
 from . import thresholding
 
@@ -62,8 +62,8 @@ def test_crowding_is_a_knob(crowding, low, high):
 
 def test_boxes_are_those_of_the_pixels():
     """Drawn without anything else, every silhouette fills its box to the pixel; nothing is drawn outside the boxes."""
-    from boxquery.data.paint import _mask
-    from boxquery.data.silhouettes import outline
+    from boxquery.data.shapes.paint import _mask
+    from boxquery.data.shapes.silhouettes import outline
 
     box = np.array([3.3, 5.6, 43.1, 30.2])
     for label in range(len(NAMES)):
@@ -75,8 +75,8 @@ def test_boxes_are_those_of_the_pixels():
 
 def test_silhouettes_differ_whatever_their_rotation():
     """Of any two classes, no rotations agree: intersection over union of filled masks stays below 0.9."""
-    from boxquery.data.paint import _mask
-    from boxquery.data.silhouettes import outline
+    from boxquery.data.shapes.paint import _mask
+    from boxquery.data.shapes.silhouettes import outline
 
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     box = np.array([0, 0, 40, 40.0])
@@ -89,7 +89,7 @@ def test_silhouettes_differ_whatever_their_rotation():
 
 def test_scene_depends_on_seed_split_and_index_alone():
     code = (
-        "import hashlib; from boxquery.data.shapes import shapes_data; s = shapes_data(seed=5, train=10).splits['train'];"
+        "import hashlib; from boxquery.data.shapes.scenes import shapes_data; s = shapes_data(seed=5, train=10).splits['train'];"
         "print(hashlib.blake2b(s.read(7).tobytes() + s[7].boxes.tobytes()).hexdigest(), end='')"
     )
     other = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
@@ -112,7 +112,7 @@ def test_scenes_stay_what_they_were():
 
 
 def test_a_scene_without_room_is_given_up(monkeypatch):
-    monkeypatch.setattr("boxquery.data.shapes._DRAWS", 50)
+    monkeypatch.setattr("boxquery.data.shapes.scenes._DRAWS", 50)
     full = shapes_data(max_objects=30, seed=9).splits["train"]
     with pytest.raises(UserError, match=r"^shapes: \d+ objects found no room in one scene"):
         full[:100]

@@ -12,7 +12,7 @@ import pytest
 
 from boxquery.data.dataset import Record
 from boxquery.errors import UserError
-from boxquery.evaluation.matching import IGNORED, RIGHT, duplicates, gather, iou, match
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, duplicates, flatten_detections, iou, match
 from boxquery.evaluation.metrics import evaluate
 
 
@@ -118,7 +118,7 @@ def test_matching_is_that_of_pycocotools(seed):
             expected["all"] += len(entry["dtIds"])
             expected["ignored"] += int(entry["dtIgnore"][0].sum())
             expected["right"] += int(((entry["dtMatches"][0] > 0) & ~entry["dtIgnore"][0].astype(bool)).sum())
-    detections = gather(records, predictions, 4, 100)
+    detections = flatten_detections(records, predictions, 4, 100)
     outcome, found = match(records, detections)
     assert {"right": int((outcome == RIGHT).sum()), "ignored": int((outcome == IGNORED).sum()), "all": len(outcome)} == expected
     assert ((found >= 0) == (outcome == RIGHT)).all()
@@ -192,7 +192,7 @@ def test_ignored_objects_are_neither_right_nor_wrong():
 def test_duplicates_are_per_image_and_class_and_strictly_above():
     boxes = (0, 0, 10, 10)
     predictions = {0: prediction((*boxes, 0.9), (*boxes, 0.8), (*boxes, 0.8, 1), (0, 0, 10, 7, 0.7)), 1: prediction((*boxes, 0.6))}
-    detections = gather([record(), record()], predictions, 2, 100)
+    detections = flatten_detections([record(), record()], predictions, 2, 100)
     assert duplicates(detections, np.ones(5, bool)).tolist() == [False, True, False, False, False]  # IoU exactly 0.7 is not above it
 
 
@@ -252,5 +252,5 @@ def test_fast_and_plain_floats():
 
 
 def test_torch_is_not_imported():
-    code = "import sys; import boxquery.evaluation.metrics, boxquery.report.page, boxquery.drawing; sys.exit('torch' in sys.modules)"
+    code = "import sys; import boxquery.evaluation.metrics, boxquery.report.page, boxquery.pages.drawing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

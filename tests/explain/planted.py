@@ -11,8 +11,8 @@ from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.transforms import MEAN, STD
 from boxquery.detector import Detector
 from boxquery.matching.classification import Focal
-from boxquery.matching.loss import SetLoss
-from boxquery.matching.output import Output
+from boxquery.matching.criterion import SetCriterion
+from boxquery.parts.output import Output
 
 NAMES = ["disc", "square", "star"]
 SIDE = 64
@@ -31,7 +31,7 @@ class Reader(nn.Module):
     def __init__(self, classes: Sequence[int], scores: Sequence[float]):
         super().__init__()
         self.config = {"name": "reader", "classes": len(NAMES)}
-        self.criterion = SetLoss(Focal())
+        self.criterion = SetCriterion(Focal())
         self.unused = nn.Parameter(torch.zeros(()))
         self.classes, self.certain = list(classes), list(scores)
 

@@ -13,8 +13,8 @@ from boxquery.data.loading import DetectionDataset
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.explain.alignment import measure, measure_split, with_objects
-from boxquery.matching.output import Output
 from boxquery.parts.memory import Memory
+from boxquery.parts.output import Output
 from boxquery.parts.trace import LayerTrace, Trace
 from tests.models.builders import batch, create, objects, shaken, systems
 from tests.parts.memories import memory

@@ -15,8 +15,8 @@ from PIL import Image, ImageFont
 import boxquery as bq
 from boxquery.cli import run
 from boxquery.data.open import open_data
-from boxquery.drawing import colour
 from boxquery.explain.figure import above_even, heat_colours, laid_over, write_figure
+from boxquery.pages.drawing import colour
 from boxquery.parts.trace import LayerTrace
 from tests.data import writers
 from tests.explain.tiny import detector, photo

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 import boxquery as bq
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
-from boxquery.data.silhouettes import NAMES
+from boxquery.data.shapes.silhouettes import NAMES
 from boxquery.data.transforms import MEAN, STD
 from boxquery.detector import Detector
 from boxquery.errors import UserError
+from boxquery.explain.explanation import Explanation, explain
 from boxquery.explain.faithfulness import ORDERS, Procedure, bootstrap, faithfulness, faithfulness_over, pointing_game, ranks
 from boxquery.explain.relevance import relevances
-from boxquery.explain.story import Explanation, explain
 from boxquery.matching.classification import Focal
-from boxquery.matching.output import Output
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.memory import Memory
+from boxquery.parts.output import Output
 from boxquery.parts.trace import LayerTrace, Trace
 from tests.data import writers
 from tests.models.builders import create, shaken

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.detector import Detector
-from boxquery.explain.story import explain
+from boxquery.explain.explanation import explain
 from boxquery.models.base import DetectionTransformer
-from boxquery.parts import attention
-from boxquery.parts.attention import DenseRead, Look, SampledRead, attend, plus
+from boxquery.parts.attention import dense as attention
+from boxquery.parts.attention.conditional import ConditionalCrossAttention
+from boxquery.parts.attention.dense import DeformableAttention, DenseAttention, QueryGeometry, attend, with_pos
+from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
+from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention
+from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
 from boxquery.parts.memory import Memory
-from boxquery.parts.row_column import RowColumnRead
-from boxquery.parts.salient import SalientRead
-from boxquery.parts.scales import LevelByLevel, SelectingRead
-from boxquery.parts.separate import SeparateRead
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken, systems
 from tests.parts.test_trace import slow_masses, spread
@@ -38,7 +38,7 @@ class Reading:
 
     read: nn.Module
     content: Tensor
-    look: Look
+    look: QueryGeometry
     memory: Memory
     trace: LayerTrace
     out: Tensor
@@ -132,7 +132,7 @@ def by_head(trace: LayerTrace, image: int, query: int) -> list[Tensor]:
 def test_masses_are_what_was_read(watched):
     """Each head's masses times the values of the cells, through the last linear map, is what the query was given: nothing else was read."""
     for reading in (*watched.encoder, *watched.decoder):
-        if isinstance(reading.read, SalientRead) and not reading.read.attention:
+        if isinstance(reading.read, SemanticAlignedAttention) and not reading.read.attention:
             continue  # it reads no values of cells: what it sampled was averaged and weighed before (test_salient_points)
         values, last = values_of(reading)
         heads, size = reading.trace.masses(0, [0]).shape[1], values.shape[-1]
@@ -148,25 +148,25 @@ def test_masses_are_what_was_read(watched):
 def values_of(reading: Reading) -> tuple[Tensor, nn.Module]:
     """What can be read of every cell, [B, S, D], and the map that all that was read goes through."""
     read, memory = reading.read, reading.memory
-    read = read.read if isinstance(read, LevelByLevel) else read
-    if isinstance(read, DenseRead):
+    read = read.read if isinstance(read, IntraScaleAttention) else read
+    if isinstance(read, DenseAttention):
         packed = read.attention
         return F.linear(memory.tokens, packed.in_proj.weight.chunk(3)[-1], packed.in_proj.bias.chunk(3)[-1]), packed.out_proj
-    if isinstance(read, RowColumnRead):
+    if isinstance(read, RowColumnDecoupledAttention):
         return F.linear(memory.tokens, read.in_proj.weight.chunk(5)[-1], read.in_proj.bias.chunk(5)[-1]), read.out_proj
-    if isinstance(read, SelectingRead):
+    if isinstance(read, ScaleSelectionAttention):
         levels = [value(memory.level(i).tokens) for i, value in enumerate(read.values)]
         return torch.cat(levels, 1), read.out_proj
-    if isinstance(read, SampledRead):
+    if isinstance(read, DeformableAttention):
         return read.value_proj(memory.tokens).masked_fill(memory.mask[..., None], 0.0), read.out_proj
-    assert isinstance(read, SeparateRead | SalientRead)
-    return read.value((memory.level(read.level) if isinstance(read, SalientRead) else memory).tokens), read.out_proj
+    assert isinstance(read, ConditionalCrossAttention | SemanticAlignedAttention)
+    return read.value((memory.level(read.level) if isinstance(read, SemanticAlignedAttention) else memory).tokens), read.out_proj
 
 
 def test_salient_points(watched):
     """Where the features that ask were taken: inside the box; without attention, the map is these points alone."""
     for reading in watched.decoder:
-        if not isinstance(reading.read, SalientRead):
+        if not isinstance(reading.read, SemanticAlignedAttention):
             continue
         points, box = reading.trace.salient_points, reading.look.reference
         assert points.shape == (*box.shape[:2], reading.read.heads, 2)
@@ -196,8 +196,8 @@ def levels_of(trace: LayerTrace, image: int) -> list[Tensor]:
 def torchs(reading: Reading) -> Tensor:
     """[B, H, Q, S] by ``torch.nn.functional.multi_head_attention_forward``, which DETR's authors used."""
     content, look, memory, packed = reading.content, reading.look, reading.memory, reading.read.attention
-    query = plus(content, look.position)
-    key = query if content is memory.tokens else plus(memory.tokens, memory.position)
+    query = with_pos(content, look.position)
+    key = query if content is memory.tokens else with_pos(memory.tokens, memory.position)
     bias = None if look.bias is None else look.bias.expand(-1, packed.heads, -1, -1).flatten(0, 1)
     padding = torch.zeros_like(memory.mask, dtype=query.dtype).masked_fill(memory.mask, -math.inf)
     query, key, value = (t.transpose(0, 1) for t in (query, key, memory.tokens))
@@ -248,7 +248,11 @@ def by_rows_and_columns(reading: Reading) -> Tensor:
     return torch.stack(out)
 
 
-FORMULAS: dict[type, Callable[[Reading], Tensor]] = {DenseRead: torchs, SeparateRead: by_equation_2, RowColumnRead: by_rows_and_columns}
+FORMULAS: dict[type, Callable[[Reading], Tensor]] = {
+    DenseAttention: torchs,
+    ConditionalCrossAttention: by_equation_2,
+    RowColumnDecoupledAttention: by_rows_and_columns,
+}
 
 # -- planted -----------------------------------------------------------------------------------------------------------------------
 
@@ -259,23 +263,23 @@ WIDTHS = {SIZES[0][1] // stride for stride in (8, 16, 32)}
 
 def plant(model: DetectionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every head of every decoder layer reads its query's cell, whatever the model had learned."""
-    monkeypatch.setattr(attention, "read_bias", only_the_cell)
+    monkeypatch.setattr(attention, "cross_attention_bias", only_the_cell)
     monkeypatch.setattr(attention, "attend", by_turns)
-    monkeypatch.setattr(RowColumnRead, "_weights", only_its_line)
+    monkeypatch.setattr(RowColumnDecoupledAttention, "_weights", only_its_line)
     for layer in model.layers:
         read = layer.read
-        if isinstance(read, SampledRead | SalientRead):
+        if isinstance(read, DeformableAttention | SemanticAlignedAttention):
             read.register_forward_pre_hook(at_the_cell)
         with torch.no_grad():
-            if isinstance(read, SampledRead):
+            if isinstance(read, DeformableAttention):
                 read.sampling_offsets.weight.zero_()
                 read.sampling_offsets.bias.zero_()
                 read.attention_weights.weight.zero_()
                 read.attention_weights.bias.view(read.heads, read.levels, -1)[:, 0] = 1e3
-            if isinstance(read, SelectingRead):
+            if isinstance(read, ScaleSelectionAttention):
                 read.selection.weight.zero_()
                 read.selection.bias[0] = 1e3
-            if isinstance(read, SalientRead):
+            if isinstance(read, SemanticAlignedAttention):
                 read.points[-1].weight.zero_()
                 read.points[-1].bias.zero_()
 
@@ -284,7 +288,7 @@ def alternating(values: tuple[int, int], queries: int) -> Tensor:
     return torch.tensor(values)[torch.arange(queries) % 2]
 
 
-def only_the_cell(look: Look, memory: Memory) -> Tensor:
+def only_the_cell(look: QueryGeometry, memory: Memory) -> Tensor:
     """[1, 1, 2, S], for queries with even and with odd numbers. Of a level that is too small to have the cell, some other."""
     cells = memory.tokens.shape[1]
     wanted = (torch.tensor(ROWS) * memory.shapes[0][1] + torch.tensor(COLUMNS)).clamp(max=cells - 1)
@@ -298,7 +302,7 @@ def by_turns(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *others: floa
     return attend(q, k, v, bias, *others)
 
 
-def only_its_line(read: RowColumnRead, query: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
+def only_its_line(read: RowColumnDecoupledAttention, query: Tensor, key: Tensor, padding: Tensor | None) -> Tensor:
     line = F.one_hot(alternating(COLUMNS if key.shape[1] in WIDTHS else ROWS, query.shape[1]), key.shape[1]).to(query)
     return line.expand(len(query), read.heads, -1, -1)
 
@@ -306,7 +310,7 @@ def only_its_line(read: RowColumnRead, query: Tensor, key: Tensor, padding: Tens
 def at_the_cell(read: nn.Module, given: tuple) -> tuple:
     """The same with references that are the cell's centre, or a box around it."""
     content, look, memory, trace = given
-    level = read.level if isinstance(read, SalientRead) else 0
+    level = read.level if isinstance(read, SemanticAlignedAttention) else 0
     h, w = memory.shapes[level]
     centre = torch.stack([(alternating(COLUMNS, content.shape[1]) + 0.5) / w, (alternating(ROWS, content.shape[1]) + 0.5) / h], -1)
     centre = centre / memory.valid_ratios[:, level, None]

@@ -10,7 +10,7 @@ import boxquery as bq
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.evaluation.matching import gather, iou, match
+from boxquery.evaluation.coco_matching import flatten_detections, iou, match
 from boxquery.explain.missed import REASONS, SIZES, explain_misses, missed
 from tests.explain.planted import NAMES, reader, record, scenes
 
@@ -110,7 +110,7 @@ def test_every_missed_object_has_one_reason_that_the_slow_rules_give():
         scores = rng.beta(1, 2, (2, 8, 3)).astype(np.float32)
         best, labels = scores[-1].max(-1), scores[-1].argmax(-1)
         shown = np.flatnonzero(best >= THRESHOLD)
-        table = gather([scene], {0: (boxes[-1, shown], best[shown], labels[shown])}, 3, 100)
+        table = flatten_detections([scene], {0: (boxes[-1, shown], best[shown], labels[shown])}, 3, 100)
         _, found = match([scene], table)
         rows = [int(shown[np.flatnonzero(best[shown] == score)[0]]) for score in table.scores.astype(np.float32)]
         object_of = dict(zip(rows, found.tolist(), strict=True))

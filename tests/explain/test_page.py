@@ -15,8 +15,8 @@ from PIL import Image
 
 from boxquery.detector import Detector
 from boxquery.errors import UserError
+from boxquery.explain.explanation import Explanation, explain
 from boxquery.explain.page import kept_queries, map_size, write_page
-from boxquery.explain.story import Explanation, explain
 from boxquery.parts.trace import LayerTrace, Trace
 from tests.models.builders import create, shaken, systems
 

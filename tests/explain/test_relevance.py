@@ -9,7 +9,7 @@ import boxquery as bq
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.explain.relevance import relevance, relevances, token_relevance
-from boxquery.parts import attention
+from boxquery.parts.attention import dense as attention
 from tests.models.builders import batch, create, shaken
 
 STEP = 1e-6
@@ -53,7 +53,7 @@ def log_odds(model, images, token: int, factor: float, query: int, label: int) -
     hook = model.encoder.register_forward_pre_hook(scale)
     logits = model(images).logits[-1, 0, query]
     hook.remove()
-    if model.criterion.classification.spare:
+    if model.criterion.classification.has_no_object:
         others = torch.cat((logits[:label], logits[label + 1 :]))
         return float(logits[label] - others.logsumexp(0))
     return float(logits[label])
@@ -81,7 +81,7 @@ def test_only_what_is_read_is_relevant(monkeypatch):
     def only(look, memory):
         return torch.arange(memory.tokens.shape[1])[None, None, None] == planted
 
-    monkeypatch.setattr(attention, "read_bias", only)
+    monkeypatch.setattr(attention, "cross_attention_bias", only)
     image = np.random.default_rng(0).integers(0, 256, (64, 128, 3), dtype=np.uint8)
     memory, change = token_relevance(seen.model.eval(), seen.transform(Image.fromarray(image))[None], range(4))
     ((h, w),) = memory.shapes

@@ -10,7 +10,7 @@ from PIL import Image
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
-from boxquery.explain.answers import without_exchange
+from boxquery.explain.inference import without_exchange
 from boxquery.explain.usage import Usage, colours, gini, most_used, position_map, quality, usage
 from tests.explain.planted import NAMES, record, scenes
 from tests.models.builders import batch, create, shaken, systems

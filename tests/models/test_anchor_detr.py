@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import boxquery as bq
 from boxquery.models.anchor_detr import PatternQueries, Positions
-from boxquery.models.base import DetectionTransformer, place_at_position
+from boxquery.models.base import DetectionTransformer, locate_at_position
 from boxquery.official import AUTHORS, _renamed
-from boxquery.parts.attention import Look
+from boxquery.parts.attention.dense import QueryGeometry
+from boxquery.parts.attention.rcda import RowColumnDecoupledAttention, at_axes, weigh_rows_and_columns
 from boxquery.parts.heads import Head
 from boxquery.parts.memory import Memory
-from boxquery.parts.row_column import RowColumnRead, at_axes, read_rows_and_columns
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken
 from tests.models.test_official import attention, both, mlp
@@ -65,7 +65,7 @@ def slow_factor(content, place, keys, position, weight, bias, rows: tuple[slice,
     return out
 
 
-def slow_read(read: RowColumnRead, content, axes, seen: Memory) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+def slow_read(read: RowColumnDecoupledAttention, content, axes, seen: Memory) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
     """The read [B, Q, D] in loops over images, heads, queries and cells, and each image's two factors."""
     (h, w), size = seen.shapes[0], DIM // HEADS
     weight, bias = read.in_proj.weight.detach(), read.in_proj.bias.detach()
@@ -89,17 +89,17 @@ def slow_read(read: RowColumnRead, content, axes, seen: Memory) -> tuple[Tensor,
     return out, factors
 
 
-def a_read(dropout: float = 0.0) -> RowColumnRead:
+def a_read(dropout: float = 0.0) -> RowColumnDecoupledAttention:
     torch.manual_seed(0)
-    read = RowColumnRead(DIM, HEADS, dropout).double()
+    read = RowColumnDecoupledAttention(DIM, HEADS, dropout).double()
     nn.init.normal_(read.in_proj.bias)
     nn.init.normal_(read.out_proj.bias)
     return read
 
 
-def some_queries() -> tuple[Tensor, Look]:
+def some_queries() -> tuple[Tensor, QueryGeometry]:
     content, across, down = torch.randn(3, 2, QUERIES, DIM, dtype=torch.float64, generator=seeded(7))
-    return content, Look(axes=(across, down))
+    return content, QueryGeometry(axes=(across, down))
 
 
 class TestRowColumnRead:
@@ -107,16 +107,16 @@ class TestRowColumnRead:
     @pytest.mark.parametrize("padded", [True, False])
     @pytest.mark.parametrize("shape", SHAPES)
     def test_decoder(self, shape, padded):
-        read, seen, (content, look) = a_read(), with_axes(*shape, padded=padded), some_queries()
+        read, seen, (content, geometry) = a_read(), with_axes(*shape, padded=padded), some_queries()
         trace = LayerTrace(memory=seen)
-        out = read(content, look, seen, trace)
-        expected, factors = slow_read(read, content, look.axes, seen)
+        out = read(content, geometry, seen, trace)
+        expected, factors = slow_read(read, content, geometry.axes, seen)
         torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
         ((row, column),) = trace.attention
         for b, (slow_row, slow_column) in enumerate(factors):
             torch.testing.assert_close(row[b], slow_row, atol=1e-12, rtol=0)
             torch.testing.assert_close(column[b], slow_column, atol=1e-12, rtol=0)
-        assert torch.equal(read(content, look, seen), out)
+        assert torch.equal(read(content, geometry, seen), out)
 
     @torch.no_grad()
     @pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
@@ -133,7 +133,7 @@ class TestRowColumnRead:
         row = torch.rand(2, 2, 3, w, dtype=torch.float64, generator=seeded()).requires_grad_()
         column = torch.rand(2, 2, 3, h, dtype=torch.float64, generator=seeded(1)).requires_grad_()
         value = torch.randn(2, h, w, 2, 2, dtype=torch.float64, generator=seeded(2)).requires_grad_()
-        assert torch.autograd.gradcheck(read_rows_and_columns, (row, column, value))
+        assert torch.autograd.gradcheck(weigh_rows_and_columns, (row, column, value))
 
     @torch.no_grad()
     @pytest.mark.parametrize("shape", [(7, 11), (11, 7)])
@@ -142,21 +142,21 @@ class TestRowColumnRead:
         read, seen = a_read(), with_axes(*shape)
         content = torch.randn(2, 13, DIM, dtype=torch.float64, generator=seeded())
         with Sizes() as made:
-            read(content, Look(axes=(content, content)), seen)
+            read(content, QueryGeometry(axes=(content, content)), seen)
         assert max(made.sizes) == 2 * 13 * 7 * DIM
         assert not any(13 in shape and (77 in shape or {7, 11} <= set(shape)) for shape in made.shapes)
 
     def test_dropout_is_on_the_weights(self):
-        read, seen, (content, look) = a_read(dropout=0.5), with_axes(4, 6), some_queries()
+        read, seen, (content, geometry) = a_read(dropout=0.5), with_axes(4, 6), some_queries()
         torch.manual_seed(0)
-        dropped = read(content, look, seen)
-        assert not torch.allclose(dropped, read.eval()(content, look, seen))
-        assert torch.equal(read(content, look, seen), a_read().eval()(content, look, seen))
+        dropped = read(content, geometry, seen)
+        assert not torch.allclose(dropped, read.eval()(content, geometry, seen))
+        assert torch.equal(read(content, geometry, seen), a_read().eval()(content, geometry, seen))
 
     def test_heatmap_is_the_mean_of_the_heads_products(self):
-        read, seen, (content, look) = a_read(), with_axes(4, 6), some_queries()
+        read, seen, (content, geometry) = a_read(), with_axes(4, 6), some_queries()
         trace = LayerTrace(memory=seen)
-        read(content, look, seen, trace)
+        read(content, geometry, seen, trace)
         ((row, column),) = trace.attention
         product = torch.einsum("bnqh,bnqw->bnqhw", column, row)
         for image in range(2):
@@ -237,17 +237,17 @@ class TestPositions:
         part, seen = positions(axes), memory((4, 6), dim=DIM)
         torch.manual_seed(1)
         queries = PatternQueries(4, 3, DIM, part.of_points).double()
-        state, look = place_at_position(queries(seen, None), seen, 1)
-        assert look.reference.shape == (2, 12, 2)
+        state, geometry = locate_at_position(queries(seen, None), seen, 1)
+        assert geometry.reference.shape == (2, 12, 2)
         for i in range(12):
             x, y = queries.points[i % 4].tolist()
-            assert look.reference[1, i].tolist() == pytest.approx([x, y], abs=1e-12)
+            assert geometry.reference[1, i].tolist() == pytest.approx([x, y], abs=1e-12)
             numbers = slow_sine(y, DIM // 2) + slow_sine(x, DIM // 2)
-            torch.testing.assert_close(look.position[0, i], slow_mlp(part.point, numbers))
-            for line, number in zip(look.axes or (), (x, y), strict=False):
+            torch.testing.assert_close(geometry.position[0, i], slow_mlp(part.point, numbers))
+            for line, number in zip(geometry.axes or (), (x, y), strict=False):
                 torch.testing.assert_close(line[0, i], slow_mlp(part.axis, slow_sine(number, DIM)))
             assert torch.equal(state.content[1, i], queries.patterns[i // 4])
-        assert (look.axes is None) != axes
+        assert (geometry.axes is None) != axes
 
     def test_one_set_of_parameters_for_image_and_queries(self):
         model = create("anchor-detr")
@@ -274,7 +274,7 @@ class TestQueries:
     def test_grid(self, count, side):
         state = PatternQueries(count, 2, DIM, positions(False).of_points, learned=False).double()(memory((2, 2), dim=DIM), None)
         expected = [[(i + 0.5) / side, (j + 0.5) / side] for i in range(side) for j in range(side)]
-        torch.testing.assert_close(state.base[1].sigmoid(), torch.tensor(2 * expected, dtype=torch.float64), atol=1e-14, rtol=0)
+        torch.testing.assert_close(state.box_anchor[1].sigmoid(), torch.tensor(2 * expected, dtype=torch.float64), atol=1e-14, rtol=0)
         assert state.content.shape == (2, 2 * side * side, DIM)
 
     def test_grid_is_not_trained(self):
@@ -291,7 +291,7 @@ class TestQueries:
             queries.points[:, 0] = torch.tensor(given)
             nn.init.normal_(head.boxes.layers[-1].weight)
         state = queries(memory((2, 2), dim=DIM), None)
-        boxes = head.box(state.content, state.base).sigmoid()
+        boxes = head.box(state.content, state.box_anchor).sigmoid()
         raw = head.boxes(state.content)
         for i in range(16):
             p = min(max(queries.points[i % 8, 0].item(), 0), 1)
@@ -385,7 +385,7 @@ def test_padding_is_read_by_the_means_alone(monkeypatch):
         valid = (~padding)[..., None].to(cells.dtype)
         return tuple((cells * valid).sum(side) / valid.sum(side).clamp(min=1) for side in (1, 2))
 
-    monkeypatch.setattr(RowColumnRead, "means", means_of_valid)
+    monkeypatch.setattr(RowColumnDecoupledAttention, "means", means_of_valid)
     torch.testing.assert_close(answers(3), answers(4), atol=1e-9, rtol=0)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import boxquery as bq
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 from tests.models.builders import batch, create, objects, shaken
 
 
@@ -84,12 +84,12 @@ def waves(value: float, features: int) -> list[float]:
     return out
 
 
-def state_of(model, queries: int = 4) -> tuple[State, Tensor]:
+def state_of(model, queries: int = 4) -> tuple[QueryState, Tensor]:
     generator = torch.Generator().manual_seed(5)
     dim = model.config["options"]["hidden_dim"]
     content = torch.randn(2, queries, dim, generator=generator, dtype=torch.float64)
     reference = torch.randn(2, queries, 4, generator=generator, dtype=torch.float64)
-    return State(content=content, reference=reference, base=reference), reference.sigmoid()
+    return QueryState(content=content, reference=reference, box_anchor=reference), reference.sigmoid()
 
 
 @pytest.mark.parametrize("layer", [0, 1])
@@ -100,7 +100,7 @@ def test_place(layer):
     images, mask = batch((96, 128), (64, 80), dtype=torch.float64)
     memory = model(images, mask, trace=True).trace.layers[0].memory
     state, boxes = state_of(model)
-    _, look = model.place(state, memory, layer)
+    _, geometry = model.place(state, memory, layer)
     half = state.content.shape[-1] // 2
     for image in range(2):
         for query in range(4):
@@ -110,10 +110,10 @@ def test_place(layer):
             scale = model.place.scale(content).tolist() if layer else [1.0] * 2 * half
             wanted = [v * s * high / h for v, s in zip(waves(y, half), scale[:half], strict=True)]
             wanted += [v * s * wide / w for v, s in zip(waves(x, half), scale[half:], strict=True)]
-            torch.testing.assert_close(look.position[image, query].tolist(), wanted)
+            torch.testing.assert_close(geometry.position[image, query].tolist(), wanted)
             every = torch.tensor([v for number in (y, x, w, h) for v in waves(number, half)], dtype=torch.float64)
-            torch.testing.assert_close(look.self_position[image, query], model.place.position(every))
-    torch.testing.assert_close(look.reference, boxes)
+            torch.testing.assert_close(geometry.self_position[image, query], model.place.position(every))
+    torch.testing.assert_close(geometry.reference, boxes)
 
 
 @pytest.mark.parametrize("layer", [0, 2])
@@ -124,7 +124,7 @@ def test_place_on_deformable_attention(layer):
     images, mask = batch((96, 128), (64, 80), dtype=torch.float64)
     memory = model(images, mask, trace=True).trace.layers[0].memory
     state, boxes = state_of(model)
-    _, look = model.place(state, memory, layer)
+    _, geometry = model.place(state, memory, layer)
     half = state.content.shape[-1] // 2
     for image, (width, height) in enumerate([(1.0, 1.0), (80 / 128, 64 / 96)]):
         for query in range(4):
@@ -133,17 +133,17 @@ def test_place_on_deformable_attention(layer):
             wanted = model.place.position(torch.tensor(seen, dtype=torch.float64))
             if layer:
                 wanted = wanted * model.place.scale(state.content[image, query])
-            torch.testing.assert_close(look.position[image, query], wanted)
+            torch.testing.assert_close(geometry.position[image, query], wanted)
 
 
 def test_the_next_place_carries_no_gradient_but_the_prediction_does():
     model = shaken(create("dab-detr")).double().eval()
     content = torch.randn(1, 3, model.config["options"]["hidden_dim"], dtype=torch.float64, requires_grad=True)
     logits = torch.zeros(1, 3, 4, dtype=torch.float64)
-    state = model.refine(State(content=content, reference=logits, base=logits), logits, model.head(0))
+    state = model.refine(QueryState(content=content, reference=logits, box_anchor=logits), logits, model.head(0))
     assert not state.reference.requires_grad
-    assert state.base.requires_grad
-    assert torch.equal(state.reference, state.base)
+    assert state.box_anchor.requires_grad
+    assert torch.equal(state.reference, state.box_anchor)
 
 
 @pytest.mark.parametrize(

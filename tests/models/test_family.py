@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import boxquery as bq
-from boxquery.models import HERE, differences, facts, references, sizes
+from boxquery.models import HERE, differences, facts, list_baselines, sizes
 from tests.models.builders import create
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +42,9 @@ def code_lines(path: Path) -> int:
 
 def test_files_are_read_once(monkeypatch):
     """Reading them for every model that is made took longer than making it."""
-    known = references()
+    known = list_baselines()
     monkeypatch.setattr(ast, "parse", None)
-    assert references() == known
+    assert list_baselines() == known
     assert create("detr").config["name"] == "detr"
     assert bq.list_models() == list(FILES)
 

@@ -17,19 +17,19 @@ from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
 from boxquery.models import deformable_detr, sam_detr
 from boxquery.models.anchor_detr import PatternQueries, Positions
-from boxquery.models.base import DetectionTransformer, place_at_position
-from boxquery.models.conditional_detr import ConditionalPlace, PointedQueries
-from boxquery.models.dab_deformable_detr import AnchorPosition
-from boxquery.models.dab_detr import AnchorPlace
-from boxquery.models.usual import BoxQueries, LearnedQueries
-from boxquery.parts.attention import DenseRead, Look, SampledRead
-from boxquery.parts.gaussian import GaussianPlace
+from boxquery.models.base import DetectionTransformer, locate_at_position
+from boxquery.models.builders import BoxQueries, LearnedQueries
+from boxquery.models.conditional_detr import ConditionalLocate, ReferencePointQueries
+from boxquery.models.dab_deformable_detr import DABDeformableLocate
+from boxquery.models.dab_detr import DABLocate
+from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
+from boxquery.parts.attention.dense import DeformableAttention, DenseAttention, QueryGeometry
+from boxquery.parts.attention.gaussian import GaussianLocate
+from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
+from boxquery.parts.attention.scales import ScaleSelectionAttention
+from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.row_column import RowColumnRead
-from boxquery.parts.salient import SalientRead
-from boxquery.parts.scales import SelectingRead
-from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 from boxquery.training import run as training
 from tests.models import test_sweep as sweep
 from tests.models import test_trace as traces
@@ -132,8 +132,8 @@ def test_the_trace_shows_attention_under_gaussians_around_the_points(small):
 def test_points_are_taught_by_where_they_look(model):
     """Also without the boxes measured from them and without their embeddings."""
     state = model.queries(_memory(128), None)
-    _, look = model.place(State(state.content, state.position.detach(), reference=state.reference), _memory(128), 0)
-    look.bias.sum().backward()
+    _, geometry = model.place(QueryState(state.content, state.position.detach(), reference=state.reference), _memory(128), 0)
+    geometry.bias.sum().backward()
     points = model.queries.points
     assert torch.equal(points.grad != 0, (points > 0) & (points < 1))
 
@@ -226,28 +226,28 @@ def points(axes: bool) -> PatternQueries:
     return PatternQueries(3, 2, DIM, Positions(DIM, axes).double().of_points)
 
 
-def under_gaussians(place, predicts: bool = False) -> GaussianPlace:
-    return GaussianPlace(place, DIM, HEADS, 2, stride=16, predicts=predicts)
+def under_gaussians(place, predicts: bool = False) -> GaussianLocate:
+    return GaussianLocate(place, DIM, HEADS, 2, stride=16, predicts=predicts)
 
 
 #: as the page names them
 PAIRS = {
-    "`LearnedQueries`, `place_at_position` (DETR)": lambda: (LearnedQueries(QUERIES, DIM), place_at_position),
-    "`LearnedQueries`, `GaussianPlace` (SMCA)": lambda: (LearnedQueries(QUERIES, DIM), under_gaussians(place_at_position, predicts=True)),
-    "`PointedQueries`, `ConditionalPlace` (Conditional)": lambda: (PointedQueries(QUERIES, DIM), ConditionalPlace(DIM)),
-    "`PointQueries`, `place_at_position` (Deformable)": lambda: (deformable_detr.PointQueries(QUERIES, DIM), place_at_position),
-    "`PatternQueries`, `place_at_position` (Anchor)": lambda: (points(axes=True), place_at_position),
-    "`BoxQueries`, `AnchorPlace` (DAB)": lambda: (BoxQueries(QUERIES, DIM), AnchorPlace(DIM)),
-    "`BoxQueries`, `AnchorPosition` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), AnchorPosition(DIM)),
+    "`LearnedQueries`, `locate_at_position` (DETR)": lambda: (LearnedQueries(QUERIES, DIM), locate_at_position),
+    "`LearnedQueries`, `GaussianLocate` (SMCA)": lambda: (LearnedQueries(QUERIES, DIM), under_gaussians(locate_at_position, predicts=True)),
+    "`ReferencePointQueries`, `ConditionalLocate` (Conditional)": lambda: (ReferencePointQueries(QUERIES, DIM), ConditionalLocate(DIM)),
+    "`PointQueries`, `locate_at_position` (Deformable)": lambda: (deformable_detr.PointQueries(QUERIES, DIM), locate_at_position),
+    "`PatternQueries`, `locate_at_position` (Anchor)": lambda: (points(axes=True), locate_at_position),
+    "`BoxQueries`, `DABLocate` (DAB)": lambda: (BoxQueries(QUERIES, DIM), DABLocate(DIM)),
+    "`BoxQueries`, `DABDeformableLocate` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), DABDeformableLocate(DIM)),
     "`BoxQueries`, `sam_detr.place` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.place),
 }
 READS = {
-    "`DenseRead`": lambda: DenseRead(DIM, HEADS),
-    "`SelectingRead`": lambda: SelectingRead(DIM, HEADS, 1),
-    "`SeparateRead`": lambda: SeparateRead(DIM, HEADS, first=True),
-    "`RowColumnRead`": lambda: RowColumnRead(DIM, HEADS),
-    "`SampledRead`": lambda: SampledRead(DIM, HEADS, 1, 2),
-    "`SalientRead`": lambda: SalientRead(DIM, HEADS),
+    "`DenseAttention`": lambda: DenseAttention(DIM, HEADS),
+    "`ScaleSelectionAttention`": lambda: ScaleSelectionAttention(DIM, HEADS, 1),
+    "`ConditionalCrossAttention`": lambda: ConditionalCrossAttention(DIM, HEADS, first=True),
+    "`RowColumnDecoupledAttention`": lambda: RowColumnDecoupledAttention(DIM, HEADS),
+    "`DeformableAttention`": lambda: DeformableAttention(DIM, HEADS, 1, 2),
+    "`SemanticAlignedAttention`": lambda: SemanticAlignedAttention(DIM, HEADS),
 }
 
 
@@ -258,7 +258,7 @@ def rows(first: str) -> dict[str, list[str]]:
     return {name: values for name, *values in cells if not name.startswith("---")}
 
 
-def looked(pair) -> tuple[State, Look]:
+def looked(pair) -> tuple[QueryState, QueryGeometry]:
     """What queries and their place give for the second layer."""
     queries, place = (part.double() if isinstance(part, nn.Module) else part for part in pair)
     state = queries(_memory(), None)
@@ -274,16 +274,16 @@ def test_the_tables_are_complete():
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_places_give(name):
     table = rows("queries, place")
-    _, look = looked(PAIRS[name]())
+    _, geometry = looked(PAIRS[name]())
     for field, said in zip(table["queries, place"], table[name], strict=True):
-        value = getattr(look, field.strip("`"))
+        value = getattr(geometry, field.strip("`"))
         assert (value is not None) == bool(said), field
         if said in ("point", "box"):
             assert value.shape == (2, QUERIES, 2 if said == "point" else 4)
 
 
 def test_points_without_axes_have_none():
-    assert looked((points(axes=False), place_at_position))[1].axes is None
+    assert looked((points(axes=False), locate_at_position))[1].axes is None
 
 
 @torch.no_grad()
@@ -301,16 +301,16 @@ def test_what_reads_need(name):
     memory = _memory(axes="`Memory.axes`" in needs)
 
     def answer(memory: Memory = memory, **fields: Tensor) -> Tensor:
-        return read(content, Look(**fields), memory)
+        return read(content, QueryGeometry(**fields), memory)
 
     least = {f: every[f] for f in needed}
     plain = answer(**least)
     for field in every:
         if field in needed:
-            with pytest.raises(bq.UserError, match=rf"{name.strip('`')}.* needs Look\.{field}.*docs/mixing\.md"):
+            with pytest.raises(bq.UserError, match=rf"{name.strip('`')}.* needs QueryGeometry\.{field}.*docs/mixing\.md"):
                 answer(**{f: v for f, v in least.items() if f != field})
         elif field == "bias" and f"`{field}`" not in uses:
-            with pytest.raises(bq.UserError, match=rf"{name.strip('`')} cannot use the Look\.bias"):
+            with pytest.raises(bq.UserError, match=rf"{name.strip('`')} cannot use the QueryGeometry\.bias"):
                 answer(**least, bias=every["bias"])
         else:
             assert torch.allclose(answer(**least, **{field: every[field]}), plain) == (f"`{field}`" not in uses), field
@@ -325,11 +325,11 @@ def test_what_reads_need(name):
 @pytest.mark.parametrize(
     ("place", "without"),
     [
-        (lambda: ConditionalPlace(DIM), "State.reference"),
-        (lambda: AnchorPlace(DIM), "State.reference of four numbers"),
-        (lambda: AnchorPosition(DIM), "State.reference of four numbers"),
-        (lambda: sam_detr.place, "State.reference"),
-        (lambda: under_gaussians(place_at_position), "State.reference"),
+        (lambda: ConditionalLocate(DIM), "QueryState.reference"),
+        (lambda: DABLocate(DIM), "QueryState.reference of four numbers"),
+        (lambda: DABDeformableLocate(DIM), "QueryState.reference of four numbers"),
+        (lambda: sam_detr.place, "QueryState.reference"),
+        (lambda: under_gaussians(locate_at_position), "QueryState.reference"),
     ],
 )
 def test_places_that_need_a_reference_say_so(place, without):
@@ -337,21 +337,21 @@ def test_places_that_need_a_reference_say_so(place, without):
         looked((LearnedQueries(QUERIES, DIM), place()))
 
 
-@pytest.mark.parametrize("name", [name for name in PAIRS if "GaussianPlace" not in name])
+@pytest.mark.parametrize("name", [name for name in PAIRS if "GaussianLocate" not in name])
 def test_gaussians_go_around_any_place(name):
     """They add the bias and change nothing else; what has no reference gets one."""
     queries, place = PAIRS[name]()
     predicts = "DETR" in name
     torch.manual_seed(0)
-    state, look = looked((queries, under_gaussians(place, predicts)))
+    state, geometry = looked((queries, under_gaussians(place, predicts)))
     _, bare = looked((queries, place))
-    assert look.bias.shape == (2, HEADS, QUERIES, 24)
+    assert geometry.bias.shape == (2, HEADS, QUERIES, 24)
     for field in ("position", "self_position", "self_mask"):
-        ours, theirs = getattr(look, field), getattr(bare, field)
+        ours, theirs = getattr(geometry, field), getattr(bare, field)
         assert ours is theirs is None or torch.equal(ours, theirs)
     if predicts:
-        assert state.base is state.reference
-    assert torch.equal(look.reference, state.reference.sigmoid() if bare.reference is None else bare.reference)
+        assert state.box_anchor is state.reference
+    assert torch.equal(geometry.reference, state.reference.sigmoid() if bare.reference is None else bare.reference)
 
 
 @pytest.mark.parametrize("name", ["conditional-detr", "dab-detr", "detr"])
@@ -359,7 +359,7 @@ def test_other_papers_under_gaussians(name):
     """Places with a part of their own, boxes that are refined, and separate reads: every Gaussian is taught."""
     model = shaken(create(name))
     o = model.config["options"]
-    model.place = GaussianPlace(model.place, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=name == "detr")
+    model.place = GaussianLocate(model.place, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=name == "detr")
     shaken(model.place)
     out = model(*batch(*SIZES), trace=True)
     assert all(layer.gaussian is not None and layer.attention is not None for layer in out.trace.layers)
@@ -371,15 +371,15 @@ def test_gaussians_over_rows_and_columns_are_refused():
     """Found on the first image, not after a training in which they were ignored."""
     model = create("anchor-detr")
     o = model.config["options"]
-    model.place = GaussianPlace(model.place, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
-    with pytest.raises(bq.UserError, match="RowColumnRead cannot use"):
+    model.place = GaussianLocate(model.place, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
+    with pytest.raises(bq.UserError, match="RowColumnDecoupledAttention cannot use"):
         model(*batch(*SIZES))
 
 
 def test_places_among_queries_fit_separate_self_attention():
-    attention = SeparateSelfAttention(DIM, HEADS).double()
+    attention = ConditionalSelfAttention(DIM, HEADS).double()
     for name, pair in PAIRS.items():
-        state, look = looked(pair())
-        assert attention(state.content, look).shape == (2, QUERIES, DIM), name
-    with pytest.raises(bq.UserError, match=r"SeparateSelfAttention needs Look\.position or Look\.self_position"):
-        attention(state.content, Look())
+        state, geometry = looked(pair())
+        assert attention(state.content, geometry).shape == (2, QUERIES, DIM), name
+    with pytest.raises(bq.UserError, match=r"ConditionalSelfAttention needs QueryGeometry\.position or QueryGeometry\.self_position"):
+        attention(state.content, QueryGeometry())

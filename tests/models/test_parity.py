@@ -58,8 +58,8 @@ def load(name: str, dtype: torch.dtype) -> Case:
     meta = json.loads((folder / f"{name}.json").read_text())
     arrays = dict(np.load(folder / f"{name}.npz"))
     system, options = CASES[name]
-    spare = 1 if system == "detr" else 0
-    model = bq.create_model(system, classes=meta["num_classes_logits"] - spare, **options).to(dtype)
+    has_no_object = 1 if system == "detr" else 0
+    model = bq.create_model(system, classes=meta["num_classes_logits"] - has_no_object, **options).to(dtype)
     w = meta["weights"]
     weights = draw.state_dict(meta["state_dict"], meta["aliases"], w["salt"], w.get("scale"), dtype=dtype)
     bq.load_official(model, weights)

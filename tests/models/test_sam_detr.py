@@ -11,14 +11,14 @@ from torch.nn import functional as F
 
 import boxquery as bq
 from boxquery.models.sam_detr import place, refine
-from boxquery.official import zhanggongjie_sam_detr as authors
-from boxquery.parts.attention import Look
+from boxquery.official import sam_detr as authors
+from boxquery.parts.attention.dense import QueryGeometry
+from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention, crop
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, SingleSinePosition
-from boxquery.parts.salient import SalientRead, crop
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken
 
@@ -52,9 +52,9 @@ def asked(seed: int = 1) -> tuple[Tensor, Tensor]:
     return content, boxes
 
 
-def part(**options) -> SalientRead:
+def part(**options) -> SemanticAlignedAttention:
     torch.manual_seed(2)
-    read = SalientRead(DIM, HEADS, **options)
+    read = SemanticAlignedAttention(DIM, HEADS, **options)
     reset_transformer(read)
     with torch.no_grad():
         for parameter in read.parameters():
@@ -118,7 +118,9 @@ def two_layers(mlp, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def slow_read(read: SalientRead, content: Tensor, box: list[float], level: Memory, image: int) -> tuple[Tensor, list[list[float]]]:
+def slow_read(
+    read: SemanticAlignedAttention, content: Tensor, box: list[float], level: Memory, image: int
+) -> tuple[Tensor, list[list[float]]]:
     """One query: [D] -> [D], and the salient point of each head in [0, 1]."""
     (h, w), ratio = level.shapes[0], level.valid_ratios[image, 0].tolist()
     crops = slow_crop(level.tokens[image].view(h, w, DIM), box, ratio)
@@ -171,7 +173,7 @@ def test_read_is_the_slow_formula(options, levels):
     read, regions = part(**options), memory(levels)
     content, boxes = asked()
     trace = LayerTrace(memory=regions)
-    ours = read(content, Look(reference=boxes), regions, trace)
+    ours = read(content, QueryGeometry(reference=boxes), regions, trace)
     level = regions.level(read.level)
     assert trace.memory.shapes == level.shapes
     for image in range(2):
@@ -189,7 +191,7 @@ def test_other_levels_are_not_read():
         read = part(level=level)
         noise = [torch.zeros(2, n, DIM).double() if i == level else torch.randn(2, n, DIM).double() for i, n in enumerate(sizes)]
         other = regions.with_tokens(regions.tokens + torch.cat(noise, 1))
-        assert torch.equal(read(content, Look(reference=boxes), regions), read(content, Look(reference=boxes), other))
+        assert torch.equal(read(content, QueryGeometry(reference=boxes), regions), read(content, QueryGeometry(reference=boxes), other))
 
 
 @pytest.mark.parametrize(("layers", "levels"), [(6, [2, 2, 1, 1, 0, 0]), (3, [2, 1, 0]), (4, [2, 2, 1, 0]), (1, [2])])
@@ -214,13 +216,13 @@ def test_points_are_taught_through_features_alone():
     boxes.requires_grad_()
     read, regions = part(), memory(1)
     torch.nn.init.zeros_(read.query_content.weight)
-    read(content, Look(reference=boxes), regions).sum().backward()
+    read(content, QueryGeometry(reference=boxes), regions).sum().backward()
     assert boxes.grad is None
     assert read.position_weights.weight.grad.any()
     assert not read.points[-1].weight.grad.any()
     read = part(gaussian=True)
     torch.nn.init.zeros_(read.query_content.weight)
-    read(content, Look(reference=boxes), regions).sum().backward()
+    read(content, QueryGeometry(reference=boxes), regions).sum().backward()
     assert (read.points[-1].weight.grad.abs().sum(1) > 0).all()
 
 
@@ -237,26 +239,26 @@ def test_references_are_not_clamped():
     head = shaken(Head(DIM, 3), 0.1).double()
     reference = torch.tensor([[[20.0, -20.0, 1.0, -1.0]]], dtype=torch.float64, requires_grad=True)
     content = torch.randn(1, 1, DIM, dtype=torch.float64, requires_grad=True)
-    state = State(content=content, reference=reference, base=reference)
+    state = QueryState(content=content, reference=reference, box_anchor=reference)
     moved = head.boxes(content)
-    predicted = head.box(content, state.base)
+    predicted = head.box(content, state.box_anchor)
     limit = math.log((1 - 1e-5) / 1e-5)
     torch.testing.assert_close(predicted - moved, torch.tensor([[[limit, -limit, 1.0, -1.0]]]).double(), atol=1e-4, rtol=0)
     after = refine(state, predicted, head)
     torch.testing.assert_close(after.reference, (reference + moved).detach(), atol=0, rtol=0)
-    assert after.base is after.reference
+    assert after.box_anchor is after.reference
     assert not after.reference.requires_grad
 
 
 def test_queries_see_each_others_centres():
     """The sine of (y, x) alone: neither size nor gradient."""
     logits = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
-    state, look = place(State(content=torch.zeros(1, 2, DIM).double(), reference=logits), memory(1), 0)
+    state, geometry = place(QueryState(content=torch.zeros(1, 2, DIM).double(), reference=logits), memory(1), 0)
     assert state.reference is logits
     for query in range(2):
         x, y = logits[0, query, :2].sigmoid().tolist()
-        torch.testing.assert_close(look.self_position[0, query], slow_sine(x, y), atol=1e-12, rtol=0)
-    assert not look.self_position.requires_grad
+        torch.testing.assert_close(geometry.self_position[0, query], slow_sine(x, y), atol=1e-12, rtol=0)
+    assert not geometry.self_position.requires_grad
 
 
 def test_positions():
@@ -324,11 +326,11 @@ def test_low_precision_is_close(dtype):
     """The whole part in one precision; what it says stays near what float64 says."""
     content, boxes = asked()
     regions = memory(1)
-    wanted = part(gaussian=True)(content, Look(reference=boxes), regions)
+    wanted = part(gaussian=True)(content, QueryGeometry(reference=boxes), regions)
     low = replace(
         regions.with_tokens(regions.tokens.to(dtype)), position=regions.position.float(), valid_ratios=regions.valid_ratios.float()
     )
-    ours = part(gaussian=True).to(dtype)(content.to(dtype), Look(reference=boxes.float()), low)
+    ours = part(gaussian=True).to(dtype)(content.to(dtype), QueryGeometry(reference=boxes.float()), low)
     assert ours.dtype == dtype
     assert (ours.double() - wanted).abs().max() < (0.2 if dtype == torch.bfloat16 else 1e-4) * wanted.abs().max()
 

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import boxquery as bq
-from boxquery.models.base import DetectionTransformer, place_at_position
-from boxquery.models.conditional_detr import PointedQueries
+from boxquery.models.base import DetectionTransformer, locate_at_position
+from boxquery.models.conditional_detr import ReferencePointQueries
 from boxquery.models.smca_detr import SMCAOptions, steps
-from boxquery.official import gaopengcuhk_smca_detr as authors
-from boxquery.parts.attention import DenseRead, Look
+from boxquery.official import smca_detr as authors
+from boxquery.parts.attention.dense import DenseAttention, QueryGeometry
+from boxquery.parts.attention.gaussian import GaussianLocate
+from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention
 from boxquery.parts.backbone import Backbone
-from boxquery.parts.gaussian import GaussianPlace
 from boxquery.parts.heads import Head
-from boxquery.parts.scales import LevelByLevel, SelectingRead
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, has_option, objects, presets, shaken
 from tests.models.test_official import SMALL, checkpoint
@@ -30,10 +30,10 @@ SHAPES = ((4, 6), (2, 3), (1, 2))
 STEPS = (0.5, 1.0, 2.0)
 
 
-def asked(seed: int = 1) -> State:
+def asked(seed: int = 1) -> QueryState:
     generator = torch.Generator().manual_seed(seed)
     content, position = (torch.randn(2, QUERIES, DIM, generator=generator, dtype=torch.float64) for _ in range(2))
-    return State(content=content, position=position)
+    return QueryState(content=content, position=position)
 
 
 def with_noise(module: nn.Module, seed: int = 2) -> nn.Module:
@@ -52,7 +52,7 @@ def linear(layer: nn.Module, x: Tensor) -> list[float]:
     return [sum(w * v for w, v in zip(row, x.tolist(), strict=True)) + b for row, b in zip(weight.tolist(), bias.tolist(), strict=True)]
 
 
-def slow_gaussian(place: GaussianPlace, query: Tensor, layer: int, centre: tuple[float, float], extent, levels) -> list[list[float]]:
+def slow_gaussian(place: GaussianLocate, query: Tensor, layer: int, centre: tuple[float, float], extent, levels) -> list[list[float]]:
     """Section 3.2 for one normed query [D]: per head, the exponent at every cell; ``levels`` are (step, h, w)."""
     offsets = linear(place.offsets[layer], query)
     scales = linear(place.scales[layer], query) if place.kind != "type1" else []
@@ -79,11 +79,11 @@ def slow_gaussian(place: GaussianPlace, query: Tensor, layer: int, centre: tuple
 @torch.no_grad()
 def test_gaussians(kind, layer, count):
     sizes, wide = (SHAPES[1:2], (1.0,)) if count == 1 else (SHAPES, STEPS)
-    place = with_noise(GaussianPlace(place_at_position, DIM, HEADS, 2, kind=kind, smooth=3.0, stride=16, steps=wide))
+    place = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 2, kind=kind, smooth=3.0, stride=16, steps=wide))
     image, state = memory(*sizes), asked()
     given = torch.randn(2, QUERIES, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    after, look = place(state if layer == 0 else replace(state, reference=given, base=given), image, layer)
-    assert look.bias.shape == (2, HEADS, QUERIES, image.tokens.shape[1])
+    after, geometry = place(state if layer == 0 else replace(state, reference=given, box_anchor=given), image, layer)
+    assert geometry.bias.shape == (2, HEADS, QUERIES, image.tokens.shape[1])
     norm = place.norms[layer]
     for b, extent in enumerate(((96, 64), (64, 40))):
         for q in range(QUERIES):
@@ -96,42 +96,42 @@ def test_gaussians(kind, layer, count):
                 logits = hidden
                 torch.testing.assert_close(after.reference[b, q], logits)
             centre = [1 / (1 + math.exp(-v)) for v in logits.tolist()]
-            torch.testing.assert_close(look.reference[b, q].tolist(), centre)
+            torch.testing.assert_close(geometry.reference[b, q].tolist(), centre)
             levels = [(step, *shape) for step, shape in zip(wide, sizes, strict=True)]
             slow = slow_gaussian(place, o, layer, tuple(centre), extent, levels)
-            torch.testing.assert_close(look.bias[b, :, q], torch.tensor(slow, dtype=torch.float64))
+            torch.testing.assert_close(geometry.bias[b, :, q], torch.tensor(slow, dtype=torch.float64))
 
 
 def test_the_centre_is_predicted_once_and_keeps_its_gradient():
-    place, image = with_noise(GaussianPlace(place_at_position, DIM, HEADS, 2)), memory((4, 6))
+    place, image = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 2)), memory((4, 6))
     first, _ = place(asked(), image, 0)
-    later, look = place(replace(first, content=first.content + 1), image, 1)
+    later, geometry = place(replace(first, content=first.content + 1), image, 1)
     assert later.reference is first.reference
-    assert later.base is first.base
-    assert first.base is first.reference
-    look.bias.sum().backward()
+    assert later.box_anchor is first.box_anchor
+    assert first.box_anchor is first.reference
+    geometry.bias.sum().backward()
     assert all(p.grad.norm() > 0 for p in place.centre.parameters())
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_queries_with_a_reference_keep_it(size):
-    place, image = with_noise(GaussianPlace(place_at_position, DIM, HEADS, 1, predicts=False)), memory((4, 6))
+    place, image = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 1, predicts=False)), memory((4, 6))
     assert not any(name.startswith("centre") for name, _ in place.named_parameters())
     reference = torch.randn(2, QUERIES, size, dtype=torch.float64)
-    state, look = place(replace(asked(), reference=reference), image, 0)
+    state, geometry = place(replace(asked(), reference=reference), image, 0)
     assert state.reference is reference
-    assert state.base is None
-    assert torch.equal(look.reference, reference.sigmoid())
+    assert state.box_anchor is None
+    assert torch.equal(geometry.reference, reference.sigmoid())
     point = place(replace(asked(), reference=reference[..., :2]), image, 0)[1]
-    torch.testing.assert_close(look.bias, point.bias)
+    torch.testing.assert_close(geometry.bias, point.bias)
 
 
 def test_gaussians_around_the_points_of_another_paper():
     """Conditional DETR's queries under SMCA's Gaussians: a mixture of parts, without a centre of their own to predict."""
     model = create("smca-detr")
     o = model.config["options"]
-    model.queries = PointedQueries(o["num_queries"], o["hidden_dim"])
-    model.place = GaussianPlace(place_at_position, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
+    model.queries = ReferencePointQueries(o["num_queries"], o["hidden_dim"])
+    model.place = GaussianLocate(locate_at_position, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=False)
     out = model(*batch((96, 128), (64, 80)), trace=True)
     points = model.queries.reference(model.queries.position).sigmoid().expand(2, -1, -1)
     torch.testing.assert_close(out.trace.layers[0].reference, points)
@@ -142,10 +142,10 @@ def test_gaussians_around_the_points_of_another_paper():
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
 def test_selecting_read(padded):
-    read, image, state = with_noise(SelectingRead(DIM, HEADS, 3)), memory(*SHAPES, padded=padded), asked()
+    read, image, state = with_noise(ScaleSelectionAttention(DIM, HEADS, 3)), memory(*SHAPES, padded=padded), asked()
     bias = torch.randn(2, HEADS, QUERIES, image.tokens.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     trace = LayerTrace(memory=image)
-    out = read(state.content, Look(position=state.position, bias=bias), image, trace)
+    out = read(state.content, QueryGeometry(position=state.position, bias=bias), image, trace)
     each, ends = DIM // HEADS, [0, 24, 30, 32]
     for b in range(2):
         for q in range(QUERIES):
@@ -177,9 +177,9 @@ def test_selecting_read(padded):
 @torch.no_grad()
 def test_level_by_level(padded):
     """The same as one dense attention in which other levels are forbidden."""
-    dense, image = with_noise(DenseRead(DIM, HEADS)), memory(*SHAPES, padded=padded)
+    dense, image = with_noise(DenseAttention(DIM, HEADS)), memory(*SHAPES, padded=padded)
     trace = LayerTrace(memory=image)
-    out = LevelByLevel(dense)(image.tokens, Look(position=image.position), image, trace)
+    out = IntraScaleAttention(dense)(image.tokens, QueryGeometry(position=image.position), image, trace)
     level = torch.tensor([0] * 24 + [1] * 6 + [2] * 2)
     hidden = level[:, None] != level
     at = (image.tokens + image.position).transpose(0, 1)
@@ -195,12 +195,12 @@ def test_level_by_level(padded):
 @pytest.mark.parametrize(("layers", "kinds"), [(5, "LLDLL"), (3, "LDL"), (2, "LD"), (1, "D"), (0, "")])
 def test_the_middle_encoder_layer_reads_all_levels(layers, kinds):
     encoder = create("smca-detr", levels=3, encoder_layers=layers).encoder
-    assert "".join("L" if isinstance(layer.read, LevelByLevel) else "D" for layer in encoder.layers) == kinds
+    assert "".join("L" if isinstance(layer.read, IntraScaleAttention) else "D" for layer in encoder.layers) == kinds
 
 
 def test_one_level_is_read_densely():
     model = create("smca-detr")
-    assert all(isinstance(layer.read, DenseRead) for layer in (*model.encoder.layers, *model.layers))
+    assert all(isinstance(layer.read, DenseAttention) for layer in (*model.encoder.layers, *model.layers))
 
 
 @pytest.mark.parametrize(("levels", "dilation", "cells"), [(1, False, (1,)), (1, True, (1,)), (2, False, (0.5, 1)), (3, True, (1, 1, 2))])
@@ -230,9 +230,9 @@ def test_start_values():
 
 def test_boxes_are_measured_from_the_centre_without_a_clamp():
     head = Head(DIM, 3, zero_boxes=False, eps=0.0)
-    content, base = torch.randn(2, DIM), torch.tensor([[30.0, -40.0], [0.1, 0.2]])
-    free, based = head.box(content, None), head.box(content, base)
-    torch.testing.assert_close(based[:, :2], free[:, :2] + base)
+    content, box_anchor = torch.randn(2, DIM), torch.tensor([[30.0, -40.0], [0.1, 0.2]])
+    free, based = head.box(content, None), head.box(content, box_anchor)
+    torch.testing.assert_close(based[:, :2], free[:, :2] + box_anchor)
     assert torch.equal(based[:, 2:], free[:, 2:])
 
 

@@ -93,7 +93,7 @@ def test_every_preset_learns(name, preset):
     out = model(images, mask)
     queries = out.logits.shape[2]
     layers = presets(name)[preset].options.decoder_layers
-    columns = CLASSES + model.criterion.classification.spare
+    columns = CLASSES + model.criterion.classification.has_no_object
     assert out.logits.shape == (layers, 1, queries, columns)
     assert out.boxes.shape == (layers, 1, queries, 4)
     assert out.extra == {}

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from boxquery.matching.output import Output
 from boxquery.models.base import DetectionTransformer
+from boxquery.parts.output import Output
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken, systems
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.matching.output import Output
 from boxquery.models.base import DetectionTransformer
+from boxquery.parts.output import Output
 from tests.models.builders import batch, objects, shaken
 from tests.models.transformers_weights import labels, ours, theirs
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention import DenseRead, Look, SampledRead, SelfAttention, sample
+from boxquery.parts.attention.dense import DeformableAttention, DenseAttention, QueryGeometry, SelfAttention, sample
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.trace import LayerTrace
 from tests.parts.memories import DIM, memory
@@ -70,9 +70,9 @@ def test_sample_gradients():
     assert torch.autograd.gradcheck(lambda v, p, w: sample(v, SHAPES, p, w), given, fast_mode=True)
 
 
-def sampled_read(seed: int = 0) -> SampledRead:
+def sampled_read(seed: int = 0) -> DeformableAttention:
     torch.manual_seed(seed)
-    read = SampledRead(DIM, HEADS, len(SHAPES), POINTS)
+    read = DeformableAttention(DIM, HEADS, len(SHAPES), POINTS)
     reset_transformer(read)
     with torch.no_grad():
         for parameter in read.parameters():
@@ -96,7 +96,7 @@ def test_sampled_read_gradients(numbers):
     given = [t.requires_grad_() for t in (asked, tokens, at, position)]
 
     def run(asked: Tensor, tokens: Tensor, at: Tensor, position: Tensor) -> Tensor:
-        return read(asked, Look(position=position, reference=at), seen.with_tokens(tokens))
+        return read(asked, QueryGeometry(position=position, reference=at), seen.with_tokens(tokens))
 
     assert torch.autograd.gradcheck(run, given, fast_mode=True)
 
@@ -106,7 +106,7 @@ def test_sampled_read_is_its_definition(numbers):
     """Offsets count in cells around a point, in halves of its size over the points around a box; one softmax over levels and points."""
     read, seen, asked, at = sampled_read(), memory(*SHAPES), content(), reference(numbers)
     trace = LayerTrace(memory=seen)
-    out = read(asked, Look(reference=at), seen, trace)
+    out = read(asked, QueryGeometry(reference=at), seen, trace)
     offsets = read.sampling_offsets(asked).reshape(2, QUERIES, HEADS, len(SHAPES), POINTS, 2)
     weights = read.attention_weights(asked).reshape(2, QUERIES, HEADS, -1).softmax(-1).reshape(offsets.shape[:-1])
     locations = torch.empty_like(offsets)
@@ -122,7 +122,7 @@ def test_sampled_read_is_its_definition(numbers):
 
 def test_sampled_read_starts_as_published():
     """Head h looks in the h-th of 8 directions, point p at p cells; all weights alike."""
-    read = SampledRead(64, 8, 2, POINTS)
+    read = DeformableAttention(64, 8, 2, POINTS)
     reset_transformer(read)
     assert not read.sampling_offsets.weight.any()
     assert not read.attention_weights.weight.any()
@@ -131,7 +131,7 @@ def test_sampled_read_starts_as_published():
     torch.testing.assert_close(offsets[3, 0], torch.tensor([[-1.0, 1], [-2, 2], [-3, 3]]), atol=1e-6, rtol=0)
 
 
-def torch_attention(ours: DenseRead | SelfAttention, heads: int) -> nn.MultiheadAttention:
+def torch_attention(ours: DenseAttention | SelfAttention, heads: int) -> nn.MultiheadAttention:
     theirs = nn.MultiheadAttention(DIM, heads, batch_first=True).double()
     packed = ours.attention
     with torch.no_grad():
@@ -154,12 +154,12 @@ def noisy(module: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
 def test_dense_read_is_multi_head_attention(padded, with_bias):
     heads = 4
-    read, seen = noisy(DenseRead(DIM, heads)), memory(*SHAPES, padded=padded)
+    read, seen = noisy(DenseAttention(DIM, heads)), memory(*SHAPES, padded=padded)
     asked, position = content(), content(2)
     generator = torch.Generator().manual_seed(4)
     bias = torch.randn(2, heads, QUERIES, seen.tokens.shape[1], dtype=torch.float64, generator=generator) if with_bias else None
     trace = LayerTrace(memory=seen)
-    out = read(asked, Look(position=position, bias=bias), seen, trace)
+    out = read(asked, QueryGeometry(position=position, bias=bias), seen, trace)
     padding = None if seen.mask is None else torch.zeros(seen.mask.shape, dtype=torch.float64).masked_fill(seen.mask, -math.inf)
     expected, weights = torch_attention(read, heads)(
         asked + position, seen.tokens + seen.position, seen.tokens, key_padding_mask=padding,
@@ -167,22 +167,22 @@ def test_dense_read_is_multi_head_attention(padded, with_bias):
     )  # fmt: skip
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(torch.cat([a.flatten(-2) for a in trace.attention], -1), weights)
-    torch.testing.assert_close(read(asked, Look(position=position, bias=bias), seen), out)
+    torch.testing.assert_close(read(asked, QueryGeometry(position=position, bias=bias), seen), out)
 
 
 def test_dense_read_of_the_memory_by_itself():
     """The encoder's case: one projection serves queries and keys."""
-    read, seen = noisy(DenseRead(DIM, 4)), memory(*SHAPES)
+    read, seen = noisy(DenseAttention(DIM, 4)), memory(*SHAPES)
     keys = seen.tokens + seen.position
     expected, _ = torch_attention(read, 4)(keys, keys, seen.tokens, key_padding_mask=seen.mask)
-    torch.testing.assert_close(read(seen.tokens, Look(position=seen.position), seen), expected)
+    torch.testing.assert_close(read(seen.tokens, QueryGeometry(position=seen.position), seen), expected)
 
 
 def test_bias_is_shared_by_heads_and_images_if_it_is_one():
-    read, seen, asked = noisy(DenseRead(DIM, 4)), memory(*SHAPES), content()
+    read, seen, asked = noisy(DenseAttention(DIM, 4)), memory(*SHAPES), content()
     bias = torch.randn(1, 1, QUERIES, seen.tokens.shape[1], dtype=torch.float64)
     every = bias.expand(2, 4, -1, -1)
-    torch.testing.assert_close(read(asked, Look(bias=bias), seen), read(asked, Look(bias=every), seen))
+    torch.testing.assert_close(read(asked, QueryGeometry(bias=bias), seen), read(asked, QueryGeometry(bias=every), seen))
 
 
 @pytest.mark.parametrize("per_image", [False, True])
@@ -192,7 +192,7 @@ def test_self_attention_with_a_mask(per_image):
     mask[:, range(QUERIES), range(QUERIES)] = False
     if not per_image:
         mask = mask[:1].expand(2, -1, -1)
-    out = attention(asked, Look(position=position, self_mask=mask if per_image else mask[0]))
+    out = attention(asked, QueryGeometry(position=position, self_mask=mask if per_image else mask[0]))
     where = asked + position
     expected, _ = torch_attention(attention, 4)(where, where, asked, attn_mask=mask.repeat_interleave(4, 0))
     torch.testing.assert_close(out, expected)
@@ -200,14 +200,14 @@ def test_self_attention_with_a_mask(per_image):
 
 def test_self_position_replaces_position():
     attention, asked, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
-    plain = attention(asked, Look(position=position))
-    torch.testing.assert_close(attention(asked, Look(position=content(7), self_position=position)), plain)
+    plain = attention(asked, QueryGeometry(position=position))
+    torch.testing.assert_close(attention(asked, QueryGeometry(position=content(7), self_position=position)), plain)
 
 
 def test_padding_is_not_read():
     seen, asked = memory(*SHAPES), content()
     changed = seen.with_tokens(torch.where(seen.mask[..., None], 100.0, seen.tokens))
     moved = replace(changed, position=torch.where(seen.mask[..., None], -100.0, seen.position))
-    dense, sampled, look = noisy(DenseRead(DIM, 4)), sampled_read(), Look(reference=reference(4))
-    torch.testing.assert_close(dense(asked, look, seen), dense(asked, look, moved))
-    torch.testing.assert_close(sampled(asked, look, seen), sampled(asked, look, moved))
+    dense, sampled, geometry = noisy(DenseAttention(DIM, 4)), sampled_read(), QueryGeometry(reference=reference(4))
+    torch.testing.assert_close(dense(asked, geometry, seen), dense(asked, geometry, moved))
+    torch.testing.assert_close(sampled(asked, geometry, seen), sampled(asked, geometry, moved))

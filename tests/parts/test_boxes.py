@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.ops import generalized_box_iou
 
-from boxquery.parts.boxes import at_least_float32, clamp_logits, cxcywh_to_xyxy, giou, without_overlaps
+from boxquery.parts.boxes import at_least_float32, clamp_logits, cxcywh_to_xyxy, giou, nms_per_class
 from boxquery.parts.heads import Head
 
 
@@ -90,13 +90,13 @@ class TestHead:
         return Head(8, 3, **options).double()
 
     def test_starts_at_its_base(self):
-        content, base = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
-        torch.testing.assert_close(self.head().box(content, base), base)
+        content, box_anchor = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
+        torch.testing.assert_close(self.head().box(content, box_anchor), box_anchor)
 
     def test_a_point_moves_the_centre_alone(self):
-        content, base = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
-        out = self.head(size_bias=-2.0).box(content, base)
-        torch.testing.assert_close(out[..., :2], base)
+        content, box_anchor = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 2, dtype=torch.float64)
+        out = self.head(size_bias=-2.0).box(content, box_anchor)
+        torch.testing.assert_close(out[..., :2], box_anchor)
         assert bool((out[..., 2:] == -2).all())
 
     def test_without_a_base(self):
@@ -110,9 +110,9 @@ class TestHead:
 
     @pytest.mark.parametrize("eps", [1e-5, 1e-3])
     def test_a_base_at_the_border_is_kept_from_it(self, eps):
-        base = torch.tensor([[torch.inf, -torch.inf, 20.0, 1.0]], dtype=torch.float64)
+        box_anchor = torch.tensor([[torch.inf, -torch.inf, 20.0, 1.0]], dtype=torch.float64)
         limit = math.log((1 - eps) / eps)
-        out = self.head(eps=eps).box(torch.zeros(1, 8, dtype=torch.float64), base)
+        out = self.head(eps=eps).box(torch.zeros(1, 8, dtype=torch.float64), box_anchor)
         assert out[0].tolist() == pytest.approx([limit, -limit, limit, 1.0], abs=2 * eps)
 
     def test_boxes_are_float32_under_autocast(self):
@@ -125,8 +125,8 @@ class TestHead:
 def test_without_overlaps_keeps_the_better_of_a_class():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 60, 60]])  # the first two overlap by 9/11
     answer = {"scores": torch.tensor([0.5, 0.9, 0.4, 0.3]), "labels": torch.tensor([0, 0, 1, 0]), "boxes": boxes}
-    kept = without_overlaps(answer, 0.5)
+    kept = nms_per_class(answer, 0.5)
     assert kept["scores"].tolist() == pytest.approx([0.9, 0.4, 0.3])
     assert kept["labels"].tolist() == [0, 1, 0]
     assert kept["boxes"].equal(boxes[[1, 2, 3]])
-    assert len(without_overlaps(answer, 0.9)["scores"]) == len(without_overlaps(answer, 1.0)["scores"]) == 4
+    assert len(nms_per_class(answer, 0.9)["scores"]) == len(nms_per_class(answer, 1.0)["scores"]) == 4

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from boxquery.models.builders import encoder
 from boxquery.models.options import Options
-from boxquery.models.usual import encoder
 from boxquery.parts.hybrid import HybridEncoder
 from boxquery.parts.layers import ConvolutionalFeedForward, Encoder, FeedForward
 from boxquery.parts.memory import Memory

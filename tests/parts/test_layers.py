@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention import DenseRead, Look, SelfAttention
+from boxquery.parts.attention.dense import DenseAttention, QueryGeometry, SelfAttention
 from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, reset_transformer
 from boxquery.parts.memory import Memory
 from tests.parts.memories import DIM, memory
@@ -41,7 +41,7 @@ def fill(theirs: nn.Module, ours: nn.Module, names: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
 def test_encoder(pre_norm):
-    layers = [EncoderLayer(DenseRead(DIM, HEADS), FeedForward(DIM, FFN), DIM, 0.0, pre_norm) for _ in range(2)]
+    layers = [EncoderLayer(DenseAttention(DIM, HEADS), FeedForward(DIM, FFN), DIM, 0.0, pre_norm) for _ in range(2)]
     ours = random(Encoder(layers, nn.LayerNorm(DIM) if pre_norm else None))
     layer = nn.TransformerEncoderLayer(DIM, HEADS, FFN, 0.0, batch_first=True, norm_first=pre_norm)
     theirs = nn.TransformerEncoder(layer, 2, nn.LayerNorm(DIM) if pre_norm else None, enable_nested_tensor=False).double().train()
@@ -60,20 +60,20 @@ def test_encoder(pre_norm):
 
 @pytest.mark.parametrize("pre_norm", [False, True], ids=["post-norm", "pre-norm"])
 def test_decoder_layer(pre_norm):
-    ours = random(DecoderLayer(SelfAttention(DIM, HEADS), DenseRead(DIM, HEADS), FeedForward(DIM, FFN), DIM, 0.0, pre_norm))
+    ours = random(DecoderLayer(SelfAttention(DIM, HEADS), DenseAttention(DIM, HEADS), FeedForward(DIM, FFN), DIM, 0.0, pre_norm))
     theirs = nn.TransformerDecoderLayer(DIM, HEADS, FFN, 0.0, batch_first=True, norm_first=pre_norm).double().train()
     names = {"self_attn": "self_attention.attention", "multihead_attn": "read.attention", "linear": "ffn.linear"}
     names |= {"norm1": "self_residual.norm", "norm2": "read_residual.norm", "norm3": "ffn_residual.norm"}
     fill(theirs, ours, names)
     seen, content = unplaced(), torch.randn(2, 5, DIM, dtype=torch.float64)
-    out = ours(content, Look(), seen)
+    out = ours(content, QueryGeometry(), seen)
     torch.testing.assert_close(out, theirs(content, seen.tokens, memory_key_padding_mask=seen.mask))
 
 
 def test_start_values_pack_the_projections():
     """Xavier-uniform, the packed [3D, D] matrix as one; biases of attention zero."""
     torch.manual_seed(0)
-    layer = EncoderLayer(DenseRead(64, 4), FeedForward(64, 32), 64)
+    layer = EncoderLayer(DenseAttention(64, 4), FeedForward(64, 32), 64)
     reset_transformer(layer)
 
     def bound(weight: Tensor) -> float:

@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.evaluation.metrics import evaluate
-from boxquery.report.files import write_data, write_evaluation
 from boxquery.report.pictures import write_pictures
+from boxquery.report.run_files import write_data, write_evaluation
 
 NAMES = ["disc", "square", "triangle", "<script>alert('x')</script>", "a & b"]
 INKS = [(198, 92, 60), (64, 120, 170), (90, 150, 80), (200, 160, 60), (130, 90, 160)]
@@ -59,8 +59,8 @@ def make_predictions(split: Split, seed: int) -> dict[int, tuple[np.ndarray, np.
         labels = np.where(rng.random(len(boxes)) < 0.06, (record.labels[kept] + 1) % len(NAMES), record.labels[kept])
         scores = rng.beta(8, 3, len(boxes))
         twice = rng.random(len(boxes)) < 0.06
-        strays = rng.uniform(0, 400, (15, 2))
-        boxes = np.concatenate([boxes, boxes[twice] + 3, np.concatenate([strays, strays + rng.uniform(30, 200, (15, 2))], axis=1)])
+        orphans = rng.uniform(0, 400, (15, 2))
+        boxes = np.concatenate([boxes, boxes[twice] + 3, np.concatenate([orphans, orphans + rng.uniform(30, 200, (15, 2))], axis=1)])
         scores = np.concatenate([scores, scores[twice] * 0.9, rng.beta(1.2, 9, 15)])
         labels = np.concatenate([labels, labels[twice], rng.integers(0, len(NAMES), 15)])
         result[position] = boxes, scores, labels

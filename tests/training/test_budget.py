@@ -11,7 +11,7 @@ import yaml
 import boxquery as bq
 from boxquery.models.base import DetectionTransformer
 from boxquery.training.budget import PLANNED, Costs, allowed, within
-from boxquery.training.config import UNSAID, RunConfig
+from boxquery.training.config import UNSET, RunConfig
 from boxquery.training.keeper import Keeper
 
 from .runs import Stop, rows, scenes, settings
@@ -22,7 +22,7 @@ BATCHES = [1, 3, 7, 51, 500]
 @pytest.mark.parametrize(("whole", "accumulate"), [*product(BATCHES, [1]), (3, 2), (7, 3), (51, 4), (3, 5)])
 def test_a_run_lasts_as_many_batches_as_it_is_told(whole, accumulate):
     """As Lightning counts them: an update every ``accumulate`` batches, and one at the end of every whole epoch."""
-    config = replace(UNSAID, batch_size=4, batches=whole, accumulate=accumulate)
+    config = replace(UNSET, batch_size=4, batches=whole, accumulate=accumulate)
     for batches in range(3 * whole + 2):
         made = config.lasting(batches)
         total = made.seen() // 4
@@ -38,7 +38,7 @@ def test_a_run_lasts_as_many_batches_as_it_is_told(whole, accumulate):
 @pytest.mark.parametrize("costs", [Costs(0.3, 0.25, 2.0), Costs(0.11, 0.1, 4.0), Costs(2.0, 1.0, 1.0), Costs(0.02, 0.02, 0.5)])
 def test_planned_steps_and_evaluations_fill_the_minutes(costs, clock):
     for whole, minutes in product(BATCHES, (2.0, 10.0)):
-        config = replace(UNSAID, batch_size=4, batches=whole, minutes=minutes, clock=clock, by_clock=clock == "processor")
+        config = replace(UNSET, batch_size=4, batches=whole, minutes=minutes, clock=clock, by_clock=clock == "processor")
         plan = within(config, costs)
         batches, looks = plan.seen() // 4, -(-plan.epochs // plan.val_every)
         spent = min(batches, whole) * costs.first + max(batches - whole, 0) * costs.later + looks * costs.look

@@ -9,7 +9,7 @@ import torch
 
 import boxquery as bq
 from boxquery.cli import run as command_line
-from boxquery.errors import Doomed
+from boxquery.errors import CheckFailed
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis
 from boxquery.training.module import Training
@@ -190,7 +190,7 @@ def test_training_refuses_what_is_doomed_and_force_goes_on(tmp_path, capsys):
 
 
 def test_doomed_is_status_1():
-    assert (Doomed("x").status, bq.UserError("x").status) == (1, 2)
+    assert (CheckFailed("x").status, bq.UserError("x").status) == (1, 2)
 
 
 def test_without_objects_in_val_nothing_is_said_of_ap(tmp_path, capsys):

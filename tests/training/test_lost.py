@@ -16,8 +16,8 @@ from rich.console import Console
 import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
-from boxquery.evaluation.predictions import predict_split, readable
-from boxquery.report.files import write_whole
+from boxquery.evaluation.predictions import drop_unreadable, predict_split
+from boxquery.files import atomic_write
 from boxquery.training.config import RunConfig
 from boxquery.training.fit import Run
 from boxquery.training.keeper import Keeper
@@ -97,7 +97,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(stopped, whole, capsys, ho
 @pytest.mark.parametrize("how", SPOILT)
 def test_every_damage_is_seen(whole, tmp_path, how):
     for name in (LAST, PREVIOUS, "metrics.csv"):
-        write_whole(tmp_path / name, (whole / name).read_bytes())
+        atomic_write(tmp_path / name, (whole / name).read_bytes())
     assert newest(tmp_path) == (tmp_path / LAST, "")
     SPOILT[how](tmp_path / LAST)
     assert newest(tmp_path)[0] == tmp_path / PREVIOUS
@@ -137,7 +137,7 @@ class Hostile:
 def test_a_state_executes_nothing(whole, tmp_path, monkeypatch, content, said, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("config.yaml", "metrics.csv"):
-        write_whole(tmp_path / "run" / name, (whole / name).read_bytes())
+        atomic_write(tmp_path / "run" / name, (whole / name).read_bytes())
     torch.save(content, tmp_path / "run" / LAST, pickle_module=pickle)
     with pytest.raises(bq.UserError, match=said):
         bq.train(scenes(), out=tmp_path / "run", resume=True)
@@ -146,7 +146,7 @@ def test_a_state_executes_nothing(whole, tmp_path, monkeypatch, content, said, c
 
 def test_a_state_of_another_model_is_refused(stopped, tmp_path):
     bq.train(scenes(), epochs=1, out=tmp_path / "other", **settings("deformable-detr"))
-    write_whole(stopped / LAST, (tmp_path / "other" / LAST).read_bytes())
+    atomic_write(stopped / LAST, (tmp_path / "other" / LAST).read_bytes())
     with pytest.raises(bq.UserError, match="the state of another model"):
         bq.train(scenes(), out=stopped, resume=True)
 
@@ -306,7 +306,7 @@ def test_more_than_a_tenth_unreadable_is_no_evaluation(whole, photos):
     assert len(found) == 10
     assert len(lines) == 2
     with pytest.raises(bq.UserError, match="2 of 12 images of split 'val' cannot be read"):
-        readable(data.splits["val"], found)
+        drop_unreadable(data.splits["val"], found)
 
 
 # -- processes -----------------------------------------------------------------------------------------------------------------------

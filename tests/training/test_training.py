@@ -19,7 +19,7 @@ from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
 from boxquery.training import fit
 from boxquery.training import keeper as keeping
-from boxquery.training.config import UNSAID, RunConfig
+from boxquery.training.config import UNSET, RunConfig
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import parameter_groups, rate
 from boxquery.training.settings import same
@@ -37,7 +37,7 @@ def test_every_parameter_has_its_rate(name):
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     for path, parameter in model.named_parameters():
-        expected = 0.5 if path.startswith("backbone.") else 0.1 if any(part in path for part in model.slow) else 1.0
+        expected = 0.5 if path.startswith("backbone.") else 0.1 if any(part in path for part in model.low_lr_patterns) else 1.0
         if path.startswith("queries.") and path.count(".") == 1:
             expected = 10.0
         assert rates[id(parameter)] == expected, path
@@ -304,18 +304,18 @@ def test_resumed_it_runs_and_reads_where_it_is_asked_to(tmp_path, monkeypatch):
     """As the advice after a reader's death says (``--resume --workers 0``), and on another machine; a clock has been read by then."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     config = RunConfig("shapes", "detr", "tiny", device="cuda", workers=4, batch_size=4, batches=3, clock="wall")
-    asked = same(config, replace(UNSAID, device="cpu", workers=0, clock="processor"), tmp_path)
+    asked = same(config, replace(UNSET, device="cpu", workers=0, clock="processor"), tmp_path)
     assert asked == replace(config, device="cpu", workers=0)
     with pytest.raises(bq.UserError, match="no CUDA device"):
-        same(config, UNSAID, tmp_path)
+        same(config, UNSET, tmp_path)
     config = replace(config, device="cpu")
-    assert same(config, UNSAID, tmp_path) == config
+    assert same(config, UNSET, tmp_path) == config
 
 
 @pytest.mark.parametrize(("own", "batches", "asked", "fits"), [(4, 3, 4, True), (4, 1, 8, True), (4, 3, 8, False), (4, 1, 2, False)])
 def test_resumed_it_has_batches_of_the_same_size(tmp_path, own, batches, asked, fits):
     """Which is less than was asked for where there were no more images."""
-    config, wish = RunConfig("shapes", "detr", "tiny", batch_size=own, batches=batches), replace(UNSAID, batch_size=asked)
+    config, wish = RunConfig("shapes", "detr", "tiny", batch_size=own, batches=batches), replace(UNSET, batch_size=asked)
     if fits:
         assert same(config, wish, tmp_path).batch_size == own
     else:
@@ -395,7 +395,7 @@ def test_queries_are_dropped_in_a_whole_run(tmp_path):
     """Training, evaluation, saving, the report, and the page of an explanation."""
     few = {**settings("deformable-detr"), "options": {**SMALL, "num_queries": [12, 12, 11]}}
     detector = bq.train(scenes(), epochs=1, out=tmp_path / "run", **few)
-    assert detector.model.counts == (12, 12, 11)
+    assert detector.model.num_queries_per_layer == (12, 12, 11)
     assert (tmp_path / "run" / "report.html").is_file()
     assert detector.evaluate(scenes(), split="test")["images"] == 4
     photo = np.zeros((64, 80, 3), np.uint8)

@@ -18,8 +18,8 @@ from boxquery.training.config import MODEL, PRESET
 from boxquery.training.run import Options
 
 if TYPE_CHECKING:
-    from boxquery.check.ahead import Plan
-    from boxquery.check.examine import Checkup
+    from boxquery.check.feasibility import Plan
+    from boxquery.check.run_checks import Checkup
 
 _CLASSES = 20  # rows of the table of classes
 _STYLES = {"doomed": "bold red", "warning": "yellow", "note": "dim"}
@@ -97,8 +97,8 @@ def check(
 
     The exit status is 1 where a run on this data would be worth nothing, 2 where the data cannot be read at all.
     """
-    from boxquery.check.examine import examine
-    from boxquery.check.raw import open_with_evidence
+    from boxquery.check.annotation_format import open_with_evidence
+    from boxquery.check.run_checks import examine
     from boxquery.data.transforms import Augment
     from boxquery.models import preset as known_preset
 
@@ -113,7 +113,7 @@ def check(
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         checkup = examine(opened, evidence, plan, augment, seed=seed, picture=out is not None, told=told)
         if learn:
-            from boxquery.check.learn import prove
+            from boxquery.check.overfit import prove
 
             proof = prove(opened, plan.model, options or {}, seed=seed, told=lambda done, total: told("learning", done, total))
             checkup.proof = proof.values()
@@ -136,7 +136,7 @@ def _plan(data: Any, model: str, preset: str, options: dict[str, Any], image_siz
     """What ``train`` would do with these settings; the model is built without memory for its weights."""
     import torch
 
-    from boxquery.check.ahead import Plan
+    from boxquery.check.feasibility import Plan
     from boxquery.models import create_model
     from boxquery.models import preset as known_preset
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from boxquery.check.box_contrast import Look
 from boxquery.check.findings import Finding
-from boxquery.check.pixels import Look
 
 #: boxes of a class in train below which it cannot be expected to be learned; a convention, not a measurement
 FEW_BOXES = 10

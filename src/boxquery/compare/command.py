@@ -15,10 +15,10 @@ from rich.console import Console
 from boxquery.compare.plan import FILE, Plan, entries_of, same_data, settled
 from boxquery.compare.report import write_report
 from boxquery.compare.results import RESULTS, collect
-from boxquery.compare.running import Runner, adopt
+from boxquery.compare.runner import Runner, adopt
 from boxquery.compare.table import result_table
 from boxquery.errors import UserError
-from boxquery.report.files import write_json
+from boxquery.files import write_json
 from boxquery.training.config import check_above_zero
 from boxquery.training.run import Options
 

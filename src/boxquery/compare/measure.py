@@ -26,11 +26,11 @@ from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.open import open_data
 from boxquery.detector import Detector, load
-from boxquery.drawing import draw
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import Found, predict_split, readable, suppressed
-from boxquery.report.files import write_json, write_whole
+from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split, suppressed
+from boxquery.files import atomic_write, write_json
+from boxquery.pages.drawing import draw
 from boxquery.report.pictures import jpeg, resized
 from boxquery.training.config import RunConfig
 
@@ -45,7 +45,7 @@ def measure(run: Path) -> Path:
     data = open_data(config.data, strict=config.strict)
     val = data.splits["val"]
     detector = load(run).to(config.device)
-    val, found = readable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))
+    val, found = drop_unreadable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))
     times = drawn_images(len(val))
     ap, ap50 = average_precisions(val, found, len(data.names), times)
     after = {}
@@ -124,7 +124,7 @@ def _chosen(val: Split) -> list[int]:
     return list(dict.fromkeys(order[round(share * (len(order) - 1))] for share in np.linspace(0.2, 0.95, PICTURES))) if order else []
 
 
-def _draw(folder: Path, val: Split, found: Found, names: list[str], threshold: float) -> list[dict[str, Any]]:
+def _draw(folder: Path, val: Split, found: DetectionsByImage, names: list[str], threshold: float) -> list[dict[str, Any]]:
     entries = []
     for number, position in enumerate(_chosen(val), 1):
         record = val[position]
@@ -137,7 +137,7 @@ def _draw(folder: Path, val: Split, found: Found, names: list[str], threshold: f
         }
         files = {side: f"{side}-{number}.jpg" for side in sides}
         for side, picture in sides.items():
-            write_whole(folder / files[side], jpeg(picture, PICTURE_BYTES))
+            atomic_write(folder / files[side], jpeg(picture, PICTURE_BYTES))
         title = record.path.name if record.path else f"image {record.id}"
         entries.append({"title": title, "width": image.width, "height": image.height, "threshold": threshold, **files})
     return entries

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from boxquery.errors import UserError
-from boxquery.report.files import write_whole
+from boxquery.files import atomic_write
 from boxquery.training.config import RunConfig, option_word
 
 FILE = "compare.yaml"
@@ -125,7 +125,7 @@ class Plan:
         common = {name: value for name, value in asdict(self).items() if name not in ("entries", "seeds")}
         text = yaml.safe_dump({**common, "seeds": list(self.seeds), "entries": entries}, sort_keys=False, allow_unicode=True)
         try:
-            write_whole(folder / FILE, text)
+            atomic_write(folder / FILE, text)
         except OSError as error:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 

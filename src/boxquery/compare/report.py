@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from boxquery.compare.results import FOLDER
-from boxquery.report.charts import line_chart, number
-from boxquery.report.document import document, picture
-from boxquery.report.files import write_whole
+from boxquery.files import atomic_write
+from boxquery.pages.charts import line_chart, number
+from boxquery.pages.html import document, picture
 from boxquery.report.page import duration
 from boxquery.report.sections import DASH, three
 
@@ -43,7 +43,7 @@ def write_report(path: Path, result: Result) -> Path:
     """Write the page; ``result`` is what ``collect`` gives. Replaced whole."""
     sections = (_head, _curves, _scores, _reached, _costs, _duplicates, _alignment, _pictures, _failures, _plan)
     body = "\n".join(text for section in sections if (text := section(result)))
-    return write_whole(path, document(_title(result), body, "Made by boxquery compare from the run folders.", _STYLE))
+    return atomic_write(path, document(_title(result), body, "Made by boxquery compare from the run folders.", _STYLE))
 
 
 def _title(result: Result) -> str:

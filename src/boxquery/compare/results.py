@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from boxquery.compare.claims import claimed
+from boxquery.compare.locks import claimed
 from boxquery.compare.plan import Entry, Plan, Task
 from boxquery.compare.statistics import against_best, conclusion, drawn_means, interval
 from boxquery.errors import UserError
-from boxquery.report.files import Run, read_run, write_json
+from boxquery.files import write_json
+from boxquery.report.run_files import Run, read_run
 from boxquery.training.config import FILE, RunConfig
 
 RESULTS = "results.json"

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from boxquery.data.dataset import Record
-from boxquery.evaluation.matching import IGNORED, RIGHT, Prediction, gather, match
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, flatten_detections, match
 
 RESAMPLES = 1000
 IOUS = np.linspace(0.5, 0.95, 10)
@@ -31,13 +31,13 @@ def drawn_images(images: int, resamples: int = RESAMPLES) -> np.ndarray:
 
 
 def average_precisions(
-    records: Sequence[Record], predictions: Mapping[int, Prediction], classes: int, times: np.ndarray
+    records: Sequence[Record], predictions: Mapping[int, ImageDetections], classes: int, times: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's AP and AP50 where every image counts as often as ``times`` [R, images] says: [R], [R]; NaN where there is no object.
 
     With ones it is what ``boxquery.evaluation.metrics.evaluate`` gives (100 detections of a class and image).
     """
-    detections = gather(records, predictions, classes, 100)
+    detections = flatten_detections(records, predictions, classes, 100)
     outcomes = np.stack([match(records, detections, threshold)[0] for threshold in IOUS])
     objects = np.zeros((len(records), classes), np.int64)
     for position, record in enumerate(records):

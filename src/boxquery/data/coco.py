@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.data.folder import Folder, one_line, split_name
-from boxquery.data.listing import Given, Listed, Listing, as_number
+from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError
 
 _SAMPLE = 20  # images tried when the image folder is looked for
@@ -32,7 +32,7 @@ def find(root: Path) -> list[Path]:
     return sorted(root.glob("*.json"))
 
 
-def read(root: Path, files: list[Path], *, whole: bool = False) -> Listing:
+def read(root: Path, files: list[Path], *, whole: bool = False) -> RawDataset:
     """Lists what the files say.
 
     Args:
@@ -60,9 +60,9 @@ def read(root: Path, files: list[Path], *, whole: bool = False) -> Listing:
     names = _categories(folder, by_split, contents)
     ids = sorted(names)
     labels = {number: label for label, number in enumerate(ids)}
-    listing = Listing("coco", [names[i] for i in ids], ids, {})
+    listing = RawDataset("coco", [names[i] for i in ids], ids, {})
     for name, content in contents.items():
-        listing.splits[name] = _images(folder, by_split[name], content, labels, listing.strays)
+        listing.splits[name] = _images(folder, by_split[name], content, labels, listing.orphans)
     return listing
 
 
@@ -106,10 +106,10 @@ def _categories(folder: Folder, files: dict[str, Path], contents: dict[str, dict
     return names
 
 
-def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[int, int], strays: list[str]) -> list[Listed]:
+def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[int, int], orphans: list[str]) -> list[RawImage]:
     where = folder.show(file)
     base = _image_folder(folder, file, content["images"])
-    images: dict[int | str, Listed] = {}
+    images: dict[int | str, RawImage] = {}
     for number, entry in enumerate(content["images"]):
         identity = entry.get("id") if isinstance(entry, dict) else None
         if not isinstance(identity, (int, str)) or isinstance(identity, bool):
@@ -120,19 +120,19 @@ def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[in
         text = f"{where} image {identity!r}"
         path = folder.join(base, name, text) if isinstance(name, str) and name else None
         size = (as_number(entry.get("width")), as_number(entry.get("height")))
-        images[identity] = Listed(identity, path, text, size if size[0] > 0 and size[1] > 0 else None)
+        images[identity] = RawImage(identity, path, text, size if size[0] > 0 and size[1] > 0 else None)
     for number, entry in enumerate(content["annotations"]):
         if not isinstance(entry, dict):
-            strays.append(f"{where} annotations[{number}]: not an object")
+            orphans.append(f"{where} annotations[{number}]: not an object")
             continue
         text = f"{where} annotation {entry.get('id', f'[{number}]')}"
         image = entry.get("image_id")
         if not isinstance(image, (int, str)) or isinstance(image, bool) or image not in images:
-            strays.append(f"{text}: unknown image {image!r}")
+            orphans.append(f"{text}: unknown image {image!r}")
             continue
         category = entry.get("category_id")
         images[image].objects.append(
-            Given(
+            RawObject(
                 where=f"{text} (image {image!r})",
                 label=labels.get(category) if isinstance(category, int) and not isinstance(category, bool) else None,
                 box=_box(entry.get("bbox")),

@@ -6,10 +6,10 @@ import os
 from pathlib import Path
 
 from boxquery.data import coco, voc, yolo
-from boxquery.data.checks import checked
 from boxquery.data.dataset import Data
-from boxquery.data.listing import Listing
+from boxquery.data.raw import RawDataset
 from boxquery.data.shapes import shapes_data
+from boxquery.data.validation import checked
 from boxquery.errors import UserError
 
 _ABOVE = frozenset({"annotations", "labels"})  # a JSON in such a folder speaks of images beside the folder
@@ -35,7 +35,7 @@ def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Dat
     return data
 
 
-def list_data(source: str | Path) -> Listing:
+def list_data(source: str | Path) -> RawDataset:
     """What the files of a data set say, before anything is checked.
 
     Raises:
@@ -57,7 +57,7 @@ def list_data(source: str | Path) -> Listing:
         raise UserError(f"{path}: cannot be read ({error.strerror}: {name}); correct the path or the rights") from error
 
 
-def _file(path: Path) -> Listing:
+def _file(path: Path) -> RawDataset:
     match path.suffix.lower():
         case ".json":
             root = path.parent.parent if path.parent.name.lower() in _ABOVE else path.parent
@@ -67,7 +67,7 @@ def _file(path: Path) -> Listing:
     raise UserError(f"{path}: not a data set; give a data folder, a COCO .json, a YOLO .yaml, or the word shapes")
 
 
-def _folder(root: Path) -> Listing:
+def _folder(root: Path) -> RawDataset:
     """Reads a folder in the first layout it shows, or the only folder inside it."""
     listing = _layout(root)
     inner = [place for place in root.iterdir() if place.is_dir() and not place.name.startswith(".")]
@@ -80,7 +80,7 @@ def _folder(root: Path) -> Listing:
     return listing
 
 
-def _layout(root: Path) -> Listing | None:
+def _layout(root: Path) -> RawDataset | None:
     """COCO and YOLO by their own files, VOC by its folders; then COCO by any JSON in the folder, the weakest sign."""
     files = coco.find(root)
     head = yolo.find(root)

@@ -21,7 +21,7 @@ from defusedxml.ElementTree import fromstring
 
 from boxquery.data.folder import Folder, one_line, split_name
 from boxquery.data.images import ENDINGS
-from boxquery.data.listing import Given, Listed, Listing, as_number
+from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError
 
 _ANNOTATIONS = ("Annotations", "annotations", "Annotations/xmls", "annotations/xmls")
@@ -38,7 +38,7 @@ def find(root: Path) -> bool:
     return any(split_name(place.name) and any(place.glob("*.xml")) for place in root.iterdir() if place.is_dir())
 
 
-def read(root: Path) -> Listing:
+def read(root: Path) -> RawDataset:
     """Lists what the XML files say.
 
     Raises:
@@ -46,7 +46,7 @@ def read(root: Path) -> Listing:
     """
     folder = Folder(root)
     root = folder.root
-    listing = Listing("voc", [], [], {})
+    listing = RawDataset("voc", [], [], {})
     place = _annotations(root)
     groups = _flat(folder) if place is None else _standard(folder, place, listing)
     if not any(file for group in groups.values() for file in group.files.values()):
@@ -60,7 +60,7 @@ def read(root: Path) -> Listing:
     for split, group in groups.items():
         images = _by_id(folder, group.images)
         listing.splits[split] = [
-            Listed(identity, None, f"{group.where} {identity}", fault="has no annotation")
+            RawImage(identity, None, f"{group.where} {identity}", fault="has no annotation")
             if file is None
             else _image(folder, identity, file, trees[file], group.images, images, labels)
             for identity, file in group.files.items()
@@ -92,7 +92,7 @@ def _by_id(folder: Folder, place: Path, endings: frozenset[str] = ENDINGS) -> di
     return files
 
 
-def _standard(folder: Folder, place: Path, listing: Listing) -> dict[str, _Group]:
+def _standard(folder: Folder, place: Path, listing: RawDataset) -> dict[str, _Group]:
     """Annotation files by split, from the annotation folder and ``ImageSets/Main/``."""
     images = next((path for name in _IMAGES if (path := folder.root / name).is_dir()), folder.root)
     files = _by_id(folder, place, _XML)
@@ -159,7 +159,9 @@ def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
 
 
-def _image(folder: Folder, identity: str, file: Path, tree: Element, base: Path, images: dict[str, Path], labels: dict[str, int]) -> Listed:
+def _image(
+    folder: Folder, identity: str, file: Path, tree: Element, base: Path, images: dict[str, Path], labels: dict[str, int]
+) -> RawImage:
     """The image of an annotation file: the one of the same name; else the one that its ``filename`` names."""
     where = folder.show(file)
     filename = _text(tree, "filename")
@@ -173,7 +175,7 @@ def _image(folder: Folder, identity: str, file: Path, tree: Element, base: Path,
         x1, y1, x2, y2 = (as_number(text) for text in texts)
         name = _text(entry, "name")
         objects.append(
-            Given(
+            RawObject(
                 where=f"{where} object {number}",
                 label=labels.get(name),
                 box=None if any(map(math.isnan, (x1, y1, x2, y2))) else (x1, y1, x2, y2),
@@ -182,4 +184,4 @@ def _image(folder: Folder, identity: str, file: Path, tree: Element, base: Path,
             )
         )
     size = (as_number(_text(tree, "size/width")), as_number(_text(tree, "size/height")))
-    return Listed(identity, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)
+    return RawImage(identity, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)

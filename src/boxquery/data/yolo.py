@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from boxquery.data.folder import Folder, one_line, split_name
-from boxquery.data.listing import Given, Listed, Listing, as_number
+from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError
 
 _SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -37,7 +37,7 @@ def find(root: Path) -> Path | None:
     return root if (root / "labels").is_dir() or (root / "train" / "labels").is_dir() else None
 
 
-def read(root: Path, head: Path) -> Listing:
+def read(root: Path, head: Path) -> RawDataset:
     """Lists what the label files say.
 
     Args:
@@ -49,7 +49,7 @@ def read(root: Path, head: Path) -> Listing:
     """
     folder = Folder(root)
     root, head = folder.root, Path(os.path.abspath(head))
-    listing = Listing("yolo", [], [], {})
+    listing = RawDataset("yolo", [], [], {})
     settings: dict[str, Any] = {}
     if head.suffix.lower() in (".yaml", ".yml"):
         folder.check_link(head, folder.show(head))
@@ -73,12 +73,12 @@ def read(root: Path, head: Path) -> Listing:
             total += 1
             used |= {text} if text else set()
             objects = [] if text is None else _objects(folder, text, labels)
-            images.append(Listed(identity, path, folder.show(path), None, objects, relative=True))
+            images.append(RawImage(identity, path, folder.show(path), None, objects, relative=True))
         texts = [file for place in source.labels for file in folder.files(place, _TEXT)] if images else []
         for text in texts:
             if text not in used and text.name not in _CLASSES:
                 where, objects = folder.show(text), _objects(folder, text, labels)
-                images.append(Listed(where, None, where, None, objects, relative=True, fault=f"{text.stem}: no such file"))
+                images.append(RawImage(where, None, where, None, objects, relative=True, fault=f"{text.stem}: no such file"))
     if total and missing == total:
         raise UserError(f"{root}: no label files for {total} images; they belong in labels/ beside images/, or beside the images")
     if missing:
@@ -230,7 +230,7 @@ def _labels_place(folder: Folder, images: Path) -> Path | None:
     return root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
 
 
-def _objects(folder: Folder, file: Path, labels: dict[int, int]) -> list[Given]:
+def _objects(folder: Folder, file: Path, labels: dict[int, int]) -> list[RawObject]:
     objects, where = [], folder.show(file)
     for number, line in enumerate(folder.text(file).splitlines(), 1):
         fields = line.split()
@@ -238,7 +238,7 @@ def _objects(folder: Folder, file: Path, labels: dict[int, int]) -> list[Given]:
             continue
         category = as_number(fields[0])
         label = labels.get(int(category)) if math.isfinite(category) and category == int(category) else None
-        objects.append(Given(f"{where} line {number}", label, _box(fields[1:]), line))
+        objects.append(RawObject(f"{where} line {number}", label, _box(fields[1:]), line))
     return objects
 
 

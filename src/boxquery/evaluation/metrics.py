@@ -9,7 +9,7 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from boxquery.data.dataset import Record
-from boxquery.evaluation.matching import IGNORED, RIGHT, WRONG, Detections, Prediction, duplicates, gather, match
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, WRONG, Detections, ImageDetections, duplicates, flatten_detections, match
 
 IOU_RIGHT = 0.5
 IOU_DUPLICATE = 0.7
@@ -17,7 +17,7 @@ IOU_DUPLICATE = 0.7
 
 def evaluate(
     records: Sequence[Record],
-    predictions: Mapping[int, Prediction],
+    predictions: Mapping[int, ImageDetections],
     names: Sequence[str],
     ids: Sequence[int],
     *,
@@ -61,7 +61,7 @@ def evaluate(
         raise ValueError(f"{len(names)} class names, but {len(ids)} category ids")
     if max_detections < 1:
         raise ValueError(f"max_detections is {max_detections}; it must be at least 1")
-    detections = gather(records, predictions, len(names), max_detections)
+    detections = flatten_detections(records, predictions, len(names), max_detections)
     objects = np.zeros(len(names), np.int64)
     for record in records:
         np.add.at(objects, record.labels[~record.ignore], 1)

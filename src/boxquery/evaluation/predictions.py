@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from boxquery.data.checks import refuse_many
 from boxquery.data.loading import Batch, DetectionDataset, collate
+from boxquery.data.validation import fail_if_too_many
 from boxquery.errors import UserError
-from boxquery.parts.boxes import without_overlaps
+from boxquery.parts.boxes import nms_per_class
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data, Split
     from boxquery.detector import Detector
 
-Found = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
+DetectionsByImage = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
 _ANSWER = ("boxes", "scores", "labels")
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def predict_split(
     nms: float | None = None,
     strict: bool = False,
     skipped: Callable[[str], None] = say,
-) -> Found:
+) -> DetectionsByImage:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 
     Args:
@@ -62,13 +62,14 @@ def predict_split(
         cached: a data set over this split that keeps decoded images.
         nms: IoU of suppression, see ``Model.postprocess``.
         strict: an image whose pixels cannot be read is fatal.
-        skipped: told once of each image whose pixels cannot be read; it has no entry (see ``readable``). Says it on stderr if not given.
+        skipped: told once of each image whose pixels cannot be read; it has no entry (see
+            ``drop_unreadable``). Printed on stderr by default.
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size={batch_size}, workers={workers}: at least 1 image at once, by 0 or more processes")
     dataset = cached or DetectionDataset(split, detector.transform, strict=strict)
     order = list(range(len(split)) if only is None else only)
-    found: Found = {}
+    found: DetectionsByImage = {}
     for batch in batches(dataset, order, batch_size=batch_size, workers=workers, skipped=skipped):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
         for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
@@ -76,17 +77,17 @@ def predict_split(
     return {i: found[i] for i in order if i in found}  # not those that only stood in for others
 
 
-def suppressed(found: Found, iou: float) -> Found:
+def suppressed(found: DetectionsByImage, iou: float) -> DetectionsByImage:
     """What ``predict_split`` gives with ``nms=iou``, from what it gave without, of a model that suppresses nothing by itself."""
-    kept: Found = {}
+    kept: DetectionsByImage = {}
     for place, answer in found.items():
         named = {name: torch.from_numpy(values) for name, values in zip(_ANSWER, answer, strict=True)}
-        left = without_overlaps(named, iou)
+        left = nms_per_class(named, iou)
         kept[place] = tuple(left[name].numpy() for name in _ANSWER)  # pyright: ignore[reportArgumentType]
     return kept
 
 
-def readable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
+def drop_unreadable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
     """The images of a whole split that were predicted, and what was found in them by position among them.
 
     Raises ``UserError`` where more than a tenth could not be read: their average precision would be that of another data set.
@@ -94,11 +95,11 @@ def readable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
     if len(found) == len(split):
         return split, found
     kept = sorted(found)
-    refuse_many(len(split) - len(kept), len(split), f"images of split {split.name!r} cannot be read")
+    fail_if_too_many(len(split) - len(kept), len(split), f"images of split {split.name!r} cannot be read")
     return replace(split, records=[split[i] for i in kept]), {new: found[i] for new, i in enumerate(kept)}
 
 
-def relabelled(data: Data, split: str, classes: Sequence[str | None]) -> Split:
+def map_labels(data: Data, split: str, classes: Sequence[str | None]) -> Split:
     """A split with labels that are positions in the detector's classes, matched by name."""
     known = {name: i for i, name in enumerate(classes) if name is not None}
     used = {int(label) for record in data.splits[split] for label in np.unique(record.labels)}

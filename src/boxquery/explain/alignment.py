@@ -16,8 +16,8 @@ from torch import Tensor
 from boxquery.data.dataset import Split
 from boxquery.data.loading import DetectionDataset, collate
 from boxquery.detector import Detector
-from boxquery.matching.output import Output
 from boxquery.parts.boxes import cxcywh_to_xyxy
+from boxquery.parts.output import Output
 from boxquery.parts.trace import LayerTrace
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from boxquery.data.dataset import Data
     from boxquery.detector import Detector
-    from boxquery.explain.story import Explanation
+    from boxquery.explain.explanation import Explanation
 
 _SCENE = "shapes:"
 
@@ -174,7 +174,7 @@ def _check_folder(path: Path) -> None:
 
 def _check(word: str, wish: _Wish) -> None:
     """``UserError`` for an image that cannot be read or does not have the point, before anything is written."""
-    from boxquery.explain.story import check_inside
+    from boxquery.explain.explanation import check_inside
 
     image = _image(word)
     if wish.point is not None:
@@ -316,7 +316,7 @@ def _opened(source: str, split: str, strict: bool, detector: Detector) -> Data:
     """The data set, which has the split and no unknown class; what was decided about it and left out of it goes to stderr."""
     from boxquery.data.open import open_data
     from boxquery.evaluation.predictions import say
-    from boxquery.explain.answers import records_of
+    from boxquery.explain.inference import records_of
 
     data = open_data(source, strict=strict)
     records_of(detector, data, split)

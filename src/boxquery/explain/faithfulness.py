@@ -22,12 +22,12 @@ from torchvision.ops import box_iou
 
 from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.evaluation.matching import iou
+from boxquery.evaluation.coco_matching import iou
 from boxquery.evaluation.metrics import IOU_RIGHT
 from boxquery.evaluation.predictions import say
-from boxquery.explain.answers import answer, least_score, records_of
+from boxquery.explain.explanation import Explanation, explain
+from boxquery.explain.inference import answer, least_score, records_of
 from boxquery.explain.relevance import relevances
-from boxquery.explain.story import Explanation, explain
 from boxquery.parts.boxes import cxcywh_to_xyxy
 
 if TYPE_CHECKING:

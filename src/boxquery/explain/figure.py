@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from boxquery.drawing import colour, draw, font_for
 from boxquery.errors import UserError
-from boxquery.explain.story import Explanation
-from boxquery.report.files import write_whole
+from boxquery.explain.explanation import Explanation
+from boxquery.files import atomic_write
+from boxquery.pages.drawing import colour, draw, font_for
 
 Relevance = Callable[[tuple[int, int]], Tensor]
 
@@ -85,7 +85,7 @@ def write_figure(
     names = [story.model for story in explanations] if titles is None else titles
     opinions = [None] * len(explanations) if relevances is None else relevances
     columns = [_column(*each, panel) for each in zip(explanations, chosen, names, opinions, strict=True)]
-    return write_whole(path, _svg(columns) if path.suffix.lower() == ".svg" else _png(columns))
+    return atomic_write(path, _svg(columns) if path.suffix.lower() == ".svg" else _png(columns))
 
 
 def checked_ending(path: Path) -> Path:

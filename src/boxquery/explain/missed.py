@@ -17,13 +17,13 @@ from rich.table import Table
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.detector import Detector
-from boxquery.drawing import draw
 from boxquery.errors import UserError
-from boxquery.evaluation.matching import IGNORED, iou
-from boxquery.evaluation.predictions import readable
+from boxquery.evaluation.coco_matching import IGNORED, iou
+from boxquery.evaluation.predictions import drop_unreadable
 from boxquery.explain import tables
-from boxquery.explain.answers import answer, batches_of, least_score, outcomes, pixels, records_of
-from boxquery.report.files import write_whole
+from boxquery.explain.inference import answer, batches_of, least_score, outcomes, pixels, records_of
+from boxquery.files import atomic_write
+from boxquery.pages.drawing import draw
 from boxquery.report.sections import split_title
 
 IOU_RIGHT = 0.5
@@ -143,7 +143,7 @@ class Missed:
 
         Returns its path. Raises ``UserError`` for an image that can no longer be read.
         """
-        return write_whole(Path(folder) / "missed.html", _page(self))
+        return atomic_write(Path(folder) / "missed.html", _page(self))
 
 
 def missed(
@@ -194,7 +194,7 @@ def missed(
         for place, position in enumerate(batch.indices):
             record = records[position]
             found[position] = explain_misses(record, position, pixels(out, place, record), scores[:, place], names, least)
-    seen, _ = readable(records, found)
+    seen, _ = drop_unreadable(records, found)
     objects = Counter(
         (names[label], size_of(area))
         for record in seen

@@ -16,10 +16,10 @@ import torch
 from PIL import Image
 
 from boxquery.errors import UserError
-from boxquery.explain import competition, origins
-from boxquery.explain.story import Explanation
-from boxquery.report.document import standalone
-from boxquery.report.files import write_whole
+from boxquery.explain import rivals, rollout
+from boxquery.explain.explanation import Explanation
+from boxquery.files import atomic_write
+from boxquery.pages.html import standalone
 
 _PICTURE = 1333  # longest side of the image in the page, pixels
 _GRID, _SMALL = 48, 24  # longest side of a map: of the queries that matter, and of all
@@ -65,7 +65,7 @@ def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Seque
     style, script = (here.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js"))
     title = f"What {called[0]} looked at" if len(explanations) == 1 else "What the queries looked at"
     page = standalone(title, _BODY.format(title=escape(title)), style=style, script=script, data={"images": images})
-    return write_whole(path, page)
+    return atomic_write(path, page)
 
 
 def kept_queries(explanation: Explanation) -> list[int]:
@@ -135,7 +135,7 @@ def _model(explanation: Explanation) -> dict[str, Any]:
         "taken_part": taken_part if min(taken_part) < layers else None,
         "grid": map_size(explanation, _GRID),
         "small": map_size(explanation, _SMALL),
-        "fates": competition.FATES,
+        "fates": rivals.FATES,
         "most_rivals": _RIVALS,
         "reference_size": 0 if explanation.references is None else explanation.references.shape[-1],
         "arrays": {name: base64.b64encode(zlib.compress(array.tobytes(), 9)).decode() for name, array in arrays.items()},
@@ -172,7 +172,7 @@ def _maps(explanation: Explanation, kept: list[int], heads: int) -> dict[str, np
         found.setdefault(f"{name}_top", []).append(top.astype("<f4"))
 
     if explanation.trace.encoder:
-        regions = origins.origins(explanation.trace, kept, range(len(explanation.trace.layers)), small)
+        regions = rollout.origins(explanation.trace, kept, range(len(explanation.trace.layers)), small)
         keep("origins", regions.map.numpy())
         found["origins_lost"] = [_shares(regions.lost.numpy())]
     for i, layer in enumerate(explanation.trace.layers):
@@ -205,11 +205,11 @@ def _rivals(explanation: Explanation) -> dict[str, np.ndarray]:
     others = np.zeros((queries, _RIVALS), "<u2")
     fates, silent_from = (np.zeros((queries, _RIVALS), np.uint8) for _ in range(2))
     reads = np.zeros((queries, _RIVALS, 2, layers))
-    for query, found in enumerate(competition.rivals(explanation, range(queries), _RIVALS + 1)):
+    for query, found in enumerate(rivals.rivals(explanation, range(queries), _RIVALS + 1)):
         counts[query] = len(found)
         for place, rival in enumerate(found[:_RIVALS]):
             others[query, place] = rival.query
-            fates[query, place] = competition.FATES.index(rival.fate)
+            fates[query, place] = rivals.FATES.index(rival.fate)
             silent_from[query, place] = layers if rival.silent_from is None else rival.silent_from
             reads[query, place] = rival.read_winner, rival.read_by_winner
     return {"rival_counts": counts, "rival_queries": others, "fates": fates, "silent_from": silent_from, "reads": _shares(reads)}

@@ -8,8 +8,8 @@ from html import escape
 
 from PIL import Image
 
-from boxquery.report.charts import bar
-from boxquery.report.document import document, picture
+from boxquery.pages.charts import bar
+from boxquery.pages.html import document, picture
 
 _STYLE = """
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(300px, 100%), 1fr)); gap: 28px 24px; margin: 16px 0 0; }

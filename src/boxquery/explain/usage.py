@@ -18,14 +18,14 @@ from rich.table import Table
 from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import Batch
 from boxquery.detector import Detector
-from boxquery.evaluation.matching import IGNORED, RIGHT, Prediction, duplicates, gather, match
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, duplicates, flatten_detections, match
 from boxquery.evaluation.metrics import IOU_DUPLICATE, IOU_RIGHT
-from boxquery.evaluation.predictions import Found, readable
+from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
 from boxquery.explain import tables
-from boxquery.explain.answers import answer, batches_of, least_score, pixels, records_of, without_exchange
-from boxquery.matching.output import Output
+from boxquery.explain.inference import answer, batches_of, least_score, pixels, records_of, without_exchange
+from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
-from boxquery.report.files import write_whole
+from boxquery.parts.output import Output
 from boxquery.report.sections import DASH, split_title
 
 MAPS = 20
@@ -165,8 +165,8 @@ class Usage:
         folder = Path(folder)
         stream = io.BytesIO()
         figure(self).save(stream, "PNG", optimize=True)
-        write_whole(folder / "usage.png", stream.getvalue())
-        return write_whole(folder / "usage.html", _page(self))
+        atomic_write(folder / "usage.png", stream.getvalue())
+        return atomic_write(folder / "usage.html", _page(self))
 
 
 def usage(
@@ -190,8 +190,8 @@ def usage(
     model, alone, classes = detector.transformer, without_exchange(detector.transformer), len(detector.classes)
     boxes: dict[int, np.ndarray] = {}
     winners: dict[int, np.ndarray] = {}
-    found: Found = {}
-    others: Found = {}
+    found: DetectionsByImage = {}
+    others: DetectionsByImage = {}
     skipped: list[str] = []
     ranked = False
     for batch in batches_of(detector, records, strict, skipped):
@@ -202,8 +202,8 @@ def usage(
         found |= _said(model, out, batch, records)
         others |= _said(model, answer(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
     order = sorted(found)
-    _, others = readable(records, others)
-    records, found = readable(records, found)
+    _, others = drop_unreadable(records, others)
+    records, found = drop_unreadable(records, found)
     scores, moved = (np.stack([said[i][1] for i in range(len(records))]) for said in (found, others))
     return Usage(
         model=detector.model.config["name"],
@@ -222,7 +222,7 @@ def usage(
     )
 
 
-def _said(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> Found:
+def _said(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> DetectionsByImage:
     """Every query's last box with its best class, as evaluation takes them."""
     best = model.criterion.classification.scores(out.logits[-1]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
@@ -235,13 +235,13 @@ def _equal_threshold(scores: np.ndarray, others: np.ndarray, threshold: float) -
     return float(np.sort(others, axis=None)[-count]) if count else threshold
 
 
-def quality(records: Split, found: dict[int, Prediction], classes: int, threshold: float) -> Quality:
+def quality(records: Split, found: dict[int, ImageDetections], classes: int, threshold: float) -> Quality:
     """``Quality`` of predictions as ``evaluate`` takes them, at a threshold; duplicates, precision and recall are those of ``evaluate``."""
-    seen: dict[int, Prediction] = {}
+    seen: dict[int, ImageDetections] = {}
     for position, (boxes, scores, labels) in found.items():
         kept = _detected(scores, threshold)
         seen[position] = boxes[kept], scores[kept], labels[kept]
-    table = gather(records, seen, classes, max(1, *(len(answer[1]) for answer in found.values())))
+    table = flatten_detections(records, seen, classes, max(1, *(len(answer[1]) for answer in found.values())))
     outcome, _ = match(records, table, IOU_RIGHT)
     counted, right = int((outcome != IGNORED).sum()), int((outcome == RIGHT).sum())
     objects = sum(int((~record.ignore).sum()) for record in records)

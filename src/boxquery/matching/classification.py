@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxquery.matching.assignment import Matches, Targets
+from boxquery.matching.hungarian import Matches, PaddedTargets
 
 
 @dataclass(frozen=True)
@@ -23,17 +23,17 @@ class Softmax:
     no_object: float = 0.1
     weight: float = 1.0
     cost: float = 1.0
-    spare: int = 1
+    has_no_object: int = 1
 
     def scores(self, logits: Tensor) -> Tensor:
         """[..., C + 1] -> [..., C] probabilities of real classes; all logits -inf (a dropped query): "no object"."""
-        return _heard(logits).softmax(-1)[..., :-1]
+        return finite_logits(logits).softmax(-1)[..., :-1]
 
-    def match_cost(self, logits: Tensor, targets: Targets) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets) -> Tensor:
         """[L, B, Q, C + 1] -> [L, B, Q, N]."""
-        return -_columns(_heard(logits).softmax(-1), targets.labels)
+        return -_columns(finite_logits(logits).softmax(-1), targets.labels)
 
-    def loss(self, logits: Tensor, targets: Targets, matches: Matches, normalizer: Tensor) -> Tensor:
+    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> Tensor:
         """[L]: the mean over all queries of the batch that were not dropped, weighted; not divided by the number of objects."""
         layers, batch, queries, columns = logits.shape
         wanted = logits.new_full((layers, batch, queries), columns - 1, dtype=torch.int64)
@@ -41,8 +41,8 @@ class Softmax:
         wanted[layer, matches.image, matches.query] = targets.labels[matches.image, matches.target]
         weights = logits.new_ones(columns)
         weights[-1] = self.no_object
-        each = F.cross_entropy(_heard(logits).flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
-        return each.sum(-1) / weights[wanted].masked_fill(_silent(logits), 0.0).flatten(1).sum(-1)
+        each = F.cross_entropy(finite_logits(logits).flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
+        return each.sum(-1) / weights[wanted].masked_fill(is_dropped(logits), 0.0).flatten(1).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -58,37 +58,37 @@ class Focal:
     gamma: float = 2.0
     weight: float = 2.0
     cost: float = 2.0
-    spare: int = 0
+    has_no_object: int = 0
 
     def scores(self, logits: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
         return logits.sigmoid()
 
-    def match_cost(self, logits: Tensor, targets: Targets) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets) -> Tensor:
         """[L, B, Q, C] -> [L, B, Q, N]: what calling the query an object of that class would cost, less what denying it would."""
         p = _columns(logits, targets.labels).sigmoid()
         yes = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         no = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return yes - no
 
-    def loss(self, logits: Tensor, targets: Targets, matches: Matches, normalizer: Tensor) -> Tensor:
-        """[L]: every class of every query denied, except the matched pairs, which are taken back and affirmed."""
-        denied = (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> Tensor:
+        """[L]: every class of every query negative, except the matched pairs, which are taken back and positive."""
+        negative = (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
         layer = torch.arange(len(logits), device=logits.device)[:, None]
         where = (layer, matches.image, matches.query, targets.labels[matches.image, matches.target])
         x = logits[where]
-        affirmed = self.alpha * (-x).sigmoid() ** self.gamma * F.softplus(-x)
-        return (denied.flatten(1).sum(-1) + (affirmed - denied[where]).sum(-1)) / normalizer
+        positive = self.alpha * (-x).sigmoid() ** self.gamma * F.softplus(-x)
+        return (negative.flatten(1).sum(-1) + (positive - negative[where]).sum(-1)) / normalizer
 
 
-def _silent(logits: Tensor) -> Tensor:
+def is_dropped(logits: Tensor) -> Tensor:
     """[..., C] -> [...] bool: all logits are -inf."""
     return logits.isneginf().all(-1)
 
 
-def _heard(logits: Tensor) -> Tensor:
+def finite_logits(logits: Tensor) -> Tensor:
     """A query of which all logits are -inf says "no object" for certain: a softmax needs one finite number."""
-    return torch.cat((logits[..., :-1], logits[..., -1:].masked_fill(_silent(logits)[..., None], 0.0)), -1)
+    return torch.cat((logits[..., :-1], logits[..., -1:].masked_fill(is_dropped(logits)[..., None], 0.0)), -1)
 
 
 def _columns(values: Tensor, labels: Tensor) -> Tensor:

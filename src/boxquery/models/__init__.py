@@ -17,7 +17,7 @@ from boxquery.errors import UserError
 
 if TYPE_CHECKING:
     from boxquery.models.base import DetectionTransformer
-    from boxquery.models.model import Model
+    from boxquery.models.interface import Model
     from boxquery.models.options import Preset
 
 HERE = Path(__file__).parent
@@ -46,9 +46,9 @@ def papers() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in HERE.glob("*.py") if "Paper:" in _docstring(path))
 
 
-def references() -> list[str]:
+def list_baselines() -> list[str]:
     """What the family is compared with, sorted: torchvision's detectors, which the rest of the library takes like any model's name."""
-    return sorted(path.stem.replace("_", "-") for path in (HERE / "reference").glob("*.py") if "Paper:" in _docstring(path))
+    return sorted(path.stem.replace("_", "-") for path in (HERE / "baselines").glob("*.py") if "Paper:" in _docstring(path))
 
 
 def register(name: str, paper: Paper) -> None:
@@ -63,7 +63,7 @@ def register(name: str, paper: Paper) -> None:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"name={name!r}: must be lower-case words and numbers joined by hyphens")
-    if name in [*papers(), *references()]:
+    if name in [*papers(), *list_baselines()]:
         raise UserError(f"name={name!r}: the library's own model is called so; choose another name")
     known = getattr(paper, "PRESETS", None)
     if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
@@ -76,7 +76,7 @@ def describe(name: str) -> str:
     if name in _own:
         return inspect.cleandoc(_own[name].__doc__ or "")
     file = f"{name.replace('-', '_')}.py"
-    return _docstring(next((path for path in (HERE / file, HERE / "reference" / file) if path.is_file()), HERE / file))
+    return _docstring(next((path for path in (HERE / file, HERE / "baselines" / file) if path.is_file()), HERE / file))
 
 
 @cache
@@ -114,7 +114,7 @@ def create_model(
     """Build a model.
 
     Args:
-        name: from ``list_models()`` or ``boxquery.models.references()``.
+        name: from ``list_models()`` or ``boxquery.models.baseliness()``.
         classes: a count, or a list of names.
         backbone: any timm feature extractor; None: the preset's.
         pretrained: backbone weights from the hub; stem, first stage and batch norm are then frozen, as published.
@@ -122,7 +122,7 @@ def create_model(
         options: the paper's own knobs and those of all models (docs/options.md); an unknown one is a ``UserError`` that lists the known
             ones.
     """
-    from boxquery.models.everywhere import apply
+    from boxquery.models.common_options import apply
     from boxquery.models.options import with_options
 
     paper = _paper(name)
@@ -148,10 +148,10 @@ def create_model(
 def _paper(name: str) -> Any:
     if name in _own:
         return _own[name]
-    for room, names in (("models", papers()), ("models.reference", references())):
+    for room, names in (("models", papers()), ("models.baselines", list_baselines())):
         if name in names:
             return import_module(f"boxquery.{room}.{name.replace('-', '_')}")
     raise UserError(
-        f"no model {name!r}; choose one of {', '.join(list_models())}, or to compare with {', '.join(references())}; "
+        f"no model {name!r}; choose one of {', '.join(list_models())}, or to compare with {', '.join(list_baselines())}; "
         "your own must be registered first (docs/mixing.md)"
     )

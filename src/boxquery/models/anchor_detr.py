@@ -27,15 +27,15 @@ from torch import Tensor, nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, check_normed, presets
-from boxquery.models.usual import decoder, encoder, focal, image
-from boxquery.parts.attention import DenseRead, SelfAttention
+from boxquery.parts.attention.dense import DenseAttention, SelfAttention
+from boxquery.parts.attention.rcda import RowColumnDecoupledAttention, at_axes, reset_packed
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_position
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
-from boxquery.parts.row_column import RowColumnRead, at_axes, reset_packed
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class PatternQueries(nn.Module):
         self.side = round(count**0.5)
         self.patterns = nn.Parameter(torch.empty(patterns, dim).normal_())
 
-    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+    def forward(self, memory: Memory, targets: list[dict] | None) -> QueryState:
         points = self.grid(memory.extents) if self.points is None else self.points
         images, patterns = len(memory.tokens), len(self.patterns)
 
@@ -102,9 +102,9 @@ class PatternQueries(nn.Module):
         content = self.patterns.repeat_interleave(len(points), 0).expand(images, -1, -1)
         position, axes = self.encode(points)
         # far below the head's clamp, which is the paper's; here only so that a point on the edge has a finite logit
-        base = each(points.logit(eps=1e-7)).expand(images, -1, -1)
+        box_anchor = each(points.logit(eps=1e-7)).expand(images, -1, -1)
         axes = None if axes is None else (each(axes[0]), each(axes[1]))
-        return State(content=content, position=each(position), axes=axes, reference=base, base=base)
+        return QueryState(content=content, position=each(position), axes=axes, reference=box_anchor, box_anchor=box_anchor)
 
     def grid(self, like: Tensor) -> Tensor:
         centres = (torch.arange(self.side, device=like.device, dtype=like.dtype) + 0.5) / self.side
@@ -147,8 +147,8 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
     o, dim = options, options.hidden_dim
     rows_and_columns = o.attention == "rcda"
 
-    def read(layer: int = 0) -> RowColumnRead | DenseRead:
-        return RowColumnRead(dim, o.heads, o.dropout) if rows_and_columns else DenseRead(dim, o.heads, o.dropout)
+    def read(layer: int = 0) -> RowColumnDecoupledAttention | DenseAttention:
+        return RowColumnDecoupledAttention(dim, o.heads, o.dropout) if rows_and_columns else DenseAttention(dim, o.heads, o.dropout)
 
     # image: cells are placed by the MLPs that place the queries
     positions = Positions(dim, axes=rows_and_columns)

@@ -12,25 +12,25 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from boxquery.matching.denoising import Noisy
-from boxquery.matching.loss import SetLoss
-from boxquery.matching.output import Output, Predictions, Taught
-from boxquery.models.model import Model
-from boxquery.parts.attention import Look
+from boxquery.matching.criterion import SetCriterion
+from boxquery.matching.groups import DenoisingQueries
+from boxquery.models.interface import Model
+from boxquery.parts.attention.dense import QueryGeometry
 from boxquery.parts.backbone import Backbone, Neck
-from boxquery.parts.boxes import without_overlaps
+from boxquery.parts.boxes import nms_per_class
+from boxquery.parts.geometry import OtherPosition
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.places import OtherPosition
-from boxquery.parts.state import State, chosen_rows
+from boxquery.parts.output import LayerPredictions, Output, TrainingGroupOutput
+from boxquery.parts.state import QueryState, chosen_rows
 from boxquery.parts.trace import LayerTrace, Trace
 
 
-def place_at_position(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
+def locate_at_position(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
     """A query is where its own position (and reference, if it has one) says; nothing limits where it looks. All that DETR needs."""
     reference = None if state.reference is None else state.reference.sigmoid()
-    return state, Look(position=state.position, axes=state.axes, reference=reference, self_mask=state.self_mask)
+    return state, QueryGeometry(position=state.position, axes=state.axes, reference=reference, self_mask=state.self_mask)
 
 
 class DetectionTransformer(Model):
@@ -39,15 +39,15 @@ class DetectionTransformer(Model):
     Args:
         image: what makes the memory: backbone, neck, tokens.
         encoder: region-region.
-        queries: ``(memory, targets) -> State``.
-        place: ``(state, memory, layer) -> (state, Look)``, redone for every layer; sees the layer's input, and may give queries a
+        queries: ``(memory, targets) -> QueryState``.
+        place: ``(state, memory, layer) -> (state, QueryGeometry)``, redone for every layer; sees the layer's input, and may give queries a
             reference that they have not yet.
         layers: decoder layers, ``(content, look, memory, trace) -> content``.
         norm: of every layer's content before the heads.
         heads: one for all layers, or one a layer.
-        refine: ``(state, box_logits, head) -> State`` for the next layer; None: references stay.
+        refine: ``(state, box_logits, head) -> QueryState`` for the next layer; None: references stay.
         criterion: matching, loss and post-processing.
-        slow: names of parameters (any part of the name) that the paper trains at a tenth of the rate.
+        low_lr_patterns: names of parameters (any part of the name) that the paper trains at a tenth of the rate.
     """
 
     def __init__(
@@ -58,18 +58,18 @@ class DetectionTransformer(Model):
         queries: nn.Module,
         layers: Sequence[nn.Module],
         heads: Sequence[Head],
-        criterion: SetLoss,
+        criterion: SetCriterion,
         norm: nn.Module | None = None,
-        place: Callable[[State, Memory, int], tuple[State, Look]] = place_at_position,
-        refine: Callable[[State, Tensor, Head], State] | None = None,
-        slow: tuple[str, ...] = (),
+        place: Callable[[QueryState, Memory, int], tuple[QueryState, QueryGeometry]] = locate_at_position,
+        refine: Callable[[QueryState, Tensor, Head], QueryState] | None = None,
+        low_lr_patterns: tuple[str, ...] = (),
     ):
         super().__init__()
         self.backbone, self.neck, self.tokens = image
         self.encoder, self.queries = encoder, queries
         self.layers, self.heads = nn.ModuleList(layers), nn.ModuleList(heads)
         self.norm = nn.Identity() if norm is None else norm
-        self.place, self.refine, self.criterion, self.slow = place, refine, criterion, slow
+        self.place, self.refine, self.criterion, self.low_lr_patterns = place, refine, criterion, low_lr_patterns
         self.config = {}
 
     def forward(
@@ -109,14 +109,14 @@ class DetectionTransformer(Model):
         every, answers = state.content.shape[1], Answers()
         for i, layer in enumerate(self.layers):
             record = LayerTrace(memory=memory) if traces else None
-            state, look = self.place(state, memory, i)
-            state = replace(state, content=layer(state.content, look, memory, record))
-            last, going = i == len(self.layers) - 1, self.going_on(i, state)
+            state, geometry = self.place(state, memory, i)
+            state = replace(state, content=layer(state.content, geometry, memory, record))
+            last, going = i == len(self.layers) - 1, self.num_kept(i, state)
             answered = not last_only or trace or last or going
             rows = state.rows
             if answered or self.refine is not None:
                 head, content = self.head(i), self.norm(state.content)
-                box = head.box(content, state.base)
+                box = head.box(content, state.box_anchor)
                 if answered:
                     answers.add(head.classes(content), box.sigmoid(), rows)
                 if going:
@@ -125,20 +125,20 @@ class DetectionTransformer(Model):
                 if self.refine is not None and not last:
                     state = self.refine(state, box, head)
             if traces and record:
-                record.reference = look.reference
+                record.reference = geometry.reference
                 record.fill(rows, every, traces.layers)
                 record.boxes = answers.boxes[-1]
                 record.scores = self.criterion.classification.scores(answers.logits[-1]).amax(-1)
                 traces.layers.append(record)
         return answers.output(state, traces, last_only)
 
-    def going_on(self, layer: int, state: State) -> int:
+    def num_kept(self, layer: int, state: QueryState) -> int:
         """How many ordinary queries the next layer has, where it has fewer; 0 where all go on."""
-        here, wanted = self.counts[layer : layer + 2] if layer + 1 < len(self.counts) else (0, 0)
+        here, wanted = self.num_queries_per_layer[layer : layer + 2] if layer + 1 < len(self.num_queries_per_layer) else (0, 0)
         return wanted if wanted < min(here, state.content.shape[1] - state.training_only()) else 0
 
     @torch.no_grad()
-    def best(self, logits: Tensor, state: State, count: int) -> Tensor:
+    def best(self, logits: Tensor, state: QueryState, count: int) -> Tensor:
         """Which queries go on, [B, N + count] positions in ``state``: the N training-only ones, and of the others those with the highest
         class probability; of equals the earlier ones. They stay in their order.
 
@@ -177,9 +177,9 @@ class DetectionTransformer(Model):
         """
         alive = None if out.alive is None else out.alive[-1]
         found = self.criterion.answers(out.logits[-1], out.boxes[-1], sizes, top_k, one_label, alive)
-        return found if nms is None else [without_overlaps(answer, nms) for answer in found]
+        return found if nms is None else [nms_per_class(answer, nms) for answer in found]
 
-    def per_query(self) -> list[nn.Parameter]:
+    def query_parameters(self) -> list[nn.Parameter]:
         """The queries' own parameters, not those of networks beside them; and other positions that they were given."""
         owners = (self.queries, *(part for part in self.modules() if isinstance(part, OtherPosition)))
         return [parameter for part in owners for parameter in part.parameters(recurse=False)]
@@ -205,18 +205,18 @@ class Answers:
         self.boxes.append(boxes)
         self.alive.append(alive)
 
-    def output(self, state: State, traces: Trace | None, last_only: bool) -> Output:
+    def output(self, state: QueryState, traces: Trace | None, last_only: bool) -> Output:
         layers = slice(-1, None) if last_only else slice(None)
-        answers, extra = Predictions(torch.stack(self.logits[layers]), torch.stack(self.boxes[layers])), {}
+        answers, extra = LayerPredictions(torch.stack(self.logits[layers]), torch.stack(self.boxes[layers])), {}
         alive = None if state.rows is None else torch.stack(self.alive[layers])[:, :, state.training_only() :]
         for name, group in state.groups.items():
             extra[name], answers = _parted(answers, group)
         return Output(answers.logits, answers.boxes, proposals=state.proposals, alive=alive, extra=extra, trace=traces)
 
 
-def _parted(answers: Predictions, group: Noisy) -> tuple[Taught, Predictions]:
+def _parted(answers: LayerPredictions, group: DenoisingQueries) -> tuple[TrainingGroupOutput, LayerPredictions]:
     """The first queries are the group's, the rest ordinary; a slot without an object says nothing."""
     size = group.content.shape[1]
     logits = answers.logits[:, :, :size].masked_fill(~group.alive[..., None], -torch.inf)
-    taught = Taught(logits, answers.boxes[:, :, :size], group.matches, group.groups)
-    return taught, Predictions(answers.logits[:, :, size:], answers.boxes[:, :, size:])
+    taught = TrainingGroupOutput(logits, answers.boxes[:, :, :size], group.matches, group.groups)
+    return taught, LayerPredictions(answers.logits[:, :, size:], answers.boxes[:, :, size:])

@@ -22,15 +22,15 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import LearnedQueries, decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, presets
-from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image
-from boxquery.parts.attention import Look, given
+from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
+from boxquery.parts.attention.dense import QueryGeometry, require
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
-from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
@@ -41,42 +41,42 @@ class ConditionalOptions(Options):
 PRESETS = presets(ConditionalOptions(), Recipe(epochs=50, decay_at=0.8))
 
 
-class PointedQueries(LearnedQueries):
+class ReferencePointQueries(LearnedQueries):
     """Queries: a learned position, and a reference point that an MLP makes from it (section 3.3)."""
 
     def __init__(self, count: int, dim: int):
         super().__init__(count, dim)
         self.reference = MLP(dim, dim, 2, 2)
 
-    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+    def forward(self, memory: Memory, targets: list[dict] | None) -> QueryState:
         state = super().forward(memory, targets)
         assert state.position is not None
         reference = self.reference(state.position)
-        return replace(state, reference=reference, base=reference)
+        return replace(state, reference=reference, box_anchor=reference)
 
 
-class ConditionalPlace(nn.Module):
+class ConditionalLocate(nn.Module):
     """The place asked for: the sine of the reference point, times an MLP of the content after the first layer (eq. 5)."""
 
     def __init__(self, dim: int):
         super().__init__()
         self.dim, self.scale = dim, MLP(dim, dim, dim, 2)
 
-    def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        point = given(state.reference, "ConditionalPlace", "State.reference").sigmoid()
+    def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+        point = require(state.reference, "ConditionalLocate", "QueryState.reference").sigmoid()
         place = sine(point.flip(-1), self.dim // 2)
         if layer:
             place = place * self.scale(state.content)
-        return state, Look(position=place, self_position=state.position, reference=point, self_mask=state.self_mask)
+        return state, QueryGeometry(position=place, self_position=state.position, reference=point, self_mask=state.self_mask)
 
 
 def build(classes: int, options: ConditionalOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    queries, place, regions = PointedQueries(o.queries, dim), ConditionalPlace(dim), encoder(o)
+    queries, place, regions = ReferencePointQueries(o.queries, dim), ConditionalLocate(dim), encoder(o)
     layers = decoder(
         o,
-        lambda: SeparateSelfAttention(dim, o.heads, o.dropout),
-        lambda layer: SeparateRead(dim, o.heads, o.dropout, first=layer == 0),
+        lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
+        lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
     )
     reset_transformer(regions, queries.reference, place, *layers)
     return DetectionTransformer(

@@ -24,15 +24,15 @@ from dataclasses import dataclass
 from torch import nn
 
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import BoxQueries, decoder, encoder, focal, image, refine_detached
 from boxquery.models.options import Options, Recipe, check_least, check_normed, check_share, presets
-from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image, refine_detached
-from boxquery.parts.attention import Look, SampledRead, SelfAttention, given_boxes
+from boxquery.parts.attention.dense import DeformableAttention, QueryGeometry, SelfAttention, require_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ PRESETS = presets(
 )
 
 
-class AnchorPosition(nn.Module):
+class DABDeformableLocate(nn.Module):
     """An MLP of the box's sine, and from the second layer on another of the content to scale it; the box as the padded image has it."""
 
     def __init__(self, dim: int):
@@ -72,21 +72,21 @@ class AnchorPosition(nn.Module):
         self.dim = dim
         self.position, self.scale = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2)
 
-    def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        box = given_boxes(state.reference, "AnchorPosition", "State.reference").sigmoid()
+    def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+        box = require_boxes(state.reference, "DABDeformableLocate", "QueryState.reference").sigmoid()
         position = self.position(box_sine(box * memory.valid_ratios[:, :1].repeat(1, 1, 2), self.dim // 2))
         if layer:
             position = position * self.scale(state.content)
-        return state, Look(position=position, reference=box, self_mask=state.self_mask)
+        return state, QueryGeometry(position=position, reference=box, self_mask=state.self_mask)
 
 
 def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
-    def read(layer: int = 0) -> SampledRead:
-        return SampledRead(dim, o.heads, o.levels, o.points)
+    def read(layer: int = 0) -> DeformableAttention:
+        return DeformableAttention(dim, o.heads, o.levels, o.points)
 
-    regions, place = encoder(o, read, place=at_centres), AnchorPosition(dim)
+    regions, place = encoder(o, read, place=at_centres), DABDeformableLocate(dim)
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
     reset_transformer(regions, place, *layers)
     return DetectionTransformer(
@@ -98,5 +98,5 @@ def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> Dete
         refine=refine_detached,
         heads=[Head(dim, classes, size_bias=0.0 if layer else -2.0, eps=EPS_OF_ANCHORS) for layer in range(o.decoder_layers)],
         criterion=focal(weight=1.0, top_k=300),
-        slow=("sampling_offsets",),
+        low_lr_patterns=("sampling_offsets",),
     )

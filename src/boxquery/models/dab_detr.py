@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import BoxQueries, decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, check_share, presets
-from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
-from boxquery.parts.attention import Look, given, given_boxes
+from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
+from boxquery.parts.attention.dense import QueryGeometry, require, require_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
-from boxquery.parts.separate import SeparateRead, SeparateSelfAttention
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
@@ -68,11 +68,11 @@ class ScaledPositions(nn.Module):
         super().__init__()
         self.scale = MLP(dim, dim, dim, 2)
 
-    def forward(self, memory: Memory) -> Look:
-        return Look(position=given(memory.position, "ScaledPositions", "Memory.position") * self.scale(memory.tokens))
+    def forward(self, memory: Memory) -> QueryGeometry:
+        return QueryGeometry(position=require(memory.position, "ScaledPositions", "Memory.position") * self.scale(memory.tokens))
 
 
-class AnchorPlace(nn.Module):
+class DABLocate(nn.Module):
     """Where the box is, and how wide to look (section 4, "Width & height-modulated Gaussian kernel").
 
     Across, the products of place with place are multiplied by w_ref / w, down by h_ref / h; the reference size is read from the content.
@@ -83,8 +83,8 @@ class AnchorPlace(nn.Module):
         self.dim = dim
         self.position, self.scale, self.size = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2), MLP(dim, dim, 2, 2)
 
-    def forward(self, state: State, memory: Memory, layer: int) -> tuple[State, Look]:
-        box = given_boxes(state.reference, "AnchorPlace", "State.reference").sigmoid()
+    def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+        box = require_boxes(state.reference, "DABLocate", "QueryState.reference").sigmoid()
         features = box_sine(box, self.dim // 2)
         place = features[..., : self.dim]
         if layer:
@@ -93,24 +93,24 @@ class AnchorPlace(nn.Module):
         # the first half of the features belongs to y
         place = place.unflatten(-1, (2, -1)) * wanted.flip(-1)[..., None]
         position = self.position(features)
-        return state, Look(position=place.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
+        return state, QueryGeometry(position=place.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
 
 
-def refine(state: State, box_logits: Tensor, head: Head) -> State:
+def refine(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
     """The update reads content before the norm, the prediction after it; only the prediction's base keeps the gradient (section 4,
     "Anchor update")."""
-    base = head.box(state.content, state.reference)
-    return replace(state, reference=base.detach(), base=base)
+    box_anchor = head.box(state.content, state.reference)
+    return replace(state, reference=box_anchor.detach(), box_anchor=box_anchor)
 
 
 def build(classes: int, options: DABOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     regions = encoder(o, activation=nn.PReLU, place=ScaledPositions(dim))
-    place = AnchorPlace(dim)
+    place = DABLocate(dim)
     layers = decoder(
         o,
-        lambda: SeparateSelfAttention(dim, o.heads, o.dropout),
-        lambda layer: SeparateRead(dim, o.heads, o.dropout, first=layer == 0),
+        lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
+        lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
         activation=nn.PReLU,
     )
     reset_transformer(regions, place, *layers)

@@ -25,17 +25,17 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.errors import UserError
-from boxquery.matching.denoising import Denoising
-from boxquery.matching.output import Predictions
+from boxquery.matching.groups import Denoising
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
 from boxquery.models.options import Options, Recipe, check_least, check_normed, presets
-from boxquery.models.usual import decoder, encoder, focal, image, refine_detached
-from boxquery.parts.attention import SampledRead, SelfAttention
+from boxquery.parts.attention.dense import DeformableAttention, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
+from boxquery.parts.output import LayerPredictions
 from boxquery.parts.positions import SinePosition, sine
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,10 @@ class PointQueries(nn.Module):
         nn.init.xavier_uniform_(self.reference_points.weight)
         nn.init.zeros_(self.reference_points.bias)
 
-    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+    def forward(self, memory: Memory, targets: list[dict] | None) -> QueryState:
         position, content = self.embedding.expand(len(memory.tokens), -1, -1).chunk(2, -1)
         reference = self.reference_points(position)
-        return State(content=content, position=position, reference=reference, base=reference)
+        return QueryState(content=content, position=position, reference=reference, box_anchor=reference)
 
 
 class ProposalQueries(nn.Module):
@@ -101,7 +101,7 @@ class ProposalQueries(nn.Module):
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
 
-    def forward(self, memory: Memory, targets: list[dict] | None) -> State:
+    def forward(self, memory: Memory, targets: list[dict] | None) -> QueryState:
         tokens, anchors = propose(memory)
         tokens = self.memory_norm(self.memory_proj(tokens))
         logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
@@ -111,12 +111,12 @@ class ProposalQueries(nn.Module):
         if noisy is not None:
             reference = torch.cat((noisy.reference, reference), 1)
         position, content = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2))).chunk(2, -1)
-        state = State(
+        state = QueryState(
             content=content,
             position=position,
             reference=reference,
-            base=reference,
-            proposals=Predictions(logits[None], boxes.sigmoid()[None]),
+            box_anchor=reference,
+            proposals=LayerPredictions(logits[None], boxes.sigmoid()[None]),
         )
         if noisy is not None:
             # told a class instead of being told a place
@@ -147,8 +147,8 @@ def propose(memory: Memory) -> tuple[Tensor, Tensor]:
 def build(classes: int, options: DeformableOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
-    def read(layer: int = 0) -> SampledRead:
-        return SampledRead(dim, o.heads, o.levels, o.points)
+    def read(layer: int = 0) -> DeformableAttention:
+        return DeformableAttention(dim, o.heads, o.levels, o.points)
 
     # queries
     queries = _proposing(classes, o) if o.two_stage else PointQueries(o.queries, dim)
@@ -170,7 +170,7 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
         heads=heads,
         criterion=focal(),
         refine=refine_detached if o.box_refine else None,
-        slow=("sampling_offsets", "reference_points"),
+        low_lr_patterns=("sampling_offsets", "reference_points"),
     )
 
 

@@ -20,11 +20,11 @@ from typing import Literal
 from torch import nn
 
 from boxquery.matching.classification import Softmax
-from boxquery.matching.loss import SetLoss
+from boxquery.matching.criterion import SetCriterion
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import LearnedQueries, decoder, encoder, image
 from boxquery.models.options import Options, Recipe, presets
-from boxquery.models.usual import LearnedQueries, decoder, encoder, image
-from boxquery.parts.attention import DenseRead, SelfAttention
+from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.positions import SinePosition
@@ -52,7 +52,7 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
     layers = decoder(
         o,
         lambda: SelfAttention(dim, o.heads, o.dropout),
-        lambda layer: DenseRead(dim, o.heads, o.dropout),
+        lambda layer: DenseAttention(dim, o.heads, o.dropout),
         pre_norm=o.pre_norm,
     )
     reset_transformer(regions, *layers)
@@ -65,5 +65,5 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
         layers=layers,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes + 1, focal=False, zero_boxes=False)],
-        criterion=SetLoss(Softmax(), top_k=0),
+        criterion=SetCriterion(Softmax(), top_k=0),
     )

@@ -54,7 +54,7 @@ class Options:
         """``num_queries`` of the first layer: how many a paper makes (of each pattern, where it has patterns)."""
         return self.num_queries if isinstance(self.num_queries, int) else self.num_queries[0]
 
-    def counts(self) -> list[int]:
+    def num_queries_per_layer(self) -> list[int]:
         """Queries of every decoder layer, all patterns together."""
         numbers = [self.num_queries] * self.decoder_layers if isinstance(self.num_queries, int) else self.num_queries
         return [number * max(getattr(self, "patterns", 1), 1) for number in numbers]

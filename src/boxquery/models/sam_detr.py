@@ -26,16 +26,16 @@ from torch import Tensor
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import BoxQueries, decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, check_normed, check_share, presets
-from boxquery.models.usual import BoxQueries, decoder, encoder, focal, image
-from boxquery.parts.attention import Look, SampledRead, given
+from boxquery.parts.attention.conditional import ConditionalSelfAttention
+from boxquery.parts.attention.dense import DeformableAttention, QueryGeometry, require
+from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder, at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SingleSinePosition, sine
-from boxquery.parts.salient import SalientRead
-from boxquery.parts.separate import SeparateSelfAttention
-from boxquery.parts.state import State
+from boxquery.parts.state import QueryState
 
 #: samples of a head on a level, in the encoder of several levels
 POINTS = 4
@@ -73,39 +73,39 @@ class SAMOptions(Options):
 PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
 
 
-def place(state: State, memory: Memory, layer: int) -> tuple[State, Look]:
+def place(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
     """A query stands at its box; other queries see the sine of its centre, which takes no gradient."""
-    box = given(state.reference, "SAM's place", "State.reference").sigmoid()
+    box = require(state.reference, "SAM's place", "QueryState.reference").sigmoid()
     centre = sine(box[..., :2].detach().flip(-1), state.content.shape[-1] // 2)
-    return state, Look(self_position=centre, reference=box, self_mask=state.self_mask)
+    return state, QueryGeometry(self_position=centre, reference=box, self_mask=state.self_mask)
 
 
-def refine(state: State, box_logits: Tensor, head: Head) -> State:
+def refine(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
     """The head moves the reference itself, where predictions are measured from a clamped copy; no gradient passes from layer to layer."""
     assert state.reference is not None
     with torch.no_grad():
         reference = state.reference + head.boxes(state.content)
-    return replace(state, reference=reference, base=reference)
+    return replace(state, reference=reference, box_anchor=reference)
 
 
 def sampled_encoder(o: SAMOptions) -> Encoder:
     """Deformable DETR's, on three levels; the authors halve its feed-forward networks to save memory (55 M parameters in all)."""
     half = replace(o, ffn_dim=max(o.ffn_dim // 2, 1))
-    return encoder(half, lambda: SampledRead(o.hidden_dim, o.heads, o.levels, POINTS), place=at_centres)
+    return encoder(half, lambda: DeformableAttention(o.hidden_dim, o.heads, o.levels, POINTS), place=at_centres)
 
 
 def build(classes: int, options: SAMOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
-    def read(layer: int) -> SalientRead:
+    def read(layer: int) -> SemanticAlignedAttention:
         level = o.levels - 1 - layer * o.levels // o.decoder_layers
-        return SalientRead(dim, o.heads, o.dropout, level=level, gaussian=o.smca, attention=o.cross_attention)
+        return SemanticAlignedAttention(dim, o.heads, o.dropout, level=level, gaussian=o.smca, attention=o.cross_attention)
 
     # encoder: dense on one level, sampled on several
     several = o.levels > 1
     regions = sampled_encoder(o) if several else encoder(o)
     # place: at the box; read: through its salient points
-    layers = decoder(o, lambda: SeparateSelfAttention(dim, o.heads, o.dropout), read)
+    layers = decoder(o, lambda: ConditionalSelfAttention(dim, o.heads, o.dropout), read)
     reset_transformer(regions, *layers)
     return DetectionTransformer(
         # image: with several levels, each has a norm and an embedding

@@ -22,16 +22,16 @@ from dataclasses import dataclass
 from torch import nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, place_at_position
+from boxquery.models.base import DetectionTransformer, locate_at_position
+from boxquery.models.builders import LearnedQueries, decoder, encoder, focal, image, region_ffn
 from boxquery.models.options import Options, Recipe, check_least, presets
-from boxquery.models.usual import LearnedQueries, decoder, encoder, focal, image, region_ffn
-from boxquery.parts.attention import DenseRead, SelfAttention
+from boxquery.parts.attention.dense import DenseAttention, SelfAttention
+from boxquery.parts.attention.gaussian import DynamicScale, GaussianLocate
+from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention
 from boxquery.parts.backbone import Backbone
-from boxquery.parts.gaussian import DynamicScale, GaussianPlace
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder, EncoderLayer, reset_transformer
 from boxquery.parts.positions import SinePosition
-from boxquery.parts.scales import LevelByLevel, SelectingRead
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def regions(o: SMCAOptions) -> Encoder:
         return encoder(o)
 
     def read(layer: int) -> nn.Module:
-        everything = DenseRead(o.hidden_dim, o.heads, o.dropout)
-        return everything if o.levels == 1 or layer == o.encoder_layers // 2 else LevelByLevel(everything)
+        everything = DenseAttention(o.hidden_dim, o.heads, o.dropout)
+        return everything if o.levels == 1 or layer == o.encoder_layers // 2 else IntraScaleAttention(everything)
 
     return Encoder([EncoderLayer(read(i), region_ffn(o), o.hidden_dim, o.dropout) for i in range(o.encoder_layers)])
 
@@ -87,8 +87,8 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
     parts = image(o, pretrained, SinePosition(dim), o.levels, maps=2)
     cells = regions(o)
     # place: under Gaussians, around a centre that the first layer predicts
-    place = GaussianPlace(
-        place_at_position,
+    place = GaussianLocate(
+        locate_at_position,
         dim,
         o.heads,
         o.decoder_layers,
@@ -101,7 +101,9 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
     layers = decoder(
         o,
         lambda: SelfAttention(dim, o.heads, o.dropout),
-        lambda layer: DenseRead(dim, o.heads, o.dropout) if o.levels == 1 else SelectingRead(dim, o.heads, o.levels, o.dropout),
+        lambda layer: (
+            DenseAttention(dim, o.heads, o.dropout) if o.levels == 1 else ScaleSelectionAttention(dim, o.heads, o.levels, o.dropout)
+        ),
     )
     reset_transformer(cells, place, *layers)
     return DetectionTransformer(

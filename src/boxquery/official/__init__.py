@@ -11,18 +11,18 @@ from boxquery.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from boxquery.models.model import Model
+    from boxquery.models.interface import Model
 
 #: our name of a model -> the module with its key map
 AUTHORS = {
-    "anchor-detr": "boxquery.official.megvii_research_anchordetr",
-    "conditional-detr": "boxquery.official.atten4vis_conditionaldetr",
-    "dab-deformable-detr": "boxquery.official.idea_research_dab_deformable_detr",
-    "dab-detr": "boxquery.official.idea_research_dab_detr",
-    "deformable-detr": "boxquery.official.fundamentalvision_deformable_detr",
-    "detr": "boxquery.official.facebookresearch_detr",
-    "sam-detr": "boxquery.official.zhanggongjie_sam_detr",
-    "smca-detr": "boxquery.official.gaopengcuhk_smca_detr",
+    "anchor-detr": "boxquery.official.anchor_detr",
+    "conditional-detr": "boxquery.official.conditional_detr",
+    "dab-deformable-detr": "boxquery.official.dab_deformable_detr",
+    "dab-detr": "boxquery.official.dab_detr",
+    "deformable-detr": "boxquery.official.deformable_detr",
+    "detr": "boxquery.official.detr",
+    "sam-detr": "boxquery.official.sam_detr",
+    "smca-detr": "boxquery.official.smca_detr",
 }
 
 

@@ -28,7 +28,7 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
     return intersection / union - (hull - union) / hull
 
 
-def without_overlaps(answer: dict[str, Tensor], iou: float) -> dict[str, Tensor]:
+def nms_per_class(answer: dict[str, Tensor], iou: float) -> dict[str, Tensor]:
     """Non-maximum suppression: answers of one image without those that overlap a better one of their class by more than ``iou``.
 
     ``answer`` has ``scores`` [K], ``labels`` [K] and ``boxes`` [K, 4] xyxy; what stays is best first.

@@ -50,13 +50,13 @@ class Head(nn.Module):
             with torch.no_grad():
                 last.bias[2:] = size_bias
 
-    def box(self, content: Tensor, base: Tensor | None) -> Tensor:
+    def box(self, content: Tensor, box_anchor: Tensor | None) -> Tensor:
         """[..., D] and a base [..., 2 or 4] of logits -> [..., 4] logits of cxcywh; a point moves the centre alone."""
         out = self.boxes(content)
         out = out.to(torch.promote_types(out.dtype, torch.float32))
-        if base is None:
+        if box_anchor is None:
             return out
-        base = clamp_logits(base, self.eps) if self.eps else base
-        if base.shape[-1] == 4:
-            return out + base
-        return torch.cat((out[..., :2] + base, out[..., 2:]), -1)
+        box_anchor = clamp_logits(box_anchor, self.eps) if self.eps else box_anchor
+        if box_anchor.shape[-1] == 4:
+            return out + box_anchor
+        return torch.cat((out[..., :2] + box_anchor, out[..., 2:]), -1)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention import Look
+from boxquery.parts.attention.dense import QueryGeometry
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
@@ -66,7 +66,7 @@ class HybridEncoder(Encoder):
         last = len(memory.shapes) - 1
         coarsest = memory.level(last)
         for layer in self.layers:
-            coarsest = layer(coarsest, Look(position=coarsest.position))
+            coarsest = layer(coarsest, QueryGeometry(position=coarsest.position))
         paddings = [None] * (last + 1) if memory.mask is None else [m[:, None] for m in memory.maps(memory.mask)]
         maps = [cells.permute(0, 3, 1, 2) for cells in memory.maps(memory.tokens)]
         maps[last] = coarsest.maps(coarsest.tokens)[0].permute(0, 3, 1, 2)

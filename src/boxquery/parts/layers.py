@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention import Look
+from boxquery.parts.attention.dense import QueryGeometry
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -37,9 +37,9 @@ class ConvolutionalFeedForward(FeedForward):
         super().__init__(dim, ffn_dim, dropout, activation)
         self.mix = nn.Conv2d(ffn_dim, ffn_dim, 3, padding=1, groups=ffn_dim)
         with torch.no_grad():
-            self.start_values()
+            self.init_weights()
 
-    def start_values(self) -> None:
+    def init_weights(self) -> None:
         nn.init.dirac_(self.mix.weight, groups=self.mix.groups)
         assert self.mix.bias is not None
         nn.init.zeros_(self.mix.bias)
@@ -77,19 +77,19 @@ class EncoderLayer(nn.Module):
         self.read_residual = Residual(dim, dropout, pre_norm)
         self.ffn_residual = Residual(dim, dropout, pre_norm)
 
-    def forward(self, memory: Memory, look: Look, trace: LayerTrace | None = None) -> Memory:
-        tokens = self.read_residual(memory.tokens, lambda x: self.read(x, look, memory.with_tokens(x), trace))
+    def forward(self, memory: Memory, geometry: QueryGeometry, trace: LayerTrace | None = None) -> Memory:
+        tokens = self.read_residual(memory.tokens, lambda x: self.read(x, geometry, memory.with_tokens(x), trace))
         return memory.with_tokens(self.ffn_residual(tokens, lambda x: self.ffn(x, memory)))
 
 
-def at_position(memory: Memory) -> Look:
+def at_position(memory: Memory) -> QueryGeometry:
     """Tokens are where the image's own positions say."""
-    return Look(position=memory.position)
+    return QueryGeometry(position=memory.position)
 
 
-def at_centres(memory: Memory) -> Look:
+def at_centres(memory: Memory) -> QueryGeometry:
     """Tokens look around the centre of their own cell, on every level (Deformable DETR, section 4.1)."""
-    return Look(position=memory.position, reference=memory.centres())
+    return QueryGeometry(position=memory.position, reference=memory.centres())
 
 
 class Encoder(nn.Module):
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
     ``place(memory)`` says where tokens are and may look, before every layer.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None = None, place: Callable[[Memory], Look] = at_position):
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None = None, place: Callable[[Memory], QueryGeometry] = at_position):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = nn.Identity() if norm is None else norm
@@ -125,9 +125,9 @@ class DecoderLayer(nn.Module):
         self.read_residual = Residual(dim, dropout, pre_norm)
         self.ffn_residual = Residual(dim, dropout, pre_norm)
 
-    def forward(self, content: Tensor, look: Look, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
-        content = self.self_residual(content, lambda x: self.self_attention(x, look, trace))
-        content = self.read_residual(content, lambda x: self.read(x, look, memory, trace))
+    def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
+        content = self.self_residual(content, lambda x: self.self_attention(x, geometry, trace))
+        content = self.read_residual(content, lambda x: self.read(x, geometry, memory, trace))
         return self.ffn_residual(content, self.ffn)
 
 
@@ -139,12 +139,12 @@ def reset_transformer(*modules: nn.Module) -> None:
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
         for part in module.modules():
-            if isinstance(part, HasStartValues):
-                part.start_values()
+            if isinstance(part, HasInitWeights):
+                part.init_weights()
 
 
 @runtime_checkable
-class HasStartValues(Protocol):
+class HasInitWeights(Protocol):
     """A part whose paper gives it start values of its own."""
 
-    def start_values(self) -> None: ...
+    def init_weights(self) -> None: ...

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from boxquery.matching.denoising import Noisy
-    from boxquery.matching.output import Predictions
+    from boxquery.matching.groups import DenoisingQueries
+    from boxquery.parts.output import LayerPredictions
 
 
 @dataclass(frozen=True)
-class State:
+class QueryState:
     """The queries between two layers.
 
     Attributes:
@@ -34,10 +34,10 @@ class State:
     position: Tensor | None = None
     axes: tuple[Tensor, Tensor] | None = None
     reference: Tensor | None = None
-    base: Tensor | None = None
+    box_anchor: Tensor | None = None
     self_mask: Tensor | None = None
-    proposals: Predictions | None = None
-    groups: dict[str, Noisy] = field(default_factory=dict)
+    proposals: LayerPredictions | None = None
+    groups: dict[str, DenoisingQueries] = field(default_factory=dict)
     rows: Tensor | None = None
     predicted: Tensor | None = None
 
@@ -45,7 +45,7 @@ class State:
         """How many queries of the groups stand before the ordinary ones."""
         return sum(group.content.shape[1] for group in self.groups.values())
 
-    def only(self, chosen: Tensor) -> State:
+    def only(self, chosen: Tensor) -> QueryState:
         """The queries ``chosen`` [B, K] alone, in that order."""
         every = torch.arange(self.content.shape[1], device=chosen.device)[None] if self.rows is None else self.rows
         mask = self.self_mask
@@ -62,7 +62,7 @@ class State:
             position=kept(self.position),
             axes=None if self.axes is None else (chosen_rows(self.axes[0], chosen), chosen_rows(self.axes[1], chosen)),
             reference=kept(self.reference),
-            base=kept(self.base),
+            box_anchor=kept(self.box_anchor),
             self_mask=mask,
             rows=every.expand(len(chosen), -1).gather(1, chosen),
             predicted=kept(self.predicted),

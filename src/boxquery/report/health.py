@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from boxquery.report.document import document, picture
-from boxquery.report.files import Run, read_run, write_whole
+from boxquery.files import atomic_write
+from boxquery.pages.html import document, picture
+from boxquery.report.run_files import Run, read_run
 from boxquery.report.sections import data
 
 _WORDS = {"doomed": "Stops a run", "warning": "Warning", "note": "Note"}
@@ -43,7 +44,7 @@ def write_page(folder: Path) -> Path:
     run = replace(run, data=run.check.get("data") or {})
     source = str(run.data.get("source", "")).rstrip("/").rsplit("/", 1)[-1]
     head = f'<header id="headline"><h1>Check of {escape(source)}</h1></header>'
-    return write_whole(folder / "check.html", document(f"Check of {source}", "\n".join((head, checked(run), data(run)))))
+    return atomic_write(folder / "check.html", document(f"Check of {source}", "\n".join((head, checked(run), data(run)))))
 
 
 def _list(findings: Sequence[Mapping[str, Any]]) -> str:

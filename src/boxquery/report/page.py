@@ -7,9 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from boxquery.report.document import document
-from boxquery.report.files import Run, read_run, write_whole
+from boxquery.files import atomic_write
+from boxquery.pages.html import document
 from boxquery.report.health import checked, diagnosis
+from boxquery.report.run_files import Run, read_run
 from boxquery.report.sections import (
     DASH,
     alignment,
@@ -42,7 +43,7 @@ def write_report(run: Path) -> Path:
     known = read_run(run)
     sections = (headline, diagnosis, curves, alignment, scores, classes, pictures, transferred, data, checked, configuration)
     body = "\n".join(text for section in sections if (text := section(known)))
-    return write_whole(run / "report.html", document(_title(known), body, "Made by boxquery from the files of this run folder."))
+    return atomic_write(run / "report.html", document(_title(known), body, "Made by boxquery from the files of this run folder."))
 
 
 def _title(run: Run) -> str:

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from boxquery.data.dataset import Record, Split
-from boxquery.drawing import draw
 from boxquery.errors import plain
-from boxquery.evaluation.matching import IGNORED, RIGHT, Prediction, gather, iou, match
-from boxquery.report.files import write_json, write_whole
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, flatten_detections, iou, match
+from boxquery.files import atomic_write, write_json
+from boxquery.pages.drawing import draw
 
 IOU_RIGHT = 0.5
 IOU_MISPLACED = 0.1
@@ -54,7 +54,7 @@ class Picked:
 
 def pick_pictures(
     split: Sequence[Record],
-    predictions: Mapping[int, Prediction],
+    predictions: Mapping[int, ImageDetections],
     names: Sequence[str],
     *,
     typical: int = 6,
@@ -78,7 +78,7 @@ def pick_pictures(
     for position, (boxes, scores, labels) in predictions.items():
         keep = np.asarray(scores) >= least
         shown[position] = np.asarray(boxes)[keep], np.asarray(scores)[keep], np.asarray(labels)[keep]
-    detections = gather(split, shown, len(names), 1000)
+    detections = flatten_detections(split, shown, len(names), 1000)
     outcome, found = match(split, detections, IOU_RIGHT)
     bounds = np.searchsorted(detections.image, np.arange(len(split) + 1))
 
@@ -137,7 +137,7 @@ def _explain(
 def write_pictures(
     run: Path,
     split: Split,
-    predictions: Mapping[int, Prediction],
+    predictions: Mapping[int, ImageDetections],
     names: Sequence[str],
     *,
     typical: int = 6,
@@ -166,7 +166,7 @@ def write_pictures(
         number = sum(entry["kind"] == item.kind for entry in entries) + 1
         files = [f"pictures/{item.kind}-{number}-{side}.jpg" for side in ("truth", "prediction")]
         for file, picture in zip(files, (left, right), strict=True):
-            write_whole(run / file, jpeg(picture, budget))
+            atomic_write(run / file, jpeg(picture, budget))
         written.update(files)
         entries.append(
             {

@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from boxquery.report.charts import bar, line_chart, number
-from boxquery.report.document import picture
-from boxquery.report.files import Run
+from boxquery.pages.charts import bar, line_chart, number
+from boxquery.pages.html import picture
+from boxquery.report.run_files import Run
 
 DASH = "–"
 _LINES = 200  # of skipped input shown

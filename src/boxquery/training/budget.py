@@ -17,7 +17,7 @@ from boxquery.data.loading import DetectionDataset
 from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import predict_split
-from boxquery.models.model import Model
+from boxquery.models.interface import Model
 from boxquery.training.config import RunConfig
 
 #: share of the minutes that is planned; the rest is for reading data, the last evaluation, the report, and a machine that slows down

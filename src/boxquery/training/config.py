@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from boxquery.errors import UserError, first_line
-from boxquery.report.files import write_whole
+from boxquery.files import atomic_write
 
 FILE = "config.yaml"
 #: what is trained where the user names nothing
@@ -146,7 +146,7 @@ class RunConfig:
         return replace(self, epochs=whole + (last > 0), last=last, steps=steps)
 
     def write(self, folder: Path) -> None:
-        write_whole(
+        atomic_write(
             folder / FILE,
             yaml.safe_dump({**asdict(self), "boxquery": version("boxquery"), "command": self.command(folder)}, sort_keys=False).encode(),
         )
@@ -172,6 +172,6 @@ class RunConfig:
 
 
 #: a wish of somebody who says nothing: what can be chosen is open
-UNSAID = RunConfig(
+UNSET = RunConfig(
     data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, val_every=0, workers=-1, device="auto", precision="auto"
 )  # fmt: skip

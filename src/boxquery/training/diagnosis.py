@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from boxquery.check.findings import Finding
 from boxquery.check.floors import measured
 from boxquery.errors import UserError
-from boxquery.evaluation.predictions import Found
-from boxquery.report.files import write_json
+from boxquery.evaluation.predictions import DetectionsByImage
+from boxquery.files import write_json
 from boxquery.training.config import RunConfig
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Split
-    from boxquery.matching.output import Output
+    from boxquery.parts.output import Output
 
 FILE = "diagnosis.json"
 #: AP50 that is none; "left AP 0" in the measured floors is twice this
@@ -167,11 +167,11 @@ class Diagnosis:
             f"Try --workers {more}, or store the images nearer to {self.config.image_size} pixels.",
         )  # fmt: skip
 
-    def after_evaluation(self, row: dict[str, Any], metrics: dict[str, Any], found: Found) -> list[Finding]:
+    def after_evaluation(self, row: dict[str, Any], metrics: dict[str, Any], found: DetectionsByImage) -> list[Finding]:
         """What the answers on val show once the model's floor of steps is behind: AP 0 with its likely cause."""
         if metrics["AP50"] is None or metrics["AP50"] >= NOTHING or row["step"] < self._floor():
             return []
-        causes = [cause for cause in (self._one_box(found), self._silent(found)) if cause is not None]
+        causes = [cause for cause in (self._one_box(found), self.is_dropped(found)) if cause is not None]
         likely = (
             " ".join(cause.text for cause in causes) if causes
             else "It answers boxes, but at wrong places or with wrong classes: look at the picture grid in report.html."
@@ -198,7 +198,7 @@ class Diagnosis:
             return f"on the built-in scenes {self.config.model} leaves it within {floor['left']}"
         return f"for {self.config.model} no floor was measured" + (f" within {floor['not_within']}" if floor.get("not_within") else "")
 
-    def _one_box(self, found: Found) -> Finding | None:
+    def _one_box(self, found: DetectionsByImage) -> Finding | None:
         """All answers of an image are one box."""
         spread = [float((boxes / self.sizes[i]).std(0).mean()) for i, (boxes, _, _) in found.items() if len(boxes) > 1]
         if not spread or np.mean(np.array(spread) < ONE_BOX) < MOST:
@@ -208,7 +208,7 @@ class Diagnosis:
             f"Usual in the first steps, later a sign of a rate too high or of too few steps; test it: {self._test()}.",
         )  # fmt: skip
 
-    def _silent(self, found: Found) -> Finding | None:
+    def is_dropped(self, found: DetectionsByImage) -> Finding | None:
         """No answer is sure of anything."""
         best = np.array([scores.max() if len(scores) else 0.0 for _, scores, _ in found.values()])
         if not len(best) or (best < SILENT).mean() < MOST:

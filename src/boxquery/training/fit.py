@@ -17,24 +17,25 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from boxquery.check.ahead import sides_ahead
-from boxquery.check.raw import open_with_evidence
+from boxquery.check.annotation_format import open_with_evidence
+from boxquery.check.feasibility import sides_ahead
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector, load
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import predict_split, readable
+from boxquery.evaluation.predictions import drop_unreadable, predict_split
+from boxquery.files import write_json
 from boxquery.models import create_model, preset
-from boxquery.report.files import write_data, write_evaluation, write_json
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
-from boxquery.training.beforehand import check, enough_queries, keep, tell_data
+from boxquery.report.run_files import write_data, write_evaluation
 from boxquery.training.budget import busy, computing, timed, within
 from boxquery.training.config import FILE, RunConfig, usual_val_every
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
+from boxquery.training.preflight import check, enough_queries, keep, tell_data
 from boxquery.training.processes import attempt, everywhere, join, neighbours, rank
 from boxquery.training.progress import LiveBar
 from boxquery.training.settings import PRECISIONS, like, resolved, run_folder, same
@@ -104,7 +105,7 @@ class Run:
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world), 1)
             config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
-            chosen = self.model.adapt(np.concatenate(sides_ahead(train, config.image_size)))
+            chosen = self.model.fit_to_data(np.concatenate(sides_ahead(train, config.image_size)))
             config = replace(config, options=config.options | chosen, chosen=sorted(chosen))
         self.config = config
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
@@ -231,7 +232,7 @@ class Run:
             if name in self.data.splits:
                 split = self.data.splits[name]
                 found = predict_split(best, split, batch_size=max(self.config.batch_size, 4), strict=self.config.strict)
-                split, found = readable(split, found)
+                split, found = drop_unreadable(split, found)
                 metrics = evaluate(split, found, self.data.names, self.data.ids)
                 write_evaluation(self.folder, name, metrics)
                 shown = "  ".join(f"{k} -" if metrics[k] is None else f"{k} {metrics[k]:.3f}" for k in ("AP", "AP50"))

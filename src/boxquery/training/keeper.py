@@ -13,14 +13,14 @@ import lightning as L
 import torch
 
 from boxquery.check.findings import Finding
-from boxquery.data.checks import refuse_many
 from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, DetectionDataset
+from boxquery.data.validation import fail_if_too_many
 from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import Found, predict_split, readable
+from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split
 from boxquery.explain.alignment import measure_split, with_objects
-from boxquery.report.files import write_whole
+from boxquery.files import atomic_write
 from boxquery.report.page import write_report
 from boxquery.training.budget import allowed, computing, evaluation_seconds
 from boxquery.training.config import RunConfig
@@ -131,7 +131,7 @@ class Keeper(L.Callback):
             known.append(line)
             print(f"skipped: {line}", file=sys.stderr)  # by whichever process met it
             if split == "train":
-                refuse_many(len(known), self.count, "training images cannot be read")
+                fail_if_too_many(len(known), self.count, "training images cannot be read")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
@@ -153,7 +153,7 @@ class Keeper(L.Callback):
         self.closing = self._seconds() - begun - looked
         self.rows.append(row)
         if trainer.is_global_zero:
-            write_whole(self.folder / "metrics.csv", _table(self.rows))
+            atomic_write(self.folder / "metrics.csv", _table(self.rows))
             self.bar.told(row)
         self._say(self.diagnosis.add(findings, epoch))
         if trainer.is_global_zero:
@@ -209,7 +209,7 @@ class Keeper(L.Callback):
         rates = {f"lr_{g['name']}": g["lr"] for g in trainer.optimizers[0].param_groups}
         return {"epoch": epoch, "step": trainer.global_step, "images": images, "lr": next(iter(rates.values()))} | named
 
-    def _evaluate(self, trainer: L.Trainer, module: Training) -> tuple[dict[str, Any], Found]:
+    def _evaluate(self, trainer: L.Trainer, module: Training) -> tuple[dict[str, Any], DetectionsByImage]:
         self.detector.model = module.best_guess
         share = range(trainer.global_rank, len(self.val), trainer.world_size)
         with trainer.strategy.precision_plugin.val_step_context():
@@ -218,7 +218,7 @@ class Keeper(L.Callback):
                 skipped=lambda line: self._skipped("val", line),
             )  # fmt: skip
         found = gathered(found)
-        val, kept = readable(self.val, found)
+        val, kept = drop_unreadable(self.val, found)
         self.detector.model = module.model.train()  # without an average it is the one that was just switched to answer
         return evaluate(val, kept, [str(n) for n in self.detector.classes], self.detector.ids), found
 
@@ -262,7 +262,7 @@ def _clocks() -> tuple[float, float]:
     return time.monotonic(), time.process_time()
 
 
-def gathered(found: Found) -> Found:
+def gathered(found: DetectionsByImage) -> DetectionsByImage:
     """Every process's predictions; what two of them predicted is one entry, since positions are the keys."""
     return {k: v for part in everywhere(found) for k, v in part.items()}
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from boxquery.data.loading import Batch, generator
 from boxquery.errors import UserError
-from boxquery.models.model import Model
+from boxquery.models.interface import Model
 from boxquery.models.options import Recipe
 from boxquery.training.diagnosis import Step, not_finite
 
@@ -119,11 +119,11 @@ class Training(L.LightningModule):
 
 def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     """Rates of the transformer, the backbone, what the paper trains slower (reference points, offsets), and what is learned a query."""
-    own = {id(parameter) for parameter in model.per_query()}
+    own = {id(parameter) for parameter in model.query_parameters()}
     groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": [], "queries": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            slow = any(part in name for part in model.slow)
+            slow = any(part in name for part in model.low_lr_patterns)
             kind = "backbone" if name.startswith("backbone.") else "slow" if slow else "queries" if id(parameter) in own else "transformer"
             groups[kind].append(parameter)
     rates = {

@@ -76,7 +76,7 @@ def train(
         data: a folder or file in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
         start_from: a trained model to start from (docs/transfer.md): a run or model folder, a hub id, or a paper's released checkpoint.
             Classes are matched by name; they and any option may be others. Options that are not given are as there.
-        model: what to train, see ``list_models()`` and ``boxquery.models.references()``; None: "deformable-detr".
+        model: what to train, see ``list_models()`` and ``boxquery.models.list_baselines()``; None: "deformable-detr".
         preset: its size and recipe: "paper", "small" or "tiny"; None: "small". With ``start_from`` the recipe alone.
         out: the run folder; None: a new one under ``runs/``.
         epochs: passes over the training images; None: the preset's, or as many as fit into ``minutes``.

@@ -13,7 +13,7 @@ import torch
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.models import preset
-from boxquery.training.config import FILE, MODEL, PRESET, UNSAID, RunConfig
+from boxquery.training.config import FILE, MODEL, PRESET, UNSET, RunConfig
 from boxquery.training.processes import rank, world
 from boxquery.transfer import changed_options, check_same_model, fingerprint
 
@@ -67,7 +67,7 @@ def same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
     for name, asked in vars(wish).items():
         own = getattr(config, name)
         # the clock is of no use once minutes have become steps
-        if name in ("device", "workers", "clock") or asked in (getattr(UNSAID, name), own):
+        if name in ("device", "workers", "clock") or asked in (getattr(UNSET, name), own):
             continue
         if name == "batch_size" and asked > own and config.batches == 1:  # it was larger than the data
             continue

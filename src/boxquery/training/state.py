@@ -18,7 +18,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from boxquery.detector import difference
 from boxquery.errors import UserError
-from boxquery.report.files import clear_leftovers, whole
+from boxquery.files import atomic_open, clear_leftovers
 
 try:
     import fcntl
@@ -44,7 +44,7 @@ class StateFiles(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        with whole(path) as file:
+        with atomic_open(path) as file:
             try:
                 torch.save(checkpoint, file)
             except RuntimeError as error:  # what torch's archive makes of a write that the operating system refused

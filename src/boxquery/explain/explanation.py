@@ -1,0 +1,267 @@
+"""What every query of a model did on one image: the answer of ``Detector.explain``. All of it is from the trace; no hooks, no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import Tensor
+from torch.nn import functional as F
+
+from boxquery.detector import Detector, Source, as_image
+from boxquery.errors import UserError
+from boxquery.evaluation.coco_matching import iou
+from boxquery.explain import rivals, rollout
+from boxquery.explain.inference import answer, least_score
+from boxquery.explain.rivals import Rival
+from boxquery.explain.rollout import Cell
+from boxquery.parts.boxes import cxcywh_to_xyxy
+from boxquery.parts.trace import Heatmap, Trace
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """L decoder layers, Q queries; boxes and points in pixels of the upright image, not clipped to it.
+
+    Attributes:
+        image: RGB; ``path``: its file or what else its user calls it, None if it came without a name.
+        model: the model's name; ``classes``: names, None for a column without one.
+        threshold: the score from which a query counts as a detection.
+        boxes: float32 [L, Q, 4] xyxy, as each layer predicts them.
+        scores, labels: float32 and int64 [L, Q], of each query's best class.
+        references: float32 [L, Q, 2] points or [L, Q, 4] xyxy boxes that each layer was placed at; None for DETR. Where only
+            some layers have boxes, a point is a box without size.
+        found: the queries that are detections, best first.
+        trace: of this image alone (image 0).
+        chosen: the query that was asked for, where one was.
+    """
+
+    image: Image.Image
+    model: str
+    classes: list[str | None]
+    threshold: float
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    references: np.ndarray | None
+    found: list[int]
+    trace: Trace = field(repr=False)
+    path: str | None = None
+    chosen: int | None = None
+
+    @property
+    def shown(self) -> list[int]:
+        """The queries to speak of: the one chosen, else the detections, else the query with the best score."""
+        if self.chosen is not None:
+            return [self.chosen]
+        return self.found or [int(self.scores[-1].argmax())]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.height, self.image.width
+
+    def name(self, query: int, layer: int = -1) -> str:
+        """The class that the query answers with at a layer."""
+        return str(self.classes[self.labels[layer, query]])
+
+    def heatmap(self, query: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
+        """What the query read in a decoder layer, as one map over the image that sums to one; of the image's own size unless told."""
+        return self.trace.layers[layer].heatmap(query, size or self.size)
+
+    def heatmaps(self, queries: Sequence[int], layer: int = -1, size: tuple[int, int] | None = None, heads: bool = False) -> Heatmap:
+        """The same of several queries, or of each of their heads: see ``LayerTrace.heatmaps``."""
+        return self.trace.layers[layer].heatmaps(queries, size or self.size, heads=heads)
+
+    def nearest(self, x: float, y: float) -> int:
+        """The query whose last box has its centre nearest to a point in pixels; among equals the higher score."""
+        check_inside(x, y, self.size)
+        centres = (self.boxes[-1, :, :2] + self.boxes[-1, :, 2:]) / 2
+        distance = np.hypot(centres[:, 0] - x, centres[:, 1] - y)
+        return int(np.lexsort((-self.scores[-1], distance))[0])
+
+    def at(self, box: np.ndarray) -> int:
+        """The query for the object in a box [4] xyxy in pixels, of another model perhaps.
+
+        It is the detection with the largest IoU if that is 0.5 or more, else the query ``nearest`` to the box's middle.
+        """
+        overlap = iou(self.boxes[-1, self.found].astype(np.float64), box[None].astype(np.float64))[:, 0]
+        if len(overlap) and overlap.max() >= rivals.OVERLAP:
+            return self.found[int(overlap.argmax())]
+        x, y = np.clip((box[:2] + box[2:]) / 2, 0, [self.image.width, self.image.height]).tolist()
+        return self.nearest(x, y)
+
+    def inside(self, query: int, heat: Tensor) -> float:
+        """The share, 0..1, of a map [h, w] over the image that lies in the query's last box; a pixel counts by the part of it inside."""
+        rows, columns = (torch.from_numpy(covered(n, *ends)) for n, ends in zip(heat.shape, self._ends(query), strict=True))
+        return float(rows @ heat.double() @ columns / heat.double().sum().clamp(min=torch.finfo(torch.float64).tiny))
+
+    def share(self, query: int) -> float:
+        """The share of the image, 0..1, that the query's last box fills: what an even map has ``inside``."""
+        return float(np.prod([high - low for low, high in self._ends(query)]))
+
+    def _ends(self, query: int) -> list[tuple[float, float]]:
+        """Of the last box, clipped to the image: (top, bottom) and (left, right) as shares of the image's sides."""
+        x1, y1, x2, y2 = (float(v) for v in np.clip(self.boxes[-1, query] / np.tile([self.image.width, self.image.height], 2), 0, 1))
+        return [(y1, y2), (x1, x2)]
+
+    def choose(self, query: int) -> Explanation:
+        """The same about one query; ``UserError`` if there is none of that number."""
+        queries = self.scores.shape[1]
+        if not 0 <= query < queries:
+            raise UserError(f"query {query}: the model has queries 0 to {queries - 1}")
+        return replace(self, chosen=query)
+
+    def present(self, query: int) -> int:
+        """The number of decoder layers that the query took part in: all, unless the model drops queries between layers."""
+        return sum(layer.alive is None or bool(layer.alive[0, query]) for layer in self.trace.layers)
+
+    def rivals(self, query: int) -> list[Rival]:
+        """The queries that wanted the same object as ``query`` at some layer, and what became of them; the strongest first."""
+        return rivals.rivals(self, [query])[0]
+
+    def cells(self, query: int, layer: int = -1, most: int = 5) -> list[Cell]:
+        """The cells of the memory that the query read most in a decoder layer, over all levels; heads count alike."""
+        return rollout.cells(self.trace, query, layer, most, self.size)
+
+    def token_heatmap(self, token: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
+        """What a token of the memory (``Cell.token``) itself read in an encoder layer. ``UserError`` where the model has no encoder."""
+        if not self.trace.encoder:
+            raise UserError("the model has no encoder in which every token attends: what its tokens read cannot be shown")
+        return self.trace.encoder[layer].heatmap(token, size or self.size)
+
+    def origin(self, query: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
+        """The image region from which came what the query read in a decoder layer, as one map that sums to one.
+
+        It is the sum over the cells that the query read, each as its share of the reading times what the cell's token had read in the
+        last encoder layer; without an encoder, the cells themselves. What tokens keep of their own by the residual, what earlier encoder
+        layers mixed and the reach of the backbone are not in it.
+        """
+        if not self.trace.encoder:
+            return self.heatmap(query, layer, size)
+        found = rollout.origins(self.trace, [query], [layer], size or self.size)
+        return Heatmap(found.map[0, 0], float(found.lost))
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: ``{"image", "width", "height", "model", "threshold", "layers", "queries", "chosen", "detections": [..]}``.
+
+        A detection (or the query chosen) has its ``query``, ``class``, ``score`` and ``box``; ``layers``, for each decoder layer ``box``,
+        ``class``, ``score`` and ``reference`` (null for DETR); ``cells``, those read most in the last layer; and ``rivals``.
+        Boxes are xyxy in pixels.
+        """
+        layers, queries = self.scores.shape
+        return {
+            "image": self.path,
+            "width": self.image.width,
+            "height": self.image.height,
+            "model": self.model,
+            "threshold": self.threshold,
+            "layers": layers,
+            "queries": queries,
+            "chosen": self.chosen,
+            "detections": [self._detection(query) for query in self.shown if self.chosen is not None or query in self.found],
+        }
+
+    def _detection(self, query: int) -> dict[str, Any]:
+        steps = [self._step(query, layer) for layer in range(len(self.scores))]
+        last = {key: steps[-1][key] for key in ("class", "score", "box")}
+        cells, rivals = ([each.summary() for each in found] for found in (self.cells(query), self.rivals(query)))
+        return {"query": query, **last, "layers": steps, "cells": cells, "rivals": rivals}
+
+    def _step(self, query: int, layer: int) -> dict[str, Any]:
+        reference = None if self.references is None else self.references[layer, query].tolist()
+        answer = {"class": self.name(query, layer), "score": float(self.scores[layer, query])}
+        return {**answer, "box": self.boxes[layer, query].tolist(), "reference": reference}
+
+    def table(self) -> Table:
+        """A row for each detection, or for the query chosen: what it answers, its score by layer, and what became of its rivals."""
+        what = f"query {self.chosen}" if self.chosen is not None else f"{len(self.found)} detections from {self.threshold:.2f}"
+        table = Table(title=escape(f"{self.model} on {self.path or 'an image'}: {what}"), title_justify="left")
+        for column in ("query", "class", "box", "score by layer", "rivals"):
+            table.add_column(column, justify="right" if column == "query" else "left", overflow="fold")
+        for query in self.shown if self.chosen is not None else self.found:
+            box = " ".join(f"{value:.0f}" for value in self.boxes[-1, query])
+            scores = " ".join(f"{value:.2f}" for value in self.scores[:, query])
+            table.add_row(str(query), escape(self.name(query)), box, scores, _fates(self.rivals(query)))
+        return table
+
+    def show(self) -> None:
+        """Print the table."""
+        Console(highlight=False).print(self.table())
+
+
+def _fates(rivals: Sequence[Rival], most: int = 4) -> str:
+    """Rivals by what became of them, the strongest of each first."""
+    words = []
+    for fate in dict.fromkeys(rival.fate for rival in rivals):
+        queries = [str(rival.query) for rival in rivals if rival.fate == fate]
+        words.append(f"{fate}: {' '.join(queries[:most])}" + (f" and {len(queries) - most} more" if len(queries) > most else ""))
+    return "; ".join(words) or "-"
+
+
+def check_inside(x: float, y: float, size: tuple[int, int]) -> None:
+    """``UserError`` for a point in pixels outside an image of (height, width)."""
+    height, width = size
+    if not (0 <= x <= width and 0 <= y <= height):
+        raise UserError(f"({x:g}, {y:g}) is outside the image, which is {width} x {height} pixels")
+
+
+def covered(cells: int, low: float, high: float) -> np.ndarray:
+    """float64 [cells]: the part of each cell of [0, 1] that lies between ``low`` and ``high``."""
+    edges = np.arange(cells + 1) / cells
+    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells
+
+
+@torch.inference_mode()
+def explain(detector: Detector, source: Source, *, threshold: float | None = None) -> Explanation:
+    """What every query did on an image.
+
+    Args:
+        source: a path, PIL image or RGB uint8 array [H, W, 3].
+        threshold: least score of a detection, 0..1; None: the detector's own.
+
+    Raises ``UserError`` for an image that cannot be read.
+    """
+    least = least_score(detector, threshold)
+    image, model = as_image(source), detector.transformer
+    out = answer(detector, detector.transform(image)[None].to(detector.device), trace=True)
+    assert out.trace is not None
+    best = model.criterion.classification.scores(out.logits[:, 0]).max(-1)
+    scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
+    order = np.argsort(-scores[-1], kind="stable")
+    return Explanation(
+        image=image,
+        model=model.config["name"],
+        classes=detector.classes,
+        threshold=least,
+        boxes=_pixels(out.boxes[:, 0], image),
+        scores=scores,
+        labels=labels,
+        references=_references([layer.reference for layer in out.trace.layers], image),
+        found=[int(q) for q in order if scores[-1, q] >= least and scores[-1, q] > 0],
+        trace=out.trace,
+        path=str(source) if not isinstance(source, Image.Image | np.ndarray) else None,
+    )
+
+
+def _references(layers: Sequence[Tensor | None], image: Image.Image) -> np.ndarray | None:
+    """Per layer [1, Q, 2 or 4] in [0, 1] -> [L, Q, 2] or, where any layer has boxes, [L, Q, 4] in pixels; None if there are none."""
+    found = [reference[0] for reference in layers if reference is not None]
+    if not found:
+        return None
+    width = max(reference.shape[-1] for reference in found)
+    return _pixels(torch.stack([F.pad(reference, (0, width - reference.shape[-1])) for reference in found]), image)
+
+
+def _pixels(places: Tensor, image: Image.Image) -> np.ndarray:
+    """[..., 4] cxcywh or [..., 2] xy in [0, 1] -> [..., 4] xyxy or [..., 2] xy in pixels."""
+    places = places.float().cpu()
+    places = cxcywh_to_xyxy(places) if places.shape[-1] == 4 else places
+    return (places * torch.tensor([image.width, image.height] * (places.shape[-1] // 2))).numpy()

@@ -1,0 +1,113 @@
+"""Who teaches which query: the Hungarian assignment, for all layers and images with one transfer to the host."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from boxquery.errors import UserError
+
+
+@dataclass(frozen=True)
+class PaddedTargets:
+    """The objects of a batch in one rectangle: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh; N is the largest of ``counts``."""
+
+    labels: Tensor
+    boxes: Tensor
+    counts: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+
+def pad_targets(targets: Sequence[dict], like: Tensor, batch: int, classes: int) -> PaddedTargets:
+    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``, without a host sync.
+
+    Raises ``UserError`` for another number of images than ``batch``, and for a label that is not in 0..``classes`` - 1. Labels that are on
+    another device are not looked at, since that would wait for it; a training run looks at all of its data beforehand.
+    """
+    if len(targets) != batch:
+        raise UserError(f"{len(targets)} targets for a batch of {batch} images: give one dictionary an image, empty ones too")
+    counts = tuple(len(t["labels"]) for t in targets)
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    labels = pad_sequence([t["labels"] for t in targets], batch_first=True)
+    if labels.device.type == "cpu" and labels.numel():
+        least, most = labels.numpy().min(), labels.numpy().max()
+        if least < 0 or most >= classes:
+            raise UserError(
+                f"targets hold the label {least if least < 0 else most}: labels of {classes} classes go from 0 to {classes - 1}"
+            )
+    boxes = pad_sequence([t["boxes"].to(dtype) for t in targets], batch_first=True, padding_value=0.5)
+    return PaddedTargets(labels.to(like.device, non_blocking=True), boxes.to(like.device, non_blocking=True), counts)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs of all layers and images. Every layer has the same number of pairs M in an image: the smaller of queries and objects.
+
+    ``image`` [M], ``query`` [L, M], ``target`` [L, M] (position within its image), int64; ordered by image, then query.
+    """
+
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    counts: tuple[int, ...]
+
+    def pairs(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """[layer][image] -> (query indices, target indices)."""
+        return [list(zip(q.split(self.counts), t.split(self.counts), strict=True)) for q, t in zip(self.query, self.target, strict=True)]
+
+
+def hungarian(costs: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> list[Matches]:
+    """The cheapest one-to-one assignment of every layer and image.
+
+    Args:
+        costs: tensors [L, B, Q, N], of which the first ``counts[b]`` columns of image b count; different L and Q may stand side by side.
+        alive: for each [L, B, Q] bool, which queries may be matched; None: all. A layer that has fewer than an image has objects, where
+            another layer has more, is a ``UserError``.
+
+    A cost that is not finite is a ``UserError`` that names layer and image: it is never replaced by a number.
+    """
+    device = costs[0].device
+    flat = torch.cat([c.detach().flatten() for c in costs]).cpu().numpy()
+    out, start = [], 0
+    for cost, kept in zip(costs, alive or [None] * len(costs), strict=True):
+        block = flat[start : start + cost.numel()].reshape(cost.shape)
+        start += cost.numel()
+        out.append(_assign(block, counts, device, None if kept is None else kept.cpu().numpy()))
+    return out
+
+
+def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device, alive: np.ndarray | None) -> Matches:
+    layers, _, queries, _ = block.shape
+    sizes = tuple(min(queries if alive is None else int(alive[0, image].sum()), n) for image, n in enumerate(counts))
+    rows, columns = np.empty((layers, sum(sizes)), np.int64), np.empty((layers, sum(sizes)), np.int64)
+    for layer in range(layers):
+        start = 0
+        for image, (n, size) in enumerate(zip(counts, sizes, strict=True)):
+            cost, kept = block[layer, image, :, :n], None
+            if alive is not None:
+                kept = np.flatnonzero(alive[layer, image])
+                cost = cost[kept]
+                if len(kept) < size:
+                    raise UserError(
+                        f"image {image} of the batch has {n} objects, but decoder layer {layer} keeps {len(kept)} queries: "
+                        "give num_queries at least as many in every layer"
+                    )
+            if not np.isfinite(cost).all():
+                raise UserError(
+                    f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: the model's answers are no "
+                    "longer numbers (rate too high, or broken weights), or a target box is"
+                )
+            found, columns[layer, start : start + size] = linear_sum_assignment(cost)
+            rows[layer, start : start + size] = found if kept is None else kept[found]
+            start += size
+    images = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
+    return Matches(images.to(device), torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device), sizes)

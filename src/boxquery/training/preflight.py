@@ -1,0 +1,78 @@
+"""What is said before the first epoch, and what is reason enough not to begin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from rich.console import Console
+
+from boxquery.check.feasibility import Plan, drops_queries, steps_ahead
+from boxquery.check.findings import Finding
+from boxquery.check.run_checks import Checkup, examine
+from boxquery.data.dataset import Data, Split
+from boxquery.data.transforms import Augment
+from boxquery.errors import UserError
+from boxquery.models.interface import Model
+from boxquery.training.config import RunConfig
+from boxquery.training.processes import rank
+
+
+def tell_data(console: Console, data: Data) -> None:
+    """What was read. Raises ``UserError`` where nothing can be trained or evaluated on it, or where labels are beyond the classes."""
+    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    console.print(f"{data.source}: {data.format}, {counts} images, {len(data.names)} classes: {', '.join(data.names[:12])}", markup=False)
+    for note in data.notes:
+        console.print(f"note: {note}", markup=False)
+    for line in data.skipped:
+        console.print(f"skipped: {line}", style="yellow", markup=False)
+    for name in ("train", "val"):
+        if name not in data.splits or not len(data.splits[name]):
+            raise UserError(f"{data.source}: no images in split {name!r}")
+    for name, split in data.splits.items():
+        for record in split:  # once here, since a loss that looked would make a GPU wait in every step
+            if len(record.labels) and not 0 <= record.labels.min() <= record.labels.max() < len(data.names):
+                found, most = f"{record.labels.min()} to {record.labels.max()}", len(data.names) - 1
+                raise UserError(f"{data.source}: split {name!r}, image {record.id}: labels {found}, where classes go from 0 to {most}")
+
+
+def enough_queries(model: Model, split: Split) -> None:
+    """Raises ``UserError`` where later layers have fewer queries, and an image more objects than the last: every layer matches each."""
+    if not drops_queries(model):
+        return
+    fullest = max(split, key=lambda record: int((~record.ignore).sum()))
+    if (most := int((~fullest.ignore).sum())) > model.num_queries_per_layer[-1]:
+        raise UserError(
+            f"image {fullest.id!r} has {most} objects, but the last layer keeps {model.num_queries_per_layer[-1]} queries: "
+            f"end num_queries with {most} or more"
+        )
+
+
+def check(config: RunConfig, model: Model, data: Data, augment: Augment, evidence: list[Finding], console: Console) -> Checkup:
+    """What can be seen beforehand, said aloud. Raises ``CheckFailed`` where that is reason enough not to begin, unless the user insists."""
+    checkup = examine(data, evidence, _plan(config, model), augment, seed=config.seed, picture=rank() == 0)
+    _say(console, checkup.findings)
+    if not config.force:
+        checkup.stop_if_doomed()
+    return checkup
+
+
+def keep(checkup: Checkup, config: RunConfig, model: Model, folder: Path, console: Console) -> None:
+    """The check into the run folder, with what only the number of steps tells."""
+    late = steps_ahead(_plan(config, model, config.steps))
+    _say(console, late)
+    checkup.add(late)
+    if rank() == 0:
+        checkup.write(folder)
+
+
+def _plan(config: RunConfig, model: Model, steps: int = 0) -> Plan:
+    """What the check looks at the data for; ``steps`` once they are known."""
+    start = "" if config.start_from else "trained" if config.pretrained else "random"
+    seen = config.batch_size * config.accumulate * config.world
+    return Plan.of(model, image_size=config.image_size, steps=steps, batch_size=seen, lr=config.lr, start=start)
+
+
+def _say(console: Console, findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)

@@ -1,0 +1,106 @@
+"""The proof that a pipeline can learn: a sound one is proven, a broken one is named."""
+
+import json
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+import boxquery as bq
+from boxquery.check.floors import everything, measured
+from boxquery.check.overfit import GOAL, IMAGES, _verdict, chosen, prove
+from boxquery.cli import run
+from boxquery.models import list_baselines
+from tests.check.planted import changed, kept, pictures, scenes, write
+from tests.training.runs import SMALL
+
+
+@pytest.mark.slow
+def test_a_sound_pipeline_learns(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("boxquery.check.overfit.prove", partial(prove, seconds=900))  # a busy machine may need more than a minute
+    data = write(tmp_path / "data", "coco", pictures(12, 6))
+    assert run(["check", data, "--model", "deformable-detr", "--preset", "tiny", "--learn", "--json"]) == 0
+    proof = json.loads(capsys.readouterr().out)["learn"]
+    assert proof["AP50"] > GOAL
+    assert proof["reached"]
+    assert len(proof["images"]) == IMAGES
+
+
+def test_what_does_not_learn_dooms_the_run(monkeypatch):
+    proof = prove(scenes(8, 4), "detr", SMALL, steps=3)
+    assert not proof.reached
+    assert proof.steps == 3
+    assert proof.finding().level == "doomed"
+    assert proof.finding().name == "does-not-learn"
+    assert "did not learn images train/" in proof.finding().text
+    late = replace(proof, planned=300, loss=(20.0, 8.0)).finding()
+    assert (late.name, late.level) == ("not-proven", "warning")
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_numbers_that_are_none_end_the_proof_and_are_said(monkeypatch, what):
+    """Before the step that would leave broken weights; the page and ``--json`` have no NaN."""
+    criterion = bq.create_model("detr", classes=3, preset="tiny", **SMALL).criterion
+    terms, calls = type(criterion).terms, []
+
+    def spoiled(self, *given):
+        found = terms(self, *given)
+        calls.append(1)
+        if len(calls) == 3:
+            root = (found["l1"] - found["l1"].detach()).abs().sqrt()  # 0, with a gradient that is none
+            found = {**found, "l1": found["l1"] + (root if what == "gradient" else torch.nan)}
+        return found
+
+    monkeypatch.setattr(type(criterion), "terms", spoiled)
+    proof = prove(scenes(8, 4), "detr", SMALL, steps=9)
+    assert proof.steps == 3
+    assert proof.verdict == "the loss or its gradient stopped being a number at step 3"
+    assert proof.finding().level == "doomed"
+    first, last = json.loads(json.dumps(proof.values(), allow_nan=False))["loss"]
+    assert first > 0
+    assert last is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "any_class", "near", "repeated", "said"),
+    [
+        ([9.0, float("nan")], 0.0, 0.0, 0.0, "stopped being a number"),
+        ([9.0, 8.0], 0.0, 0.0, 0.0, "did not fall"),
+        ([9.0, 1.0], 0.95, 0.5, 0.0, "classes are wrong"),
+        ([9.0, 1.0], 0.3, 0.95, 0.0, "boxes are off"),
+        ([9.0, 1.0], 0.3, 0.95, 0.4, "40% duplicates"),
+        ([9.0, 1.0], 0.3, 0.7, 0.0, "more steps"),
+        ([9.0, 1.0], 0.1, 0.1, 0.0, "still missed"),
+    ],
+)
+def test_what_failed_is_named(losses, any_class, near, repeated, said):
+    assert said in _verdict(losses, any_class, near, repeated)
+
+
+def test_visible_images_of_different_classes_are_chosen():
+    data = scenes(40)
+    data = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), int(str(r.id).split("/")[1]) >= 20)))
+    four = chosen(data.splits["train"])
+    assert len(four) == IMAGES
+    assert all(len(record.boxes) for record in four)
+    assert len({int(label) for record in four for label in record.labels}) >= 4
+    single = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), r.id == "train/30")))
+    assert [r.id for r in chosen(single.splits["train"])] == ["train/30"]
+
+
+def test_enough_queries_are_given_for_the_images():
+    crowded = changed(scenes(4, 2), "train", lambda r: kept(r, np.repeat(np.arange(len(r.boxes)), 15)))
+    assert max(len(record.boxes) for record in crowded.splits["train"]) > 40  # the preset's
+    proof = prove(crowded, "detr", {name: value for name, value in SMALL.items() if name != "num_queries"}, steps=1)
+    assert proof.steps == 1
+
+
+def test_the_floors_that_ship_are_of_known_models():
+    assert set(everything()["models"]) <= {*bq.list_models(), *list_baselines()}
+    for name in everything()["models"]:
+        for run_ in measured(name).get("learn", []):
+            assert run_["AP50"] > GOAL or not run_["reached"]
+        if "learn_steps" in measured(name):
+            assert measured(name)["learn_steps"] >= 3 * max(run_["steps"] for run_ in measured(name)["learn"])

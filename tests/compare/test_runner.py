@@ -1,0 +1,246 @@
+"""A real comparison, tiny: runs equal those of ``train``, it is interrupted and goes on, one model fails, finished runs are adopted."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import boxquery as bq
+from boxquery.cli import run as command_line
+from boxquery.compare.command import compare
+from boxquery.compare.plan import Plan
+from boxquery.compare.results import finished, run_folder
+from boxquery.compare.runner import Runner, adopt
+from tests.data.writers import drawn, write_coco
+from tests.training.runs import SMALL, rows, scenes, settings
+
+from .fake_comparison import make_plan, write_finished
+
+#: a model, and one whose backbone does not exist: that shows only when it is built
+PLAN = {"one": {"model": "detr"}, "broken": {"model": "detr", "options": {"backbone": "no_such_net"}}}
+BUDGET = {"images_seen": 36, "seeds": 1, "preset": "tiny", "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32"}
+
+POPEN = subprocess.Popen
+
+
+def words(data: Path, plan: Path, out: Path) -> list[str]:
+    found = ["compare", str(data), "--plan", str(plan), "--out", str(out)]
+    for name, value in BUDGET.items():
+        found += [f"--{name.replace('_', '-')}", str(value)]
+    for name, value in SMALL.items():
+        found += ["--option", f"{name}={json.dumps(value)}"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_comparison_is_interrupted_goes_on_and_equals_training(tmp_path):
+    data = write_coco(tmp_path / "scenes", drawn(scenes()))
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    out = tmp_path / "out"
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it starts in the background
+    first = subprocess.Popen(
+        [sys.executable, "-m", "boxquery", *words(data, tmp_path / "plan.yaml", out), "--jobs", "1"], stderr=subprocess.PIPE, text=True
+    )
+    begun, until = out / "runs/one-0/last.ckpt", time.monotonic() + 600
+    while not begun.exists() and first.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    first.send_signal(signal.SIGINT)
+    _, said = first.communicate(timeout=300)
+    assert begun.exists(), said
+    assert first.returncode == 130
+    assert "Traceback" not in said
+    assert not list((out / "state").glob("*.claim"))
+    done = len(rows(out / "runs/one-0"))
+
+    result = compare(out=out, jobs=2).result  # the plan is known: nothing has to be said again
+    status = {run["label"]: run["status"] for run in result["runs"]}
+    assert status == {"one": "finished", "broken": "failed"}
+    assert "no_such_net" in next(run["reason"] for run in result["runs"] if run["label"] == "broken")
+    assert "no_such_net" in (out / "report.html").read_text()
+    assert 1 <= done <= 3
+    log = (out / "state/one-0.log").read_text()
+    assert log.count("epoch 1/3") == 1  # what was finished before the interruption was not done again
+    assert log.count("epoch 3/3") == 1
+
+    alone = bq.train(str(data), images_seen=36, out=tmp_path / "alone", **settings("detr"))
+    assert rows(out / "runs/one-0") == rows(tmp_path / "alone")
+    assert len(rows(tmp_path / "alone")) == 3
+    assert alone.model.config["options"]["backbone"] == "resnet10t"
+    assert [run["images"] for run in result["runs"] if run["status"] == "finished"] == [36]
+    measured = json.loads((out / "runs/one-0/compare/measured.json").read_text())
+    assert measured["parameters"] == sum(p.numel() for p in alone.model.parameters())
+    assert measured["milliseconds"] > 0
+    assert len(measured["resampled"]["AP"]) == 1000
+    assert len(measured["pictures"]) == 4
+    assert all((out / "runs/one-0/compare" / item["prediction"]).is_file() for item in measured["pictures"])
+    assert all(run["memory"] > 1e8 for run in result["runs"] if run["status"] == "finished")
+
+    plan = Plan.read(out)
+    taken = adopt(plan, tmp_path / "other", [out])
+    assert [task.name for task, _ in taken] == ["one-0"]
+    assert not (tmp_path / "other/runs/one-0/last.ckpt").exists()
+
+
+def test_finished_runs_are_adopted_by_what_they_are_not_by_their_names(tmp_path):
+    plan = make_plan(seeds=(0,))
+    source = tmp_path / "source"
+    first, second, *_ = plan.tasks()
+    write_finished(plan, source, first).rename(source / "some-name")
+    unfinished = write_finished(plan, source, second)
+    (unfinished / "report.html").unlink()
+    taken = adopt(plan, tmp_path / "out", [source])
+    assert [(task.name, path.name) for task, path in taken] == [(first.name, "some-name")]
+    assert finished(tmp_path / "out", first)
+    assert not run_folder(tmp_path / "out", second).exists()
+    assert adopt(plan, tmp_path / "out", [source]) == []
+    with pytest.raises(bq.UserError, match="no such folder"):
+        adopt(plan, tmp_path / "out", [tmp_path / "none"])
+
+
+def runner(plan: Plan, folder: Path, monkeypatch, code: str) -> tuple[Runner, list[str]]:
+    """A runner whose processes run ``code`` instead of ``boxquery``; ``sys.argv[1:]`` is what ``boxquery`` would be called with."""
+    from rich.console import Console
+
+    said = []
+
+    def instead(command, **settings):
+        said.append(" ".join(command[2:]))
+        return POPEN([sys.executable, "-c", code, *command[2:]], **settings)
+
+    monkeypatch.setattr("boxquery.compare.runner.subprocess.Popen", instead)
+    monkeypatch.setattr("boxquery.compare.runner.LOOK", 0.02)
+    plan.write(folder)
+    return Runner(plan, folder, 2, Console(quiet=True)), said
+
+
+def test_what_failed_is_kept_with_its_reason_and_tried_again(tmp_path, monkeypatch):
+    plan = make_plan(seeds=(0,))
+    code = "import os, sys; print('starting', file=sys.stderr); print('error: the disk is full', file=sys.stderr); sys.exit(2)"
+    for _ in range(2):
+        work, said = runner(plan, tmp_path, monkeypatch, code)
+        work.run()
+        assert len(said) == len(plan.entries)
+    reasons = [json.loads(path.read_text())["reason"] for path in sorted((tmp_path / "state").glob("*.json"))]
+    assert reasons == ["the disk is full"] * len(plan.entries)
+    work, _ = runner(plan, tmp_path, monkeypatch, "import os; os.kill(os.getpid(), 9)")
+    work.run()
+    assert "signal 9" in json.loads(next((tmp_path / "state").glob("*.json")).read_text())["reason"]
+    assert not list((tmp_path / "state").glob("*.claim"))
+
+
+def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, monkeypatch):
+    from .fake_comparison import write_config
+
+    plan = make_plan(seeds=(0,))
+    begun, bare, foreign, trained = plan.tasks()
+    for task in plan.tasks():
+        write_config(plan, task, run_folder(tmp_path, task), **({"lr": 0.5} if task == foreign else {}))
+    (run_folder(tmp_path, begun) / "last.ckpt").write_text("")
+    for name in ("report.html", "evaluation.json", "metrics.csv"):
+        (run_folder(tmp_path, trained) / name).write_text("{}")
+    (run_folder(tmp_path, trained) / "model").mkdir()
+    work, said = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
+    work.run()
+    assert any(line.endswith("--resume") and begun.name in line for line in said)
+    assert any("--model detr" in line and bare.name in line for line in said)
+    assert any(line.startswith("boxquery.compare.measure") and trained.name in line for line in said)
+    assert len(said) == 3
+    assert "another run" in json.loads((tmp_path / "state" / f"{foreign.name}.json").read_text())["reason"]
+
+
+def test_seeds_share_what_minutes_are_worth(tmp_path, monkeypatch):
+    """The first is timed while the other waits; then it gets the schedule that was planned."""
+    plan = make_plan(epochs=None, minutes=2.0)
+    plan = Plan(**{**vars(plan), "entries": plan.entries[:1]})
+    code = (
+        "import sys, time\nfrom pathlib import Path\nfrom boxquery.training.config import RunConfig\n"
+        "a = sys.argv[1:]\nout = Path(a[a.index('--out') + 1])\n"
+        "if '--schedule-steps' not in a:\n    time.sleep(0.5)\n"
+        "    RunConfig('d', 'detr', 'tiny', epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0, schedule_steps=20).write(out)\n"
+        "sys.exit(1)"
+    )
+    work, said = runner(plan, tmp_path, monkeypatch, code)
+    work.run()
+    assert len(said) == 2
+    assert "--minutes 2.0 --clock processor" in said[0]
+    assert "--schedule-steps" not in said[0]
+    assert "--minutes 2.0 --clock processor --schedule-steps 20 --val-every 2" in said[1]
+
+
+def test_two_runners_share_the_work(tmp_path, monkeypatch):
+    import threading
+
+    plan = make_plan()
+    code = "import sys, time; time.sleep(0.05); sys.exit(1)"
+    one, _ = runner(plan, tmp_path, monkeypatch, code)
+    other = Runner(plan, tmp_path, 2, one.console)
+    other.left.reverse()
+    begun = []
+    start = Runner._begin
+    monkeypatch.setattr(Runner, "_begin", lambda self, task, claim: (begun.append((self is one, task.name)), start(self, task, claim))[1])
+    threads = [threading.Thread(target=work.run) for work in (one, other)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert {name for _, name in begun} == {task.name for task in plan.tasks()}
+    assert {mine for mine, _ in begun} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["shapes"], "name what to compare"),
+        (["--models", "detr"], "name the data"),
+        (["shapes", "--models", "detr", "--epochs", "1", "--minutes", "2", "--out", "x"], "one of"),
+        (["shapes", "--models", "detr,conditional-detr", "--preset", "paper", "--out", "x"], "differ in epochs (50, 300): give --epochs"),
+        (["shapes", "--models", "dert", "--epochs", "1", "--out", "x"], "dert"),
+        (["nowhere", "--models", "detr", "--epochs", "1", "--out", "x"], "nowhere"),
+        (["--models", "detr", "--epochs", "1", "--out", "x"], "name the data"),
+        (["shapes", "--models", "detr", "--option", "layers=1", "--epochs", "1", "--out", "x"], "layers"),
+        (["shapes", "--models", "detr", "--epochs", "0", "--out", "x"], "epochs=0"),
+        (["shapes", "--models", "detr", "--minutes", "nan", "--out", "x"], "minutes=nan"),
+        (["shapes", "--models", "detr", "--epochs", "1", "--lr", "inf", "--out", "x"], "lr=inf"),
+        (["shapes", "--models", "detr", "--seeds", "0", "--epochs", "1", "--out", "x"], "seeds=0"),
+        (["--out", "x"], "no comparison there"),
+        (["--show", "x"], "no comparison there"),
+        (["shapes", "--show", "x"], "trains nothing"),
+        (["shapes", "--models", "detr", "--sweep", "num_queries", "--epochs", "1", "--out", "x"], "name=a,b,c"),
+    ],
+)
+def test_wrong_input_is_one_line_and_leaves_nothing(given, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line(["compare", *given]) == 2
+    told = capsys.readouterr()
+    assert len([line for line in told.err.splitlines() if line.startswith("error:")]) == 1
+    assert said in told.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_said_is_the_presets_and_named_after_the_data(tmp_path, monkeypatch):
+    """The command of the article's first open question, as short as it can be."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Runner, "run", lambda self: None)
+    assert command_line(["compare", "shapes", "--model", "dab-detr", "--sweep", "num_queries=10,30"]) == 0
+    plan = Plan.read(tmp_path / "comparisons/shapes")
+    assert [(entry.label, entry.model, entry.options) for entry in plan.entries] == [
+        ("num_queries=10", "dab-detr", {"num_queries": 10}),
+        ("num_queries=30", "dab-detr", {"num_queries": 30}),
+    ]
+    assert (plan.epochs, plan.budget(), plan.minutes, plan.images_seen) == (150, "150 epochs", None, None)
+    assert command_line(["compare", "shapes"]) == 0  # goes on with it
+    assert command_line(["compare", "shapes", "--models", "detr"]) == 0  # as well
+    assert [entry.label for entry in Plan.read(tmp_path / "comparisons/shapes").entries] == ["num_queries=10", "num_queries=30", "detr"]
+
+
+def test_a_folder_that_holds_something_else_is_not_written_into(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert command_line(["compare", "shapes", "--models", "detr", "--epochs", "1", "--out", str(tmp_path)]) == 2
+    assert "no comparison; choose another" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,105 @@
+"""Whatever is in the files: every box is kept or named, and nothing but a UserError comes out."""
+
+import contextlib
+import json
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from boxquery import UserError
+from boxquery.data import coco
+from boxquery.data.open import open_data
+from boxquery.data.raw import RawDataset, RawImage, RawObject
+from boxquery.data.validation import check_box, checked
+
+from . import writers
+from .writers import Picture, pictures
+
+
+@given(
+    st.lists(
+        st.tuples(*[st.one_of(st.floats(width=32), st.integers(-70, 140), st.sampled_from([0, 1e-30, 64, 48, 1e308, -1e308]))] * 4),
+        max_size=12,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_kept_and_skipped_are_all(tmp_path_factory, boxes):
+    """Whatever the boxes are: each is kept, inside and of a size, or skipped by name."""
+    root = tmp_path_factory.getbasetemp() / "any"
+    if not root.exists():
+        for i in range(12):
+            writers.save_image(root / f"{i}.png", Picture(str(i), "train", []))
+    fine = [RawObject(f"fine {i}", 0, (1.0, 1.0, 9.0, 9.0), "") for i in range(200)]
+    listed = [RawImage(i, root / f"{i}.png", f"image {i}", objects=list(fine)) for i in range(12)]
+    listed[0].objects += [RawObject(f"box {i}", 0, tuple(map(float, box)), repr(box)) for i, box in enumerate(boxes)]
+    data, ledger = checked(RawDataset("coco", ["cat"], [1], {"": listed}), "any")
+    kept = [record.boxes for split in data.splits.values() for record in split]
+    assert ledger.boxes_given == 2400 + len(boxes)
+    assert ledger.boxes_kept == sum(map(len, kept))
+    assert ledger.boxes_kept + ledger.boxes_skipped == ledger.boxes_given
+    assert len(data.skipped) == ledger.boxes_skipped
+    everything = np.concatenate(kept)
+    assert np.isfinite(everything).all()
+    assert (everything[:, 2:] > everything[:, :2]).all()
+    assert (everything >= 0).all()
+    assert (everything <= [64, 48, 64, 48]).all()
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda x: st.lists(x, max_size=3)))
+@settings(max_examples=60, deadline=None)
+def test_coco_of_any_values_is_read_or_refused(tmp_path_factory, value):
+    """Any JSON value in any place of the file: an answer or a UserError, never another exception."""
+    images = pictures(12)
+    for key in ("images", "annotations", "categories"):
+        for field in writers.coco_content(images)[key][0]:
+            content = writers.coco_content(images)
+            content[key][0][field] = value
+            root = tmp_path_factory.getbasetemp() / "json"
+            root.mkdir(exist_ok=True)
+            (root / "x.json").write_text(json.dumps(content))
+            with contextlib.suppress(UserError):
+                coco.read(root, [root / "x.json"], whole=True)
+
+
+def test_check_box_clips():
+    assert check_box((-1.0, 2.0, 99.0, 9.0), 10, 20) == ((0.0, 2.0, 10.0, 9.0), None)
+
+
+def damaged(rng: random.Random, data: bytes) -> bytes:
+    """The file cut, overwritten, or with something put in or taken out."""
+    at = rng.randrange(len(data) + 1)
+    match rng.randrange(4):
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + bytes(rng.randrange(256) for _ in range(rng.randint(1, 4))) + data[at + 4 :]
+        case 2:
+            return (
+                data[:at]
+                + rng.choice([b"[[[", b"<a>", b"nan", b"..", b"/", b"\0", b"1e999", b"-", b"\xff", b"{", b"\n", b":", b"&x;"])
+                + data[at:]
+            )
+        case _:
+            return data[:at] + data[at + rng.randint(1, 20) :]
+
+
+@pytest.mark.parametrize("kind", writers.FORMATS)
+def test_damaged_files_are_read_or_refused(tmp_path, kind):
+    root = writers.FORMATS[kind](tmp_path, pictures(12))
+    files = sorted(path for path in root.rglob("*") if path.is_file() and path.suffix != ".png")
+    rng = random.Random(0)
+    outcomes = set()
+    for _ in range(80):
+        file = rng.choice(files)
+        data = file.read_bytes()
+        file.write_bytes(damaged(rng, data))
+        try:
+            open_data(root)
+            outcomes.add("read")
+        except UserError as error:
+            outcomes.add("refused" if "\n" not in str(error) else str(error))
+        file.write_bytes(data)
+    assert outcomes == {"read", "refused"}

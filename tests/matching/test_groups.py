@@ -1,0 +1,112 @@
+"""DenoisingQueries copies of the objects: how far they move, what they must become, and who sees whom."""
+
+import pytest
+import torch
+
+import boxquery as bq
+from boxquery.matching.groups import Denoising
+from boxquery.parts.boxes import cxcywh_to_xyxy
+
+CLASSES = 5
+
+
+def objects(count: int) -> dict:
+    centre = 0.3 + 0.4 * torch.rand(count, 2)
+    return {"labels": torch.randint(CLASSES, (count,)), "boxes": torch.cat((centre, 0.05 + 0.15 * torch.rand(count, 2)), -1)}
+
+
+@pytest.fixture
+def batch() -> list[dict]:
+    torch.manual_seed(0)
+    return [objects(3), objects(0), objects(5)]
+
+
+def noisy(batch, **options):
+    torch.manual_seed(1)
+    return Denoising(CLASSES, 8, 40, **options)(batch, torch.zeros(len(batch), 1, 4))
+
+
+def test_as_many_groups_as_fit(batch):
+    made = noisy(batch)
+    assert made.groups == 40 // (2 * 5)
+    assert made.content.shape == (3, 4 * 2 * 5, 8)
+    assert made.reference.shape == (3, 40, 4)
+    assert made.alive.view(3, 4, 2, 5).sum((1, 2, 3)).tolist() == [4 * 2 * 3, 0, 4 * 2 * 5]
+
+
+def test_corners_move_less_than_the_noise_to_restore_and_more_to_refuse(batch):
+    made = noisy(batch, box_noise=0.4)
+    for image, target in enumerate(batch):
+        n = len(target["labels"])
+        corners = cxcywh_to_xyxy(made.reference[image].sigmoid()).view(4, 2, 5, 4)[:, :, :n]
+        half = (target["boxes"][:, 2:] / 2).repeat(1, 2)
+        moved = (corners - cxcywh_to_xyxy(target["boxes"])).abs() / half
+        assert (moved[:, 0] <= 0.4 + 1e-4).all()
+        assert (moved[:, 1] >= 0.4 - 1e-4).all()
+        assert (moved[:, 1] <= 0.8 + 1e-4).all()
+
+
+def test_only_the_first_half_of_a_group_is_matched_each_to_its_own_object(batch):
+    made = noisy(batch)
+    found = {
+        (i, q): t
+        for i, q, t in zip(made.matches.image.tolist(), made.matches.query[0].tolist(), made.matches.target[0].tolist(), strict=True)
+    }
+    wanted = {(i, g * 10 + n): n for i, target in enumerate(batch) for g in range(4) for n in range(len(target["labels"]))}
+    assert found == wanted
+    assert made.matches.counts == (12, 0, 20)
+
+
+def test_labels_are_told_wrongly_as_often_as_asked():
+    torch.manual_seed(0)
+    batch = [objects(50)]
+    for noise in (0.0, 0.5):
+        module = Denoising(CLASSES, 8, 4000, label_noise=noise)
+        told = (module(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
+        wrong = (told != batch[0]["labels"]).float().mean().item()
+        assert wrong == pytest.approx(noise * (CLASSES - 1) / CLASSES, abs=0.03)
+
+
+def test_who_sees_whom(batch):
+    hidden = noisy(batch).self_mask(7)
+    assert hidden.shape == (47, 47)
+    for a in range(47):
+        for b in range(47):
+            group_a, group_b = (x // 10 if x < 40 else None for x in (a, b))
+            assert hidden[a, b].item() == (group_b is not None and group_a != group_b)
+
+
+def test_nothing_to_denoise():
+    assert noisy([objects(0), objects(0)]) is None
+
+
+def test_ordinary_queries_answer_as_if_there_were_no_noise(batch):
+    torch.manual_seed(0)
+    model = bq.create_model("deformable-detr", classes=CLASSES, preset="tiny").eval()
+    images = torch.randn(3, 3, 96, 96)
+    with_noise, without = model(images, targets=batch), model(images)
+    assert set(with_noise.extra) == {"denoising"}
+    assert without.extra == {}
+    torch.testing.assert_close(with_noise.logits, without.logits, atol=2e-5, rtol=0)
+    torch.testing.assert_close(with_noise.boxes, without.boxes, atol=1e-5, rtol=0)
+
+
+def test_slots_without_an_object_are_neither_right_nor_wrong(batch):
+    """The loss of a batch is that of its images apart: empty slots of the smaller one add nothing."""
+    torch.manual_seed(0)
+    model = bq.create_model("deformable-detr", classes=CLASSES, preset="tiny").eval()
+    out = model(torch.randn(3, 3, 96, 96), targets=batch)
+    taught = out.extra["denoising"]
+    assert torch.isneginf(taught.logits[:, 1]).all()
+    total, terms = model.loss(out, batch)
+    total.backward()
+    assert terms["denoising.class"].shape == (3,)
+    assert torch.isfinite(terms["denoising.class"]).all()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_targets_must_be_as_many_as_images(batch):
+    model = bq.create_model("detr", classes=CLASSES, preset="tiny").eval()
+    out = model(torch.randn(2, 3, 64, 64))
+    with pytest.raises(bq.UserError, match="3 targets for a batch of 2"):
+        model.loss(out, batch)
