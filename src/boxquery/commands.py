@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.training.run import Options
+from boxquery.flags import Options
 
 if TYPE_CHECKING:
     from boxquery.detector import Detector, Result
@@ -239,7 +239,7 @@ def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: i
 
 def _load(run: str, device: str) -> Detector:
     from boxquery.detector import load
-    from boxquery.training.settings import choose_device
+    from boxquery.device import choose_device
 
     return load(run).to(choose_device(device))
 

@@ -7,8 +7,8 @@ import pytest
 
 import boxquery as bq
 from boxquery.compare.plan import Plan, Task, entries_of, settled
-from boxquery.training.config import RunConfig, option_word
-from boxquery.training.run import key_values
+from boxquery.flags import option_word, parse_options
+from boxquery.training.config import RunConfig
 
 from .fake_comparison import make_plan, write_config
 
@@ -162,6 +162,6 @@ def test_an_option_is_one_word_that_reads_back(value):
         def __init__(self, value):
             self.value = value
 
-    read = key_values(None, [Token(option_word("name", value))])["name"]
+    read = parse_options(None, [Token(option_word("name", value))])["name"]
     assert read == ({"a": {"b": [1, 2]}} if isinstance(value, dict) else value)
     assert "\n" not in option_word("name", value)

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.training.config import MODEL, PRESET
-from boxquery.training.run import Options
+from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import Plan
@@ -104,7 +103,7 @@ def check(
 
     if epochs is not None and epochs < 1:
         raise UserError(f"epochs={epochs}: must be above 0")
-    model, preset = model or MODEL, preset or PRESET
+    model, preset = model or DEFAULT_MODEL, preset or DEFAULT_PRESET
     recipe = known_preset(model, preset).recipe
     with _progress() as told:
         opened, evidence = open_with_evidence(data, strict=strict)

@@ -19,8 +19,7 @@ from boxquery.compare.runner import Runner, adopt
 from boxquery.compare.table import result_table
 from boxquery.errors import UserError
 from boxquery.files import write_json
-from boxquery.training.config import check_above_zero
-from boxquery.training.run import Options
+from boxquery.flags import Options, check_above_zero
 
 
 def names(kind: Any, tokens: Any) -> list[str]:

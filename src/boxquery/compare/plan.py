@@ -13,7 +13,8 @@ import yaml
 
 from boxquery.errors import UserError
 from boxquery.files import atomic_write
-from boxquery.training.config import RunConfig, option_word
+from boxquery.flags import option_word
+from boxquery.training.config import RunConfig
 
 FILE = "compare.yaml"
 #: how far the images that an adopted run saw may be from those planned
@@ -246,9 +247,9 @@ def settled(plan: Plan) -> Plan:
         UserError: an unknown model, preset or option; presets that do not agree on the size of an image or a batch, or on the epochs where
             no budget was given.
     """
+    from boxquery.device import choose_device, choose_precision
     from boxquery.models import preset
     from boxquery.models.options import with_options
-    from boxquery.training.settings import choose_device, choose_precision
 
     unlimited = plan.epochs is None and plan.minutes is None and plan.images_seen is None
     entries, sizes = [], {name: set() for name in ("image_size", "batch_size", *(["epochs"] if unlimited else []))}

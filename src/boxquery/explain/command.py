@@ -150,7 +150,7 @@ class _Run:
 
     def __init__(self, name: str, device: str):
         from boxquery.detector import load
-        from boxquery.training.settings import choose_device
+        from boxquery.device import choose_device
 
         self.name, self.detector = name, load(name).to(choose_device(device))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
@@ -13,10 +12,9 @@ import yaml
 
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
+from boxquery.flags import option_word
 
 FILE = "config.yaml"
-#: what is trained where the user names nothing
-MODEL, PRESET = "deformable-detr", "small"
 #: what the values of a field may be, by its annotation
 _KINDS = {
     "str": str,
@@ -29,22 +27,9 @@ _KINDS = {
 }
 
 
-def option_word(name: str, value: Any) -> str:
-    """``name=value`` such that ``--option`` reads the same value back: YAML in one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
-    return f"{name}={text.removesuffix('...' + chr(10)).strip()}"
-
-
 def usual_val_every(epochs: int) -> int:
     """Epochs from one evaluation to the next where nobody said: about 50 evaluations in all."""
     return max(1, round(epochs / 50))
-
-
-def check_above_zero(**given: float | None) -> None:
-    """Raise ``UserError`` for a number that was given and is not above 0, or is not finite."""
-    for name, value in given.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name}={value}: must be a finite number above 0")
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
 from cyclopts import Parameter
 
-from boxquery.errors import UserError, first_line
-from boxquery.training.config import RunConfig, check_above_zero
+from boxquery.errors import UserError
+from boxquery.flags import Options, check_above_zero
+from boxquery.training.config import RunConfig
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
@@ -18,26 +18,6 @@ if TYPE_CHECKING:
     Source = str | Path | Data
 else:  # the command line reads these at run time, where torch must not be loaded for them
     Source, Detector = str, Any
-
-
-def key_values(kind: Any, tokens: Any) -> dict[str, Any]:
-    """``--option levels=3 --option box_refine=false`` -> a dictionary with numbers and truth values."""
-    found: dict[str, Any] = {}
-    for token in tokens:
-        name, equals, value = token.value.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--option {token.value!r}: write name=value")
-        try:
-            found[name.replace("-", "_")] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"--option {token.value[:80]!r}: the value is not YAML ({first_line(error)})") from error
-    return found
-
-
-if TYPE_CHECKING:
-    Options = dict[str, Any] | None
-else:  # cyclopts hands a converter all repetitions of a flag only where it sees a list; of other types the last one wins
-    Options = Annotated[list[str] | None, Parameter(name="--option", converter=key_values)]
 
 
 def train(

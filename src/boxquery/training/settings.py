@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from boxquery.detector import Detector
+from boxquery.device import choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
+from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET
 from boxquery.models import preset
-from boxquery.training.config import FILE, MODEL, PRESET, UNSET, RunConfig
+from boxquery.training.config import FILE, UNSET, RunConfig
 from boxquery.training.processes import rank, world
 from boxquery.transfer import changed_options, check_same_model, fingerprint
 
@@ -24,7 +23,7 @@ PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
 
 def resolved(wish: RunConfig) -> RunConfig:
     """What was left open is the preset's, or this machine's. Raises ``UserError`` for values that no run can have."""
-    wish = replace(wish, model=wish.model or MODEL, preset=wish.preset or PRESET)
+    wish = replace(wish, model=wish.model or DEFAULT_MODEL, preset=wish.preset or DEFAULT_PRESET)
     recipe = preset(wish.model, wish.preset).recipe
     device = choose_device(wish.device)
     open_to_choose = ("image_size", "batch_size", "lr", *(() if wish.minutes is not None else ("epochs",)))
@@ -34,7 +33,7 @@ def resolved(wish: RunConfig) -> RunConfig:
         precision=choose_precision(wish.precision, device),
         by_clock=wish.minutes is not None and wish.clock == "processor" and not wish.epochs and world() == 1,
         world=world(),
-        workers=_workers(device) if wish.workers < 0 else wish.workers,
+        workers=default_workers(device) if wish.workers < 0 else wish.workers,
         **{name: getattr(wish, name) or getattr(recipe, name) for name in open_to_choose},
     )
     if config.images_seen is not None and (config.minutes is not None or wish.epochs):
@@ -100,38 +99,7 @@ def run_folder(out: Path | None, wish: RunConfig, resume: bool) -> Path:
         raise UserError("--resume needs --out, the folder of the run to go on with")
     if world() > 1:
         raise UserError("several processes need --out, a folder for all of them")
-    stem = f"{wish.model or MODEL}-{wish.preset or PRESET}-{Path(wish.data).name}"
+    stem = f"{wish.model or DEFAULT_MODEL}-{wish.preset or DEFAULT_PRESET}-{Path(wish.data).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
     return Path("runs") / f"{stem}-{number}"
-
-
-def choose_device(device: str) -> str:
-    """ "auto", "cpu" or "cuda" -> what there is. Raises ``UserError``."""
-    if device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={device!r}: choose auto, cpu or cuda")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda': this PyTorch sees no CUDA device; use cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
-def choose_precision(precision: str, device: str) -> str:
-    """What "auto" is on this device: bf16 where it is fast. Raises ``UserError``."""
-    if precision not in ("auto", *PRECISIONS):
-        raise UserError(f"precision={precision!r}: choose auto, {' or '.join(PRECISIONS)}")
-    if precision == "auto":
-        return "bf16" if _fast_bf16(device) else "float32"
-    return precision
-
-
-def _fast_bf16(device: str) -> bool:
-    """Whether the hardware multiplies bf16 itself; elsewhere it is emulated and slower than float32."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported()
-    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
-
-
-def _workers(device: str) -> int:
-    """None on a processor, which is better used for the model; on CUDA what the machine has, up to eight."""
-    return min(8, max((os.cpu_count() or 1) - 1, 0)) if device == "cuda" else 0

@@ -1,0 +1,51 @@
+"""Flags that several commands share: their types, defaults and checks. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import yaml
+from cyclopts import Parameter
+
+from boxquery.errors import UserError, first_line
+
+#: what is trained where none is named
+DEFAULT_MODEL, DEFAULT_PRESET = "deformable-detr", "small"
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["auto", "float32", "bf16"]
+Preset = Literal["paper", "small", "tiny"]
+
+
+def parse_options(kind: Any, tokens: Any) -> dict[str, Any]:
+    """``--option levels=3 --option box_refine=false`` -> a dictionary; values are YAML."""
+    options: dict[str, Any] = {}
+    for token in tokens:
+        name, equals, value = token.value.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--option {token.value!r}: write name=value")
+        try:
+            options[name.replace("-", "_")] = yaml.safe_load(value)
+        except (yaml.YAMLError, RecursionError) as error:
+            raise ValueError(f"--option {token.value[:80]!r}: the value is not YAML ({first_line(error)})") from error
+    return options
+
+
+if TYPE_CHECKING:
+    Options = dict[str, Any] | None
+else:  # cyclopts hands a converter all repetitions of a flag only where it sees a list; of other types the last one wins
+    Options = Annotated[list[str] | None, Parameter(name="--option", converter=parse_options)]
+
+
+def option_word(name: str, value: Any) -> str:
+    """``name=value`` such that ``--option`` reads the same value back: YAML in one line."""
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
+    return f"{name}={text.removesuffix('...' + chr(10)).strip()}"
+
+
+def check_above_zero(**given: float | None) -> None:
+    """Raise ``UserError`` for a number that is given and is not above 0, or is not finite."""
+    for name, value in given.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"{name}={value}: must be a finite number above 0")
