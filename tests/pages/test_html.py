@@ -6,8 +6,11 @@ import json
 import re
 
 import pytest
+from jinja2 import UndefinedError
+from markupsafe import Markup
+from PIL import Image
 
-from boxquery.pages.html import document, picture, standalone
+from boxquery.pages.html import _ENVIRONMENT, data_uri, document, encode, picture, render, standalone
 
 
 def policy(page: str) -> dict[str, str]:
@@ -47,3 +50,56 @@ def test_text_and_data_cannot_leave_their_place():
     assert 'alt="a &quot;b&quot; &lt;c&gt;"' in picture(b"x", (1, 2), 'a "b" <c>')
     with pytest.raises(ValueError, match="JSON"):
         standalone("a", "", style="", data=float("nan"))
+
+
+def test_a_rendered_page_allows_its_style_and_nothing_else():
+    page = render("base.html", title="a")
+    assert set(policy(page)) == {"default-src", "img-src", "style-src"}
+    assert policy(page)["img-src"] == "data:"
+    assert allows(page, "style-src", "style")
+    assert "<script" not in page
+
+
+def test_the_context_is_text_and_complete():
+    bad = "</title></script><b>"
+    page = render("base.html", title=bad, data={"name": bad})
+    assert bad not in page
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.S)
+    assert json.loads(data) == {"name": bad}
+    with pytest.raises(ValueError, match="JSON"):
+        render("base.html", title="a", data=float("nan"))
+    with pytest.raises(UndefinedError, match="title"):
+        render("base.html")
+
+
+def macro(call: str, **values: object) -> str:
+    return _ENVIRONMENT.from_string("{% import 'macros.html' as m %}{{ m." + call + " }}").render(values)
+
+
+def test_table():
+    rows = [["<a>", 1, None, "why & how"], ["b", Markup("<i>2</i>"), 0.5, ""]]
+    text = macro("table(['', 'n', '', ''], rows, words=[3], bars=[2], kind='narrow', caption='c<')", rows=rows)
+    cells = re.findall(r'<td class="(\w+)">(.*?)</td>', " ".join(text.split()))
+    assert [kind for kind, _ in cells] == ["n", "b", "wordy"] * 2
+    assert [cell for _, cell in cells[::3]] == ["1", "<i>2</i>"]
+    assert (cells[1][1], cells[2][1]) == ("", "why &amp; how")
+    assert 'width="50.0%"' in cells[4][1]
+    assert re.findall(r'<th scope="row">(.*?)</th>', text) == ["&lt;a&gt;", "b"]
+    assert "<caption>c&lt;</caption>" in text
+    assert 'class="narrow"' in text
+    assert 'class=" dense"' in macro("table(['a'], rows)", rows=[["x"]] * 21)
+
+
+def test_bar_stays_in_its_cell():
+    assert 'width="100.0%"' in macro("bar(1.5)")
+    assert 'width="0.0%"' in macro("bar(-1)")
+
+
+def test_pictures_are_part_of_the_page():
+    image = Image.new("RGB", (4, 3), "red")
+    jpeg, png = encode(image), encode(image.convert("RGBA"))
+    assert (data_uri(jpeg)[:23], data_uri(png)[:22]) == ("data:image/jpeg;base64,", "data:image/png;base64,")
+    text = macro("picture(data, 4, 3, text)", data=png, text='a "b" <c>')
+    assert f'src="{data_uri(png)}"' in text
+    assert 'width="4" height="3"' in text
+    assert 'alt="a &#34;b&#34; &lt;c&gt;"' in text

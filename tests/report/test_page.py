@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 import pytest
 
 from boxquery.errors import UserError
-from boxquery.report.page import duration, flatten, write_report
+from boxquery.report.page import flatten, write_report
 
 from .fake_run import write_metrics
 
@@ -259,10 +259,3 @@ def test_no_such_run(tmp_path):
 
 def test_flatten():
     assert list(flatten({"a": 1, "b": {"c": {"d": [1]}, "e": None}, "f": {}})) == [("a", 1), ("b.c.d", [1]), ("b.e", None)]
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (99, "99 s"), (150, "2 min"), (6000, "1 h 40 min"), (11100, "3 h 05 min"), (4e5, "4 d 15 h")]
-)
-def test_duration(seconds, text):
-    assert duration(seconds) == text

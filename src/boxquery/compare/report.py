@@ -12,10 +12,9 @@ import numpy as np
 
 from boxquery.compare.results import FOLDER
 from boxquery.files import atomic_write
-from boxquery.pages.charts import line_chart, number
+from boxquery.pages.charts import line_chart
+from boxquery.pages.format import DASH, duration, number, three
 from boxquery.pages.html import document, picture
-from boxquery.report.page import duration
-from boxquery.report.sections import DASH, three
 
 #: colours that style.css has for lines; further ones are dashed
 _COLOURS = 8

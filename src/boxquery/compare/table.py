@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from boxquery.compare.results import Progress
-from boxquery.report.page import duration
+from boxquery.pages.format import duration
 
 _STYLES = {"training": "bold", "measuring": "bold", "finished": "green", "failed": "red"}
 

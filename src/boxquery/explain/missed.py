@@ -24,7 +24,7 @@ from boxquery.explain import tables
 from boxquery.explain.inference import answer, batches_of, least_score, outcomes, pixels, records_of
 from boxquery.files import atomic_write
 from boxquery.pages.drawing import draw
-from boxquery.report.sections import split_title
+from boxquery.pages.format import split_title
 
 IOU_RIGHT = 0.5
 IOU_NEAR = 0.1

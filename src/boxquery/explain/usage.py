@@ -25,8 +25,8 @@ from boxquery.explain import tables
 from boxquery.explain.inference import answer, batches_of, least_score, pixels, records_of, without_exchange
 from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
+from boxquery.pages.format import DASH, split_title
 from boxquery.parts.output import Output
-from boxquery.report.sections import DASH, split_title
 
 MAPS = 20
 """Queries with a map of their own, as many as in the DETR paper."""

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
+from boxquery.pages.format import number
+
 Point = tuple[float, float]
 Band = tuple[float, float, float]
 
@@ -29,18 +33,6 @@ class _Scale:
 
     def __call__(self, value: float) -> float:
         return self.start + (value - self.low) / (self.high - self.low) * (self.stop - self.start)
-
-
-def number(value: float) -> str:
-    """A short form for people: 0.0001 -> 1e-4, 0.1234 -> 0.123, 12000 -> 12,000."""
-    if value == 0:
-        return "0"
-    if abs(value) < 1e-3:
-        digits, exponent = f"{value:.1e}".split("e")
-        return f"{digits.removesuffix('.0')}e{int(exponent)}"
-    if abs(value) >= 999.5:  # what three digits would write as 1e+03
-        return f"{value:,.0f}"
-    return f"{value:.3g}"
 
 
 def ticks(low: float, high: float, count: int = 4, whole: bool = False) -> list[float]:
@@ -84,7 +76,7 @@ def line_chart(
     last: bool = True,
     width: int = 420,
     height: int = 235,
-) -> str:
+) -> Markup:
     """An ``<svg>`` of one or more lines.
 
     Args:
@@ -142,7 +134,7 @@ def line_chart(
         parts.append(f'<text class="name {kind}" x="{end:.1f}" y="{place + 4:.1f}">{escape(text)}</text>')
     parts.append(_hovers(series, kinds, x, y, unit, (width, height), in_a_row))
     label = f"{title}. Last: {', '.join(f'{name} {number(series[name][-1][1])}' for name in names)}."
-    return f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    return Markup(f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>')
 
 
 def _cut(name: str, room: int) -> str:

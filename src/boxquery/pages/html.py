@@ -1,13 +1,76 @@
-"""Pages that are one HTML file: nothing in them comes from outside, and nothing that is not known when they are written can run."""
+"""Standalone pages: one HTML file that loads nothing from outside and runs no script but its own."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from boxquery.pages.format import class_name, count, duration, number, split_title, three
+
+_TEMPLATES = Path(__file__).with_name("templates")
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("boxquery.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+)
+
+
+def render(template: str, *, styles: Sequence[str] = ("style.css",), script: str | None = None, data: Any = None, **context: Any) -> str:
+    """A standalone page from a template that extends ``base.html``.
+
+    Strings of the context are text: the template escapes them. HTML must be ``Markup``.
+
+    Args:
+        styles: CSS files of templates/, after base.css.
+        script: a JavaScript file of templates/, run after the body.
+        data: JSON for the script, in the element ``data``. ValueError if it holds NaN or inf.
+        context: the template's variables; a missing one raises UndefinedError.
+    """
+    style = "".join(_read(name) for name in ("base.css", *styles))
+    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'"
+    code = _read(script) if script else ""
+    if code:
+        policy += f"; script-src '{_hash(code)}'"
+    text = "" if data is None else json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+    page = {"policy": Markup(policy), "style": Markup(style), "script": Markup(code), "data": Markup(text)}
+    return _ENVIRONMENT.get_template(template).render(context, page=page)
+
+
+def encode(image: Image.Image, quality: int = 85) -> bytes:
+    """The bytes of an image file: PNG if the image has transparency, else JPEG."""
+    file = io.BytesIO()
+    if image.mode == "RGBA":
+        image.save(file, "PNG", optimize=True)
+    else:
+        image.convert("RGB").save(file, "JPEG", quality=quality, optimize=True)
+    return file.getvalue()
+
+
+def data_uri(data: bytes) -> str:
+    """The bytes of a PNG or JPEG file as the ``src`` of an ``<img>``."""
+    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text(encoding="utf-8")
+
+
+def _hash(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+_ENVIRONMENT.filters.update(
+    class_name=class_name, count=count, data_uri=data_uri, duration=duration, number=number, split_title=split_title, three=three
+)
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -33,7 +96,7 @@ def standalone(title: str, body: str, *, style: str, script: str = "", data: Any
         script: JavaScript that runs when the body is there.
         data: what the script reads as JSON from the element ``data``; None: there is none. No NaN: a ValueError.
     """
-    style = Path(__file__).with_name("base.css").read_text(encoding="utf-8") + style
+    style = _read("base.css") + style
     policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'"
     if data is not None:
         text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
@@ -46,7 +109,7 @@ def standalone(title: str, body: str, *, style: str, script: str = "", data: Any
 
 def document(title: str, body: str, made: str = "Made by boxquery.", style: str = "") -> str:
     """A whole page in the look of the reports: ``title`` and ``made`` (by whom, of what) are text, ``body`` HTML, ``style`` more CSS."""
-    house = Path(__file__).with_name("style.css").read_text(encoding="utf-8")
+    house = _read("style.css")
     foot = f"<footer>{escape(made)} This page needs no other file and no network.</footer>"
     return standalone(title, f"<main>\n{body}\n{foot}\n</main>", style=house + style)
 
@@ -55,7 +118,3 @@ def picture(data: bytes, size: tuple[int, int], text: str, form: str = "jpeg") -
     """A picture in the page: the bytes of its file, its width and height, and in words (not HTML) what it shows."""
     source = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
     return f'<img width="{size[0]}" height="{size[1]}" src="{source}" alt="{escape(text)}">'
-
-
-def _hash(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

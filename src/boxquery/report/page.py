@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.files import atomic_write
+from boxquery.pages.format import DASH, duration, split_title
 from boxquery.pages.html import document
 from boxquery.report.health import checked, diagnosis
 from boxquery.report.run_files import Run, read_run
 from boxquery.report.sections import (
-    DASH,
     alignment,
     classes,
     curves,
@@ -21,7 +21,6 @@ from boxquery.report.sections import (
     name_of,
     pictures,
     scores,
-    split_title,
     transferred,
 )  # fmt: skip
 
@@ -56,19 +55,6 @@ def _source(run: Run) -> str:
     """The data's own name: the last part of what the user gave."""
     source = run.config.get("data") or run.data.get("source") or ""
     return str(source).rstrip("/").rsplit("/", 1)[-1]
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 42 s, 12 min, 3 h 05 min, 2 d 4 h."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"
 
 
 def headline(run: Run) -> str:

@@ -8,11 +8,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from boxquery.pages.charts import bar, line_chart, number
+from boxquery.pages.charts import bar, line_chart
+from boxquery.pages.format import DASH, number, split_title, three
 from boxquery.pages.html import picture
 from boxquery.report.run_files import Run
 
-DASH = "–"
 _LINES = 200  # of skipped input shown
 
 _SCORES = (
@@ -33,11 +33,6 @@ _AT_THRESHOLD = (
 )
 
 
-def split_title(name: str) -> str:
-    """A split's name for a sentence."""
-    return {"val": "validation"}.get(name, name)
-
-
 def name_of(name: object) -> str:
     """A class name, escaped; a slot without one says so."""
     return escape(_spoken(name))
@@ -45,11 +40,6 @@ def name_of(name: object) -> str:
 
 def _spoken(name: object) -> str:
     return "(no name)" if name is None else str(name) or "(empty name)"
-
-
-def three(value: float | None) -> str:
-    """A share with three digits."""
-    return DASH if value is None else f"{value:.3f}"
 
 
 def _row(head: str, *cells: str) -> str:
@@ -131,7 +121,7 @@ def alignment(run: Run) -> str:
     kind, size = ("", (340, 235)) if len(figures) == 3 else ("wide", (420, 250))
     charts = "".join(
         f'<figure class="{kind}"><figcaption>{title} <span>{note}</span></figcaption>'
-        + line_chart(series, title=f"{title} by epoch", kinds=kinds, width=size[0], height=size[1])
+        + str(line_chart(series, title=f"{title} by epoch", kinds=kinds, width=size[0], height=size[1]))
         + "</figure>"
         for title, note, series, kinds in figures
     )
