@@ -267,15 +267,15 @@ def looked(pair) -> tuple[QueryState, QueryGeometry]:
 
 
 def test_the_tables_are_complete():
-    assert list(rows("queries, place"))[1:] == list(PAIRS)
-    assert list(rows("read"))[1:] == list(READS)
+    assert list(rows("queries, locate"))[1:] == list(PAIRS)
+    assert list(rows("cross-attention"))[1:] == list(READS)
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_what_places_give(name):
-    table = rows("queries, place")
+    table = rows("queries, locate")
     _, geometry = looked(PAIRS[name]())
-    for field, said in zip(table["queries, place"], table[name], strict=True):
+    for field, said in zip(table["queries, locate"], table[name], strict=True):
         value = getattr(geometry, field.strip("`"))
         assert (value is not None) == bool(said), field
         if said in ("point", "box"):
@@ -290,7 +290,7 @@ def test_points_without_axes_have_none():
 @pytest.mark.parametrize("name", READS)
 def test_what_reads_need(name):
     """With what the page says and no more a read works; without any of it, or with what it cannot use, it says so."""
-    needs, uses, _ = rows("read")[name]
+    needs, uses, _ = rows("cross-attention")[name]
     read, content = READS[name]().double(), torch.randn(2, QUERIES, DIM, dtype=torch.float64)
     axes = (content + 1, content - 1)
     every = {
