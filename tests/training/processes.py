@@ -11,6 +11,7 @@ from typing import Any
 
 #: ``FRESH.Process`` is forked from a server that no test has touched
 FRESH = multiprocessing.get_context("forkserver")
+FORK = multiprocessing.get_context("fork")
 FRESH.set_forkserver_preload(["boxquery.training.fit", "torch.distributed.launcher.api", "pytest"])
 
 

@@ -23,10 +23,10 @@ from boxquery.training.fit import Run
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
-from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, held, newest
+from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, newest, run_lock
 from tests.data import writers
 
-from .processes import FRESH, apart, in_two, script
+from .processes import FORK, FRESH, apart, in_two, script
 from .runs import Stop, rows, scenes, settings
 
 ROOT = Path(__file__).parents[2]
@@ -204,8 +204,10 @@ def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
 
 
 def hold(folder: Path, told) -> None:
-    with held(folder):
-        told.send("held")
+    with run_lock(folder):
+        worker = FORK.Process(target=time.sleep, args=(20,))
+        worker.start()
+        told.send(worker.pid)
         time.sleep(60)
 
 
@@ -215,15 +217,17 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
     here, there = FRESH.Pipe()
     first = FRESH.Process(target=hold, args=(folder, there))
     first.start()
-    assert here.recv() == "held"
+    worker = here.recv()
     with pytest.raises(bq.UserError, match=f"is being trained by process {first.pid} on .+; wait for it"):
         bq.train(scenes(), epochs=1, out=folder, **settings("detr"))
     assert sorted(path.name for path in folder.iterdir()) == [LOCK]
     (folder / ".metrics.csv.x1.new").write_text("half")
     first.kill()
     first.join()
-    with held(folder):
+    os.kill(worker, 0)  # which reads images, and lives on for a moment
+    with run_lock(folder):
         assert [path.name for path in folder.iterdir()] == [LOCK]
+    os.kill(worker, signal.SIGKILL)
     assert not folder.exists()
 
 

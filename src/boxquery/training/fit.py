@@ -39,7 +39,7 @@ from boxquery.training.preflight import check, enough_queries, keep, tell_data
 from boxquery.training.processes import attempt, everywhere, join, neighbours, rank
 from boxquery.training.progress import LiveBar
 from boxquery.training.settings import PRECISIONS, like, resolved, run_folder, same
-from boxquery.training.state import StateFiles, held, newest
+from boxquery.training.state import StateFiles, newest, run_lock
 from boxquery.transfer import FILE as TRANSFERRED
 from boxquery.transfer import fingerprint, read_source, transfer
 
@@ -59,7 +59,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
     config = same(RunConfig.read(folder), wish, folder) if resume else resolved(wish)
     opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict)
     tell_data(console, opened)
-    with held(folder) if rank() == 0 else contextlib.nullcontext():
+    with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
         state, note = newest(folder) if resume else (None, "")
         if note:

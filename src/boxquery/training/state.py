@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import pickle
-import socket
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,11 +17,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from boxquery.detector import difference
 from boxquery.errors import UserError
 from boxquery.files import atomic_open, clear_leftovers
-
-try:
-    import fcntl
-except ImportError:  # no such locks on Windows
-    fcntl = None
+from boxquery.locks import Lock, holder
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 LOCK = ".lock"
@@ -125,48 +119,22 @@ def _finished(folder: Path) -> int:
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Keep every other process from training in a folder, which is made where it is missing.
 
-    The operating system drops the lock with the process, however that dies, so there are no stale ones. What a dead process left
-    half-written is removed. Raises ``UserError`` where another process holds the folder, or nothing can be written there.
+    What a dead process left half-written is removed. Raises ``UserError`` where another process holds the folder, or nothing can be
+    written there.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = _locked(folder / LOCK)
+        lock = Lock.take(folder / LOCK)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from error
+    if lock is None:
+        raise UserError(f"{folder} is being trained by {holder(folder / LOCK)}; wait for it, or choose another --out")
     try:
         clear_leftovers(folder)
         yield
     finally:
-        with suppress(OSError):
-            os.unlink(folder / LOCK)  # while it is held: whoever waits for it looks again whether the file is still the one in the folder
-        os.close(handle)
+        lock.release()
         with suppress(OSError):
             folder.rmdir()  # where nothing was written
-
-
-def _locked(path: Path) -> int:
-    """An open file of which this process holds the lock, with its number and machine inside."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if fcntl is not None:
-                # of a process, not of an open file: workers that outlive it for a moment do not inherit it
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                who = os.read(handle, 200).decode(errors="replace").strip()
-                os.close(handle)
-                who = who or "another process"
-                raise UserError(f"{path.parent} is being trained by {who}; wait for it, or choose another --out") from None
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):  # file systems without locks
-                os.close(handle)
-                raise
-        with suppress(FileNotFoundError):
-            if os.fstat(handle).st_ino == path.stat().st_ino:
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-                return handle
-        os.close(handle)
