@@ -19,7 +19,7 @@ from boxquery.training.config import RunConfig
 
 def told(run: Path) -> str:
     config, rows = RunConfig.read(run), read_run(run).epochs
-    clock = "processor_seconds" if computing(config) else "seconds"
+    clock = "cpu_seconds" if computing(config) else "seconds"
     paces = []
     for before, row in zip([{}, *rows], rows, strict=False):
         if "AP" not in row:

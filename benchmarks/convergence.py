@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import shutil
@@ -38,6 +37,7 @@ import boxquery as bq
 from boxquery.data.shapes import shapes_data
 from boxquery.models import register
 from boxquery.models.options import NARROW_RESNET10
+from boxquery.report.run_files import read_run
 
 HERE = Path(__file__).parent
 RATES, SEEDS = (5e-4, 2.5e-4), (0, 1)
@@ -142,14 +142,9 @@ def combination() -> ModuleType:
 
 def curve(where: Path) -> list[dict[str, float]]:
     """A row per evaluation: images, CPU seconds, AP, AP50, and the queries' alignment per layer."""
-    if not (where / "metrics.csv").exists():
-        return []
-    with (where / "metrics.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["AP50"]]
-    known = ("images", "processor_seconds", "AP", "AP50", "query_changes")
-    return [
-        {k: float(v) for k, v in row.items() if v and (k in known or k.startswith(("inside_", "entropy_", "distance_")))} for row in rows
-    ]
+    rows = [row for row in read_run(where).epochs if "AP50" in row] if where.is_dir() else []
+    known = ("images", "cpu_seconds", "AP", "AP50", "query_changes")
+    return [{k: v for k, v in row.items() if k in known or k.startswith(("inside_", "entropy_", "distance_"))} for row in rows]
 
 
 def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> float | None:
@@ -178,7 +173,7 @@ def summary(curves: dict[str, list[dict[str, float]]], images: int) -> list[dict
         rows.append({
             "model": model, "rate": rate, "seeds": len(found), "AP": [points[-1]["AP"] for points in found],
             "AP50": [points[-1]["AP50"] for points in found], "images_to_goal": [needed(points, "images") for points in found],
-            "processor_seconds_to_goal": [needed(points, "processor_seconds") for points in found],
+            "cpu_seconds_to_goal": [needed(points, "cpu_seconds") for points in found],
             "other_rates": {f"{r:g}": [points[-1]["AP50"] for points in v] for r, v in by_rate.items()},
         })  # fmt: skip
     return rows
@@ -207,7 +202,7 @@ def write(folder: Path, out: Path, images: int) -> None:
     for row in sorted(rows, key=lambda r: mean(n or 10 * images for n in r["images_to_goal"])):
         other = "; ".join(f"{rate}: {shown(values, 3)}" for rate, values in row["other_rates"].items())
         lines.append(
-            f"| {row['model']} | {row['rate']:g} | {shown(row['images_to_goal'])} | {shown(row['processor_seconds_to_goal'])} "
+            f"| {row['model']} | {row['rate']:g} | {shown(row['images_to_goal'])} | {shown(row['cpu_seconds_to_goal'])} "
             f"| {shown(row['AP50'], 3)} | {shown(row['AP'], 3)} | {other} |"
         )
     for name, points in sorted(curves.items()):
@@ -261,7 +256,7 @@ def draw(path: Path, rows: list[dict[str, Any]], curves: dict[str, list[dict[str
         for axis, name, which in (
             (axes[0], "images", usual),
             (axes[1], "images", longer or usual),
-            (axes[2], "processor_seconds", usual),
+            (axes[2], "cpu_seconds", usual),
         ):
             for points in which:
                 if len(points) >= planned:

@@ -154,7 +154,7 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
 
 def record(result: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers behind the figure and the table."""
-    kept = ("label", "seed", "status", "reason", "curve", "scores", "test", "nms", "processor_seconds")
+    kept = ("label", "seed", "status", "reason", "curve", "scores", "test", "nms", "cpu_seconds")
     plain = [{k: v for k, v in found.items() if k != "options"} for found in result["entries"]]
     return {
         **{key: result[key] for key in ("levels", "best", "lower", "conclusion", "notes")},
@@ -183,7 +183,7 @@ def show(name: str) -> None:
 def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
     """In Markdown: accuracy with its uncertainty, images needed and costs per model; below, what the numbers support."""
     levels = result["levels"][::2]
-    seconds = sum(run.get("processor_seconds") or 0 for run in result["runs"])
+    seconds = sum(run.get("cpu_seconds") or 0 for run in result["runs"])
     heads = [
         "",
         "AP (95 % CI)",
@@ -206,7 +206,7 @@ def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
                  "" if lower is None else f"{lower['by']:.3f} ({lower['interval'][0]:.3f} to {lower['interval'][1]:.3f})",
                  f"{found['scores']['AP50']:.3f}", *(_reached(found["reached"][f"{level:g}"]["images"]) for level in levels),
                  _inside([run for run in result["runs"] if run["label"] == found["label"]]),
-                 f"{100 * found['nms']['1']['duplicate_rate']:.1f} %", f"{found['processor_seconds']:,.0f}",
+                 f"{100 * found['nms']['1']['duplicate_rate']:.1f} %", f"{found['cpu_seconds']:,.0f}",
                  f"{found['milliseconds']:.1f}", f"{found['parameters'] / 1e6:.2f}"]  # fmt: skip
         if nms:
             cells += [f"{found['nms'][t]['AP50']:.3f}" for t in ("1", "0.7", "0.5")]

@@ -68,7 +68,7 @@ def write_curve(run: Path, quality: float, rng: np.random.Generator, reading: bo
             "step",
             "images",
             "seconds",
-            "processor_seconds",
+            "cpu_seconds",
             "AP",
             "AP50",
             "inside_1",

@@ -9,7 +9,7 @@ import pytest
 from boxquery.data.dataset import Data
 from boxquery.errors import UserError
 from boxquery.files import atomic_write, write_json
-from boxquery.report.run_files import write_data, write_evaluation
+from boxquery.report.run_files import read_run, write_data, write_evaluation
 
 from .fake_run import NAMES, make_split
 
@@ -55,3 +55,9 @@ def test_data_facts(tmp_path):
     assert (facts["format"], facts["names"], facts["notes"], facts["skipped"]) == ("yolo", NAMES, ["a note"], ["a line"])
     empty = Data("here", "yolo", [], [], {"train": make_split("train", 0, 1)})
     assert json.loads(write_data(tmp_path, empty).read_text())["splits"]["train"]["images"] == 0
+
+
+@pytest.mark.parametrize("name", ["processor_seconds", "cpu_seconds"])
+def test_cpu_seconds_of_runs_old_and_new(tmp_path, name):
+    (tmp_path / "metrics.csv").write_text(f"epoch,{name}\n1,2.5\n2,\n")
+    assert read_run(tmp_path).epochs == [{"epoch": 1, "cpu_seconds": 2.5}, {"epoch": 2}]

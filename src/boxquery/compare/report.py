@@ -131,7 +131,7 @@ def _chart(result: Result, axis: str, value: str, title: str, note: str, unit: s
 
 
 def _curves(result: Result) -> str:
-    time, unit = ("processor time", "s") if result["clock"] == "processor_seconds" else ("time", "s")
+    time, unit = ("processor time", "s") if result["clock"] == "cpu_seconds" else ("time", "s")
     charts = [
         _chart(result, "images", "AP", "AP against images seen", "", "images"),
         _chart(result, result["clock"], "AP", f"AP against {time}", "evaluations included", unit),
@@ -186,7 +186,7 @@ def _reached(result: Result) -> str:
         cells = [_where(entry["reached"][f"{level:g}"], result["clock"]) for level in result["levels"]]
         rows.append([_key(result, entry["label"]), *cells])
     hint = "Images seen and processor time until AP first is so high, between two evaluations by a straight line; mean over the seeds."
-    hint = hint if result["clock"] == "processor_seconds" else hint.replace("processor time", "time")
+    hint = hint if result["clock"] == "cpu_seconds" else hint.replace("processor time", "time")
     heads = ["", *(f"AP {level:g}" for level in result["levels"])]
     return _section("reached", "When they got there", hint, _table(heads, rows))
 
@@ -213,7 +213,7 @@ def _costs(result: Result) -> str:
     if not rows:
         return ""
     heads = ["", "M parameters", "GFLOPs", "ms an image", "training images a second", "MiB at the peak", "spent", "images seen"]
-    clock = "processor time of one thread" if result["clock"] == "processor_seconds" else "time on the wall"
+    clock = "processor time of one thread" if result["clock"] == "cpu_seconds" else "time on the wall"
     hint = (
         f"GFLOPs: multiply-adds of one image of {escape(result['entries'][0]['image'])}. ms an image: one at a time, "
         f"the model and its answers without reading the file, {clock}, median. Training images a second: over the whole run, "
@@ -314,7 +314,7 @@ def _plan(result: Result) -> str:
     seeds = ", ".join(map(str, plan["seeds"]))
     clock = (
         "Minutes are the processor's: those that a run computes, which other work on the machine does not shorten."
-        if result["clock"] == "processor_seconds"
+        if result["clock"] == "cpu_seconds"
         else "On CUDA minutes are the wall's: the processor only waits there, and its time says nothing."
     )
     hint = (

@@ -23,7 +23,7 @@ from boxquery.compare.plan import Entry, Plan, Task
 from boxquery.compare.statistics import against_best, conclusion, drawn_means, interval
 from boxquery.errors import UserError
 from boxquery.files import write_json
-from boxquery.report.run_files import Run, read_run
+from boxquery.report.run_files import RunFiles, read_run
 from boxquery.training.config import FILE, RunConfig
 
 RESULTS = "results.json"
@@ -35,8 +35,8 @@ NMS = (1.0, 0.7, 0.5)
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 _SHOWN_LEVELS = 4
 _SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate")
-_AXES = ("epoch", "step", "images", "seconds", "processor_seconds")
-_COSTS = ("parameters", "gflops", "milliseconds", "memory", "images_per_second", "images", "seconds", "processor_seconds")
+_AXES = ("epoch", "step", "images", "seconds", "cpu_seconds")
+_COSTS = ("parameters", "gflops", "milliseconds", "memory", "images_per_second", "images", "seconds", "cpu_seconds")
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def where(folders: Sequence[Path], task: Task) -> Path:
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """What is known of a comparison, in one or several parts, as plain values.
 
-    - ``plan``: as in ``compare.yaml``. ``clock``: the column of time that counts, "processor_seconds" ("seconds" on CUDA).
+    - ``plan``: as in ``compare.yaml``. ``clock``: the column of time that counts, "cpu_seconds" ("seconds" on CUDA).
     - ``runs``: of every planned one ``label``, ``seed``, ``status``, ``reason``, ``folder``; of a finished one also ``curve`` (a row an
       evaluation), ``scores`` (val, its best model), ``test`` (where the data has a test split), ``nms`` and what it cost.
     - ``entries``: those with a finished run, best AP first: means over seeds, ``interval`` (95 %), ``reached`` (AP level -> where on
@@ -149,7 +149,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     - ``conclusion``: two sentences. ``notes``: what must be said beside them.
     """
     plan = joined(folders)
-    clock = "seconds" if plan.device == "cuda" else "processor_seconds"
+    clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
     runs = [_run(where(folders, task), task) for task in plan.tasks()]
     done = [run for run in runs if run["status"] == "finished"]
     levels = _levels(done)
@@ -179,8 +179,8 @@ def _run(folder: Path, task: Task) -> dict[str, Any]:
     run, measured = read_run(place), json.loads((place / FOLDER / MEASURED).read_text(encoding="utf-8"))
     found["curve"] = _curve(run)
     last = run.epochs[-1] if run.epochs else {}
-    seconds = last.get("processor_seconds", 0)
-    found |= {key: last.get(key) for key in ("images", "seconds", "processor_seconds")}
+    seconds = last.get("cpu_seconds", 0)
+    found |= {key: last.get(key) for key in ("images", "seconds", "cpu_seconds")}
     found["images_per_second"] = last["images"] / seconds if seconds and "images" in last else None
     for split, name in (("val", "scores"), ("test", "test")):
         if known := run.evaluation.get(split):
@@ -189,7 +189,7 @@ def _run(folder: Path, task: Task) -> dict[str, Any]:
     return found | measured
 
 
-def _curve(run: Run) -> list[dict[str, float]]:
+def _curve(run: RunFiles) -> list[dict[str, float]]:
     """A row an evaluation: where it was taken, AP, AP50, and what queries read in the last layer."""
     layers = [int(name[7:]) for row in run.epochs for name in row if name.startswith("inside_") and name[7:].isdigit()]
     rows = []
@@ -288,7 +288,7 @@ def _notes(
         )
     elif 1 < few < 5:
         notes.append(f"With {few} seeds the intervals are rough: the spread between seeds is estimated from {few} values.")
-    clock = "seconds" if plan.device == "cuda" else "processor_seconds"
+    clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
     spent = [entry[clock] for entry in entries if entry.get(clock)]
     if plan.minutes is not None and spent and max(spent) > 1.02 * min(spent):
         notes.append(

@@ -13,14 +13,14 @@ from PIL import Image
 
 from boxquery.files import atomic_write
 from boxquery.pages.html import document, picture
-from boxquery.report.run_files import Run, read_run
+from boxquery.report.run_files import RunFiles, read_run
 from boxquery.report.sections import data
 
 _WORDS = {"doomed": "Stops a run", "warning": "Warning", "note": "Note"}
 _QUALITY = 85
 
 
-def diagnosis(run: Run) -> str:
+def diagnosis(run: RunFiles) -> str:
     """What the run said of itself, each thing once; "" where it had nothing to say."""
     said = run.diagnosis.get("findings") or []
     if not said:
@@ -29,7 +29,7 @@ def diagnosis(run: Run) -> str:
     return f'<section id="diagnosis"><h2>Diagnosis</h2><p class="hint">{hint}</p>{_list(said)}</section>'
 
 
-def checked(run: Run) -> str:
+def checked(run: RunFiles) -> str:
     """What was found before the first epoch, and what the network was shown."""
     if not run.check:
         return ""
@@ -70,7 +70,7 @@ def _ahead(check: Mapping[str, Any]) -> str:
     )
 
 
-def _picture(run: Run) -> str:
+def _picture(run: RunFiles) -> str:
     path = run.folder / str(run.check.get("picture") or "")
     if not run.check.get("picture") or not path.is_file():
         return ""

@@ -11,7 +11,7 @@ from boxquery.files import atomic_write
 from boxquery.pages.format import DASH, duration, split_title
 from boxquery.pages.html import document
 from boxquery.report.health import checked, diagnosis
-from boxquery.report.run_files import Run, read_run
+from boxquery.report.run_files import RunFiles, read_run
 from boxquery.report.sections import (
     alignment,
     classes,
@@ -45,19 +45,19 @@ def write_report(run: Path) -> Path:
     return atomic_write(run / "report.html", document(_title(known), body, "Made by boxquery from the files of this run folder."))
 
 
-def _title(run: Run) -> str:
+def _title(run: RunFiles) -> str:
     model = str(run.config.get("model") or run.folder.resolve().name)
     source = _source(run)
     return f"{model} on {source}" if source else model
 
 
-def _source(run: Run) -> str:
+def _source(run: RunFiles) -> str:
     """The data's own name: the last part of what the user gave."""
     source = run.config.get("data") or run.data.get("source") or ""
     return str(source).rstrip("/").rsplit("/", 1)[-1]
 
 
-def headline(run: Run) -> str:
+def headline(run: RunFiles) -> str:
     """Which model on which data, how good in a sentence, the main numbers, and what it finds."""
     split, result = main_evaluation(run)
     options = run.config.get("options")
@@ -78,7 +78,7 @@ def _count(value: int, one: str, many: str) -> str:
     return f"{value:,} {one if value == 1 else many}"
 
 
-def _sentence(split: str, result: dict[str, Any] | None, run: Run) -> str:
+def _sentence(split: str, result: dict[str, Any] | None, run: RunFiles) -> str:
     if result is None:
         if not run.epochs:
             return "Nothing was measured in this run yet."
@@ -95,7 +95,7 @@ def _sentence(split: str, result: dict[str, Any] | None, run: Run) -> str:
     )
 
 
-def _facts(run: Run, result: dict[str, Any] | None) -> str:
+def _facts(run: RunFiles, result: dict[str, Any] | None) -> str:
     def fact(name: str, value: str, small: str = "", main: bool = False) -> str:
         return f"<div{' class=main' if main else ''}><dt>{name}</dt><dd>{value}{f' <small>{small}</small>' if small else ''}</dd></div>"
 
@@ -127,7 +127,7 @@ def flatten(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, A
             yield f"{before}{key}", item
 
 
-def configuration(run: Run) -> str:
+def configuration(run: RunFiles) -> str:
     """Every setting, and the command to repeat the run."""
     if not run.config:
         return ""

@@ -1,10 +1,10 @@
-"""The files of a run folder that the report is made from: written whole or not at all, read with what is missing left empty."""
+"""The files of a run folder that its report is made from."""
 
 from __future__ import annotations
 
 import csv
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +14,24 @@ from boxquery.data.dataset import Data
 from boxquery.errors import UserError, plain
 from boxquery.files import read_mapping, read_text, write_json
 
+#: columns of ``metrics.csv`` that version 0.1.0 named otherwise
+_OLD_COLUMNS = {"processor_seconds": "cpu_seconds"}
+
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """What is known about a run.
+class RunFiles:
+    """The contents of a run folder; a missing file is empty here.
 
     Attributes:
-        folder: where it was read.
-        config: ``config.yaml``; {} if missing.
-        epochs: rows of ``metrics.csv``; a cell that is empty, no number or not finite is left out of its row.
+        folder: where they were read.
+        config: ``config.yaml``.
+        epochs: rows of ``metrics.csv``; cells that are empty, not a number, NaN or inf are left out.
         evaluation: ``evaluation.json``: split name -> the dict of ``boxquery.evaluation.metrics.evaluate``.
-        data: ``data.json``, see ``write_data``; {} if missing.
-        pictures: ``pictures.json``, see ``boxquery.report.pictures``; {} if missing.
-        transfer: ``transfer.json``, see ``boxquery.transfer.Transfer``; {} where the run did not start from a trained model.
-        check: ``check.json``, see ``boxquery.check.command``; {} if missing.
-        diagnosis: ``diagnosis.json``, see ``boxquery.training.diagnosis``; {} if missing.
+        data: ``data.json``, see ``data_facts``.
+        pictures: ``pictures.json``, see ``boxquery.report.pictures``.
+        transfer: ``transfer.json``, see ``boxquery.transfer.Transfer``; empty if the run did not start from a trained model.
+        check: ``check.json``, see ``boxquery.check.command``.
+        diagnosis: ``diagnosis.json``, see ``boxquery.training.diagnosis``.
     """
 
     folder: Path
@@ -38,35 +41,28 @@ class Run:
     data: dict[str, Any]
     pictures: dict[str, Any]
     transfer: dict[str, Any]
-    check: dict[str, Any] = field(default_factory=dict)
-    diagnosis: dict[str, Any] = field(default_factory=dict)
+    check: dict[str, Any]
+    diagnosis: dict[str, Any]
 
 
-def read_run(folder: Path) -> Run:
-    """Read what there is.
+def read_run(folder: Path) -> RunFiles:
+    """Read the files that are there.
 
     Raises:
-        UserError: no such folder, or one of its files cannot be understood.
+        UserError: no such folder, or a file cannot be read.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the folder that `boxquery train --out` wrote")
-    return Run(
-        folder,
-        read_mapping(folder / "config.yaml"),
-        _table(folder / "metrics.csv"),
-        read_mapping(folder / "evaluation.json"),
-        read_mapping(folder / "data.json"),
-        read_mapping(folder / "pictures.json"),
-        read_mapping(folder / "transfer.json"),
-        read_mapping(folder / "check.json"),
-        read_mapping(folder / "diagnosis.json"),
-    )
+    mappings = {
+        name: read_mapping(folder / f"{name}.json") for name in ("evaluation", "data", "pictures", "transfer", "check", "diagnosis")
+    }
+    return RunFiles(folder, read_mapping(folder / "config.yaml"), _read_table(folder / "metrics.csv"), **mappings)
 
 
-def _table(path: Path) -> list[dict[str, float]]:
+def _read_table(path: Path) -> list[dict[str, float]]:
     rows = []
     for cells in csv.DictReader(read_text(path).splitlines()):
-        row = {name: _number(cell) for name, cell in cells.items() if name is not None and isinstance(cell, str)}
+        row = {_OLD_COLUMNS.get(name, name): _number(cell) for name, cell in cells.items() if name is not None and isinstance(cell, str)}
         rows.append({name: value for name, value in row.items() if math.isfinite(value)})
     return rows
 
@@ -79,13 +75,13 @@ def _number(cell: str) -> float:
 
 
 def write_evaluation(run: Path, split: str, result: dict[str, Any]) -> Path:
-    """Put the result of ``evaluate`` for one split into ``evaluation.json``, beside those of other splits."""
+    """Put the result of ``evaluate`` for one split into ``evaluation.json``, which keeps those of other splits."""
     path = run / "evaluation.json"
     return write_json(path, read_mapping(path) | {split: result})
 
 
 def data_facts(data: Data) -> dict[str, Any]:
-    """What a data set is, in counts.
+    """Counts of a data set by split and class.
 
     ``{"source", "format", "names": [..], "ids": [..], "splits": {name: {"images", "empty_images", "objects", "ignored", "per_class": [C]}},
     "notes": [..], "skipped": [..]}``; ``objects`` and ``per_class`` do not count ignored ones.

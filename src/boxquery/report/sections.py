@@ -11,7 +11,7 @@ from typing import Any
 from boxquery.pages.charts import bar, line_chart
 from boxquery.pages.format import DASH, number, split_title, three
 from boxquery.pages.html import picture
-from boxquery.report.run_files import Run
+from boxquery.report.run_files import RunFiles
 
 _LINES = 200  # of skipped input shown
 
@@ -56,7 +56,7 @@ def _heads(*names: str) -> str:
     return f"<thead><tr>{''.join(cells)}</tr></thead>"
 
 
-def curves(run: Run) -> str:
+def curves(run: RunFiles) -> str:
     """Accuracy, loss, its terms, learning rate and duplicates by epoch; the numbers themselves folded below."""
     if not run.epochs:
         return ""
@@ -79,7 +79,7 @@ def curves(run: Run) -> str:
     return f'<section id="curves"><h2>Training</h2>{body}</section>'
 
 
-def _curve(run: Run, title: str, note: str, columns: tuple[str, ...], best: str | None = None) -> str:
+def _curve(run: RunFiles, title: str, note: str, columns: tuple[str, ...], best: str | None = None) -> str:
     series = _lines(run, {column: column for column in columns})
     if not series:
         return ""
@@ -88,7 +88,7 @@ def _curve(run: Run, title: str, note: str, columns: tuple[str, ...], best: str 
     return f"<figcaption>{title} <span>{note}</span></figcaption>{chart}"
 
 
-def _lines(run: Run, columns: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
+def _lines(run: RunFiles, columns: dict[str, str]) -> dict[str, list[tuple[float, float]]]:
     """Name of the line -> its column, as name -> points by epoch; columns with fewer than two are left out."""
     lines = {}
     for name, column in columns.items():
@@ -106,7 +106,7 @@ _ALIGNMENT = (
 _SHADES = 6  # of the lines of layers in style.css
 
 
-def alignment(run: Run) -> str:
+def alignment(run: RunFiles) -> str:
     """What the queries that found the objects read, by layer and epoch, where it was measured."""
     layers = sorted({int(found[1]) for row in run.epochs for name in row if (found := re.fullmatch(r"inside_(\d+)", name))})
     shades = {f"layer {n}": f"k{round(i * (_SHADES - 1) / max(len(layers) - 1, 1))}" for i, n in enumerate(layers)}
@@ -132,7 +132,7 @@ def alignment(run: Run) -> str:
     return f'<section id="alignment"><h2>What queries read</h2><p class="hint">{hint}</p><div class="charts">{charts}</div></section>'
 
 
-def _log(run: Run, unfolded: bool) -> str:
+def _log(run: RunFiles, unfolded: bool) -> str:
     columns = list(dict.fromkeys(column for row in run.epochs for column in row))
     rows = []
     for place, row in enumerate(run.epochs, 1):
@@ -143,7 +143,7 @@ def _log(run: Run, unfolded: bool) -> str:
     return f"<details{' open' if unfolded else ''}><summary>All numbers by epoch</summary>{table}</details>"
 
 
-def scores(run: Run) -> str:
+def scores(run: RunFiles) -> str:
     """The table of summary numbers, a column per evaluated split."""
     if not run.evaluation:
         return ""
@@ -172,7 +172,7 @@ def _limits(results: list[dict[str, Any]]) -> list[int]:
     return sorted({int(key[2:]) for result in results for key in result if key.startswith("AR") and key[2:].isdigit()})
 
 
-def classes(run: Run) -> str:
+def classes(run: RunFiles) -> str:
     """Every class of the validation split (or the first one evaluated), the best first, beside its number of training boxes."""
     split, result = main_evaluation(run)
     table = (result or {}).get("per_class")
@@ -194,7 +194,7 @@ def classes(run: Run) -> str:
     return f'<section id="classes"><h2>By class</h2>{hint}{body}</section>'
 
 
-def transferred(run: Run) -> str:
+def transferred(run: RunFiles) -> str:
     """What a run that started from a trained model took over, part by part and class by class."""
     found = run.transfer
     if not found:
@@ -220,7 +220,7 @@ def transferred(run: Run) -> str:
     )
 
 
-def main_evaluation(run: Run) -> tuple[str, dict[str, Any] | None]:
+def main_evaluation(run: RunFiles) -> tuple[str, dict[str, Any] | None]:
     """The split that the page speaks of: val, else the first that was evaluated, else ("val", None)."""
     if not run.evaluation:
         return "val", None
@@ -228,7 +228,7 @@ def main_evaluation(run: Run) -> tuple[str, dict[str, Any] | None]:
     return split, run.evaluation[split]
 
 
-def pictures(run: Run) -> str:
+def pictures(run: RunFiles) -> str:
     """Typical and worst images, the truth beside the prediction."""
     entries = run.pictures.get("pictures") or []
     threshold = run.pictures.get("threshold")
@@ -288,7 +288,7 @@ def _verdict(entry: dict[str, Any]) -> str:
     return f"{' · '.join(parts)} · F1 {entry['f1']:.2f}"
 
 
-def data(run: Run) -> str:
+def data(run: RunFiles) -> str:
     """The splits, what was decided about the data, and what was left out."""
     if not run.data:
         return ""
