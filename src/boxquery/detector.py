@@ -19,6 +19,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from boxquery.data.images import read_image
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
@@ -90,7 +91,7 @@ class Detector:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names and {len(ids)} ids were given")
         self.model, self.classes, self.ids = model, list(classes), list(ids)
         self.image_size, self.threshold = image_size, threshold
-        self.transform = EvalTransform(image_size)
+        self.transform = EvalTransform(Preprocessing(image_size))
         #: the run folder that it came from, if it did
         self.run: Path | None = None
 

@@ -12,6 +12,7 @@ from boxquery.data import loading
 from boxquery.data.dataset import Record, Split
 from boxquery.data.loading import Batch, DetectionDataset, EpochSampler, collate, generator
 from boxquery.data.open import open_data
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
 from boxquery.data.transforms import EvalTransform, TrainTransform
 
@@ -45,7 +46,7 @@ def assert_same(a, b):
 
 
 def test_sample(split):
-    sample = DetectionDataset(split, EvalTransform(96))[3]
+    sample = DetectionDataset(split, EvalTransform(Preprocessing(96)))[3]
     assert sample["image"].shape == (3, 96, 96)
     assert sample["index"] == 3
     record = split[3]
@@ -55,7 +56,7 @@ def test_sample(split):
 
 
 def test_pictures_do_not_depend_on_workers_batches_or_resuming(split):
-    dataset = DetectionDataset(split, TrainTransform(64), seed=5)
+    dataset = DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=5)
     expected = batches(dataset)
     assert_same(batches(dataset, workers=2, batch=3), expected)
     later = batches(dataset, epochs=(1,))  # as after a restart
@@ -63,9 +64,9 @@ def test_pictures_do_not_depend_on_workers_batches_or_resuming(split):
 
 
 def test_pictures_depend_on_epoch_seed_and_image(split):
-    dataset = DetectionDataset(split, TrainTransform(64), seed=5)
+    dataset = DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=5)
     first = dataset[0, 2]["image"]
-    others = [dataset[1, 2]["image"], DetectionDataset(split, TrainTransform(64), seed=6)[0, 2]["image"]]
+    others = [dataset[1, 2]["image"], DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=6)[0, 2]["image"]]
     assert all(first.shape != other.shape or not torch.equal(first, other) for other in others)
     assert torch.equal(dataset[2]["image"], first)
     draws = {generator(seed, epoch, name).initial_seed() for seed in (0, 1) for epoch in range(50) for name in (0, 1, "0", "train/1")}
@@ -76,7 +77,7 @@ def test_global_chance_is_left_alone(split):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    _ = DetectionDataset(split, TrainTransform(64))[0, 0]
+    _ = DetectionDataset(split, TrainTransform(Preprocessing(64)))[0, 0]
     list(EpochSampler(5, 0))
     assert torch.equal(torch.rand(1), expected)
 
@@ -85,8 +86,8 @@ def test_global_chance_is_left_alone(split):
 def test_cache_changes_nothing_and_is_shared(split, workers):
     reads = []
     counted = Split(split.name, split.records, lambda record: reads.append(record.id) or split.reader(record))
-    cached = DetectionDataset(counted, TrainTransform(64), seed=5, cache=True)
-    assert_same(batches(cached, workers=workers), batches(DetectionDataset(split, TrainTransform(64), seed=5)))
+    cached = DetectionDataset(counted, TrainTransform(Preprocessing(64)), seed=5, cache=True)
+    assert_same(batches(cached, workers=workers), batches(DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=5)))
     if workers == 0:
         assert len(reads) == len(split)
     reads.clear()
@@ -95,13 +96,13 @@ def test_cache_changes_nothing_and_is_shared(split, workers):
 
 
 def test_cache_has_a_limit(split, monkeypatch):
-    assert DetectionDataset(split, EvalTransform(64), cache=True).cache is not None
+    assert DetectionDataset(split, EvalTransform(Preprocessing(64)), cache=True).cache is not None
     monkeypatch.setattr(loading, "CACHE_LIMIT", 1000)
-    assert DetectionDataset(split, EvalTransform(64), cache=True).cache is None
+    assert DetectionDataset(split, EvalTransform(Preprocessing(64)), cache=True).cache is None
     monkeypatch.undo()
-    dataset = DetectionDataset(split, EvalTransform(64), cache=True)
+    dataset = DetectionDataset(split, EvalTransform(Preprocessing(64)), cache=True)
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[0]["image"], dataset[0]["image"])  # noqa: S301
-    assert DetectionDataset(shapes_data(train=2**32).splits["train"], EvalTransform(64), cache=True).cache is None
+    assert DetectionDataset(shapes_data(train=2**32).splits["train"], EvalTransform(Preprocessing(64)), cache=True).cache is None
 
 
 def test_ignored_objects_are_not_targets():
@@ -116,7 +117,7 @@ def test_ignored_objects_are_not_targets():
         areas=np.float32([81, 841]),
     )
     split = Split("train", [record], lambda record: Image.new("RGB", (32, 32)))
-    for transform in (EvalTransform(32), TrainTransform(32)):
+    for transform in (EvalTransform(Preprocessing(32)), TrainTransform(Preprocessing(32))):
         assert set(DetectionDataset(split, transform)[0]["target"]["labels"].tolist()) <= {1}
 
 
@@ -175,7 +176,7 @@ def test_files_to_batches(tmp_path):
         picture.size = picture.stated = (64 + 8 * (i % 3), 48)
     images[0].things = []
     data = open_data(writers.write_voc(tmp_path, images))
-    dataset = DetectionDataset(data.splits["train"], TrainTransform(48))
+    dataset = DetectionDataset(data.splits["train"], TrainTransform(Preprocessing(48)))
     result = batches(dataset, workers=2)
     assert len(result) == 2 * len(data.splits["train"])
     assert all(target["boxes"].shape == (len(target["labels"]), 4) for _, target in result.values())

@@ -1,5 +1,6 @@
 """Sizes by DETR's rule, boxes that stay on their objects, chance that is accounted for."""
 
+import json
 import math
 
 import numpy as np
@@ -10,11 +11,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from boxquery import UserError
-from boxquery.data.transforms import DETR, MEAN, STD, Augment, EvalTransform, TrainTransform, long_side, resized
+from boxquery.data.preprocessing import MEAN, STD, Preprocessing, resized_size
+from boxquery.data.transforms import DETR, Augment, EvalTransform, TrainTransform, to_picture
 
 
 def chance(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def raw(image_size):
+    """A size and nothing else: pixels stay in 0..1."""
+    return Preprocessing(image_size, mean=None, std=None)
 
 
 STILL = Augment(scales=(1.0,), crop=0.0, flip=0.0)
@@ -34,14 +41,15 @@ STILL = Augment(scales=(1.0,), crop=0.0, flip=0.0)
     ],
 )
 def test_detr_sizes(height, width, expected):
-    assert resized(height, width, 800, 1333) == expected
+    assert resized_size(height, width, 800, 1333) == expected
+    assert Preprocessing().size(height, width) == expected
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(16, 1200))
 @settings(max_examples=200, deadline=None)
 def test_sizes_keep_the_ratio_and_the_limit(height, width, short):
-    long = long_side(short)
-    high, wide = resized(height, width, short, long)
+    long = round(short * 1333 / 800)
+    high, wide = Preprocessing(short).size(height, width)
     assert min(high, wide) >= 1
     if max(height, width) < long * min(height, width):  # otherwise not even one pixel would fit
         assert min(high, wide) <= short
@@ -52,18 +60,18 @@ def test_sizes_keep_the_ratio_and_the_limit(height, width, short):
 
 def test_eval_is_resize_and_normalise():
     colour = (10, 100, 250)
-    transform = EvalTransform(64)
+    transform = EvalTransform(Preprocessing(64))
     image = transform(Image.new("RGB", (200, 100), colour))
     assert image.shape == (3, 54, 108)  # 107 * 100 / 200 = 53.5, rounded
     assert image.dtype == torch.float32
     for channel, value, mean, std in zip(image, colour, MEAN, STD, strict=True):
         torch.testing.assert_close(channel, torch.full_like(channel, (value / 255 - mean) / std))
-    assert transform.size(100, 200) == (54, 108)
+    assert transform.preprocessing.size(100, 200) == (54, 108)
 
 
 def test_eval_resizes_as_pillow_does():
     array = np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
-    image = EvalTransform(40, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(array))
+    image = EvalTransform(raw(40))(Image.fromarray(array))
     expected = np.asarray(Image.fromarray(array).resize((53, 40), Image.Resampling.BILINEAR))
     assert np.abs(image.permute(1, 2, 0).numpy() * 255 - expected).max() <= 1.01
 
@@ -79,7 +87,7 @@ def marked(height, width, box, value=255):
 @pytest.mark.parametrize("augment", [DETR, Augment(vertical_flip=0.5, crop=1.0, scales=(0.5, 1.0, 1.3)), Augment(colour=0.2)])
 def test_boxes_stay_on_their_objects(augment):
     """After any chain, the white rectangle is where the box says."""
-    transform = TrainTransform(96, augment, mean=(0, 0, 0), std=(1, 1, 1))
+    transform = TrainTransform(raw(96), augment)
     image, boxes = marked(120, 160, (30, 40, 110, 100))
     kept = 0
     for seed in range(60):
@@ -105,7 +113,7 @@ def test_boxes_are_inside_and_never_invented(height, width, size, seed, data):
     count = data.draw(st.integers(0, 4))
     corners = [[data.draw(st.floats(0, 0.99)) * limit for limit in (width, height)] + [float(width), float(height)] for _ in range(count)]
     boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
-    transform = TrainTransform(size, Augment(vertical_flip=0.5))
+    transform = TrainTransform(Preprocessing(size), Augment(vertical_flip=0.5))
     image = torch.zeros(3, height, width, dtype=torch.uint8)
     out = transform(image, boxes, torch.arange(count), chance(seed))
     assert min(out.image.shape[1:]) >= 1
@@ -128,8 +136,8 @@ def test_flipped_twice_is_the_same(seed):
     image = torch.randint(0, 256, (3, size, size + 9), dtype=torch.uint8, generator=generator)
     corners = torch.rand(5, 2, generator=generator) * 20
     boxes = torch.cat((corners, corners + 1 + torch.rand(5, 2, generator=generator) * 20), 1)
-    flip = TrainTransform(size, Augment(scales=(1.0,), crop=0.0, flip=1.0, vertical_flip=1.0), mean=(0, 0, 0), std=(1, 1, 1))
-    still = TrainTransform(size, STILL, mean=(0, 0, 0), std=(1, 1, 1))
+    flip = TrainTransform(raw(size), Augment(scales=(1.0,), crop=0.0, flip=1.0, vertical_flip=1.0))
+    still = TrainTransform(raw(size), STILL)
     labels = torch.arange(5)
     once = flip(image, boxes, labels, chance())
     plain = still(image, boxes, labels, chance())
@@ -151,7 +159,7 @@ def undo(boxes, height, width):
 
 def test_detr_draws_what_the_paper_says():
     """Short sides 480..800 in steps of 32; about half cropped; long sides within 1333; crops of 384..600 after a resize."""
-    transform = TrainTransform(800)
+    transform = TrainTransform(Preprocessing(800))
     image, boxes = marked(600, 800, (0, 0, 800, 600))
     shorts, ratios = set(), []
     for seed in range(100):
@@ -172,7 +180,7 @@ def test_detr_draws_what_the_paper_says():
 
 
 def test_a_crop_without_objects_is_an_image_without_objects():
-    transform = TrainTransform(64, Augment(crop=1.0))
+    transform = TrainTransform(Preprocessing(64), Augment(crop=1.0))
     image, boxes = marked(300, 300, (0, 0, 2, 2))
     lost = sum(len(transform(image, boxes, torch.tensor([0]), chance(seed)).boxes) == 0 for seed in range(30))
     assert lost > 15
@@ -181,8 +189,8 @@ def test_a_crop_without_objects_is_an_image_without_objects():
 def test_colour_changes_pixels_and_nothing_else():
     image = torch.randint(0, 256, (3, 50, 60), dtype=torch.uint8, generator=chance())
     boxes, labels = torch.tensor([[1.0, 2.0, 30.0, 40.0]]), torch.tensor([0])
-    plain = TrainTransform(48, STILL)(image, boxes, labels, chance(1))
-    tinted = TrainTransform(48, Augment(scales=(1.0,), crop=0.0, flip=0.0, colour=0.4))(image, boxes, labels, chance(1))
+    plain = TrainTransform(Preprocessing(48), STILL)(image, boxes, labels, chance(1))
+    tinted = TrainTransform(Preprocessing(48), Augment(scales=(1.0,), crop=0.0, flip=0.0, colour=0.4))(image, boxes, labels, chance(1))
     assert tinted.image.shape == plain.image.shape
     assert not torch.equal(tinted.image, plain.image)
     torch.testing.assert_close(tinted.boxes, plain.boxes)
@@ -192,7 +200,7 @@ def test_input_is_not_changed():
     image, boxes = marked(64, 64, (1, 2, 30, 40))
     before = image.clone(), boxes.clone()
     for seed in range(20):
-        TrainTransform(64, Augment(vertical_flip=0.5, colour=0.5))(image, boxes, torch.tensor([0]), chance(seed))
+        TrainTransform(Preprocessing(64), Augment(vertical_flip=0.5, colour=0.5))(image, boxes, torch.tensor([0]), chance(seed))
     assert torch.equal(image, before[0])
     assert torch.equal(boxes, before[1])
 
@@ -203,8 +211,41 @@ def test_wrong_augmentation(wrong):
         Augment(**wrong)
 
 
-@pytest.mark.parametrize("size", [0, 15, 10_000])
+@pytest.mark.parametrize("size", [0, 15, 10_000, 64.5])
 def test_wrong_size(size):
-    for make in (EvalTransform, TrainTransform):
-        with pytest.raises(UserError, match="image_size"):
-            make(size)
+    with pytest.raises(UserError, match="image_size"):
+        Preprocessing(size)
+
+
+def test_a_square_without_normalisation():
+    """As released real-time models take it: every side the same, pixels in 0..1, nothing to pad."""
+    record = Preprocessing(64, square=True, mean=None, std=None)
+    image, boxes = marked(90, 150, (15, 30, 75, 60))
+    out = EvalTransform(record)(image)
+    assert out.shape == (3, 64, 64)
+    assert (out.min(), out.max()) == (0, 1)
+    for seed in range(10):
+        trained = TrainTransform(record, Augment(scales=(0.5, 1.0), crop=0.0, flip=0.0))(image, boxes, torch.tensor([0]), chance(seed))
+        assert trained.image.shape in ((3, 64, 64), (3, 32, 32))
+        torch.testing.assert_close(trained.boxes, torch.tensor([[0.3, 0.5, 0.4, 1 / 3]]))
+
+
+@pytest.mark.parametrize("record", [Preprocessing(), Preprocessing(640, square=True, mean=None, std=None, interpolation="bicubic")])
+def test_a_record_survives_json(record):
+    assert Preprocessing.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"mean": None}, {"std": [1, 2]}, {"interpolation": "nearest"}, {"longest_ratio": 0.5}, {"image_size": "640"}, {"letterbox": True}],
+)
+def test_wrong_records(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        Preprocessing.from_dict(wrong)
+
+
+@pytest.mark.parametrize("record", [Preprocessing(50), Preprocessing(50, mean=None, std=None)])
+def test_the_input_back_as_a_picture(record):
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    picture = to_picture(EvalTransform(record)(Image.fromarray(pixels)), record)
+    assert np.array_equal(np.asarray(picture), pixels)

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from boxquery.data.dataset import Data, Record, Split
-from boxquery.data.transforms import MEAN, STD
+from boxquery.data.preprocessing import MEAN, STD
 from boxquery.detector import Detector
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import boxquery as bq
 from boxquery.data.open import open_data
+from boxquery.data.preprocessing import MEAN, STD
 from boxquery.data.shapes import shapes_data
 from boxquery.data.shapes.silhouettes import NAMES
-from boxquery.data.transforms import MEAN, STD
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.explain.explanation import Explanation, explain

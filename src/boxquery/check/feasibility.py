@@ -10,11 +10,10 @@ import numpy as np
 from boxquery.check.findings import Finding
 from boxquery.check.floors import everything, measured
 from boxquery.data.dataset import Data
-from boxquery.data.transforms import EvalTransform
+from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.models import preset
 
 if TYPE_CHECKING:
-    from boxquery.data.dataset import Split
     from boxquery.models.interface import Model
 
 #: share of the training images with more objects than queries from which a run is doomed
@@ -69,20 +68,9 @@ def drops_queries(model: Model) -> bool:
     return model.num_queries_per_layer[-1] < model.num_queries_per_layer[0]
 
 
-def sides_ahead(split: Split, image_size: int) -> list[np.ndarray]:
-    """Per image [N, 2]: width and height of its objects in pixels of the model's input, without those that are ignored."""
-    transform = EvalTransform(image_size)
-    sides = []
-    for record in split:
-        height, width = transform.size(record.height, record.width)
-        boxes = record.boxes[~record.ignore]
-        sides.append((boxes[:, 2:] - boxes[:, :2]) * [width / record.width, height / record.height])
-    return sides
-
-
 def objects_ahead(data: Data, plan: Plan) -> tuple[dict[str, Any], list[Finding]]:
     """Sizes at the training resolution and objects an image, of the training split; and what they mean for this model."""
-    sides = sides_ahead(data.splits["train"], plan.image_size)
+    sides = object_sizes(data.splits["train"], Preprocessing(plan.image_size))
     side, number = np.concatenate(sides), np.array([len(own) for own in sides])
     root = np.sqrt(side.prod(1))
     below = float((side.max(1) < plan.stride).mean()) if len(side) else 0.0

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from boxquery.check.feasibility import sides_ahead
 from boxquery.check.findings import Finding
 from boxquery.check.floors import measured
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.loading import Batch, DetectionDataset, collate
+from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import EvalTransform
 from boxquery.evaluation.coco_matching import RIGHT, ImageDetections, duplicates, flatten_detections, match
 from boxquery.evaluation.metrics import evaluate
@@ -105,8 +105,8 @@ def prove(
     split = chosen(data.splits["train"])
     most = max(int((~record.ignore).sum()) for record in split)
     model = create_model(name, classes=len(data.names), preset=PRESET, **{**options, **_queries(name, options, most)})
-    model.fit_to_data(np.concatenate(sides_ahead(split, SIDE)))
-    batch = collate([DetectionDataset(split, EvalTransform(SIDE))[i] for i in range(len(split))]).to(device)
+    model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIDE))))
+    batch = collate([DetectionDataset(split, EvalTransform(Preprocessing(SIDE)))[i] for i in range(len(split))]).to(device)
     model.to(device).train()
     planned = measured(name).get("learn_steps") or UNMEASURED if steps is None else steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)

@@ -8,7 +8,8 @@ from PIL import Image
 
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset
-from boxquery.data.transforms import MEAN, STD, Augment, TrainTransform
+from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.transforms import Augment, TrainTransform, to_picture
 from boxquery.pages.drawing import draw
 
 COLUMNS, ROWS = 4, 3
@@ -20,7 +21,7 @@ def grid(data: Data, image_size: int, augment: Augment, seed: int) -> Image.Imag
     """Training images, evenly over the split, as epoch 0 of a run with this seed shows them."""
     split = data.splits["train"]
     count = min(COLUMNS * ROWS, len(split))
-    dataset = DetectionDataset(split, TrainTransform(image_size, augment), seed=seed)
+    dataset = DetectionDataset(split, TrainTransform(Preprocessing(image_size), augment), seed=seed)
     pictures = [_picture(dataset, round(i), data.names) for i in np.linspace(0, len(split) - 1, count)]
     rows = [pictures[i : i + COLUMNS] for i in range(0, count, COLUMNS)]
     width = max(sum(p.width + _GAP for p in row) for row in rows) - _GAP
@@ -35,9 +36,7 @@ def grid(data: Data, image_size: int, augment: Augment, seed: int) -> Image.Imag
 
 def _picture(dataset: DetectionDataset, index: int, names: list[str]) -> Image.Image:
     sample = dataset[index]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    pixels = ((sample["image"] * std + mean).clamp(0, 1) * 255).round().to(torch.uint8)
-    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    image = to_picture(sample["image"], dataset.transform.preprocessing)
     scale = HEIGHT / image.height
     image = image.resize((max(round(image.width * scale), 1), HEIGHT), Image.Resampling.BICUBIC)
     middle, size = sample["target"]["boxes"].split(2, 1)

@@ -1,8 +1,4 @@
-"""From an upright image and its boxes to what the model sees: sizes by DETR's rule, DETR's augmentation, normalisation.
-
-DETR speaks of images whose short side is 800 pixels. Here ``image_size`` S stands for those 800 and every other length keeps its ratio
-to it, so that a small S is the same recipe on a smaller picture.
-"""
+"""Transforms from upright images and boxes to a model's input: resizing, DETR's augmentation, normalisation."""
 
 from __future__ import annotations
 
@@ -13,12 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from boxquery.data.preprocessing import Preprocessing, resized_size
 from boxquery.errors import UserError
-
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +21,12 @@ class Augment:
     """What training does to an image; the defaults are DETR's.
 
     Attributes:
-        scales: short sides that are drawn from, as fractions of S.
-        crop: probability of a crop before the resize, 0..1.
-        crop_short: short sides of the image that the crop is taken from, as fractions of S.
-        crop_sides: least and largest side of the crop, as fractions of S.
+        scales: shortest sides to draw from, as fractions of ``image_size``.
+        crop: probability of a crop before resizing, 0..1.
+        crop_short: shortest sides of the image that the crop is taken from, as fractions of ``image_size``.
+        crop_sides: smallest and largest side of the crop, as fractions of ``image_size``.
         flip, vertical_flip: probabilities, 0..1.
-        colour: largest relative change of brightness, contrast and saturation, 0..1; hue turns by a fifth of it.
+        colour: largest relative change of brightness, contrast and saturation, 0..1; hue changes by up to a fifth of it.
     """
 
     scales: tuple[float, ...] = tuple(side / 800 for side in range(480, 801, 32))
@@ -64,65 +59,24 @@ class Augmented(NamedTuple):
     labels: Tensor
 
 
-def long_side(image_size: int) -> int:
-    """The largest long side that goes with a short side: 1333 for 800."""
-    return round(image_size * 1333 / 800)
-
-
-def resized(height: int, width: int, short: int, long: int | None = None) -> tuple[int, int]:
-    """DETR's rule for a new size with the same aspect ratio.
-
-    The short side becomes ``short``, or less if the long side would exceed ``long``; that is rounded first and the other side computed from
-    it and truncated, so that it may exceed ``long`` by the rounding. Sides are at least 1.
-    """
-    low, high = min(height, width), max(height, width)
-    if long is not None and high / low * short > long:
-        short = round(long * low / high)
-    short = max(short, 1)
-    if low == short:
-        return height, width
-    return (int(short * height / width), short) if width < height else (short, int(short * width / height))
-
-
 class EvalTransform:
-    """Resize and normalise: what evaluation, prediction and export do.
+    """Resizing and normalisation, as in evaluation, prediction and export."""
 
-    Args:
-        image_size: the short side in pixels; the long side is at most 1333/800 of it.
-        mean, std: per channel, of pixels in 0..1.
-    """
-
-    def __init__(self, image_size: int, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD):
-        self.image_size = checked_size(image_size)
-        self.mean, self.std = mean, std
-
-    def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width that an image of ``height`` x ``width`` is given."""
-        return resized(height, width, self.image_size, long_side(self.image_size))
+    def __init__(self, preprocessing: Preprocessing):
+        self.preprocessing = preprocessing
 
     def __call__(self, image: Image.Image | Tensor) -> Tensor:
         """An upright RGB image, PIL or uint8 [3, H, W], as float32 [3, h, w]."""
         pixels = F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
-        size = self.size(*pixels.shape[-2:])
-        return normalised(F.resize(pixels, list(size), antialias=True), self.mean, self.std)
+        size = self.preprocessing.size(*pixels.shape[-2:])
+        return normalize(_resize(pixels, size, self.preprocessing), self.preprocessing)
 
 
 class TrainTransform:
-    """DETR's augmentation: flip; half the time a crop; a resize to a random short side; normalise.
+    """Augmentation, resizing and normalisation, as in training."""
 
-    DETR's crop is taken from a resized image and resized again. Here the crop is found in the image as it is and resized once: the same
-    pictures, sharper and sooner.
-
-    Args:
-        image_size: S, the short side of evaluation in pixels; the long side is at most 1333/800 of it.
-        augment: what is drawn, and how often.
-        mean, std: per channel, of pixels in 0..1.
-    """
-
-    def __init__(self, image_size: int, augment: Augment = DETR, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD):
-        self.image_size = checked_size(image_size)
-        self.augment = augment
-        self.mean, self.std = mean, std
+    def __init__(self, preprocessing: Preprocessing, augment: Augment = DETR):
+        self.preprocessing, self.augment = preprocessing, augment
 
     def __call__(self, image: Tensor, boxes: Tensor, labels: Tensor, generator: torch.Generator) -> Augmented:
         """An augmented copy.
@@ -131,7 +85,7 @@ class TrainTransform:
             image: uint8 [3, H, W], upright RGB.
             boxes: float32 [N, 4], xyxy in its pixels.
             labels: int64 [N].
-            generator: the only source of chance.
+            generator: the only source of randomness.
         """
         augment = self.augment
         objects = _as_boxes(boxes, image)
@@ -147,15 +101,15 @@ class TrainTransform:
         seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         height, width = image.shape[-2:]
         boxes = relative(boxes[seen], height, width)
-        short = _side(self.image_size, augment.scales, generator)
-        image = F.resize(image, list(resized(height, width, short, long_side(self.image_size))), antialias=True)
-        image = _recoloured(image, augment.colour, generator)
-        return Augmented(normalised(image, self.mean, self.std), boxes, labels[seen])
+        side = self._draw_side(augment.scales, generator)
+        image = _resize(image, self.preprocessing.size(height, width, side), self.preprocessing)
+        image = _jitter_colour(image, augment.colour, generator)
+        return Augmented(normalize(image, self.preprocessing), boxes, labels[seen])
 
     def draw_crop(self, height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
         """Top, left, height and width of a crop in pixels of an image of ``height`` x ``width``."""
-        low, high = (round(self.image_size * side) for side in self.augment.crop_sides)
-        rows, columns = resized(height, width, _side(self.image_size, self.augment.crop_short, generator))
+        low, high = (round(self.preprocessing.image_size * side) for side in self.augment.crop_sides)
+        rows, columns = resized_size(height, width, self._draw_side(self.augment.crop_short, generator))
         part_width = _integer(min(low, columns), min(high, columns), generator)
         part_height = _integer(min(low, rows), min(high, rows), generator)
         top, left = _integer(0, rows - part_height, generator), _integer(0, columns - part_width, generator)
@@ -165,6 +119,9 @@ class TrainTransform:
         top, left = min(top, height - 1), min(left, width - 1)
         return top, left, max(bottom - top, 1), max(right - left, 1)
 
+    def _draw_side(self, fractions: tuple[float, ...], generator: torch.Generator) -> int:
+        return round(self.preprocessing.image_size * fractions[_integer(0, len(fractions) - 1, generator)])
+
 
 def relative(boxes: Tensor, height: int, width: int) -> Tensor:
     """Boxes float [N, 4], xyxy in pixels of an image, as cxcywh in 0..1 of it."""
@@ -172,17 +129,24 @@ def relative(boxes: Tensor, height: int, width: int) -> Tensor:
     return torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), 1)
 
 
-def normalised(image: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """A uint8 image [3, H, W] as float32, each channel minus ``mean`` over ``std`` of pixels in 0..1."""
-    offset, scale = (torch.tensor(values).mul(255).view(-1, 1, 1) for values in (mean, std))
+def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """A uint8 image [3, H, W] as float32: pixels in 0..1, minus the mean over the std where the record has them."""
+    if preprocessing.mean is None or preprocessing.std is None:
+        return image.to(torch.float32).div_(255)
+    offset, scale = (torch.tensor(values).mul(255).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
     return image.to(torch.float32).sub_(offset).div_(scale)
 
 
-def checked_size(image_size: int) -> int:
-    """``image_size`` itself. Raises UserError if no image could have it."""
-    if not 16 <= image_size <= 8192:
-        raise UserError(f"image_size={image_size} is out of range; choose 16 to 8192 pixels for the short side")
-    return image_size
+def to_picture(image: Tensor, preprocessing: Preprocessing) -> Image.Image:
+    """A normalised image [3, H, W] as the picture that it was made from."""
+    if preprocessing.mean is not None and preprocessing.std is not None:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+        image = image * std + mean
+    return F.to_pil_image((image.clamp(0, 1) * 255).round().to(torch.uint8))
+
+
+def _resize(image: Tensor, size: tuple[int, int], preprocessing: Preprocessing) -> Tensor:
+    return F.resize(image, list(size), InterpolationMode(preprocessing.interpolation), antialias=True)
 
 
 def _as_boxes(boxes: Tensor, image: Tensor) -> Tensor:
@@ -191,7 +155,7 @@ def _as_boxes(boxes: Tensor, image: Tensor) -> Tensor:
     return tv_tensors.BoundingBoxes(boxes, format=tv_tensors.BoundingBoxFormat.XYXY, canvas_size=size)  # pyright: ignore[reportCallIssue]
 
 
-def _recoloured(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+def _jitter_colour(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     if strength == 0:
         return image
     brightness, contrast, saturation, hue = (torch.rand(4, generator=generator) * 2 - 1).mul(strength).tolist()
@@ -199,10 +163,6 @@ def _recoloured(image: Tensor, strength: float, generator: torch.Generator) -> T
     image = F.adjust_contrast(image, 1 + contrast)
     image = F.adjust_saturation(image, 1 + saturation)
     return F.adjust_hue(image, hue / 5)
-
-
-def _side(image_size: int, fractions: tuple[float, ...], generator: torch.Generator) -> int:
-    return round(image_size * fractions[_integer(0, len(fractions) - 1, generator)])
 
 
 def _uniform(generator: torch.Generator) -> float:

@@ -18,9 +18,9 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from boxquery.check.annotation_format import open_with_evidence
-from boxquery.check.feasibility import sides_ahead
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
+from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector, load
 from boxquery.errors import UserError
@@ -105,11 +105,11 @@ class Run:
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world), 1)
             config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
-            chosen = self.model.fit_to_data(np.concatenate(sides_ahead(train, config.image_size)))
+            chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, Preprocessing(config.image_size))))
             config = replace(config, options=config.options | chosen, chosen=sorted(chosen))
         self.config = config
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
-        transform = TrainTransform(config.image_size, self.augment)
+        transform = TrainTransform(Preprocessing(config.image_size), self.augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, config.image_size)
 

@@ -8,9 +8,9 @@ import torch
 from torchvision.ops import box_iou
 
 import boxquery as bq
-from boxquery.check.feasibility import sides_ahead
 from boxquery.cli import run as command_line
 from boxquery.data.loading import DetectionDataset, collate
+from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.models import describe, facts, list_baselines
@@ -150,7 +150,7 @@ def taught(name: str) -> tuple[Detector, object]:
     data = shapes_data(train=2, val=1, test=1, size=SIZE, max_objects=3)
     split = data.splits["train"]
     model = create(name, classes=len(data.names))
-    model.fit_to_data(np.concatenate(sides_ahead(split, SIZE)))
+    model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIZE))))
     detector = Detector(model, data.names, data.ids, SIZE)
     dataset = DetectionDataset(split, detector.transform)
     images = collate([dataset[i] for i in range(len(split))])
