@@ -12,7 +12,7 @@ import pytest
 
 from boxquery.data.dataset import Record
 from boxquery.errors import UserError
-from boxquery.evaluation.coco_matching import IGNORED, RIGHT, duplicates, flatten_detections, iou, match
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, coco_match, flatten_detections, iou
 from boxquery.evaluation.metrics import evaluate
 
 
@@ -119,7 +119,7 @@ def test_matching_is_that_of_pycocotools(seed):
             expected["ignored"] += int(entry["dtIgnore"][0].sum())
             expected["right"] += int(((entry["dtMatches"][0] > 0) & ~entry["dtIgnore"][0].astype(bool)).sum())
     detections = flatten_detections(records, predictions, 4, 100)
-    outcome, found = match(records, detections)
+    outcome, found = coco_match(records, detections, 0.5)
     assert {"right": int((outcome == RIGHT).sum()), "ignored": int((outcome == IGNORED).sum()), "all": len(outcome)} == expected
     assert ((found >= 0) == (outcome == RIGHT)).all()
     pairs = set(zip(detections.image[found >= 0].tolist(), found[found >= 0].tolist(), strict=True))
@@ -187,13 +187,6 @@ def test_ignored_objects_are_neither_right_nor_wrong():
     assert result["AP"] == pytest.approx(1)
     assert (result["precision"], result["recall"], result["objects"], result["ignored"]) == (1.0, 1.0, 1, 1)
     assert result["per_class"][0]["objects"] == 1
-
-
-def test_duplicates_are_per_image_and_class_and_strictly_above():
-    boxes = (0, 0, 10, 10)
-    predictions = {0: prediction((*boxes, 0.9), (*boxes, 0.8), (*boxes, 0.8, 1), (0, 0, 10, 7, 0.7)), 1: prediction((*boxes, 0.6))}
-    detections = flatten_detections([record(), record()], predictions, 2, 100)
-    assert duplicates(detections, np.ones(5, bool)).tolist() == [False, True, False, False, False]  # IoU exactly 0.7 is not above it
 
 
 @pytest.mark.parametrize(

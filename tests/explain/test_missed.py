@@ -10,7 +10,7 @@ import boxquery as bq
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.evaluation.coco_matching import flatten_detections, iou, match
+from boxquery.evaluation.coco_matching import coco_match, flatten_detections, iou
 from boxquery.explain.missed import REASONS, SIZES, explain_misses, missed
 from tests.explain.planted import NAMES, reader, record, scenes
 
@@ -111,7 +111,7 @@ def test_every_missed_object_has_one_reason_that_the_slow_rules_give():
         best, labels = scores[-1].max(-1), scores[-1].argmax(-1)
         shown = np.flatnonzero(best >= THRESHOLD)
         table = flatten_detections([scene], {0: (boxes[-1, shown], best[shown], labels[shown])}, 3, 100)
-        _, found = match([scene], table)
+        _, found = coco_match([scene], table, 0.5)
         rows = [int(shown[np.flatnonzero(best[shown] == score)[0]]) for score in table.scores.astype(np.float32)]
         object_of = dict(zip(rows, found.tolist(), strict=True))
         got = {miss.object: miss.reason for miss in explain_misses(scene, 0, boxes, scores, NAMES, THRESHOLD)}

@@ -21,7 +21,8 @@ from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import EvalTransform
-from boxquery.evaluation.coco_matching import RIGHT, ImageDetections, duplicates, flatten_detections, match
+from boxquery.evaluation.coco_matching import RIGHT, ImageDetections, coco_match, flatten_detections
+from boxquery.evaluation.errors import IOU_MISPLACED, find_duplicates
 from boxquery.evaluation.metrics import evaluate
 from boxquery.models import create_model
 from boxquery.models.interface import Model
@@ -183,9 +184,9 @@ def _judged(
     alike = {i: (boxes, scores, labels * 0) for i, (boxes, scores, labels) in found.items()}
     any_class = evaluate(blind, alike, ["object"], [0])["AP50"] or 0.0
     detections = flatten_detections(split, found, len(data.names), 100)
-    near = float((match(split, detections, 0.1)[0] == RIGHT).sum() / result["objects"])
+    near = float((coco_match(split, detections, IOU_MISPLACED)[0] == RIGHT).sum() / result["objects"])
     shown = detections.scores >= (result["best_threshold"] or 0.5)
-    repeated = float(duplicates(detections, shown)[shown].mean()) if shown.any() else 0.0
+    repeated = float(find_duplicates(detections, shown)[shown].mean()) if shown.any() else 0.0
     best = result["AP50"] or 0.0
     return Proof(
         name, PRESET, *steps, round(seconds, 1), [r.id for r in split], best, any_class, near, repeated, (losses[0], losses[-1]),

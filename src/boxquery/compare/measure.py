@@ -21,12 +21,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from boxquery.compare.results import FOLDER, MEASURED, NMS
-from boxquery.compare.statistics import average_precisions, drawn_images
 from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.open import open_data
 from boxquery.detector import Detector, load
 from boxquery.errors import UserError
+from boxquery.evaluation.bootstrap import image_weights, resampled_ap
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split, suppressed
 from boxquery.files import atomic_write, write_json
@@ -46,8 +46,8 @@ def measure(run: Path) -> Path:
     val = data.splits["val"]
     detector = load(run).to(config.device)
     val, found = drop_unreadable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))
-    times = drawn_images(len(val))
-    ap, ap50 = average_precisions(val, found, len(data.names), times)
+    weights = image_weights(len(val))
+    ap, ap50 = resampled_ap(val, found, len(data.names), weights)
     after = {}
     for threshold in NMS:
         if detector.model.has_queries:  # what suppresses by itself has to be asked again
@@ -60,7 +60,7 @@ def measure(run: Path) -> Path:
     return write_json(
         run / FOLDER / MEASURED,
         {
-            "val": _digest(val, times),
+            "val": _digest(val, weights),
             "images_measured": len(val),
             "parameters": sum(p.numel() for p in detector.model.parameters()),
             "gflops": round(gflops(detector, one), 3),
@@ -110,9 +110,9 @@ def _rounded(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), 5) for value in values]
 
 
-def _digest(val: Split, times: np.ndarray) -> str:
+def _digest(val: Split, weights: np.ndarray) -> str:
     """Tells whether two runs were measured on the same images and the same draws of them."""
-    digest = hashlib.sha256(np.ascontiguousarray(times[0]).astype(np.int64).tobytes())
+    digest = hashlib.sha256(np.ascontiguousarray(weights[0]).astype(np.int64).tobytes())
     for record in val:
         digest.update(f"{record.id} {record.labels.tolist()} {np.round(record.boxes, 2).tolist()}".encode())
     return digest.hexdigest()[:16]

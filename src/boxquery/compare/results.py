@@ -20,8 +20,9 @@ import numpy as np
 
 from boxquery.compare.locks import claimed
 from boxquery.compare.plan import Entry, Plan, Task
-from boxquery.compare.statistics import against_best, conclusion, drawn_means, interval
+from boxquery.compare.statistics import against_best, conclusion
 from boxquery.errors import UserError
+from boxquery.evaluation.bootstrap import interval, resample_seeds
 from boxquery.files import write_json
 from boxquery.report.run_files import RunFiles, read_run
 from boxquery.training.config import FILE, RunConfig
@@ -252,7 +253,7 @@ def _mean(values: Any) -> float | None:
 def _drawn(label: str, runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
     """Resampled means over seeds [R]; the draws of seeds go by the label, so that entries draw theirs apart."""
     values = np.array([run["resampled"]["AP"] for run in runs], dtype=float)
-    return drawn_means(values, zlib.crc32(label.encode()))
+    return resample_seeds(values, zlib.crc32(label.encode()))
 
 
 def _conclusion(plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,111 +1,12 @@
-"""How far a difference in AP can be chance: images and seeds drawn again. NumPy only, no torch.
-
-Two levels: which images are in the validation split, and which seed a run had. Images are drawn with replacement, the same draws for all
-runs, so that a difference between two models is taken on the same images. Seeds are few, and drawing them with replacement would understate
-their spread: each draw first leaves one out and then draws from the others (the bootknife; Hesterberg 2004), which gives the spread of a
-mean without bias.
-"""
+"""How much better one model is than others, and what may be said of it. NumPy only, no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
-from boxquery.data.dataset import Record
-from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, flatten_detections, match
-
-RESAMPLES = 1000
-IOUS = np.linspace(0.5, 0.95, 10)
-RECALLS = np.linspace(0, 1, 101)
-#: resamples computed at once, to keep tables in the processor's cache
-_AT_ONCE = 50
-
-Interval = tuple[float, float]
-
-
-def drawn_images(images: int, resamples: int = RESAMPLES) -> np.ndarray:
-    """How often each image is in each resample, int64 [resamples, images]; the same for the same number of images."""
-    rng = np.random.default_rng(images)
-    return np.stack([np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(resamples)])
-
-
-def average_precisions(
-    records: Sequence[Record], predictions: Mapping[int, ImageDetections], classes: int, times: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's AP and AP50 where every image counts as often as ``times`` [R, images] says: [R], [R]; NaN where there is no object.
-
-    With ones it is what ``boxquery.evaluation.metrics.evaluate`` gives (100 detections of a class and image).
-    """
-    detections = flatten_detections(records, predictions, classes, 100)
-    outcomes = np.stack([match(records, detections, threshold)[0] for threshold in IOUS])
-    objects = np.zeros((len(records), classes), np.int64)
-    for position, record in enumerate(records):
-        np.add.at(objects[position], record.labels[~record.ignore], 1)
-    table = np.full((len(times), classes, len(IOUS)), np.nan)
-    for label in range(classes):
-        chosen = np.flatnonzero(detections.labels == label)
-        chosen = chosen[np.argsort(-detections.scores[chosen], kind="stable")]
-        right, counted = outcomes[:, chosen] == RIGHT, outcomes[:, chosen] != IGNORED
-        for start in range(0, len(times), _AT_ONCE):
-            part = times[start : start + _AT_ONCE]
-            total = part @ objects[:, label]
-            here = table[start : start + _AT_ONCE, label]
-            drawn = part[:, detections.image[chosen]]
-            shown = np.cumsum(drawn, axis=1)
-            for place in range(len(IOUS)):
-                # precision is highest at right detections, and only they raise recall: no other place has to be looked at
-                at = np.flatnonzero(right[place])
-                seen = shown if counted[place].all() else np.cumsum(drawn * counted[place], axis=1)
-                here[:, place] = _area(np.cumsum(drawn[:, at], axis=1), seen[:, at], total)
-    defined = ~np.isnan(table[..., 0])
-    count = np.maximum(defined.sum(axis=1), 1)
-    ap, ap50 = (np.where(defined, values, 0).sum(axis=1) / count for values in (table.mean(axis=2), table[..., 0]))
-    return np.where(defined.any(axis=1), ap, np.nan), np.where(defined.any(axis=1), ap50, np.nan)
-
-
-def _area(found: np.ndarray, seen: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """Mean precision at 101 recalls: [R]; NaN without objects.
-
-    Args:
-        found, seen: right detections, and all, down to the score of each right one: [R, P].
-        total: objects [R].
-    """
-    rows, width = found.shape
-    precision = np.divide(found, seen, out=np.zeros(found.shape), where=seen > 0)
-    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    # the first detection at which found / total >= recall, as COCO compares them: in whole numbers, all rows in one search
-    least = np.ceil(RECALLS * total[:, None]).astype(np.int64)
-    safe = np.maximum(total, 1)[:, None]
-    least = np.where((least - 1) / safe >= RECALLS, least - 1, np.where(least / safe >= RECALLS, least, least + 1))
-    step = int(total.max(initial=0)) + 2
-    offset = np.arange(rows)[:, None] * step
-    place = np.searchsorted((found + offset).ravel(), (np.maximum(least, 0) + offset).ravel()).reshape(rows, -1)
-    place -= np.arange(rows)[:, None] * width
-    padded = np.concatenate([best, np.zeros((rows, 1))], axis=1)
-    values = np.take_along_axis(padded, np.minimum(place, width), axis=1).mean(axis=1)
-    return np.where(total > 0, values, np.nan)
-
-
-def drawn_means(values: np.ndarray, seed: int) -> np.ndarray:
-    """From a score of every seed on every resample [seeds, R], the mean over drawn seeds: [R]. One seed: its own scores."""
-    seeds, resamples = values.shape
-    if seeds == 1:
-        return values[0]
-    rng = np.random.default_rng(seed)
-    left_out = rng.integers(0, seeds, resamples)
-    draws = rng.integers(0, seeds - 1, (resamples, seeds))
-    draws += draws >= left_out[:, None]
-    return np.take_along_axis(values, draws.T, axis=0).mean(axis=0)
-
-
-def interval(values: np.ndarray, level: float = 0.95) -> Interval | None:
-    """The middle share of resampled values; None where there is none."""
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return None
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+from boxquery.evaluation.bootstrap import Interval, interval
 
 
 def against_best(means: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> tuple[str, dict[str, tuple[float, Interval]]]:

@@ -42,7 +42,7 @@ def inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Detections:
+class DetectionTable:
     """The detections of many images in one table, sorted by image, then label, then falling score (ties in the order given).
 
     Attributes:
@@ -64,7 +64,7 @@ class Detections:
 
 def flatten_detections(
     records: Sequence[Record], predictions: Mapping[int, ImageDetections], classes: int, max_detections: int
-) -> Detections:
+) -> DetectionTable:
     """One table of all detections; an image without an entry has none.
 
     Raises:
@@ -95,7 +95,7 @@ def flatten_detections(
     start = np.maximum.accumulate(np.where(first, np.arange(len(where)), 0))
     rank = np.arange(len(where)) - start
     kept = rank < max_detections
-    return Detections(where[kept], box[kept], score[kept], label[kept], rank[kept], int(np.sum(~kept)))
+    return DetectionTable(where[kept], box[kept], score[kept], label[kept], rank[kept], int(np.sum(~kept)))
 
 
 def _check(records: Sequence[Record], image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, classes: int) -> None:
@@ -109,7 +109,7 @@ def _check(records: Sequence[Record], image: np.ndarray, boxes: np.ndarray, scor
         raise ValueError(f"image {records[image[wrong][0]].id}: label {labels[wrong][0]} is outside 0..{classes - 1}")
 
 
-def match(records: Sequence[Record], detections: Detections, threshold: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def coco_match(records: Sequence[Record], detections: DetectionTable, threshold: float) -> tuple[np.ndarray, np.ndarray]:
     """Give each object to at most one detection of its class, best scores first, each taking the free object it overlaps most.
 
     A detection that finds no object but lies in an ignored region of its class (crowd, "difficult") by at least ``threshold`` of its own
@@ -151,16 +151,3 @@ def match(records: Sequence[Record], detections: Detections, threshold: float = 
             outcome[winner] = RIGHT
             found[winner] = prize - offsets[detections.image[winner]]
     return outcome, found
-
-
-def duplicates(detections: Detections, kept: np.ndarray, threshold: float = 0.7) -> np.ndarray:
-    """Which of the kept detections overlap a better one, kept, of the same image and class with IoU > threshold: bool [D] from bool [D]."""
-    result = np.zeros(len(kept), bool)
-    index = np.flatnonzero(kept)
-    for group in np.split(index, np.flatnonzero(np.diff(detections.image[index])) + 1):
-        if len(group) < 2:
-            continue
-        boxes, labels = detections.boxes[group], detections.labels[group]
-        close = (iou(boxes, boxes) > threshold) & (labels[:, None] == labels[None])
-        result[group] = np.tril(close, k=-1).any(axis=1)
-    return result

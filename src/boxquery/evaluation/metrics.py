@@ -9,10 +9,8 @@ import numpy as np
 from hotcoco import COCO, COCOeval
 
 from boxquery.data.dataset import Record
-from boxquery.evaluation.coco_matching import IGNORED, RIGHT, WRONG, Detections, ImageDetections, duplicates, flatten_detections, match
-
-IOU_RIGHT = 0.5
-IOU_DUPLICATE = 0.7
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, WRONG, DetectionTable, ImageDetections, coco_match, flatten_detections
+from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
 
 
 def evaluate(
@@ -85,7 +83,12 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def _coco(
-    records: Sequence[Record], detections: Detections, names: Sequence[str], ids: Sequence[int], objects: np.ndarray, max_detections: int
+    records: Sequence[Record],
+    detections: DetectionTable,
+    names: Sequence[str],
+    ids: Sequence[int],
+    objects: np.ndarray,
+    max_detections: int,
 ) -> dict[str, Any]:
     limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
     if not records or not len(names):
@@ -140,8 +143,8 @@ def _truth(records: Sequence[Record], classes: int) -> COCO:
     )
 
 
-def _operating_point(records: Sequence[Record], detections: Detections, objects: int) -> dict[str, float | None]:
-    outcome, _ = match(records, detections, IOU_RIGHT)
+def _operating_point(records: Sequence[Record], detections: DetectionTable, objects: int) -> dict[str, float | None]:
+    outcome, _ = coco_match(records, detections, IOU_RIGHT)
     counted = outcome != IGNORED
     order = np.argsort(-detections.scores[counted], kind="stable")
     scores = detections.scores[counted][order]
@@ -167,7 +170,7 @@ def _operating_point(records: Sequence[Record], detections: Detections, objects:
         "precision": float(right[best] / shown[best]),
         "recall": float(right[best] / objects),
         "f1": float(f1[best]),
-        "duplicate_rate": float(duplicates(detections, kept, IOU_DUPLICATE)[kept].mean()),
+        "duplicate_rate": float(find_duplicates(detections, kept)[kept].mean()),
     }
     empty = np.array([len(record.boxes) == 0 for record in records])
     if empty.any():

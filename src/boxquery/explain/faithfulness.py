@@ -23,7 +23,7 @@ from torchvision.ops import box_iou
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import iou
-from boxquery.evaluation.metrics import IOU_RIGHT
+from boxquery.evaluation.errors import IOU_RIGHT
 from boxquery.evaluation.predictions import say
 from boxquery.explain.explanation import Explanation, explain
 from boxquery.explain.inference import answer, least_score, records_of

@@ -15,7 +15,8 @@ from boxquery.data.loading import Batch, DetectionDataset
 from boxquery.data.open import open_data
 from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.evaluation.coco_matching import flatten_detections, match
+from boxquery.evaluation.coco_matching import coco_match, flatten_detections
+from boxquery.evaluation.errors import IOU_RIGHT
 from boxquery.evaluation.predictions import batches, map_labels, say
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -98,7 +99,7 @@ def outcomes(
     chosen = chosen[np.lexsort((-scores[chosen], labels[chosen]))]  # the order of ``gather``, so that its rows are these
     table = flatten_detections([record], {0: (boxes[chosen], scores[chosen], labels[chosen])}, classes, max(1, len(scores)))
     outcome, found = np.zeros(len(scores), np.int64), np.full(len(scores), -1)
-    outcome[chosen], found[chosen] = match([record], table)
+    outcome[chosen], found[chosen] = coco_match([record], table, IOU_RIGHT)
     return detection, outcome, found
 
 

@@ -18,8 +18,8 @@ from rich.table import Table
 from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import Batch
 from boxquery.detector import Detector
-from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, duplicates, flatten_detections, match
-from boxquery.evaluation.metrics import IOU_DUPLICATE, IOU_RIGHT
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
+from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
 from boxquery.explain import tables
 from boxquery.explain.inference import answer, batches_of, least_score, pixels, records_of, without_exchange
@@ -242,10 +242,10 @@ def quality(records: Split, found: dict[int, ImageDetections], classes: int, thr
         kept = _detected(scores, threshold)
         seen[position] = boxes[kept], scores[kept], labels[kept]
     table = flatten_detections(records, seen, classes, max(1, *(len(answer[1]) for answer in found.values())))
-    outcome, _ = match(records, table, IOU_RIGHT)
+    outcome, _ = coco_match(records, table, IOU_RIGHT)
     counted, right = int((outcome != IGNORED).sum()), int((outcome == RIGHT).sum())
     objects = sum(int((~record.ignore).sum()) for record in records)
-    twice = duplicates(table, np.ones(len(outcome), bool), IOU_DUPLICATE)
+    twice = find_duplicates(table, np.ones(len(outcome), bool))
     return Quality(
         threshold=threshold,
         detections=len(outcome),

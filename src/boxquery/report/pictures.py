@@ -13,7 +13,7 @@ from PIL import Image
 
 from boxquery.data.dataset import Record, Split
 from boxquery.errors import plain
-from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, flatten_detections, iou, match
+from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections, iou
 from boxquery.files import atomic_write, write_json
 from boxquery.pages.drawing import draw
 
@@ -79,7 +79,7 @@ def pick_pictures(
         keep = np.asarray(scores) >= least
         shown[position] = np.asarray(boxes)[keep], np.asarray(scores)[keep], np.asarray(labels)[keep]
     detections = flatten_detections(split, shown, len(names), 1000)
-    outcome, found = match(split, detections, IOU_RIGHT)
+    outcome, found = coco_match(split, detections, IOU_RIGHT)
     bounds = np.searchsorted(detections.image, np.arange(len(split) + 1))
 
     quality, mistakes, f1, objects = (np.zeros(len(split)) for _ in range(4))
