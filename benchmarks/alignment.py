@@ -27,7 +27,7 @@ from boxquery.data.loading import DetectionDataset, collate
 from boxquery.data.open import open_data
 from boxquery.detector import Detector
 from boxquery.explain.alignment import measure, measure_split, with_objects
-from boxquery.explain.figure import laid_over
+from boxquery.explain.figure import draw_map
 from boxquery.training.config import RunConfig
 from convergence import curve
 
@@ -68,7 +68,7 @@ def reading(out: Path, models: dict[str, str], data: Data, scene: int, number: i
         query, inside, entropy = int(found.query[chosen]), found.inside[-1, chosen], found.entropy[-1, chosen]
         scale = 3
         heat = traced.trace.layers[-1].heatmap(query, (image.height * scale, image.width * scale))
-        axis.imshow(laid_over(image, heat.map.double().numpy()), extent=(0, image.width, image.height, 0))
+        draw_map(axis, image, heat.map)
         left, top, right, bottom = record.boxes[chosen].tolist()
         axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec="white", ls="--", lw=1.5))
         axis.set_title(name, fontsize=10, color=INK)

@@ -34,20 +34,21 @@ _BODY = """<main id="page">
 
 
 def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Sequence[str] = ()) -> Path:
-    """Write the page of one or more explanations; those of the same image stand side by side, so that models can be compared.
+    """Write ``explanation_page`` to a file. Returns its path."""
+    return atomic_write(path, explanation_page(explanations, titles=titles))
+
+
+def explanation_page(explanations: Sequence[Explanation], *, titles: Sequence[str] = ()) -> str:
+    """The page of one or more explanations as HTML; those of the same image stand side by side, so that models can be compared.
 
     Args:
-        titles: what each explanation is called, as the names of the runs; none: the models' names, numbered where an image has one twice.
+        titles: one per explanation, such as the names of the runs; default: the models' names, numbered where an image has one twice.
 
-    The maps are 8-bit. Of the detections (at most 20; the 10 best queries where there is none) and of the query that was asked for, the
-    page has every head, on the model's own cells but at most 48 a side, and with an encoder where that came from, at most 24 a side; of all
-    queries the mean of the heads, at most 24 a side, and the six strongest rivals.
+    Maps are quantised to 8 bits. Of the best 20 detections (the 10 best queries if there is none) and of the chosen query the page has
+    every head, on the model's own cells but at most 48 a side, and with an encoder their origins, at most 24 a side; of all queries the
+    mean over heads, at most 24 a side, and the six strongest rivals.
 
-    Returns:
-        The path of the page, replaced whole.
-
-    Raises:
-        UserError: nothing to show, or not one title for each.
+    Raises ``UserError`` for no explanation, or another number of titles.
     """
     if not explanations:
         raise UserError("a page needs at least one explanation")
@@ -64,8 +65,7 @@ def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Seque
     here = Path(__file__)
     style, script = (here.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js"))
     title = f"What {called[0]} looked at" if len(explanations) == 1 else "What the queries looked at"
-    page = standalone(title, _BODY.format(title=escape(title)), style=style, script=script, data={"images": images})
-    return atomic_write(path, page)
+    return standalone(title, _BODY.format(title=escape(title)), style=style, script=script, data={"images": images})
 
 
 def kept_queries(explanation: Explanation) -> list[int]:
