@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from boxquery.errors import UserError
-from boxquery.report.page import flatten, write_report
+from boxquery.report.page import write_report
+from boxquery.report.sections import flatten
 
 from .fake_run import write_metrics
 

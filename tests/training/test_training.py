@@ -106,7 +106,7 @@ def test_without_any_object_to_read_nothing_is_logged(tmp_path, ignored):
     bq.train(data, epochs=2, out=tmp_path / "run", **settings("detr"))
     assert len(rows(tmp_path / "run")) == 2
     assert not [column for column in rows(tmp_path / "run")[0] if column.startswith(("inside", "entropy", "query"))]
-    assert "What queries read" not in (tmp_path / "run/report.html").read_text()
+    assert "What queries attend to" not in (tmp_path / "run/report.html").read_text()
 
 
 def test_loaded_it_answers_as_before(finished):

@@ -119,10 +119,10 @@ def check(
             checkup.add([proof.finding()])
             checkup.seconds += proof.seconds
     if out is not None:
-        from boxquery.report.health import write_page
+        from boxquery.report.page import write_check
 
         checkup.write(out)
-        write_page(out)
+        write_check(out)
     return Shown(checkup, plan)
 
 

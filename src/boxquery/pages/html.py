@@ -18,9 +18,7 @@ from PIL import Image
 from boxquery.pages.format import class_name, count, duration, number, split_title, three
 
 _TEMPLATES = Path(__file__).with_name("templates")
-_ENVIRONMENT = Environment(
-    loader=PackageLoader("boxquery.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-)
+_ENVIRONMENT = Environment(loader=PackageLoader("boxquery.pages"), autoescape=True, undefined=StrictUndefined, lstrip_blocks=True)
 
 
 def render(template: str, *, styles: Sequence[str] = ("style.css",), script: str | None = None, data: Any = None, **context: Any) -> str:
@@ -41,7 +39,12 @@ def render(template: str, *, styles: Sequence[str] = ("style.css",), script: str
         policy += f"; script-src '{_hash(code)}'"
     text = "" if data is None else json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     page = {"policy": Markup(policy), "style": Markup(style), "script": Markup(code), "data": Markup(text)}
-    return _ENVIRONMENT.get_template(template).render(context, page=page)
+    return render_part(template, **context, page=page)
+
+
+def render_part(template: str, **context: Any) -> Markup:
+    """A part of a page."""
+    return Markup(_ENVIRONMENT.get_template(template).render(context))
 
 
 def encode(image: Image.Image, quality: int = 85) -> bytes:
