@@ -459,9 +459,9 @@ class AttendToSelfOnly(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, content: Tensor, look: QueryGeometry, trace: LayerTrace | None = None) -> Tensor:
+    def forward(self, content: Tensor, geometry: QueryGeometry, trace: LayerTrace | None = None) -> Tensor:
         others = ~torch.eye(content.shape[1], dtype=torch.bool)
-        return self.inner(content, replace(look, self_mask=others), trace)
+        return self.inner(content, replace(geometry, self_mask=others), trace)
 
 
 def duplicates(runs: Path) -> tuple[Figure, str]:
