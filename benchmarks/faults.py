@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.faults import FAULTS, Place, Stock, meet  # noqa: E402
 
-from boxquery.errors import plain  # noqa: E402
+from boxquery.errors import printable  # noqa: E402
 
 PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: benchmarks/faults.py -->", "<!-- end of table -->"
@@ -28,7 +28,7 @@ LONGEST = 170
 
 
 def row(number: int, fault, met) -> str:
-    said = re.sub(r"\b\d+ s$", "... s", plain(met.shown).replace(f"{ROOT}/", ""))  # nothing of the machine, nor of the moment
+    said = re.sub(r"\b\d+ s$", "... s", printable(met.shown).replace(f"{ROOT}/", ""))  # nothing of the machine, nor of the moment
     line = "".join(each if each.isprintable() else "?" for each in said).replace("|", "\\|").replace("`", "'")
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 70]} ... {line[-65:]}"
     return f"| {number} | {fault.kind} | {fault.what} | {fault.promise} | `{line}` | {'yes' if met.kept else '**no**'} |"

@@ -240,7 +240,7 @@ coco("an annotation that is a text", "named", "not an object", lambda c: c["anno
 coco(
     "more than a tenth of the boxes broken",
     "refused",
-    "boxes are at fault, more than 10%",
+    "boxes are invalid, more than 10%",
     lambda c: [a.update(bbox=[]) for a in c["annotations"][:9]],
 )
 coco("no boxes at all", "refused", "no boxes to train on", lambda c: c["annotations"].clear())
@@ -587,7 +587,7 @@ laid(
     "coco",
     "more than a tenth of the images missing",
     "refused",
-    "images are at fault, more than 10%",
+    "images are invalid, more than 10%",
     lambda r: [f.unlink() for f in sorted((r / "train2017").iterdir())[:3]],
 )
 

@@ -21,7 +21,7 @@ from boxquery.official import AUTHORS, _renamed, load_official
 from boxquery.official.coco import CATEGORIES
 from boxquery.parts.positions import LearnedPosition
 from boxquery.training.config import RunConfig
-from boxquery.transfer import Group, Transfer, fingerprint, plain, read_source, rows_by_name, transfer
+from boxquery.transfer import Group, Transfer, fingerprint, read_source, transfer
 from tests.models import test_official as official
 from tests.models.builders import VARIANTS, batch, create, shaken, systems
 from tests.training.runs import SMALL, Stop, rows, scenes
@@ -244,11 +244,6 @@ def test_layers_go_by_number():
     transfer(source, target, NAMES, NAMES)
     assert torch.equal(target.layers[2].ffn.linear1.weight, source.layers[2].ffn.linear1.weight)
     assert torch.equal(target.layers[3].ffn.linear1.weight, fresh)
-
-
-def test_names_are_compared_without_case_and_spelling_of_spaces():
-    assert plain("Traffic_Light") == plain("traffic-light") == plain(" TRAFFIC   light")
-    assert rows_by_name(["car", None, "Car", "hot dog"], ["Car", "CAR", "hot-dog", "hotdog"]) == [2, 0, 3, -1]
 
 
 def test_only_between_models_of_one_name():

@@ -21,8 +21,6 @@ from boxquery.flags import Options
 if TYPE_CHECKING:
     from boxquery.detector import Detector, Result
 
-IMAGES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"})
-
 
 @dataclass(frozen=True)
 class Shown:
@@ -142,6 +140,7 @@ def predict(
     ``image_id`` is the file's name without its ending (as a number where it is one), ``file_name`` tells it apart. An image that
     cannot be read is named and left out.
     """
+    from boxquery.data.images import IMAGE_SUFFIXES
     from boxquery.files import atomic_open
 
     if not sources:
@@ -150,7 +149,7 @@ def predict(
     files = _files(sources)
     first = next(files, None)
     if first is None:
-        raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGES))} are looked for)")
+        raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for)")
     found = unreadable = objects = 0
     with atomic_open(out / "predictions.json") as file:
         file.write(b"[")
@@ -255,13 +254,15 @@ def _number(value: float | None) -> str:
 
 def _files(sources: Iterable[str]) -> Iterator[tuple[Path, Path]]:
     """(image, the folder that its picture's path is relative to), one folder's names in memory at a time."""
+    from boxquery.data.images import IMAGE_SUFFIXES
+
     for source in sources:
         path = Path(source)
         if path.is_dir():
             for folder, folders, names in os.walk(path):
                 folders.sort()
                 for name in sorted(names):
-                    if Path(name).suffix.lower() in IMAGES:
+                    if Path(name).suffix.lower() in IMAGE_SUFFIXES:
                         yield Path(folder) / name, path
         elif path.is_file():
             yield path, path.parent
@@ -271,7 +272,7 @@ def _files(sources: Iterable[str]) -> Iterator[tuple[Path, Path]]:
             if first is None:
                 raise UserError(f"{source}: no such image or folder, and no match as a glob")
             for match in _chain(first, matches):
-                if Path(match).suffix.lower() in IMAGES:
+                if Path(match).suffix.lower() in IMAGE_SUFFIXES:
                     yield Path(match), Path(match).parent
 
 

@@ -263,15 +263,14 @@ class Detector:
         An image whose pixels cannot be read is named on stderr and left out; with ``strict`` it is fatal.
         Raises ``UserError`` where the data lacks the split or has a class that the detector does not know.
         """
+        from boxquery.data.classes import map_labels
         from boxquery.data.open import open_data
         from boxquery.evaluation.metrics import evaluate
-        from boxquery.evaluation.predictions import drop_unreadable, map_labels, predict_split
+        from boxquery.evaluation.predictions import drop_unreadable, predict_split
 
         if nms is not None and not 0 < nms <= 1:
             raise UserError(f"nms={nms}: must be an IoU above 0 and at most 1, which keeps all")
         opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
-        if split not in opened.splits:
-            raise UserError(f"{opened.source}: no split {split!r}; it has {', '.join(opened.splits)}")
         records = map_labels(opened, split, self.classes)
         found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
         records, found = drop_unreadable(records, found)

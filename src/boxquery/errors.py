@@ -1,4 +1,4 @@
-"""The one exception a user can cause, and text that any file or screen takes."""
+"""The exception that users can cause, and text that is safe to print."""
 
 
 class UserError(ValueError):
@@ -26,10 +26,10 @@ class CheckFailed(UserError):
 
 
 def first_line(error: BaseException) -> str:
-    """Of what an exception of a library says; its name where it says nothing."""
+    """The first line of an exception's message; its class name where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def plain(text: str) -> str:
-    """Text that UTF-8 can hold: halves of characters, as in file names of other encodings, are written as ``\\udce9``."""
+def printable(text: str) -> str:
+    """Text that UTF-8 can encode: lone surrogates, as in file names of other encodings, are escaped as ``\\udce9``."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from boxquery.data.classes import match_names
 from boxquery.detector import CONFIG, WEIGHTS, Detector, load
 from boxquery.errors import UserError
 from boxquery.models import preset
@@ -174,22 +175,6 @@ def check_same_model(source: DetectionTransformer, name: str) -> None:
         )
 
 
-def plain(name: str) -> str:
-    """A class name as it is compared: without case; space, hyphen and underscore are alike."""
-    return re.sub(r"[\s_-]+", " ", name).strip().casefold()
-
-
-def rows_by_name(theirs: Sequence[str | None], ours: Sequence[str | None]) -> list[int]:
-    """For each of our classes the position of theirs with the same name (to the letter first, then as ``plain`` compares), or -1."""
-    exact: dict[str, int] = {}
-    alike: dict[str, int] = {}
-    for i, name in enumerate(theirs):
-        if name is not None:
-            exact.setdefault(name, i)
-            alike.setdefault(plain(name), i)
-    return [-1 if name is None else exact.get(name, alike.get(plain(name), -1)) for name in ours]
-
-
 @torch.no_grad()
 def transfer(
     source: DetectionTransformer, target: DetectionTransformer, source_classes: Sequence[str | None], target_classes: Sequence[str | None]
@@ -200,7 +185,7 @@ def transfer(
         source, target: two models of one name (``config["name"]``); classes, queries, levels, layers and every option may differ.
         source_classes, target_classes: their class names, one a logit column; None for a column without a name, which is matched by none.
 
-    - Class rows (heads of every layer, or the one that all share, and denoising's label embeddings) by name, see ``plain``; "no object" of
+    - Class rows (heads of every layer, or a shared one, and denoising's label embeddings) by name (``match_names``); "no object" of
       a softmax goes along, a new class keeps the target's start values. The columns of a two-stage model's proposal head have no names: the
       first one is "an object", so they go by number.
     - Queries by number. Fewer: the first ones; they were drawn at random, so any choice is as good, and this one keeps their numbers and
@@ -215,7 +200,7 @@ def transfer(
     for model, classes in ((source, source_classes), (target, target_classes)):
         if len(classes) != model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names were given")
-    copier = _Copier(source, target, rows_by_name(source_classes, target_classes))
+    copier = _Copier(source, target, match_names(target_classes, source_classes))
     groups = copier.copy()
     rows = copier.classes
     changed = changed_options(source.config["options"], target.config["options"])

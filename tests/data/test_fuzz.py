@@ -20,8 +20,8 @@ from PIL import Image
 
 from boxquery import UserError
 from boxquery.data.images import read_header, read_image
-from boxquery.data.open import list_data
-from boxquery.data.validation import checked
+from boxquery.data.open import read
+from boxquery.data.validation import validate
 
 from . import writers
 from .writers import Thing, pictures
@@ -75,15 +75,15 @@ def one_line(error: UserError) -> str:
 def judged(root: Path, counted: bool = True) -> str:
     """What became of a data set; fails where a promise does not hold. ``counted``: the files say which boxes belong to it."""
     try:
-        listing = list_data(root)
-        data, ledger = checked(listing, "it")
+        raw = read(root)
+        data, report = validate(raw)
     except UserError as error:
         return one_line(error)
     kept = [record for split in data.splits.values() for record in split]
-    assert not counted or ledger.boxes_given == boxes_of(root)[listing.format]
-    assert ledger.boxes_kept + ledger.boxes_skipped == ledger.boxes_given
-    assert ledger.boxes_kept == sum(len(record.boxes) for record in kept)
-    assert bool(ledger.lines) == bool(ledger.boxes_skipped or ledger.images_at_fault)
+    assert not counted or report.boxes_total == boxes_of(root)[raw.format]
+    assert report.boxes_kept + report.boxes_skipped == report.boxes_total
+    assert report.boxes_kept == sum(len(record.boxes) for record in kept)
+    assert bool(report.lines) == bool(report.boxes_skipped or report.images_invalid)
     json.dumps([data.names, data.notes, data.skipped, [r.id for r in kept]], ensure_ascii=False).encode()
     for record in kept:
         assert np.isfinite(record.boxes).all()
@@ -275,9 +275,9 @@ def test_bytes_of_an_image(tmp_path_factory, ending, rng):
     path = tmp_path_factory.getbasetemp() / f"shaken.{ending}"
     path.write_bytes(bytes_changed(rng, picture(FORMS[ending])))
     sizes = []
-    for read in (read_header, read_image):
+    for reader in (read_header, read_image):
         try:
-            found = read(path)
+            found = reader(path)
         except UserError as error:
             one_line(error)
         else:

@@ -13,7 +13,7 @@ from boxquery import UserError
 from boxquery.data import coco
 from boxquery.data.open import open_data
 from boxquery.data.raw import RawDataset, RawImage, RawObject
-from boxquery.data.validation import check_box, checked
+from boxquery.data.validation import check_box, validate
 
 from . import writers
 from .writers import Picture, pictures
@@ -35,12 +35,12 @@ def test_kept_and_skipped_are_all(tmp_path_factory, boxes):
     fine = [RawObject(f"fine {i}", 0, (1.0, 1.0, 9.0, 9.0), "") for i in range(200)]
     listed = [RawImage(i, root / f"{i}.png", f"image {i}", objects=list(fine)) for i in range(12)]
     listed[0].objects += [RawObject(f"box {i}", 0, tuple(map(float, box)), repr(box)) for i, box in enumerate(boxes)]
-    data, ledger = checked(RawDataset("coco", ["cat"], [1], {"": listed}), "any")
+    data, report = validate(RawDataset("coco", ["cat"], [1], {"": listed}))
     kept = [record.boxes for split in data.splits.values() for record in split]
-    assert ledger.boxes_given == 2400 + len(boxes)
-    assert ledger.boxes_kept == sum(map(len, kept))
-    assert ledger.boxes_kept + ledger.boxes_skipped == ledger.boxes_given
-    assert len(data.skipped) == ledger.boxes_skipped
+    assert report.boxes_total == 2400 + len(boxes)
+    assert report.boxes_kept == sum(map(len, kept))
+    assert report.boxes_kept + report.boxes_skipped == report.boxes_total
+    assert len(data.skipped) == report.boxes_skipped
     everything = np.concatenate(kept)
     assert np.isfinite(everything).all()
     assert (everything[:, 2:] > everything[:, :2]).all()

@@ -128,7 +128,7 @@ def test_over_a_data_set(kind, tmp_path, capsys, monkeypatch):
     from boxquery.data import shapes
 
     few = shapes.shapes_data(val=2, size=64)
-    monkeypatch.setattr("boxquery.data.open.shapes_data", lambda **_: few)
+    monkeypatch.setattr("boxquery.data.validation.shapes_data", lambda **_: few)
     detector("detr", classes=few.names).save(tmp_path / "model")
     result = explained([str(tmp_path / "model"), f"--{kind}", "shapes", "--out", str(tmp_path / "out")], capsys)
     assert result["explanations"] == []
@@ -163,7 +163,7 @@ def test_an_image_that_is_called_as_another_page(place, tmp_path, capsys, monkey
     from boxquery.data import shapes
 
     few = shapes.shapes_data(val=1, size=64)
-    monkeypatch.setattr("boxquery.data.open.shapes_data", lambda **_: few)
+    monkeypatch.setattr("boxquery.data.validation.shapes_data", lambda **_: few)
     detector("detr", classes=few.names).save(tmp_path / "model")
     photo().save(tmp_path / "missed.png")
     result = explained(

@@ -11,9 +11,9 @@ import numpy as np
 
 from boxquery.check.findings import Finding
 from boxquery.data.dataset import Data
-from boxquery.data.open import list_data, open_data
+from boxquery.data.open import read
 from boxquery.data.raw import RawDataset, RawImage, RawObject
-from boxquery.data.validation import checked
+from boxquery.data.validation import validate
 from boxquery.errors import UserError
 
 #: share of boxes that do not fit their image from which another format is tried, and by how much better it has to fit
@@ -32,17 +32,15 @@ _READ = {"coco": "x, y, width, height", "voc": "x1, y1, x2, y2", "yolo": "centre
 
 
 def open_with_evidence(source: str | Path, *, strict: bool = False) -> tuple[Data, list[Finding]]:
-    """``open_data``, and what the raw numbers show.
+    """A data set, and what its raw numbers show.
 
     Raises:
-        UserError: as ``open_data``; where the numbers show why, the message says so.
+        UserError: as ``read`` and ``validate``; where the numbers show why, the message says so.
     """
-    if str(source) == "shapes":
-        return open_data(source, strict=strict), []
-    listing = list_data(source)
-    findings = evidence(listing)
+    raw = read(source)
+    findings = evidence(raw)
     try:
-        data, _ = checked(listing, str(source), strict=strict)
+        data, _ = validate(raw, strict=strict)
     except UserError as error:
         if not findings:
             raise

@@ -193,8 +193,7 @@ def _agreed(wish: Plan, folder: Path, console: Console) -> Plan:
             raise UserError(f"{folder} is there and no comparison; choose another --out")
         opened = open_data(plan.data, strict=plan.strict)
         for name in ("train", "val"):
-            if name not in opened.splits or not len(opened.splits[name]):
-                raise UserError(f"{plan.data}: no images in split {name!r}")
+            opened.split(name)
     plan.write(folder)
     models, seeds = len(plan.entries), len(plan.seeds)
     each = f"{models} model{'s' * (models > 1)} x {seeds} seed{'s' * (seeds > 1)}, {plan.budget()} each"

@@ -1,4 +1,4 @@
-"""What every data format becomes: splits of records with upright sizes, pixel boxes and contiguous labels."""
+"""A data set as training and evaluation see it: splits of records with upright sizes, pixel boxes and contiguous labels."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from boxquery.errors import UserError
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Record:
-    """One image and its objects, after every check.
+    """One image and its objects, validated.
 
     Attributes:
         id: the data set's own image id (COCO: the number; VOC and YOLO: the path below the image folder without its ending).
-        path: the file, or None for an image that is drawn (built-in scenes).
+        path: the file, or None for a rendered image (built-in scenes).
         width, height: pixels, upright (after EXIF rotation).
         boxes: float32 [N, 4], xyxy in pixels of the upright image, x1 > x0, y1 > y0, inside the image.
         labels: int64 [N], 0..C-1 into ``Data.names``.
-        ignore: bool [N], True for crowds and "difficult" objects: never trained on, neither right nor wrong in evaluation.
+        ignore: bool [N], True for crowds and "difficult" objects: not trained on, and neither true nor false positives in evaluation.
         areas: float32 [N], the annotation's own area where the format has one (COCO), else width x height of the box.
     """
 
@@ -36,9 +38,9 @@ class Record:
 
 @dataclass(frozen=True, eq=False)
 class Split(Sequence[Record]):
-    """A named list of records, and how to get the pixels of one.
+    """A named list of records, and a reader of their pixels.
 
-    ``split[i]`` is a ``Record``; ``split.read(i)`` is its upright RGB ``PIL.Image``, read from disk or drawn.
+    ``split[i]`` is a ``Record``; ``split.read(i)`` is its upright RGB ``PIL.Image``, read from disk or rendered.
     """
 
     name: str
@@ -60,13 +62,13 @@ class Data:
     """A whole data set.
 
     Attributes:
-        source: what the user named.
+        source: the path or word that the user gave.
         format: "coco", "voc", "yolo" or "shapes".
         names: class names; the position is the label.
         ids: the data set's own category ids, parallel to ``names`` (VOC has none: the position).
         splits: "train", "val" and, where there is one, "test".
-        notes: what was decided and must be said aloud (a seeded split, ...), one line each.
-        skipped: what was left out, one line each: what, where, why.
+        notes: decisions that the user should know of (a seeded split, ...), one line each.
+        skipped: one line per skipped box or image: what, where, why.
     """
 
     source: str
@@ -76,3 +78,11 @@ class Data:
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+
+    def split(self, name: str) -> Split:
+        """The split of that name. Raises ``UserError`` where the data has none, or one without images."""
+        if name not in self.splits:
+            raise UserError(f"{self.source}: no split {name!r}; it has {', '.join(self.splits)}")
+        if not len(self.splits[name]):
+            raise UserError(f"{self.source}: no images in split {name!r}")
+        return self.splits[name]

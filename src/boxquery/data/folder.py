@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 
-from boxquery.data.images import ENDINGS
+from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.errors import UserError
 
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|test|testing)(?:[^a-z]|$)")
@@ -77,7 +77,7 @@ class Folder:
 
     def images(self, under: Path, *, deep: bool = True) -> list[Path]:
         """Image files below (or directly in) a folder, by their endings."""
-        return list(self.files(under, ENDINGS, deep=deep))
+        return list(self.files(under, IMAGE_SUFFIXES, deep=deep))
 
     def text(self, path: Path) -> str:
         """A UTF-8 text file, with or without a byte order mark.

@@ -14,8 +14,8 @@ from PIL import Image
 
 from boxquery.errors import UserError
 
-ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-"""File endings, in lower case, that are taken for images when a folder is listed."""
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
+"""Suffixes, in lower case, of files that count as images when a folder is listed."""
 
 _BROKEN = (
     OSError,  # includes PIL.UnidentifiedImageError and a truncated file

@@ -1,4 +1,4 @@
-"""What a format reader hands to the checks: the data set as its files tell it, nothing verified yet."""
+"""A data set as its files have it, before validation: what every format reader returns."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @dataclass(slots=True)
 class RawObject:
-    """An object as the annotations give it.
+    """One object of the annotations.
 
     Attributes:
         where: file and key or line.
         label: 0..C-1, or None for an unknown category.
         box: xyxy, pixels or (``RawImage.relative``) 0..1; None if it is not four numbers.
-        raw: what the file says, for messages: a text, or category and box.
+        raw: the annotation itself, for messages: a line of text, or category and box.
         ignore: a crowd or a difficult object.
         area: the annotation's own area in pixels, or None.
     """
@@ -30,16 +30,16 @@ class RawObject:
 
 @dataclass(slots=True)
 class RawImage:
-    """An image as the annotations list it.
+    """One image of the annotations.
 
     Attributes:
         id: as in ``Record``.
         path: the file, which may be missing; None if the annotations name none.
-        where: the image in words, for messages.
+        where: names the image in messages.
         size: stated width and height, or None.
         objects: its boxes.
         relative: boxes are in 0..1 of the image.
-        fault: why the reader already gives it up, or None.
+        fault: why the reader rejects it, or None.
     """
 
     id: int | str
@@ -53,13 +53,14 @@ class RawImage:
 
 @dataclass(slots=True)
 class RawDataset:
-    """A data set as a format reader lists it.
+    """A data set as a format reader found it.
 
     Attributes:
         format, names, ids: as in ``Data``.
         splits: images of "train", "val", "test"; under "" where the data has no splits.
         notes: as in ``Data``.
-        orphans: a line for each box that belongs to no image.
+        orphans: one line per box that belongs to no image.
+        source: as in ``Data``; set by ``data.read``.
     """
 
     format: str
@@ -68,6 +69,7 @@ class RawDataset:
     splits: dict[str, list[RawImage]]
     notes: list[str] = field(default_factory=list)
     orphans: list[str] = field(default_factory=list)
+    source: str = ""
 
 
 def as_number(value: object) -> float:

@@ -20,7 +20,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from boxquery.data.folder import Folder, one_line, split_name
-from boxquery.data.images import ENDINGS
+from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError
 
@@ -84,7 +84,7 @@ def _annotations(root: Path) -> Path | None:
     return places[0] if found is None and places[0].is_dir() else found
 
 
-def _by_id(folder: Folder, place: Path, endings: frozenset[str] = ENDINGS) -> dict[str, Path]:
+def _by_id(folder: Folder, place: Path, endings: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
     """Files below a folder by their path there without its ending; of several, the first in alphabetical order."""
     files: dict[str, Path] = {}
     for file in folder.files(place, endings):
@@ -119,7 +119,7 @@ def _listed(folder: Folder, path: Path, files: dict[str, Path]) -> dict[str, Pat
             continue
         where = f"{folder.show(path)} line {number}"
         folder.join(folder.root / "Annotations", f"{name}.xml", where)
-        if name not in files and Path(name).suffix.lower() in ENDINGS | _XML:
+        if name not in files and Path(name).suffix.lower() in IMAGE_SUFFIXES | _XML:
             name = Path(name).with_suffix("").as_posix()
         if name in result:
             raise UserError(f"{where}: image id {name!r} is listed twice; remove one")

@@ -17,7 +17,7 @@ from boxquery.errors import UserError
 from boxquery.parts.boxes import nms_per_class
 
 if TYPE_CHECKING:
-    from boxquery.data.dataset import Data, Split
+    from boxquery.data.dataset import Split
     from boxquery.detector import Detector
 
 DetectionsByImage = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
@@ -97,15 +97,3 @@ def drop_unreadable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int,
     kept = sorted(found)
     fail_if_too_many(len(split) - len(kept), len(split), f"images of split {split.name!r} cannot be read")
     return replace(split, records=[split[i] for i in kept]), {new: found[i] for new, i in enumerate(kept)}
-
-
-def map_labels(data: Data, split: str, classes: Sequence[str | None]) -> Split:
-    """A split with labels that are positions in the detector's classes, matched by name."""
-    known = {name: i for i, name in enumerate(classes) if name is not None}
-    used = {int(label) for record in data.splits[split] for label in np.unique(record.labels)}
-    if unknown := sorted({data.names[i] for i in used} - known.keys()):
-        raise UserError(f"{data.source}: the detector does not know {', '.join(unknown)}; it knows {', '.join(known)}")
-    if list(data.names) == list(classes):
-        return data.splits[split]
-    table = np.array([known.get(name, -1) for name in data.names], dtype=np.int64)
-    return replace(data.splits[split], records=[replace(r, labels=table[r.labels]) for r in data.splits[split]])

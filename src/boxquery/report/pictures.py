@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from boxquery.data.dataset import Record, Split
-from boxquery.errors import plain
+from boxquery.errors import printable
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections, iou
 from boxquery.files import atomic_write, write_json
 from boxquery.pages.drawing import draw
@@ -172,7 +172,7 @@ def write_pictures(
             {
                 "kind": item.kind,
                 "image": record.id,
-                "title": plain(record.path.name) if record.path else f"image {record.id}",
+                "title": printable(record.path.name) if record.path else f"image {record.id}",
                 "width": image.width,
                 "height": image.height,
                 "truth_file": files[0],

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from boxquery.data.dataset import Data
-from boxquery.errors import UserError, plain
+from boxquery.errors import UserError, printable
 from boxquery.files import read_mapping, read_text, write_json
 
 #: columns of ``metrics.csv`` that version 0.1.0 named otherwise
@@ -97,7 +97,7 @@ def data_facts(data: Data) -> dict[str, Any]:
             "ignored": int(sum(record.ignore.sum() for record in split)),
             "per_class": per_class.tolist(),
         }
-    facts = {"source": plain(str(data.source)), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
+    facts = {"source": printable(str(data.source)), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
     return facts | {"notes": data.notes, "skipped": data.skipped}
 
 

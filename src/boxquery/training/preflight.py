@@ -27,8 +27,7 @@ def tell_data(console: Console, data: Data) -> None:
     for line in data.skipped:
         console.print(f"skipped: {line}", style="yellow", markup=False)
     for name in ("train", "val"):
-        if name not in data.splits or not len(data.splits[name]):
-            raise UserError(f"{data.source}: no images in split {name!r}")
+        data.split(name)
     for name, split in data.splits.items():
         for record in split:  # once here, since a loss that looked would make a GPU wait in every step
             if len(record.labels) and not 0 <= record.labels.min() <= record.labels.max() < len(data.names):
