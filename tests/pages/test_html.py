@@ -10,7 +10,8 @@ from jinja2 import UndefinedError
 from markupsafe import Markup
 from PIL import Image
 
-from boxquery.pages.html import _ENVIRONMENT, data_uri, document, encode, picture, render, standalone
+from boxquery.pages.html import _ENVIRONMENT, document, picture, render, standalone
+from boxquery.pages.images import data_uri, encode
 
 
 def policy(page: str) -> dict[str, str]:
@@ -99,7 +100,7 @@ def test_pictures_are_part_of_the_page():
     image = Image.new("RGB", (4, 3), "red")
     jpeg, png = encode(image), encode(image.convert("RGBA"))
     assert (data_uri(jpeg)[:23], data_uri(png)[:22]) == ("data:image/jpeg;base64,", "data:image/png;base64,")
-    text = macro("picture(data, (4, 3), text)", data=png, text='a "b" <c>')
+    text = macro("picture(data, 4, 3, text)", data=png, text='a "b" <c>')
     assert f'src="{data_uri(png)}"' in text
     assert 'width="4" height="3"' in text
     assert 'alt="a &#34;b&#34; &lt;c&gt;"' in text

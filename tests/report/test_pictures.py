@@ -1,4 +1,4 @@
-"""Which images are chosen, and what is said about their detections."""
+"""Which images are chosen, and the error types of their detections."""
 
 import json
 
@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from boxquery.data.dataset import Record
-from boxquery.report.pictures import OUTCOMES, pick_pictures, write_pictures
+from boxquery.evaluation.errors import OUTCOMES
+from boxquery.report.pictures import pick_pictures, write_pictures
 
 from .fake_run import NAMES, make_predictions, make_split
 
@@ -18,7 +19,7 @@ def record(boxes, labels, ignore=None):
     return Record(1, None, 640, 480, boxes, np.array(labels, np.int64), ignore, (boxes[:, 2:] - boxes[:, :2]).prod(1))
 
 
-def said(*rows):
+def detections(*rows):
     table = np.array(rows, float).reshape(-1, 6)
     return table[:, :4], table[:, 4], table[:, 5].astype(int)
 
@@ -29,7 +30,7 @@ def test_every_kind_of_mistake_by_hand():
         [0, 1, 0, 1, 2],
         [False, False, False, False, True],
     )
-    prediction = said(
+    prediction = detections(
         (0, 0, 100, 100, 0.9, 0),  # right
         (0, 0, 100, 95, 0.8, 0),  # duplicate of it
         (200, 0, 300, 100, 0.7, 0),  # wrong class
@@ -38,33 +39,33 @@ def test_every_kind_of_mistake_by_hand():
         (550, 400, 600, 450, 0.55, 2),  # false
         (0, 200, 100, 300, 0.4, 1),  # below the threshold, so its object is missed
     )
-    (picked,) = pick_pictures([truth], {0: prediction}, ["a", "b", "c"], typical=1, worst=1, threshold=0.5)
-    by_score = dict(zip(picked.scores.tolist(), zip(picked.outcomes, picked.objects, strict=True), strict=True))
+    (picked,) = pick_pictures([truth], {0: prediction}, 3, typical=1, worst=1, threshold=0.5)
+    by_score = dict(zip(picked.detections[1].tolist(), zip(picked.errors.outcomes, picked.errors.objects, strict=True), strict=True))
     assert by_score == {
         0.9: ("right", 0), 0.8: ("duplicate", -1), 0.7: ("wrong class", 1),
         0.65: ("misplaced", 2), 0.6: ("ignored", -1), 0.55: ("false", -1),
     }  # fmt: skip
-    assert picked.missed == [3]
+    assert picked.errors.missed == [3]
     assert picked.f1 == pytest.approx(2 * 1 / (4 + 5))
 
 
 def test_choice():
     records = [record([[0, 0, 100, 100]], [0]) for _ in range(9)]
-    predictions = {i: said((0, 0, 100, 100 - 5 * i, 0.9, 0)) for i in range(6)}  # quality falls with i
-    predictions[7] = said((300, 300, 400, 400, 0.9, 0))  # two mistakes; 6 and 8 have one
-    picked = pick_pictures(records, predictions, ["a"], typical=3, worst=2, threshold=None)
+    predictions = {i: detections((0, 0, 100, 100 - 5 * i, 0.9, 0)) for i in range(6)}  # quality falls with i
+    predictions[7] = detections((300, 300, 400, 400, 0.9, 0))  # two mistakes; 6 and 8 have one
+    picked = pick_pictures(records, predictions, 1, typical=3, worst=2, threshold=None)
     assert [(p.kind, p.position) for p in picked] == [("typical", 2), ("typical", 3), ("typical", 4), ("worst", 7), ("worst", 6)]
 
 
 def test_images_without_a_mistake_are_not_worst():
     records = [record([[0, 0, 100, 100]], [0]), record([], [])]
-    picked = pick_pictures(records, {0: said((0, 0, 100, 100, 0.9, 0))}, ["a"], threshold=0.5)
+    picked = pick_pictures(records, {0: detections((0, 0, 100, 100, 0.9, 0))}, 1, threshold=0.5)
     assert [(p.kind, p.position) for p in picked] == [("typical", 0)]
 
 
 @pytest.mark.parametrize("records", [[], [record([], [])]])
 def test_nothing_there(records):
-    assert len(pick_pictures(records, {}, ["a"], threshold=0.3)) == len(records)
+    assert len(pick_pictures(records, {}, 1, threshold=0.3)) == len(records)
 
 
 def test_files(tmp_path):

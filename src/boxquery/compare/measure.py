@@ -31,7 +31,7 @@ from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split, suppressed
 from boxquery.files import atomic_write, write_json
 from boxquery.pages.drawing import draw
-from boxquery.report.pictures import jpeg, resized
+from boxquery.pages.images import encode_within, resize_to
 from boxquery.training.config import RunConfig
 
 #: images whose time is taken, after as many more to warm up
@@ -128,7 +128,7 @@ def _draw(folder: Path, val: Split, found: DetectionsByImage, names: list[str], 
     entries = []
     for number, position in enumerate(_chosen(val), 1):
         record = val[position]
-        image, scale = resized(val.read(position), PICTURE_SIDE)
+        image, scale = resize_to(val.read(position), PICTURE_SIDE)
         boxes, scores, labels = found[position]
         kept = scores >= threshold
         sides = {
@@ -137,7 +137,7 @@ def _draw(folder: Path, val: Split, found: DetectionsByImage, names: list[str], 
         }
         files = {side: f"{side}-{number}.jpg" for side in sides}
         for side, picture in sides.items():
-            atomic_write(folder / files[side], jpeg(picture, PICTURE_BYTES))
+            atomic_write(folder / files[side], encode_within(picture, PICTURE_BYTES))
         title = record.path.name if record.path else f"image {record.id}"
         entries.append({"title": title, "width": image.width, "height": image.height, "threshold": threshold, **files})
     return entries

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Sequence
 from html import escape
@@ -13,9 +12,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
-from PIL import Image
 
 from boxquery.pages.format import class_name, count, duration, number, split_title, three
+from boxquery.pages.images import data_uri, encode
 
 _TEMPLATES = Path(__file__).with_name("templates")
 _ENVIRONMENT = Environment(loader=PackageLoader("boxquery.pages"), autoescape=True, undefined=StrictUndefined, lstrip_blocks=True)
@@ -47,22 +46,6 @@ def render_part(template: str, **context: Any) -> Markup:
     return Markup(_ENVIRONMENT.get_template(template).render(context))
 
 
-def encode(image: Image.Image, quality: int = 85) -> bytes:
-    """The bytes of an image file: PNG if the image has transparency, else JPEG."""
-    file = io.BytesIO()
-    if image.mode == "RGBA":
-        image.save(file, "PNG", optimize=True)
-    else:
-        image.convert("RGB").save(file, "JPEG", quality=quality, optimize=True)
-    return file.getvalue()
-
-
-def data_uri(data: bytes) -> str:
-    """The bytes of a PNG or JPEG file as the ``src`` of an ``<img>``."""
-    kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def _read(name: str) -> str:
     return (_TEMPLATES / name).read_text(encoding="utf-8")
 
@@ -71,9 +54,8 @@ def _hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-_ENVIRONMENT.filters.update(
-    class_name=class_name, count=count, data_uri=data_uri, duration=duration, number=number, split_title=split_title, three=three
-)
+_FILTERS = (class_name, count, data_uri, duration, encode, number, split_title, three)
+_ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -13,7 +13,7 @@ from PIL import Image
 
 from boxquery.pages.charts import line_chart
 from boxquery.pages.format import DASH, class_name, duration, number, split_title, three
-from boxquery.pages.html import encode
+from boxquery.pages.images import encode
 from boxquery.report.run_files import RunFiles
 
 _CURVES = (
@@ -208,7 +208,7 @@ def check(run: RunFiles) -> dict[str, Any]:
     if not picture.is_file():
         return {**run.check, "image": None} if run.check else {}
     with Image.open(picture) as image:
-        return {**run.check, "image": encode(image), "size": image.size}
+        return {**run.check, "image": encode(image), "width": image.width, "height": image.height}
 
 
 def settings(run: RunFiles) -> Rows:
