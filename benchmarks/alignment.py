@@ -26,7 +26,7 @@ from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, collate
 from boxquery.data.open import open_data
 from boxquery.detector import Detector
-from boxquery.explain.alignment import measure, measure_split, with_objects
+from boxquery.evaluation.alignment import measure_batch, measure_split, with_objects
 from boxquery.explain.figure import draw_map
 from boxquery.training.config import RunConfig
 from convergence import curve
@@ -64,7 +64,7 @@ def reading(out: Path, models: dict[str, str], data: Data, scene: int, number: i
         batch = collate([DetectionDataset(split, detector.transform)[scene]])
         traced = detector.model.eval()(batch.images, batch.mask, trace="decoder", last_only=True)
         pairs = detector.model.match(traced, batch.targets)[-1]
-        found = measure(traced, batch.targets, pairs)
+        found = measure_batch(traced, batch.targets, pairs)
         query, inside, entropy = int(found.query[chosen]), found.inside[-1, chosen], found.entropy[-1, chosen]
         scale = 3
         heat = traced.trace.layers[-1].heatmap(query, (image.height * scale, image.width * scale))

@@ -1,4 +1,4 @@
-"""What is measured of a finished run: multiply-adds as the family's page counts them, and what nobody suppressed."""
+"""Measurements of a finished run: multiply-adds as in models/sizes.json, and NMS applied afterwards."""
 
 import json
 
@@ -11,7 +11,7 @@ from boxquery.compare.measure import gflops, measure
 from boxquery.compare.plan import Entry, Plan
 from boxquery.data.loading import Batch
 from boxquery.detector import Detector
-from boxquery.evaluation.predictions import predict_split, suppressed
+from boxquery.evaluation.predictions import apply_nms, predict_split
 from boxquery.models import sizes
 from boxquery.training.config import RunConfig
 from tests.data.writers import drawn, write_coco
@@ -27,13 +27,13 @@ def test_multiply_adds_are_those_of_the_familys_page(name):
     assert gflops(detector, batch) == pytest.approx(sizes(name)["tiny"]["gflops"], abs=0.006)
 
 
-def test_answers_suppressed_afterwards_are_those_of_a_model_that_is_asked_to_suppress():
+def test_nms_applied_afterwards_is_nms_in_the_model():
     # before it has learned anything DETR puts every box around the middle, so that most go
     detector = Detector(bq.create_model("detr", classes=5, preset="tiny"), [*"abcde"], [1, 2, 3, 4, 5], 64)
     split = scenes().splits["val"]
     every = predict_split(detector, split)
     for iou in (0.7, 0.5):
-        asked, kept = predict_split(detector, split, nms=iou), suppressed(every, iou)
+        asked, kept = predict_split(detector, split, nms=iou), apply_nms(every, iou)
         assert list(kept) == list(asked)
         assert sum(len(kept[i][0]) for i in kept) < sum(len(every[i][0]) for i in every)
         for i in kept:

@@ -216,7 +216,7 @@ def test_nothing_there(records, predictions, names, capfd):
 
 def test_bad_input_is_said():
     box = np.array([[0, 0, 1, 1.0]])
-    with pytest.raises(UserError, match=r"image frog.*not a finite number"):
+    with pytest.raises(UserError, match=r"image frog.*NaN or inf"):
         evaluate([record(id="frog")], {0: (box, np.array([np.nan]), np.array([0]))}, ["a"], [1])
     with pytest.raises(ValueError, match=r"label 3 is outside 0\.\.0"):
         evaluate([record()], {0: (box, np.array([0.5]), np.array([3]))}, ["a"], [1])

@@ -306,7 +306,7 @@ def test_more_than_a_tenth_unreadable_is_no_evaluation(whole, photos):
     for name in ("p002", "p005"):
         spoil_pixels(photos / f"JPEGImages/{name}.png")
     lines: list[str] = []
-    found = predict_split(bq.load(whole), data.splits["val"], skipped=lines.append)
+    found = predict_split(bq.load(whole), data.splits["val"], warn=lines.append)
     assert len(found) == 10
     assert len(lines) == 2
     with pytest.raises(bq.UserError, match="2 of 12 images of split 'val' cannot be read"):

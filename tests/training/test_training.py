@@ -14,7 +14,7 @@ import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
 from boxquery.detector import Detector
-from boxquery.explain.alignment import measure_split, with_objects
+from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
 from boxquery.training import fit

@@ -28,7 +28,7 @@ from boxquery.detector import Detector, load
 from boxquery.errors import UserError
 from boxquery.evaluation.bootstrap import image_weights, resampled_ap
 from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split, suppressed
+from boxquery.evaluation.predictions import DetectionsByImage, apply_nms, drop_unreadable, predict_split
 from boxquery.files import atomic_write, write_json
 from boxquery.pages.drawing import draw
 from boxquery.pages.images import encode_within, resize_to
@@ -51,7 +51,7 @@ def measure(run: Path) -> Path:
     after = {}
     for threshold in NMS:
         if detector.model.has_queries:  # what suppresses by itself has to be asked again
-            answers = found if threshold == 1 else suppressed(found, threshold)
+            answers = found if threshold == 1 else apply_nms(found, threshold)
         else:
             answers = predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
         metrics = evaluate(val, answers, data.names, data.ids)

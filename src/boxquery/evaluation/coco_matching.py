@@ -1,4 +1,4 @@
-"""Which detection found which object: boxes compared, and matched greedily as COCO does it. NumPy only."""
+"""COCO's greedy matching of detections to objects, and the IoU it needs. NumPy only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from boxquery.errors import UserError
 RIGHT, WRONG, IGNORED = 1, 0, -1
 
 ImageDetections = tuple[np.ndarray, np.ndarray, np.ndarray]
-"""Of one image: boxes [K, 4] xyxy pixels (unclipped), scores [K], labels [K] in 0..C-1."""
+"""One image: boxes [K, 4] xyxy pixels (unclipped), scores [K], labels [K] in 0..C-1."""
 
 
 def intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -51,7 +51,7 @@ class DetectionTable:
         scores: float64 [D].
         labels: int64 [D].
         rank: int64 [D], 0 for the best of its image and label.
-        truncated: how many were left out because their rank reached ``max_detections``.
+        truncated: number left out because their rank reached ``max_detections``.
     """
 
     image: np.ndarray
@@ -103,20 +103,20 @@ def _check(records: Sequence[Record], image: np.ndarray, boxes: np.ndarray, scor
     if broken.any():
         name = records[image[broken][0]].id
         count = int(broken.sum())
-        raise UserError(f"image {name}: a predicted box or score is not a finite number ({count} in all); the weights are damaged")
+        raise UserError(f"image {name}: a predicted box or score is NaN or inf ({count} in all); the weights are damaged")
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         raise ValueError(f"image {records[image[wrong][0]].id}: label {labels[wrong][0]} is outside 0..{classes - 1}")
 
 
 def coco_match(records: Sequence[Record], detections: DetectionTable, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Give each object to at most one detection of its class, best scores first, each taking the free object it overlaps most.
+    """COCO's matching: by falling score, each detection takes the free object of its class that it overlaps most (IoU >= ``threshold``).
 
-    A detection that finds no object but lies in an ignored region of its class (crowd, "difficult") by at least ``threshold`` of its own
-    area is neither right nor wrong; any number may lie in one region.
+    A detection that finds no object but of whose area at least ``threshold`` lies in an ignored region of its class (crowd, "difficult") is
+    neither right nor wrong; any number may lie in one region.
 
     Returns:
-        outcome int64 [D]: RIGHT, WRONG or IGNORED; object int64 [D]: its place in ``record.boxes``, -1 where not RIGHT.
+        outcome int64 [D]: RIGHT, WRONG or IGNORED; object int64 [D]: its index in ``record.boxes``, -1 where not RIGHT.
     """
     count = len(detections.scores)
     outcome, found = np.full(count, WRONG), np.full(count, -1)
@@ -145,8 +145,8 @@ def coco_match(records: Sequence[Record], detections: DetectionTable, threshold:
         # Detections of equal rank never compete: they differ in image or in class. So one step serves all images at once.
         for chunk in np.split(np.arange(len(which)), np.flatnonzero(np.diff(detections.rank[which])) + 1):
             free = chunk[~taken[target[chunk]]]
-            winner, place = np.unique(which[free], return_index=True)
-            prize = target[free][place]
+            winner, first = np.unique(which[free], return_index=True)
+            prize = target[free][first]
             taken[prize] = True
             outcome[winner] = RIGHT
             found[winner] = prize - offsets[detections.image[winner]]

@@ -1,4 +1,4 @@
-"""How good detections are: average precision as pycocotools defines it, and the numbers a user asks for next. Does not import torch."""
+"""Detection metrics: AP as pycocotools defines it, best threshold, duplicate rate and false positives. Does not import torch."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ def evaluate(
     *,
     max_detections: int = 100,
 ) -> dict[str, Any]:
-    """Compare predictions with the truth.
+    """Compare predictions with the annotations.
 
     Args:
         records: the images of a split, with their objects.
         predictions: position in ``records`` -> (boxes [K, 4] xyxy pixels unclipped, scores [K], labels [K] in 0..C-1). A position
-            without an entry counts as an image where nothing was found. Entries may come from several processes merged in one dict:
-            the position is the key, so an image that was padded in twice counts once.
+            without an entry is an image without detections. Entries may come from several processes merged in one dict: the position is
+            the key, so an image that two of them have counts once.
         names, ids: class names and the data set's own category ids, by label.
-        max_detections: as in COCO, only so many of the best detections *of each class in each image* count; ``truncated`` says how
-            many more there were.
+        max_detections: as in COCO, the number of best detections *per class and image* that count; ``truncated`` is the number of others.
 
     Returns:
         A dict for JSON; a number that is not defined (no objects of that size, no detections, ...) is None.
@@ -39,10 +38,9 @@ def evaluate(
           ``Record.areas``), ``AR1``, ``AR10`` and ``AR100`` (named after ``max_detections``): as pycocotools.
         - ``per_class``: [{``name``, ``id``, ``AP``, ``AP50``, ``objects``}] by label.
         - ``best_threshold``: the score threshold (keep score >= threshold) with the best F1 at IoU 0.5, over all classes together;
-          the highest one if several are equal, None if no detection is right. ``precision``, ``recall``, ``f1`` there.
-        - ``duplicate_rate``: of the detections that a user sees at ``best_threshold``, the share that overlap a better-scored one of
-          the same class and image with IoU > 0.7. Taken there and not at a fixed score, so that models whose scores live on
-          different scales (softmax, sigmoid) can be compared. None without a threshold.
+          the highest one on ties, None if no detection is right. ``precision``, ``recall``, ``f1`` there.
+        - ``duplicate_rate``: share of the detections at ``best_threshold`` that overlap a better-scored one of their class and image with
+          IoU > 0.7. Taken there and not at a fixed score, so that softmax and sigmoid scores can be compared. None without a threshold.
         - ``false_positives_per_empty_image``: wrong detections per image without any annotation, at ``best_threshold``.
         - ``images``, ``objects`` (without ignored ones), ``ignored``, ``empty_images``, ``detections``, ``truncated``,
           ``max_detections``: counts.

@@ -1,4 +1,4 @@
-"""A model over a split: what ``evaluate`` needs."""
+"""The detections of a model on every image of a split, as ``evaluate`` takes them."""
 
 from __future__ import annotations
 
@@ -14,32 +14,35 @@ from torch.utils.data import DataLoader
 from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.validation import fail_if_too_many
 from boxquery.errors import UserError
+from boxquery.evaluation.coco_matching import ImageDetections
 from boxquery.parts.boxes import nms_per_class
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Split
     from boxquery.detector import Detector
 
-DetectionsByImage = dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]
-_ANSWER = ("boxes", "scores", "labels")
+DetectionsByImage = dict[int, ImageDetections]
+"""Position in a split -> its detections."""
+_KEYS = ("boxes", "scores", "labels")
 T = TypeVar("T")
 
 
-def say(line: str) -> None:
+def warn_skipped(line: str) -> None:
+    """Name an image that is left out on stderr."""
     print(f"skipped: {line}", file=sys.stderr)
 
 
-def batches(
-    dataset: DetectionDataset, order: Iterable[int], *, batch_size: int = 8, workers: int = 0, skipped: Callable[[str], None] = say
+def read_batches(
+    dataset: DetectionDataset, order: Iterable[int], *, batch_size: int = 8, workers: int = 0, warn: Callable[[str], None] = warn_skipped
 ) -> Iterator[Batch]:
-    """The images of a data set in an order. In the place of one whose pixels cannot be read stands another, perhaps for the second
-    time; ``skipped`` is told once of each."""
-    told: set[str] = set()
+    """The images of a data set in an order. One whose pixels cannot be read is replaced by another, perhaps for the second time;
+    ``warn`` is called once for each."""
+    warned: set[str] = set()
     for batch in DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, num_workers=workers):
         for line in batch.unreadable:
-            if line not in told:
-                told.add(line)
-                skipped(line)
+            if line not in warned:
+                warned.add(line)
+                warn(line)
         yield batch
 
 
@@ -53,44 +56,43 @@ def predict_split(
     cached: DetectionDataset | None = None,
     nms: float | None = None,
     strict: bool = False,
-    skipped: Callable[[str], None] = say,
+    warn: Callable[[str], None] = warn_skipped,
 ) -> DetectionsByImage:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 
     Args:
-        only: positions to predict (one process's share); None: all.
+        only: positions to predict, such as one process's share; None: all.
         cached: a data set over this split that keeps decoded images.
-        nms: IoU of suppression, see ``Model.postprocess``.
+        nms: IoU threshold of NMS, see ``Model.postprocess``.
         strict: an image whose pixels cannot be read is fatal.
-        skipped: told once of each image whose pixels cannot be read; it has no entry (see
-            ``drop_unreadable``). Printed on stderr by default.
+        warn: called once for each image whose pixels cannot be read, which has no entry (see ``drop_unreadable``); prints on stderr by
+            default.
     """
     if batch_size < 1 or workers < 0:
-        raise UserError(f"batch_size={batch_size}, workers={workers}: at least 1 image at once, by 0 or more processes")
+        raise UserError(f"batch_size={batch_size}, workers={workers}: a batch has at least 1 image, and workers is 0 or more")
     dataset = cached or DetectionDataset(split, detector.transform, strict=strict)
     order = list(range(len(split)) if only is None else only)
     found: DetectionsByImage = {}
-    for batch in batches(dataset, order, batch_size=batch_size, workers=workers, skipped=skipped):
+    for batch in read_batches(dataset, order, batch_size=batch_size, workers=workers, warn=warn):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
-        for i, answer in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
-            found[i] = tuple(answer[name].cpu().numpy() for name in _ANSWER)  # pyright: ignore[reportArgumentType]
-    return {i: found[i] for i in order if i in found}  # not those that only stood in for others
+        for i, detections in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
+            found[i] = tuple(detections[name].cpu().numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
+    return {i: found[i] for i in order if i in found}  # without those that only replaced others
 
 
-def suppressed(found: DetectionsByImage, iou: float) -> DetectionsByImage:
-    """What ``predict_split`` gives with ``nms=iou``, from what it gave without, of a model that suppresses nothing by itself."""
+def apply_nms(found: DetectionsByImage, iou: float) -> DetectionsByImage:
+    """``predict_split(nms=iou)`` from its result without, for a model that applies no NMS by itself."""
     kept: DetectionsByImage = {}
-    for place, answer in found.items():
-        named = {name: torch.from_numpy(values) for name, values in zip(_ANSWER, answer, strict=True)}
-        left = nms_per_class(named, iou)
-        kept[place] = tuple(left[name].numpy() for name in _ANSWER)  # pyright: ignore[reportArgumentType]
+    for position, detections in found.items():
+        left = nms_per_class({name: torch.from_numpy(values) for name, values in zip(_KEYS, detections, strict=True)}, iou)
+        kept[position] = tuple(left[name].numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
     return kept
 
 
 def drop_unreadable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
-    """The images of a whole split that were predicted, and what was found in them by position among them.
+    """The images of a split that have an entry in ``found``, and the entries by position among those.
 
-    Raises ``UserError`` where more than a tenth could not be read: their average precision would be that of another data set.
+    Raises ``UserError`` where more than a tenth have none, since they could not be read: AP would be that of another data set.
     """
     if len(found) == len(split):
         return split, found

@@ -24,7 +24,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import iou
 from boxquery.evaluation.errors import IOU_RIGHT
-from boxquery.evaluation.predictions import say
+from boxquery.evaluation.predictions import warn_skipped
 from boxquery.explain.explanation import Explanation, explain
 from boxquery.explain.inference import answer, least_score, records_of
 from boxquery.explain.relevance import relevances
@@ -263,7 +263,7 @@ def faithfulness_over(
             if strict:
                 raise
             skipped.append(error.line())
-            say(skipped[-1])
+            warn_skipped(skipped[-1])
             continue
         explanation = explain(detector, image, threshold=threshold)
         if explanation.found:

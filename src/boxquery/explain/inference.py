@@ -18,7 +18,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT
-from boxquery.evaluation.predictions import batches, say
+from boxquery.evaluation.predictions import read_batches, warn_skipped
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.output import Output
@@ -47,9 +47,9 @@ def batches_of(detector: Detector, records: Split, strict: bool, skipped: list[s
 
     def skip(line: str) -> None:
         skipped.append(line)
-        say(line)
+        warn_skipped(line)
 
-    for batch in batches(DetectionDataset(records, detector.transform, strict=strict), range(len(records)), skipped=skip):
+    for batch in read_batches(DetectionDataset(records, detector.transform, strict=strict), range(len(records)), warn=skip):
         yield batch.to(detector.device)
 
 

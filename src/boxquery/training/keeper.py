@@ -17,9 +17,9 @@ from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, DetectionDataset
 from boxquery.data.validation import fail_if_too_many
 from boxquery.detector import Detector
+from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split
-from boxquery.explain.alignment import measure_split, with_objects
 from boxquery.files import atomic_write
 from boxquery.report.page import write_report
 from boxquery.training.budget import allowed, computing, evaluation_seconds
@@ -215,7 +215,7 @@ class Keeper(L.Callback):
         with trainer.strategy.precision_plugin.val_step_context():
             found = predict_split(
                 self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images,
-                skipped=lambda line: self._skipped("val", line),
+                warn=lambda line: self._skipped("val", line),
             )  # fmt: skip
         found = gathered(found)
         val, kept = drop_unreadable(self.val, found)

@@ -1,7 +1,7 @@
-"""Whether queries read their objects, as numbers.
+"""Alignment: how much of a query's cross-attention is on its object.
 
-DETR is said to learn slowly because a query's cross-attention, at first, reads the whole image evenly instead of its object. Here that is
-measured, for every kind of attention alike, from the trace of an ordinary forward pass.
+DETR is said to learn slowly because at first a query's cross-attention is spread evenly over the image instead of being on its object. This
+measures it, for every kind of attention alike, from the trace of an ordinary forward pass.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ from boxquery.parts.trace import LayerTrace
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """What the queries of N objects read in each of L decoder layers. An object's query is the one that the last layer's assignment gives
-    it, in all layers, so that layers differ in what was read and not in who read.
+    """Cross-attention of the queries of N objects in each of L decoder layers. An object's query is the one that it is matched to in the
+    last layer, for all layers, so that layers differ in the attention and not in the query.
 
     An object without a query (there are more objects than queries) has NaN everywhere and -1 in ``query``.
 
     Attributes:
-        inside: float64 [L, N], the share of the cross-attention inside the object's box, 0..1. A cell counts by the part of it that the box
-            covers, heads count alike; what sampled points read off the image is not inside.
-        even: float64 [N], the box's share of the image: what ``inside`` is when the image is read evenly.
-        entropy: float64 [L, N], the entropy of the reading (the mean of the heads: the map that a person sees) over all unpadded cells of
-            all levels, divided by that of the even reading: 1 even, 0 a single cell. NaN where all was read off the image, or where the
-            image is a single cell.
-        distance: float64 [L, N] from the reference that the layer was placed at to the object's centre, in diagonals of the image, 0..1. In
-            sizes of the object the mean would be that of the smallest objects; whether the place is within the object is what ``inside``
-            says. NaN for DETR, which has no reference.
-        query: int64 [N], who found the object. Of a two-stage model it is a rank among the proposals.
+        inside: float64 [L, N], the share of the cross-attention inside the object's box, 0..1. A cell counts by the share of it that the
+            box covers, heads count alike; sampled points outside the image are not inside.
+        even: float64 [N], the box's share of the image: ``inside`` of even attention.
+        entropy: float64 [L, N], the entropy of the attention (mean over heads) over all unpadded cells of all levels, divided by that of
+            even attention: 1 even, 0 a single cell. NaN where all sampled points are outside the image, or the image is a single cell.
+        distance: float64 [L, N] from the layer's reference to the object's centre, in diagonals of the image, 0..1 (in object sizes, the
+            smallest objects would dominate the mean). NaN for DETR, which has no reference.
+        query: int64 [N], the object's query; in a two-stage model a rank among the proposals.
     """
 
     inside: np.ndarray
@@ -49,7 +47,7 @@ class Alignment:
 
     def columns(self) -> dict[str, float]:
         """Means over the objects as ``metrics.csv`` names them: ``inside_1`` .. ``inside_L``, ``inside_even``, ``entropy_1`` ..,
-        ``distance_1`` ..; what was measured on no object is left out."""
+        ``distance_1`` ..; without the ones that no object has."""
         layers = range(1, len(self.inside) + 1)
         values = {f"inside_{i}": row for i, row in zip(layers, self.inside, strict=True)} | {"inside_even": self.even}
         values |= {f"entropy_{i}": row for i, row in zip(layers, self.entropy, strict=True)}
@@ -58,16 +56,16 @@ class Alignment:
         return {name: float(row.mean()) for name, row in known.items() if len(row)}
 
     def changes(self, before: Sequence[int]) -> float | None:
-        """The share of the objects, 0..1, that another query finds than ``before``, which is the ``query`` of the same images at another
-        time; None where there is nothing to compare."""
+        """The share of objects, 0..1, whose query is not the one in ``before``, the ``query`` of the same images at an earlier time; None
+        where there is nothing to compare."""
         if len(before) != len(self.query):
             return None
         found = (self.query >= 0) | (np.asarray(before) >= 0)
         return float((self.query != before)[found].mean()) if found.any() else None
 
 
-def measure(out: Output, targets: Sequence[dict], matches: Sequence[tuple[Tensor, Tensor]]) -> Alignment:
-    """The alignment of a batch of B images, whose objects stand one image after the other.
+def measure_batch(out: Output, targets: Sequence[dict], matches: Sequence[tuple[Tensor, Tensor]]) -> Alignment:
+    """The alignment of a batch, with the objects of one image after those of another.
 
     Args:
         out: of ``model(images, mask, trace="decoder")``.
@@ -77,8 +75,8 @@ def measure(out: Output, targets: Sequence[dict], matches: Sequence[tuple[Tensor
     assert out.trace is not None
     layers = out.trace.layers
     parts = [
-        _of_image(layers, image, target["boxes"], query.cpu(), chosen.cpu())
-        for image, (target, (query, chosen)) in enumerate(zip(targets, matches, strict=True))
+        _of_image(layers, image, target["boxes"], query.cpu(), target_index.cpu())
+        for image, (target, (query, target_index)) in enumerate(zip(targets, matches, strict=True))
     ]
     return _joined(parts, len(layers))
 
@@ -102,42 +100,42 @@ def measure_split(
     for position in range(len(split)) if only is None else only:
         batch = collate([dataset[position]]).to(device)
         out = model(batch.images, batch.mask, trace="decoder", last_only=True)
-        parts.append(measure(out, batch.targets, model.match(out, batch.targets)[-1]))
+        parts.append(measure_batch(out, batch.targets, model.match(out, batch.targets)[-1]))
     model.train(training)
     return _joined(parts, len(model.layers))
 
 
 def with_objects(split: Split, count: int) -> list[int]:
-    """Positions of at most ``count`` images of a split that hold objects, spread evenly over it; always the same ones."""
+    """Positions of at most ``count`` images with objects, spread evenly over the split; always the same ones."""
     full = [i for i, record in enumerate(split) if not record.ignore.all()]
     count = min(count, len(full))
     return [full[(2 * i + 1) * len(full) // (2 * count)] for i in range(count)]
 
 
-def _of_image(layers: list[LayerTrace], image: int, boxes: Tensor, query: Tensor, chosen: Tensor) -> Alignment:
+def _of_image(layers: list[LayerTrace], image: int, boxes: Tensor, query: Tensor, matched: Tensor) -> Alignment:
     boxes = boxes.detach().cpu().double()
-    objects, boxes = len(boxes), cxcywh_to_xyxy(boxes[chosen]).clamp(0, 1)
+    objects, boxes = len(boxes), cxcywh_to_xyxy(boxes[matched]).clamp(0, 1)
     found = torch.full((objects,), -1, dtype=torch.int64)
-    found[chosen] = query
+    found[matched] = query
 
     def of_objects(values: Tensor) -> np.ndarray:
         """[..., matched] -> [..., objects]."""
         every = torch.full((*values.shape[:-1], objects), torch.nan, dtype=torch.float64)
-        every[..., chosen] = values
+        every[..., matched] = values
         return every.numpy()
 
-    readings = [_reading(layer, image, query, boxes) for layer in layers]
+    attention = [_inside_and_entropy(layer, image, query, boxes) for layer in layers]
     return Alignment(
-        inside=of_objects(torch.stack([inside for inside, _ in readings])),
+        inside=of_objects(torch.stack([inside for inside, _ in attention])),
         even=of_objects((boxes[:, 2:] - boxes[:, :2]).prod(-1)),
-        entropy=of_objects(torch.stack([entropy for _, entropy in readings])),
+        entropy=of_objects(torch.stack([entropy for _, entropy in attention])),
         distance=of_objects(torch.stack([_distance(layer, image, query, boxes) for layer in layers])),
         query=found.numpy(),
     )
 
 
-def _reading(layer: LayerTrace, image: int, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Share inside the box, and entropy against even, [M] each; boxes [M, 4] xyxy."""
+def _inside_and_entropy(layer: LayerTrace, image: int, query: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Share inside the box, and entropy relative to even attention, [M] each; boxes [M, 4] xyxy."""
     inside, cells = torch.zeros(len(query), dtype=torch.float64), []
     for level, (h, w) in enumerate(layer.memory.shapes):
         mass = layer.masses(level, query, image, heads=False)
@@ -152,7 +150,7 @@ def _reading(layer: LayerTrace, image: int, query: Tensor, boxes: Tensor) -> tup
 
 
 def _covered(cells: int, sides: Tensor) -> Tensor:
-    """[M, cells]: the part of each of the cells along one axis of the unpadded image that an object from and to ``sides`` [M, 2] covers."""
+    """[M, cells]: the share of each cell along one axis of the unpadded image that an object from and to ``sides`` [M, 2] covers."""
     edges = torch.arange(cells + 1, dtype=torch.float64)
     low, high = torch.maximum(edges[:-1], sides[:, :1] * cells), torch.minimum(edges[1:], sides[:, 1:] * cells)
     return (high - low).clamp(min=0)

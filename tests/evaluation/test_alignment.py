@@ -12,7 +12,7 @@ import boxquery as bq
 from boxquery.data.loading import DetectionDataset
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
-from boxquery.explain.alignment import measure, measure_split, with_objects
+from boxquery.evaluation.alignment import measure_batch, measure_split, with_objects
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import Output
 from boxquery.parts.trace import LayerTrace, Trace
@@ -29,7 +29,7 @@ MATCHES = [(torch.zeros(0, dtype=torch.int64),) * 2, (torch.tensor([0, 2]), torc
 
 def measured(*layers: LayerTrace):
     boxes = torch.zeros(1, 2, QUERIES, 4)
-    return measure(Output(boxes, boxes, trace=Trace(layers=list(layers))), TARGETS, MATCHES)
+    return measure_batch(Output(boxes, boxes, trace=Trace(layers=list(layers))), TARGETS, MATCHES)
 
 
 def dense(seen: Memory, weights: Tensor) -> LayerTrace:
@@ -128,7 +128,7 @@ def test_objects_without_a_query_say_nothing():
     seen = memory((8, 12))
     one = [MATCHES[0], (torch.tensor([2]), torch.tensor([1]))]
     boxes = torch.zeros(1, 2, QUERIES, 4)
-    found = measure(Output(boxes, boxes, trace=Trace(layers=[dense(seen, even(seen))])), TARGETS, one)
+    found = measure_batch(Output(boxes, boxes, trace=Trace(layers=[dense(seen, even(seen))])), TARGETS, one)
     assert found.query.tolist() == [-1, 2]
     assert np.isnan(found.inside[:, 0]).all()
     assert np.isnan(found.even[0])
@@ -152,7 +152,7 @@ def test_every_model_against_a_loop(system):
     targets = objects(2, 3, 0, dtype=torch.float64)
     out = model(images, mask, trace=True)
     matches = model.match(out, targets)[-1]
-    found = measure(out, targets, matches)
+    found = measure_batch(out, targets, matches)
     assert out.trace is not None
     assert found.inside.shape == found.entropy.shape == found.distance.shape == (len(out.trace.layers), 5)
     assert np.isnan(found.distance).all() == (name == "detr")
@@ -230,7 +230,7 @@ def test_over_a_split(name):
     targets = [sample["target"] for sample in samples]
     with torch.no_grad():
         out = detector.model.eval()(torch.stack([sample["image"] for sample in samples]), None, trace=True)
-    together = measure(out, targets, detector.model.match(out, targets)[-1])
+    together = measure_batch(out, targets, detector.model.match(out, targets)[-1])
     for one, other in ((found.inside, together.inside), (found.entropy, together.entropy), (found.distance, together.distance)):
         np.testing.assert_allclose(one, other, atol=2e-5)
     assert found.query.tolist() == together.query.tolist()
