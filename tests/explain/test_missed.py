@@ -19,17 +19,17 @@ FAR = (50, 50, 60, 60)
 THRESHOLD = 0.5
 
 
-def answers(*queries):
-    """(box, {class: score}) per query -> boxes [1, Q, 4] and scores [1, Q, 3]; an answer of all layers, where a list has several."""
+def predictions(*queries):
+    """(box, {class: score}) per query -> boxes [1, Q, 4] and scores [1, Q, 3]; of all layers, where a query is a list."""
     layers = max(len(query) if isinstance(query, list) else 1 for query in queries)
-    told = [query if isinstance(query, list) else [query] * layers for query in queries]
-    boxes = np.array([[query[layer][0] for query in told] for layer in range(layers)], np.float64)
-    scores = np.array([[[query[layer][1].get(c, 0.01) for c in range(3)] for query in told] for layer in range(layers)], np.float32)
+    layered = [query if isinstance(query, list) else [query] * layers for query in queries]
+    boxes = np.array([[query[layer][0] for query in layered] for layer in range(layers)], np.float64)
+    scores = np.array([[[query[layer][1].get(c, 0.01) for c in range(3)] for query in layered] for layer in range(layers)], np.float32)
     return boxes, scores
 
 
 def reasons(scene, *queries):
-    found = explain_misses(scene, 0, *answers(*queries), NAMES, THRESHOLD)
+    found = explain_misses(scene, 0, *predictions(*queries), NAMES, THRESHOLD)
     return {miss.object: miss for miss in found}
 
 
@@ -44,14 +44,14 @@ def test_found_is_not_missed():
 @pytest.mark.parametrize(
     ("reason", "queries", "words"),
     [
-        ("never proposed", [(FAR, {0: 0.9})], "no query's box overlaps it; nearest is query 0 (disc 0.90)"),
+        ("never proposed", [(FAR, {0: 0.9})], "no query's box overlaps it; the nearest is that of query 0 (disc 0.90)"),
         ("never proposed", [((10, 10, 30, 18), {0: 0.2})], "IoU of 0.40"),
-        ("wrong class", [(TRUTH, {2: 0.8, 0: 0.3})], "says star 0.80, and disc 0.30; IoU 1.00"),
-        ("below threshold", [(TRUTH, {0: 0.3})], "says disc 0.30, the threshold is 0.50"),
-        ("below threshold", [(TRUTH, {0: 0.3, 1: 0.4})], "leans to square 0.40"),
+        ("wrong class", [(TRUTH, {2: 0.8, 0: 0.3})], "predicts star 0.80, and disc 0.30; IoU 1.00"),
+        ("below threshold", [(TRUTH, {0: 0.3})], "predicts disc 0.30, the threshold is 0.50"),
+        ("below threshold", [(TRUTH, {0: 0.3, 1: 0.4})], "its best class is square 0.40"),
         ("badly localised", [((10, 10, 30, 18), {0: 0.9})], "IoU of 0.400"),
-        ("wrong class", [(TRUTH, {1: 0.8}), ((10, 10, 30, 18), {0: 0.9}), (TRUTH, {0: 0.4})], "query 0 says square"),
-        ("badly localised", [((10, 10, 30, 18), {0: 0.9}), (TRUTH, {0: 0.4})], "query 0 says disc"),
+        ("wrong class", [(TRUTH, {1: 0.8}), ((10, 10, 30, 18), {0: 0.9}), (TRUTH, {0: 0.4})], "query 0 predicts square"),
+        ("badly localised", [((10, 10, 30, 18), {0: 0.9}), (TRUTH, {0: 0.4})], "query 0 predicts disc"),
     ],
 )
 def test_each_reason(reason, queries, words):
@@ -79,12 +79,12 @@ def test_taken_over_between_layers():
     moved = [(TRUTH, {0: 0.8}), (FAR, {1: 0.9})]
     miss = reasons(scene, moved)[0]
     assert (miss.reason, miss.query) == ("taken over", 0)
-    assert miss.details == "query 0 had it in layer 1 and then went over to a square"
+    assert miss.details == "query 0 had found it in layer 1 and then moved to a square"
     weak = [(TRUTH, {0: 0.3}), (FAR, {1: 0.9})]
     assert reasons(scene, weak)[0].reason == "never proposed"
 
 
-def test_a_query_that_found_a_neighbour_of_another_class_says_nothing_wrong():
+def test_a_query_that_found_a_neighbour_of_another_class_is_no_wrong_class():
     scene = record("a", [TRUTH, (12, 10, 32, 30)], [0, 1])
     assert reasons(scene, (TRUTH, {1: 0.9}))[0].reason == "taken over"
 
@@ -95,7 +95,7 @@ def test_ignored_objects_are_neither_missed_nor_anyone():
     crowd = record("a", [TRUTH, (8, 8, 32, 32)], [0, 1], [False, True])
     miss = reasons(crowd, (TRUTH, {1: 0.9}))[0]
     assert miss.reason == "taken over"
-    assert "lies in an ignored region of its class" in miss.details
+    assert "is in an ignored region of its class" in miss.details
 
 
 def test_every_missed_object_has_one_reason_that_the_slow_rules_give():
@@ -180,7 +180,7 @@ def test_classes_are_matched_by_name_and_errors_say_what_to_do():
     detector = reader([0, 1, 2], [0.9, 0.9, 0.9])
     data = scenes(SCENE)
     data.names[:] = ["square", "disc", "star"]  # label 0 is a square now, which the detector takes for a disc
-    assert {miss.name: miss.says for miss in missed(detector, data).items} == {"square": "disc", "disc": "square"}
+    assert {miss.name: miss.predicted for miss in missed(detector, data).items} == {"square": "disc", "disc": "square"}
     for wrong in ({"split": "test"}, {"limit": 0}, {"threshold": 1.5}):
         with pytest.raises(UserError):
             missed(detector, data, **wrong)
@@ -196,16 +196,16 @@ def test_names_that_look_like_marks_are_shown_as_they_are(capsys):
     detector.classes = data.names
     result = missed(detector, replace(data, source="a[/i]"))
     result.show()
-    said = capsys.readouterr().out
-    assert all(name in said for name in (*data.names, "a[/i]"))
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in (*data.names, "a[/i]"))
 
 
 @pytest.mark.parametrize("name", ["detr", "deformable-detr"])
 def test_on_a_model_of_the_family_every_object_is_found_or_explained(name):
-    """An untrained model, a softmax and a two-stage one; columns without a name never answer."""
+    """An untrained model, a softmax and a two-stage one; columns without a name are never predicted."""
     model = bq.create_model(name, classes=6, preset="tiny")
     data = shapes_data(train=1, val=3, test=1, size=64)
     detector = Detector(model, [*data.names, None], list(range(6)), 64, threshold=0.1)
     result = missed(detector, data)
     assert 0 < result.total()["missed"] <= result.total()["objects"]
-    assert {miss.says for miss in result.items} <= set(data.names)
+    assert {miss.predicted for miss in result.items} <= set(data.names)

@@ -10,7 +10,7 @@ from PIL import Image
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
-from boxquery.explain.inference import without_exchange
+from boxquery.explain.inference import without_self_attention
 from boxquery.explain.usage import Usage, colours, gini, most_used, position_map, quality, usage
 from tests.explain.planted import NAMES, record, scenes
 from tests.models.builders import batch, create, shaken, systems
@@ -33,14 +33,14 @@ def test_gini_of_equal_wins_and_of_one_winner():
 
 
 @pytest.mark.parametrize("system", systems())
-def test_without_exchange_every_query_sees_itself_alone(system):
+def test_without_self_attention_every_query_attends_to_itself_alone(system):
     name, options = systems()[system]
     model = shaken(create(name, **options)).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images, mask = batch((96, 128), (64, 80))
     with torch.no_grad():
         usual = model(images, mask)
-        alone = without_exchange(model)(images, mask, trace=True)
+        alone = without_self_attention(model)(images, mask, trace=True)
         again = model(images, mask)
     for layer in alone.trace.layers:
         queries = layer.self_attention.shape[-1]
@@ -50,14 +50,14 @@ def test_without_exchange_every_query_sees_itself_alone(system):
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
-def test_without_exchange_a_query_answers_the_same_whoever_else_is_there():
+def test_without_self_attention_a_query_predicts_the_same_whatever_the_others():
     model = shaken(create("detr")).eval()
     images, mask = batch((64, 64))
     with torch.no_grad():
-        alone = without_exchange(model)(images, mask)
+        alone = without_self_attention(model)(images, mask)
         table = next(p for n, p in model.queries.named_parameters() if p.dim() == 2)
         table[1:] = torch.randn_like(table[1:])
-        other = without_exchange(model)(images, mask)
+        other = without_self_attention(model)(images, mask)
         mixed = model(images, mask)
     assert torch.allclose(alone.logits[:, :, 0], other.logits[:, :, 0], atol=1e-5)
     assert not torch.allclose(alone.logits[:, :, 1], other.logits[:, :, 1], atol=1e-3)
@@ -71,9 +71,9 @@ def test_identical_queries_are_all_duplicates_but_one():
             parameter[:] = parameter[:1]
     result = usage(detector, SCENES)
     images, queries = result.scores.shape
-    assert result.exchange.detections == images * queries
-    assert result.exchange.duplicate_rate == pytest.approx((queries - 1) / queries)
-    assert result.no_exchange.duplicate_rate == pytest.approx((queries - 1) / queries)
+    assert result.with_self_attention.detections == images * queries
+    assert result.with_self_attention.duplicate_rate == pytest.approx((queries - 1) / queries)
+    assert result.without_self_attention.duplicate_rate == pytest.approx((queries - 1) / queries)
     assert gini(result.detections) == 0
     assert result.dead == []
 
@@ -84,7 +84,7 @@ def test_numbers_are_those_of_slow_loops_over_predict():
     result = usage(detector, SCENES)
     split = SCENES.splits["val"]
     predicted = [detector.predict(split.read(i)) for i in range(len(split))]
-    assert result.exchange.detections == sum(len(one) for one in predicted) == result.detections.sum()
+    assert result.with_self_attention.detections == sum(len(one) for one in predicted) == result.detections.sum()
     assert [query for query in range(result.scores.shape[1]) if not (result.scores[:, query] >= result.threshold).any()] == result.dead
     assert result.matched.sum() == result.objects == sum(len(record.boxes) for record in split)
     with torch.no_grad():
@@ -92,12 +92,12 @@ def test_numbers_are_those_of_slow_loops_over_predict():
     assert np.allclose(result.boxes[2], one.boxes[-1, 0].numpy(), atol=1e-4)
     assert np.allclose(result.mean, sum(result.boxes.astype(np.float64)) / len(split))
     assert np.allclose(result.spread, np.std(result.boxes.astype(np.float64), 0))
-    assert result.no_exchange_as_many.detections == result.exchange.detections
+    assert result.equal_count.detections == result.with_self_attention.detections
     assert most_used(result, 3)[0] == int(np.lexsort((-result.matched, -result.detections))[0])
 
 
 def test_rates_are_those_of_evaluation():
-    """At evaluation's threshold, of answers with one label a query."""
+    """At evaluation's threshold, of predictions with one label per query."""
     rng = np.random.default_rng(1)
     truth = rng.uniform(0, 30, (20, 4, 2))
     records = [
@@ -116,9 +116,12 @@ def test_rates_are_those_of_evaluation():
     assert (got.precision, got.recall) == pytest.approx((expected["precision"], expected["recall"]))
 
 
-def test_two_stage_models_are_counted_by_rank():
+def test_two_stage_models_are_counted_by_rank(tmp_path, capsys):
     result = usage(tiny("deformable-detr", two_stage=True, box_refine=True), SCENES)
     assert result.summary()["by"] == "rank"
+    result.show()
+    assert "rank of the proposal" in " ".join(capsys.readouterr().out.split())
+    assert "rank of the proposal" in result.write(tmp_path).read_text(encoding="utf-8")
     assert usage(tiny("deformable-detr", two_stage=False, denoising=0), SCENES).summary()["by"] == "query"
 
 
@@ -140,7 +143,7 @@ def test_page_and_figure_need_nothing_else(tmp_path):
     result = usage(tiny("detr", threshold=0.9999), SCENES)
     assert isinstance(result, Usage)
     assert result.dead == list(range(result.scores.shape[1]))
-    assert result.exchange.duplicate_rate is None
+    assert result.with_self_attention.duplicate_rate is None
     assert result.summary()["gini_detections"] is None
     json.dumps(result.summary(), allow_nan=False)
     result.show()

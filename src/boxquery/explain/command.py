@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from boxquery.data.dataset import Data
     from boxquery.detector import Detector
     from boxquery.explain.explanation import Explanation
-    from boxquery.explain.missed import Missed
+    from boxquery.explain.missed import MissedObjects
     from boxquery.explain.usage import Usage
 
 _SCENE = "shapes:"
@@ -271,7 +271,7 @@ def _write_figure(explained: Sequence[_Explained], path: Path) -> Path:
     )
 
 
-def _over_data(name: str, detector: Detector, data: Data, split: str, threshold: float | None, strict: bool) -> Missed | Usage:
+def _over_data(name: str, detector: Detector, data: Data, split: str, threshold: float | None, strict: bool) -> MissedObjects | Usage:
     from boxquery.explain.missed import missed
     from boxquery.explain.usage import usage
 

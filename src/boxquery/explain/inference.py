@@ -102,7 +102,7 @@ def outcomes(
     return detection, outcome, found
 
 
-def without_exchange(model: DetectionTransformer) -> DetectionTransformer:
+def without_self_attention(model: DetectionTransformer) -> DetectionTransformer:
     """The same model, made of the same parts, in which every query sees itself alone: self-attention returns its own value.
 
     Nothing of the given model changes; both share their parameters.

@@ -1,5 +1,4 @@
-"""How queries are used over a data set: who wins, where each one's boxes fall, who never speaks, and what self-attention does about
-duplicates."""
+"""How queries are used over a data set: how often each wins, where its boxes are, and how self-attention affects duplicates."""
 
 from __future__ import annotations
 
@@ -21,29 +20,30 @@ from boxquery.detector import Detector
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
-from boxquery.explain import tables
-from boxquery.explain.inference import answer, batches_of, least_score, pixels, records_of, without_exchange
+from boxquery.explain.inference import answer, batches_of, least_score, pixels, records_of, without_self_attention
 from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
-from boxquery.pages.format import DASH, split_title
+from boxquery.pages.format import DASH
+from boxquery.pages.html import render
 from boxquery.parts.output import Output
 
+#: queries whose maps are shown, as in the DETR paper
 MAPS = 20
-"""Queries with a map of their own, as many as in the DETR paper."""
-
-_SIDE = 220  # pixels of a map
-_LARGE = 0.25  # from this square root of its share of the image on, a box is large, under half of that small
+_SIDE = 220  # of a map in pixels
+_LARGE = 0.25  # square root of a box's share of the image: large from here, small below half of it
 _GREEN, _RED, _BLUE = np.array([0, 158, 80]), np.array([214, 48, 32]), np.array([0, 92, 214])
+_QUALITY = ("self-attention", "threshold", "detections", "duplicates", "precision", "recall")
+_COLUMNS = ("detections", "matched", "centre x", "centre y", "width", "height")
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """The detections of all queries together: those whose best class reaches ``threshold``.
+    """The detections of all queries: those whose best class reaches ``threshold``.
 
     Attributes:
-        detections: how many.
-        duplicate_rate: the share of them that overlap a better one of the same class and image with IoU > 0.7; None without any.
-        precision: the share that found an object, at IoU 0.5, of those that are not in ignored regions; None without any.
+        detections: number of detections.
+        duplicate_rate: the share of them that overlap a better one of the same class and image with IoU > 0.7; None without detections.
+        precision: the share of those outside ignored regions that found an object at IoU 0.5; None without any.
         recall: the share of objects found; None without objects.
     """
 
@@ -59,37 +59,36 @@ class Usage:
     """How Q queries are used in N images.
 
     Attributes:
-        model, data, split, threshold: what was looked at, and the least score of a detection.
-        ranked: a two-stage model, which has no queries of its own: it makes them from each image's proposals, and number q is the proposal
-            of the q-th best score. All numbers by query are by that rank then.
-        objects: how many there were, without ignored ones.
-        boxes: float32 [N, Q, 4] cxcywh in [0, 1] of each image, the last layer's boxes at any score.
+        model, data, split, threshold: what was evaluated, and the minimum score of a detection.
+        two_stage: queries are made from each image's proposals; query q is then the proposal with the q-th best score.
+        objects: number of objects, without ignored ones.
+        boxes: float32 [N, Q, 4] cxcywh in [0, 1], the last layer's boxes at any score.
         scores: float32 [N, Q], of each query's best class.
-        matched: int64 [Q], in how many images the one-to-one matching of training gives the query an object.
-        exchange: the detections of the model as it is.
-        no_exchange: of the same model with self-attention between queries switched off: in every layer each query sees itself alone.
-        no_exchange_as_many: the same at the threshold that gives as many detections as the model has as it is. Scores change with the
-            switch, and few detections have few duplicates, so this is the one to compare.
-        skipped: a line for each image whose pixels could not be read; they are in no count.
+        matched: int64 [Q], number of images in which the query is matched to an object as in training.
+        with_self_attention: the model's detections.
+        without_self_attention: those of the same model if every query attends to itself alone.
+        equal_count: the same at the threshold that gives as many detections as with self-attention. This is the fair comparison, since
+            scores change without self-attention, and fewer detections have fewer duplicates.
+        skipped: a line per image whose pixels could not be read; these are in no count.
     """
 
     model: str
     data: str
     split: str
     threshold: float
-    ranked: bool
+    two_stage: bool
     objects: int
     boxes: np.ndarray = field(repr=False)
     scores: np.ndarray = field(repr=False)
     matched: np.ndarray = field(repr=False)
-    exchange: Quality
-    no_exchange: Quality
-    no_exchange_as_many: Quality
+    with_self_attention: Quality
+    without_self_attention: Quality
+    equal_count: Quality
     skipped: list[str] = field(default_factory=list)
 
     @cached_property
     def detections(self) -> np.ndarray:
-        """int64 [Q]: in how many images the query is a detection."""
+        """int64 [Q]: number of images in which the query is a detection."""
         return _detected(self.scores, self.threshold).sum(0)
 
     @cached_property
@@ -108,7 +107,7 @@ class Usage:
         return self.boxes.std(0, dtype=np.float64)
 
     def summary(self) -> dict[str, Any]:
-        """Everything but the single boxes, as plain values; a number that is not defined is None."""
+        """Everything but the boxes, as plain values; an undefined number is None."""
         columns = ("x", "y", "width", "height")
         queries = [
             {
@@ -126,103 +125,142 @@ class Usage:
             "threshold": self.threshold,
             "images": len(self.boxes),
             "objects": self.objects,
-            "by": self.word,
+            "by": self.unit,
             "gini_detections": gini(self.detections),
             "gini_matched": gini(self.matched),
             "dead": self.dead,
-            "self_attention": asdict(self.exchange),
-            "no_self_attention": asdict(self.no_exchange),
-            "no_self_attention_as_many": asdict(self.no_exchange_as_many),
+            "self_attention": asdict(self.with_self_attention),
+            "no_self_attention": asdict(self.without_self_attention),
+            "no_self_attention_as_many": asdict(self.equal_count),
             "queries": queries,
             "skipped": self.skipped,
         }
 
     @property
-    def word(self) -> str:
-        """What is counted: "query", or "rank" where queries are made anew for every image."""
-        return "rank" if self.ranked else "query"
+    def unit(self) -> str:
+        """What is counted: "query", or "rank" for a two-stage model."""
+        return "rank" if self.two_stage else "query"
+
+    @property
+    def note(self) -> str:
+        """What a reader has to know about a two-stage model."""
+        note = "This two-stage model makes its queries from each image's proposals; all numbers are by rank of the proposal, 0 is the best."
+        return note if self.two_stage else ""
+
+    @property
+    def inequality(self) -> str:
+        values = [DASH if value is None else f"{value:.2f}" for value in (gini(self.detections), gini(self.matched))]
+        never = f"{len(self.dead)} of {self.scores.shape[1]} {'ranks' if self.two_stage else 'queries'}"
+        return f"{never} are never a detection. Gini coefficient of detections {values[0]}, of matches {values[1]} (0: all equal)."
 
     def show(self) -> None:
-        """Print the numbers, and the queries that win most."""
+        """Print the numbers, and the most used queries."""
         console = Console(soft_wrap=True, highlight=False)
-        title = f"{self.model} on {self.split} of {self.data}, threshold {self.threshold:.2f}"
-        table = Table(title=escape(title), title_justify="left")
+        table = Table(title=escape(f"{self.model} on {self.split} of {self.data}, threshold {self.threshold:.2f}"), title_justify="left")
         for column in _QUALITY:
             table.add_column(column, justify="left" if column == _QUALITY[0] else "right")
-        for row in _exchange_rows(self):
+        for row in self._quality_rows():
             table.add_row(*row)
         console.print(table)
-        table = Table(caption="mean ± standard deviation, in shares of the image", caption_justify="left")
-        for column in (self.word, *_COLUMNS):
+        table = Table(caption="mean ± standard deviation, relative to the image", caption_justify="left")
+        for column in (self.unit, *_COLUMNS):
             table.add_column(column, justify="right", overflow="fold")
-        for query in most_used(self, 10):
-            table.add_row(str(query), *(cell.replace(" ", "") for cell in _query_cells(self, query)))
+        for row in self._query_rows(10):
+            table.add_row(*(cell.replace(" ", "") for cell in row))
         console.print(table)
-        console.print(f"{_note(self)} {_inequality(self)}".strip(), markup=False)
+        console.print(f"{self.note} {self.inequality}".strip(), markup=False)
+
+    def _quality_rows(self) -> list[list[str]]:
+        def percent(value: float | None) -> str:
+            return DASH if value is None else f"{100 * value:.1f} %"
+
+        rows = {"on": self.with_self_attention, "off": self.without_self_attention, "off, equal count": self.equal_count}
+        return [
+            [name, f"{q.threshold:.2f}", f"{q.detections:,}", percent(q.duplicate_rate), percent(q.precision), percent(q.recall)]
+            for name, q in rows.items()
+        ]
+
+    def _query_rows(self, count: int) -> list[list[str]]:
+        rows = []
+        for query in most_used(self, count):
+            places = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(self.mean[query], self.spread[query], strict=True)]
+            rows.append([str(query), f"{self.detections[query]:,}", f"{self.matched[query]:,}", *places])
+        return rows
 
     def write(self, folder: str | Path) -> Path:
-        """Write ``usage.html``, which needs no other file, and its maps as one picture, ``usage.png``. Returns the path of the page."""
-        folder = Path(folder)
-        stream = io.BytesIO()
+        """Write ``usage.html``, and its maps as one picture, ``usage.png``. Returns the path of the page."""
+        folder, stream = Path(folder), io.BytesIO()
         figure(self).save(stream, "PNG", optimize=True)
         atomic_write(folder / "usage.png", stream.getvalue())
-        return atomic_write(folder / "usage.html", _page(self))
+        maps = [
+            (position_map(self.boxes[:, query]), f"{self.unit} {query}", f"{self.detections[query]:,} detections")
+            for query in most_used(self, MAPS)
+        ]
+        page = render(
+            "usage.html",
+            styles=("style.css", "dataset.css"),
+            result=self,
+            maps=maps,
+            quality=(_QUALITY, self._quality_rows()),
+            queries=([self.unit, *_COLUMNS], self._query_rows(len(self.matched))),
+        )
+        return atomic_write(folder / "usage.html", page)
 
 
 def usage(
     detector: Detector, data: str | Path | Data, split: str = "val", *, threshold: float | None = None, strict: bool = False
 ) -> Usage:
-    """How often each query wins, where its boxes fall, and what self-attention does about duplicates: every image is shown twice.
+    """How often each query wins, where its boxes are, and how self-attention affects duplicates. Takes two forward passes per image.
 
     A query is a *detection* in an image if the score of its best class reaches the threshold, as in ``Detector.predict``. The maps are
     those of the DETR paper (figure 7): all boxes of a query, at any score.
 
     Args:
         data: a path, the word ``shapes`` or an opened data set; classes are matched by name.
-        threshold: 0..1; None: the detector's own.
-        strict: an image whose pixels cannot be read is fatal; else it is named on stderr and left out.
+        threshold: 0..1; default: the detector's own.
+        strict: fail at an image whose pixels cannot be read instead of skipping it.
 
-    Raises ``UserError`` where the data lacks the split or has a class that the detector does not know, or more than a tenth of the
-    images cannot be read.
+    Raises ``UserError`` if the data lacks the split or has a class that the detector does not know, or if more than a tenth of the images
+    cannot be read.
     """
     least = least_score(detector, threshold)
     source, records = records_of(detector, data, split, strict)
-    model, alone, classes = detector.transformer, without_exchange(detector.transformer), len(detector.classes)
+    model, alone, classes = detector.transformer, without_self_attention(detector.transformer), len(detector.classes)
     boxes: dict[int, np.ndarray] = {}
     winners: dict[int, np.ndarray] = {}
     found: DetectionsByImage = {}
     others: DetectionsByImage = {}
     skipped: list[str] = []
-    ranked = False
+    two_stage = False
     for batch in batches_of(detector, records, strict, skipped):
         out = answer(detector, batch.images, batch.mask, last_only=True)
-        ranked = out.proposals is not None
+        two_stage = out.proposals is not None
         for place, (index, (queries, _)) in enumerate(zip(batch.indices, model.match(out, batch.targets)[-1], strict=True)):
             boxes[index], winners[index] = out.boxes[-1, place].float().cpu().numpy(), queries.cpu().numpy()
-        found |= _said(model, out, batch, records)
-        others |= _said(model, answer(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
+        found |= _best_classes(model, out, batch, records)
+        others |= _best_classes(model, answer(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
     order = sorted(found)
     _, others = drop_unreadable(records, others)
     records, found = drop_unreadable(records, found)
-    scores, moved = (np.stack([said[i][1] for i in range(len(records))]) for said in (found, others))
+    scores, other_scores = (np.stack([each[i][1] for i in range(len(records))]) for each in (found, others))
     return Usage(
         model=detector.model.config["name"],
         data=source,
         split=split,
         threshold=least,
-        ranked=ranked,
+        two_stage=two_stage,
         objects=sum(int((~record.ignore).sum()) for record in records),
         boxes=np.stack([boxes[i] for i in order]),
         scores=scores,
         matched=np.bincount(np.concatenate([winners[i] for i in order]), minlength=scores.shape[1]),
-        exchange=quality(records, found, classes, least),
-        no_exchange=quality(records, others, classes, least),
-        no_exchange_as_many=quality(records, others, classes, _equal_threshold(scores, moved, least)),
+        with_self_attention=quality(records, found, classes, least),
+        without_self_attention=quality(records, others, classes, least),
+        equal_count=quality(records, others, classes, _equal_threshold(scores, other_scores, least)),
         skipped=skipped,
     )
 
 
-def _said(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> DetectionsByImage:
+def _best_classes(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> DetectionsByImage:
     """Every query's last box with its best class, as evaluation takes them."""
     best = model.criterion.classification.scores(out.logits[-1]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
@@ -230,26 +268,26 @@ def _said(model: DetectionTransformer, out: Output, batch: Batch, records: Split
 
 
 def _equal_threshold(scores: np.ndarray, others: np.ndarray, threshold: float) -> float:
-    """The threshold at which the ``others`` have as many detections as ``scores`` have; where those have none, the same threshold."""
+    """The threshold that gives ``others`` as many detections as ``scores`` have; the same threshold if those have none."""
     count = int(_detected(scores, threshold).sum())
     return float(np.sort(others, axis=None)[-count]) if count else threshold
 
 
 def quality(records: Split, found: dict[int, ImageDetections], classes: int, threshold: float) -> Quality:
-    """``Quality`` of predictions as ``evaluate`` takes them, at a threshold; duplicates, precision and recall are those of ``evaluate``."""
-    seen: dict[int, ImageDetections] = {}
+    """``Quality`` of detections at a threshold; duplicates, precision and recall are those of ``evaluate``."""
+    kept: dict[int, ImageDetections] = {}
     for position, (boxes, scores, labels) in found.items():
-        kept = _detected(scores, threshold)
-        seen[position] = boxes[kept], scores[kept], labels[kept]
-    table = flatten_detections(records, seen, classes, max(1, *(len(answer[1]) for answer in found.values())))
+        detected = _detected(scores, threshold)
+        kept[position] = boxes[detected], scores[detected], labels[detected]
+    table = flatten_detections(records, kept, classes, max(1, *(len(scores) for _, scores, _ in found.values())))
     outcome, _ = coco_match(records, table, IOU_RIGHT)
     counted, right = int((outcome != IGNORED).sum()), int((outcome == RIGHT).sum())
     objects = sum(int((~record.ignore).sum()) for record in records)
-    twice = find_duplicates(table, np.ones(len(outcome), bool))
+    duplicate = find_duplicates(table, np.ones(len(outcome), bool))
     return Quality(
         threshold=threshold,
         detections=len(outcome),
-        duplicate_rate=float(twice.mean()) if len(twice) else None,
+        duplicate_rate=float(duplicate.mean()) if len(duplicate) else None,
         precision=right / counted if counted else None,
         recall=right / objects if objects else None,
     )
@@ -260,7 +298,7 @@ def _detected(scores: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def gini(wins: np.ndarray) -> float | None:
-    """Inequality of counts [Q]: 0 where all are alike, (Q - 1) / Q where one has everything; None where there is nothing to share."""
+    """Gini coefficient of counts [Q]: 0 if all are equal, (Q - 1) / Q if one has everything; None if all are 0."""
     total = float(wins.sum())
     if total == 0:
         return None
@@ -269,7 +307,7 @@ def gini(wins: np.ndarray) -> float | None:
 
 
 def most_used(result: Usage, count: int) -> list[int]:
-    """The queries that are detections most often, then matched most often."""
+    """The queries that are detections most often; on ties those matched most often."""
     return [int(query) for query in np.lexsort((-result.matched, -result.detections))[:count]]
 
 
@@ -277,7 +315,7 @@ def most_used(result: Usage, count: int) -> list[int]:
 
 
 def colours(sizes: np.ndarray) -> np.ndarray:
-    """uint8 [N, 3] of widths and heights [N, 2] in [0, 1]: green where small; where large red if wide, blue if tall, purple between."""
+    """Colours uint8 [N, 3] of widths and heights [N, 2] in [0, 1]: small boxes green, large ones red if wide, blue if tall, else purple."""
     width, height = np.maximum(sizes, 1e-6).T
     large = np.clip(2 * np.sqrt(width * height) / _LARGE - 1, 0, 1)[:, None]
     wide = np.clip(0.5 + np.log2(width / height) / 2, 0, 1)[:, None]  # 0.5: a square; 1: twice as wide as high
@@ -285,9 +323,8 @@ def colours(sizes: np.ndarray) -> np.ndarray:
 
 
 def position_map(boxes: np.ndarray, side: int = _SIDE) -> Image.Image:
-    """RGBA picture of the unit square with a dot at the centre of every box [N, 4] (cxcywh); small boxes on top. Centres outside are left
-    out."""
-    fine = 3  # drawn larger and reduced: smooth dots
+    """RGBA picture of the unit square with a dot at the centre of every box [N, 4] (cxcywh), small boxes on top."""
+    fine = 3  # drawn larger and reduced, for smooth dots
     picture = Image.new("RGBA", (side * fine, side * fine))
     pen, radius = ImageDraw.Draw(picture), fine * float(np.clip(30 / max(len(boxes), 1) ** 0.5, 1.1, 3.0))
     order = np.argsort(-boxes[:, 2:].prod(1), kind="stable")
@@ -297,7 +334,7 @@ def position_map(boxes: np.ndarray, side: int = _SIDE) -> Image.Image:
 
 
 def figure(result: Usage) -> Image.Image:
-    """The maps of the most used queries on white, five in a row, in the order of the page."""
+    """The maps of the most used queries on white, five per row, in the order of the page."""
     chosen, gap = most_used(result, MAPS), 12
     rows, columns = -(-len(chosen) // 5), min(5, len(chosen))
     sheet = Image.new("RGB", (columns * (_SIDE + gap) + gap, rows * (_SIDE + gap) + gap), "white")
@@ -308,79 +345,3 @@ def figure(result: Usage) -> Image.Image:
         sheet.paste(drawn, (x, y), drawn)
         pen.rectangle((x - 1, y - 1, x + _SIDE, y + _SIDE), outline=(170, 170, 170))
     return sheet
-
-
-# -- page -------------------------------------------------------------------------------------------------------------------------
-
-_COLUMNS = ("detections", "matched", "centre x", "centre y", "width", "height")
-
-
-def _query_cells(result: Usage, query: int) -> list[str]:
-    places = [f"{mean:.2f} ± {std:.2f}" for mean, std in zip(result.mean[query], result.spread[query], strict=True)]
-    return [f"{result.detections[query]:,}", f"{result.matched[query]:,}", *places]
-
-
-def _share(value: float | None) -> str:
-    return DASH if value is None else f"{100 * value:.1f} %"
-
-
-_QUALITY = ("self-attention", "threshold", "detections", "duplicates", "precision", "recall")
-
-
-def _exchange_rows(result: Usage) -> list[list[str]]:
-    rows = {"as it is": result.exchange, "switched off": result.no_exchange, "off, as many": result.no_exchange_as_many}
-    return [
-        [name, f"{q.threshold:.2f}", f"{q.detections:,}", _share(q.duplicate_rate), _share(q.precision), _share(q.recall)]
-        for name, q in rows.items()
-    ]
-
-
-def _note(result: Usage) -> str:
-    if not result.ranked:
-        return ""
-    return (
-        "This model is two-stage: it makes its queries anew for every image from the best proposals, so none is the same in two images. "
-        "All numbers and maps are by the rank of the proposal, 0 being the best."
-    )
-
-
-def _inequality(result: Usage) -> str:
-    values = [DASH if value is None else f"{value:.2f}" for value in (gini(result.detections), gini(result.matched))]
-    many = f"{len(result.dead)} of {result.scores.shape[1]} {'ranks' if result.ranked else 'queries'}"
-    return f"{many} are never a detection. Gini of detections {values[0]}, of matches {values[1]} (0: all alike, near 1: few have all)."
-
-
-_OFF = (
-    "Duplicates: detections that overlap a better one of their class with IoU > 0.7. Switched off: every query sees itself alone. "
-    "As many: at the threshold that gives as many detections as the model has as it is; the fair comparison, for the switch moves scores."
-)
-_NUMBERS = (
-    "In how many images a detection, and matched to an object as in training; mean ± standard deviation of all boxes, in image sides."
-)
-
-
-def _page(result: Usage) -> str:
-    chosen = most_used(result, MAPS)
-    lead = (
-        f"<b>{result.exchange.detections:,}</b> detections in {len(result.boxes):,} images at a score threshold of {result.threshold:.2f}. "
-        f"{_inequality(result)}"
-    )
-    maps = [
-        tables.card(position_map(result.boxes[:, query]), f"{result.word} {query}", f"{result.detections[query]:,} detections")
-        for query in chosen
-    ]
-    where = (
-        f"The {len(chosen)} most used. Every dot is the centre of the box in one image, at any score, in the unit square. "
-        "Green: small boxes; red: large and wide; blue: large and tall; purple: large, about square."
-    )
-    rows = [[str(query), *_query_cells(result, query)] for query in most_used(result, len(result.matched))]
-    body = [
-        tables.headline(
-            "How the queries are used", f"{result.model} · {result.data} · {split_title(result.split)} split", lead, result.skipped
-        ),
-        f'<p class="note">{_note(result)}</p>' if result.ranked else "",
-        tables.section("maps", "Where boxes fall", where, tables.cards(maps, maps=True)),
-        tables.section("exchange", "Self-attention and duplicates", _OFF, tables.table(_QUALITY, _exchange_rows(result))),
-        tables.section("queries", f"By {result.word}", _NUMBERS, tables.table((result.word, *_COLUMNS), rows)),
-    ]
-    return tables.page(f"Queries of {result.model}", [part for part in body if part])
