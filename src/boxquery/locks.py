@@ -10,6 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+#: in a run folder: held by the process that trains there
+RUN_LOCK = ".lock"
 #: what file systems without locks answer
 _UNSUPPORTED = (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL)
 
@@ -22,14 +24,14 @@ class Lock:
     none every ``take`` succeeds.
     """
 
-    def __init__(self, path: Path):
-        self._path, self._lock = path, FileLock(path, timeout=0.2, poll_interval=0.02, thread_local=False)
+    def __init__(self, path: Path, wait: float):
+        self._path, self._lock = path, FileLock(path, timeout=wait, poll_interval=0.02, thread_local=False)
 
     @classmethod
-    def take(cls, path: Path) -> Lock | None:
-        """The lock, or None where it is held already. Makes the folder; raises ``OSError`` where it cannot be written to."""
+    def take(cls, path: Path, *, wait: float = 0.2) -> Lock | None:
+        """The lock, or None where it is held for ``wait`` seconds more. Makes the folder. Raises ``OSError`` if it cannot write."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = cls(path)
+        lock = cls(path, wait)
         try:
             lock._lock.acquire()
         except Timeout:
@@ -57,7 +59,7 @@ def holder(path: Path) -> str:
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock. To see, it is taken for an instant, which ``take`` waits for."""
-    lock = Lock.take(path) if path.exists() else None
+    lock = Lock.take(path, wait=0) if path.exists() else None
     if lock is not None:
         lock.release()
     return lock is None and path.exists()

@@ -14,8 +14,9 @@ import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.compare.command import compare
 from boxquery.compare.plan import Plan
-from boxquery.compare.results import finished, run_folder
+from boxquery.compare.results import finished, progress_of, run_folder
 from boxquery.compare.runner import Runner, adopt
+from boxquery.locks import RUN_LOCK, Lock
 from tests.data.writers import drawn, write_coco
 from tests.training.runs import SMALL, rows, scenes, settings
 
@@ -55,7 +56,7 @@ def test_a_comparison_is_interrupted_goes_on_and_equals_training(tmp_path):
     assert begun.exists(), said
     assert first.returncode == 130
     assert "Traceback" not in said
-    assert not list((out / "state").glob("*.claim"))
+    assert not list((out / "state").glob("*.lock"))
     done = len(rows(out / "runs/one-0"))
 
     result = compare(out=out, jobs=2).result  # the plan is known: nothing has to be said again
@@ -131,7 +132,7 @@ def test_what_failed_is_kept_with_its_reason_and_tried_again(tmp_path, monkeypat
     work, _ = runner(plan, tmp_path, monkeypatch, "import os; os.kill(os.getpid(), 9)")
     work.run()
     assert "signal 9" in json.loads(next((tmp_path / "state").glob("*.json")).read_text())["reason"]
-    assert not list((tmp_path / "state").glob("*.claim"))
+    assert not list((tmp_path / "state").glob("*.lock"))
 
 
 def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, monkeypatch):
@@ -183,7 +184,7 @@ def test_two_runners_share_the_work(tmp_path, monkeypatch):
     other.left.reverse()
     begun = []
     start = Runner._begin
-    monkeypatch.setattr(Runner, "_begin", lambda self, task, claim: (begun.append((self is one, task.name)), start(self, task, claim))[1])
+    monkeypatch.setattr(Runner, "_begin", lambda self, task, lock: (begun.append((self is one, task.name)), start(self, task, lock))[1])
     threads = [threading.Thread(target=work.run) for work in (one, other)]
     for thread in threads:
         thread.start()
@@ -191,6 +192,18 @@ def test_two_runners_share_the_work(tmp_path, monkeypatch):
         thread.join(60)
     assert {name for _, name in begun} == {task.name for task in plan.tasks()}
     assert {mine for mine, _ in begun} == {True, False}
+
+
+def test_a_training_that_outlives_its_comparison_is_left_alone(tmp_path, monkeypatch):
+    plan = make_plan(seeds=(0,))
+    first, *others = plan.tasks()
+    lock = Lock.take(run_folder(tmp_path, first) / RUN_LOCK)
+    work, said = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
+    assert progress_of(tmp_path, first).status == "training"
+    work.run()
+    lock.release()
+    assert len(said) == len(others)
+    assert not any(first.name in line for line in said)
 
 
 @pytest.mark.parametrize(

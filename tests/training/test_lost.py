@@ -18,12 +18,13 @@ from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import atomic_write
+from boxquery.locks import RUN_LOCK
 from boxquery.training.config import RunConfig
 from boxquery.training.fit import Run
 from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
-from boxquery.training.state import LAST, LOCK, PREVIOUS, damage, newest, run_lock
+from boxquery.training.state import LAST, PREVIOUS, damage, newest, run_lock
 from tests.data import writers
 
 from .processes import FORK, FRESH, apart, in_two, script
@@ -220,13 +221,13 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
     worker = here.recv()
     with pytest.raises(bq.UserError, match=f"is being trained by process {first.pid} on .+; wait for it"):
         bq.train(scenes(), epochs=1, out=folder, **settings("detr"))
-    assert sorted(path.name for path in folder.iterdir()) == [LOCK]
+    assert sorted(path.name for path in folder.iterdir()) == [RUN_LOCK]
     (folder / ".metrics.csv.x1.new").write_text("half")
     first.kill()
     first.join()
     os.kill(worker, 0)  # which reads images, and lives on for a moment
     with run_lock(folder):
-        assert [path.name for path in folder.iterdir()] == [LOCK]
+        assert [path.name for path in folder.iterdir()] == [RUN_LOCK]
     os.kill(worker, signal.SIGKILL)
     assert not folder.exists()
 

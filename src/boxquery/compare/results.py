@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from boxquery.compare.locks import claimed
 from boxquery.compare.plan import Entry, Plan, Task
 from boxquery.compare.statistics import against_best, conclusion
 from boxquery.errors import UserError
 from boxquery.evaluation.bootstrap import interval, resample_seeds
 from boxquery.files import write_json
+from boxquery.locks import RUN_LOCK, is_locked
 from boxquery.report.run_files import RunFiles, read_run
 from boxquery.training.config import FILE, RunConfig
 
@@ -67,7 +67,7 @@ def run_folder(folder: Path, task: Task) -> Path:
 
 
 def state_file(folder: Path, task: Task, ending: str) -> Path:
-    """``ending``: ".claim", ".log" or ".json"."""
+    """``ending``: ".lock", ".log" or ".json"."""
     return folder / "state" / f"{task.name}{ending}"
 
 
@@ -79,6 +79,11 @@ def finished(folder: Path, task: Task) -> bool:
 def is_trained(run: Path) -> bool:
     """Whether ``train`` came to its end there: its report is written last."""
     return all((run / name).is_file() for name in ("report.html", "evaluation.json", "metrics.csv")) and (run / "model").is_dir()
+
+
+def is_worked_on(folder: Path, task: Task) -> bool:
+    """Whether a living process trains or measures it."""
+    return is_locked(state_file(folder, task, ".lock")) or is_locked(run_folder(folder, task) / RUN_LOCK)
 
 
 def read_ending(folder: Path, task: Task) -> dict[str, Any]:
@@ -103,7 +108,7 @@ def progress_of(folder: Path, task: Task) -> Progress:
     """Read from its files how far a run is."""
     run = run_folder(folder, task)
     reason = read_ending(folder, task).get("reason", "")
-    working = claimed(state_file(folder, task, ".claim"))
+    working = is_worked_on(folder, task)
     if not (run / FILE).is_file():
         return Progress(task, "training" if working else "failed" if reason else "waiting", reason=reason)
     config, rows = RunConfig.read(run), read_run(run).epochs

@@ -1,6 +1,7 @@
 """The runs of a comparison, each a ``boxquery train`` in a process of its own with one thread. Imports no torch.
 
-In DIR: ``runs/NAME`` is the run folder; ``state/NAME.claim`` says who works on it, ``.log`` is what it printed, ``.json`` how it ended.
+In DIR: ``runs/NAME`` is the run folder; ``state/NAME.lock`` is held by the process that works on it, ``.log`` is what it printed, ``.json``
+how it ended.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from types import FrameType
 from rich.console import Console
 from rich.live import Live
 
-from boxquery.compare.locks import RENEWED, Claim, claimed
 from boxquery.compare.plan import Plan, Task
-from boxquery.compare.results import finished, is_trained, progress_of, run_folder, state_file, write_ending
+from boxquery.compare.results import finished, is_trained, is_worked_on, progress_of, run_folder, state_file, write_ending
 from boxquery.compare.table import live_table
 from boxquery.errors import UserError
+from boxquery.locks import RUN_LOCK, Lock, is_locked
 from boxquery.training.config import FILE, RunConfig
 
 STATES, LOG = ("last.ckpt", "previous.ckpt"), ".log"
@@ -38,10 +39,9 @@ class _Job:
     """A run at work: first it is trained, then measured."""
 
     task: Task
-    claim: Claim
+    lock: Lock
     process: subprocess.Popen[bytes]
     measuring: bool
-    renewed: float
     #: where the output of this process begins in the log
     begin: int
 
@@ -82,17 +82,17 @@ class Runner:
             if self.plan.minutes is not None and self._worth(task) is None and self._timed_now(task):
                 waiting = True  # for what the minutes are worth, which another seed is finding out
                 continue
-            claim = Claim.take(state_file(self.folder, task, ".claim"))
-            if claim is None:
+            lock = take_lock(self.folder, task)
+            if lock is None:
                 continue
             self.left.remove(task)
             if finished(self.folder, task):
-                claim.release()
+                lock.release()
                 continue
-            self._begin(task, claim)
+            self._begin(task, lock)
         return waiting
 
-    def _begin(self, task: Task, claim: Claim) -> None:
+    def _begin(self, task: Task, lock: Lock) -> None:
         run = run_folder(self.folder, task)
         write_ending(self.folder, task)
         trained = False
@@ -100,18 +100,18 @@ class Runner:
             try:
                 config = RunConfig.read(run)
             except UserError as error:
-                return self._failed(task, claim, error.line())
+                return self._failed(task, lock, error.line())
             if not self.plan.fits(task, config):
-                return self._failed(task, claim, f"{run} holds another run; remove it and compare again")
+                return self._failed(task, lock, f"{run} holds another run; remove it and compare again")
             trained = is_trained(run)
             if not trained and not any((run / name).is_file() for name in STATES):
                 shutil.rmtree(run)  # it was stopped in its first epoch: nothing to go on from
         if trained:
-            return self._launch(task, claim, [sys.executable, "-m", "boxquery.compare.measure", str(run)], True)
+            return self._launch(task, lock, [sys.executable, "-m", "boxquery.compare.measure", str(run)], True)
         words = ["train", self.plan.data, "--out", str(run), "--resume"] if run.exists() else self.plan.words(task, run, self._worth(task))
-        self._launch(task, claim, [sys.executable, "-m", "boxquery", *words], False)
+        self._launch(task, lock, [sys.executable, "-m", "boxquery", *words], False)
 
-    def _launch(self, task: Task, claim: Claim, command: Sequence[str], measuring: bool) -> None:
+    def _launch(self, task: Task, lock: Lock, command: Sequence[str], measuring: bool) -> None:
         path = state_file(self.folder, task, LOG)
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         with path.open("ab") as log:
@@ -120,8 +120,7 @@ class Runner:
             process = subprocess.Popen(
                 command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
             )
-        claim.working(process.pid)
-        self.active.append(_Job(task, claim, process, measuring, time.monotonic(), begin))
+        self.active.append(_Job(task, lock, process, measuring, begin))
         if not measuring:
             self._say(f"{task.name}: started")
 
@@ -129,28 +128,22 @@ class Runner:
         for job in list(self.active):
             status, memory = _ended(job.process)
             if status is None:
-                if time.monotonic() - job.renewed > RENEWED:
-                    job.renewed = time.monotonic()
-                    if not job.claim.renew():
-                        self.active.remove(job)
-                        _interrupt([job.process])
-                        self._say(f"{job.task.name}: another process has taken it over")
                 continue
             self.active.remove(job)
             if memory and not job.measuring:
                 write_ending(self.folder, job.task, memory=memory)
             if status:
-                self._failed(job.task, job.claim, _reason(state_file(self.folder, job.task, LOG), job.begin, status))
+                self._failed(job.task, job.lock, _reason(state_file(self.folder, job.task, LOG), job.begin, status))
             elif job.measuring:
-                job.claim.release()
+                job.lock.release()
                 self._say(f"{job.task.name}: done")
             else:
                 run = str(run_folder(self.folder, job.task))
-                self._launch(job.task, job.claim, [sys.executable, "-m", "boxquery.compare.measure", run], True)
+                self._launch(job.task, job.lock, [sys.executable, "-m", "boxquery.compare.measure", run], True)
 
-    def _failed(self, task: Task, claim: Claim, reason: str) -> None:
+    def _failed(self, task: Task, lock: Lock, reason: str) -> None:
         write_ending(self.folder, task, reason=reason)
-        claim.release()
+        lock.release()
         self._say(f"{task.name}: failed: {reason}")
 
     def _say(self, line: str) -> None:
@@ -161,7 +154,7 @@ class Runner:
         jobs, self.active = self.active, []
         _interrupt([job.process for job in jobs])
         for job in jobs:
-            job.claim.release()
+            job.lock.release()
 
     def _alike(self, task: Task) -> list[Task]:
         wanted = task.entry.settings()
@@ -176,7 +169,14 @@ class Runner:
         return next((config for config in known if config.minutes is not None), None)
 
     def _timed_now(self, task: Task) -> bool:
-        return any(claimed(state_file(self.folder, other, ".claim")) for other in self._alike(task))
+        return any(is_worked_on(self.folder, other) for other in self._alike(task))
+
+
+def take_lock(folder: Path, task: Task) -> Lock | None:
+    """None where another process works on the run: another compare, or a training whose compare was killed."""
+    if is_locked(run_folder(folder, task) / RUN_LOCK):
+        return None
+    return Lock.take(state_file(folder, task, ".lock"))
 
 
 def adopt(plan: Plan, folder: Path, sources: Sequence[Path]) -> list[tuple[Task, Path]]:
@@ -191,7 +191,7 @@ def adopt(plan: Plan, folder: Path, sources: Sequence[Path]) -> list[tuple[Task,
     taken: list[tuple[Task, Path]] = []
     for task in plan.tasks():
         target = run_folder(folder, task)
-        if target.exists() or (claim := Claim.take(state_file(folder, task, ".claim"))) is None:
+        if target.exists() or (lock := take_lock(folder, task)) is None:
             continue
         for run, config in candidates:
             if plan.fits(task, config) and run.resolve() not in {known.resolve() for _, known in taken}:
@@ -201,7 +201,7 @@ def adopt(plan: Plan, folder: Path, sources: Sequence[Path]) -> list[tuple[Task,
                 beside.replace(target)
                 taken.append((task, run))
                 break
-        claim.release()
+        lock.release()
     return taken
 
 

@@ -17,10 +17,9 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from boxquery.detector import difference
 from boxquery.errors import UserError
 from boxquery.files import atomic_open, clear_leftovers
-from boxquery.locks import Lock, holder
+from boxquery.locks import RUN_LOCK, Lock, holder
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-LOCK = ".lock"
 #: hexadecimal digits of the digest, which is the comment that ends the zip file that a checkpoint is
 _DIGITS = 64
 _PARTS = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks"})
@@ -126,11 +125,11 @@ def run_lock(folder: Path) -> Iterator[None]:
     written there.
     """
     try:
-        lock = Lock.take(folder / LOCK)
+        lock = Lock.take(folder / RUN_LOCK)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written to ({error.strerror}); choose another --out") from error
     if lock is None:
-        raise UserError(f"{folder} is being trained by {holder(folder / LOCK)}; wait for it, or choose another --out")
+        raise UserError(f"{folder} is being trained by {holder(folder / RUN_LOCK)}; wait for it, or choose another --out")
     try:
         clear_leftovers(folder)
         yield
