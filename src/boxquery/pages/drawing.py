@@ -1,22 +1,21 @@
-"""Boxes on pictures, readable from 100 to 4000 pixels. Needs PIL and NumPy only."""
+"""Boxes drawn on images, readable from 100 to 4000 pixels. Needs PIL and NumPy only."""
 
 from __future__ import annotations
 
 import colorsys
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-# Okabe and Ito's palette, which stays apart under the common kinds of colour blindness; black, useless on photographs, is left out.
+# Okabe and Ito's palette, distinguishable under the common kinds of colour blindness, without black, which is useless on photographs
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
 _SHADES = (1.0, 0.72, 1.3, 0.5)
 _HALO = (0, 0, 0, 110)
-#: files of fonts with many scripts on Linux, Windows and macOS, for names that Pillow's own font cannot write
+#: font files with many scripts on Linux, Windows and macOS, for names that Pillow's own font cannot write
 _FONTS = (
     "DejaVuSans.ttf", "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
     "DroidSansFallbackFull.ttf", "msyh.ttc", "simsun.ttc", "malgun.ttf", "meiryo.ttc", "segoeui.ttf", "Nirmala.ttf",
@@ -29,22 +28,17 @@ _Rectangle = tuple[int, int, int, int]
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    """A box in whole pixels inside the picture (both ends included), and what is written on it."""
+class _Item(NamedTuple):
+    """A box in whole pixels inside the image (both ends included), and what is written on it."""
 
     box: _Rectangle
     label: int
     score: float | None
     dashed: bool
 
-    @property
-    def size(self) -> int:
-        return (self.box[2] - self.box[0]) * (self.box[3] - self.box[1])
-
 
 def colour(label: int) -> Colour:
-    """The RGB colour of a class, always the same: seven hues far apart, then darker and lighter shades of them (28 in all, then again)."""
+    """The RGB colour of a class: seven hues far apart, then darker and lighter shades of them (28 in all, then again)."""
     red, green, blue = _PALETTE[label % len(_PALETTE)]
     shade = _SHADES[label // len(_PALETTE) % len(_SHADES)]
     hue, light, saturation = colorsys.rgb_to_hls(red / 255, green / 255, blue / 255)
@@ -62,17 +56,17 @@ def draw(
     dashed: tuple[np.ndarray, np.ndarray] | None = None,
     tags: bool = True,
 ) -> Image.Image:
-    """A copy of the picture with boxes on it; lines and letters grow with the picture.
+    """A copy of the image with boxes on it; lines and letters grow with the image.
 
     Args:
         image: any mode; the result is RGB.
-        boxes: [K, 4] xyxy in pixels; parts outside the picture are cut off, boxes wholly outside or not finite are left out.
-        labels: [K] int, places in ``names``; they choose the colour.
-        names: class names; where one is None or missing, or in letters for which this machine has no font, the number is written.
+        boxes: [K, 4] xyxy in pixels; clipped to the image; boxes outside it, inverted or not finite are left out.
+        labels: [K] int, indices into ``names``; they choose the colour.
+        names: class names; if one is None or missing, or no font of this machine has its letters, the number is written.
         scores: [K] in [0, 1], written after the name.
-        dashed: (boxes [M, 4], labels [M]) drawn with dashed lines: the truth, or the objects of it that nothing found.
-        tags: whether names and scores are written. A tag stays inside the picture, and covers other tags only where nothing else is
-            left; then the better-scored one is on top.
+        dashed: (boxes [M, 4], labels [M]) drawn with dashed lines: ground truth, or the missed objects of it.
+        tags: whether names and scores are written. A tag stays inside the image, and covers other tags only if there is no other place;
+            then the one with the better score is on top.
     """
     canvas = image.convert("RGB")
     scale = (canvas.width * canvas.height) ** 0.5
@@ -82,8 +76,8 @@ def draw(
         items += _items(canvas.size, *dashed, None, True)
 
     pen = ImageDraw.Draw(canvas, "RGBA")
-    for item in sorted(items, key=lambda item: -item.size):  # small boxes end up on top
-        (_dashed if item.dashed else _solid)(pen, item.box, colour(item.label), line)
+    for item in sorted(items, key=_size, reverse=True):  # small boxes end up on top
+        (_draw_dashed if item.dashed else _draw_solid)(pen, item.box, colour(item.label), line)
     if tags:
         font = font_for((names[item.label] or "" for item in items if 0 <= item.label < len(names)), float(np.clip(scale / 38, 9, 120)))
         _write_tags(pen, canvas.size, items, names, font, line)
@@ -91,16 +85,16 @@ def draw(
 
 
 def font_for(texts: Iterable[str], size: float) -> _Font:
-    """A font of so many pixels that can write the texts: Pillow's own, else the one of this machine that writes most of them."""
-    wanted, own = set("".join(texts)), ImageFont.load_default(size=size)
-    if writes(own, wanted):
+    """A font of ``size`` pixels for the texts: Pillow's own if it has all letters, else the one of this machine that has most of them."""
+    letters, own = set("".join(texts)), ImageFont.load_default(size=size)
+    if writes(own, letters):
         return own
     fonts = [own, *(font for name in _FONTS if (font := _system_font(name, size)) is not None)]
-    return max(fonts, key=lambda font: sum(writes(font, letter) for letter in wanted))
+    return max(fonts, key=lambda font: sum(writes(font, letter) for letter in letters))
 
 
 def writes(font: _Font, letters: Iterable[str]) -> bool:
-    """Whether a font has all letters, and does not put its sign for a missing one."""
+    """Whether a font has all letters: none is drawn as its sign for a missing one."""
     other = [letter for letter in letters if not letter.isascii()]
     missing = _ink(font, "\U0010ffff") if other else b""
     return all(_ink(font, letter) != missing for letter in other)
@@ -111,7 +105,7 @@ def _ink(font: _Font, letter: str) -> bytes:
 
 
 def _writable(font: _Font, name: str | None) -> str:
-    """The name, without its accents where the font has none; nothing where it cannot write it at all."""
+    """The name, without its accents if the font lacks them; empty if it cannot write it at all."""
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", name or "") if not unicodedata.combining(letter))
     return next((text for text in (name or "", plain) if writes(font, text)), "")
 
@@ -131,39 +125,40 @@ def _items(
     scores: np.ndarray | Sequence[float] | None,
     dashed: bool,
 ) -> list[_Item]:
-    width, height = size
-    table, kinds = np.asarray(boxes, np.float64).reshape(-1, 4), np.asarray(labels, np.int64).reshape(-1)
-    certainty = [None] * len(table) if scores is None else np.asarray(scores, np.float64).reshape(-1).tolist()
-    result = []
-    for (x1, y1, x2, y2), label, score in zip(table.tolist(), kinds.tolist(), certainty, strict=True):
-        if not (x1 <= x2 and y1 <= y2 and x2 > 0 and y2 > 0 and x1 < width and y1 < height and np.isfinite([x1, y1, x2, y2]).all()):
-            continue
-        left, top = max(0, int(x1)), max(0, int(y1))
-        right, bottom = max(left, min(width, round(x2)) - 1), max(top, min(height, round(y2)) - 1)
-        result.append(_Item((left, top, right, bottom), label, score, dashed))
-    return result
+    corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+    certainty = [None] * len(corners) if scores is None else np.asarray(scores, np.float64).reshape(-1).tolist()
+    items = []
+    for corner, label, score in zip(corners, np.asarray(labels, np.int64).reshape(-1).tolist(), certainty, strict=True):
+        low, high = corner[:2], corner[2:]
+        if np.isfinite(corner).all() and (low <= high).all() and (high > 0).all() and (low < size).all():
+            first = np.maximum(low, 0).astype(int)
+            last = np.maximum(first, np.minimum(high.round(), size).astype(int) - 1)
+            items.append(_Item((*first.tolist(), *last.tolist()), label, score, dashed))
+    return items
+
+
+def _size(item: _Item) -> int:
+    left, top, right, bottom = item.box
+    return (right - left) * (bottom - top)
 
 
 def _grown(box: _Rectangle, by: int) -> _Rectangle:
     return box[0] - by, box[1] - by, box[2] + by, box[3] + by
 
 
-def _solid(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -> None:
-    """A frame whose line lies within the box, with a thin dark halo that separates it from a background of its own colour."""
+def _draw_solid(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -> None:
+    """A frame with its line inside the box, and a thin dark halo that separates it from a background of its own colour."""
     halo = max(1, line // 3)
     pen.rectangle(_grown(box, halo), outline=_HALO, width=halo)
     pen.rectangle(box, outline=ink, width=line)
 
 
-def _dashed(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -> None:
+def _draw_dashed(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -> None:
     left, top, right, bottom = box
     dash, step, halo = 4 * line, 7 * line, max(1, line // 3)
-    strokes = [
-        (x, y, min(x + dash - 1, right), y + line - 1) for y in (top, max(top, bottom - line + 1)) for x in range(left, right + 1, step)
-    ]
-    strokes += [
-        (x, y, x + line - 1, min(y + dash - 1, bottom)) for x in (left, max(left, right - line + 1)) for y in range(top, bottom + 1, step)
-    ]
+    rows, columns = (top, max(top, bottom - line + 1)), (left, max(left, right - line + 1))
+    strokes = [(x, y, min(x + dash - 1, right), y + line - 1) for y in rows for x in range(left, right + 1, step)]
+    strokes += [(x, y, x + line - 1, min(y + dash - 1, bottom)) for x in columns for y in range(top, bottom + 1, step)]
     for stroke in strokes:
         pen.rectangle(_grown(stroke, halo), fill=_HALO)
     for stroke in strokes:
@@ -173,7 +168,7 @@ def _dashed(pen: ImageDraw.ImageDraw, box: _Rectangle, ink: Colour, line: int) -
 def _write_tags(
     pen: ImageDraw.ImageDraw, size: tuple[int, int], items: list[_Item], names: Sequence[str | None], font: _Font, line: int
 ) -> None:
-    """Places are given by falling score, and painted in the opposite order."""
+    """Tags are placed by falling score, and painted in the opposite order."""
     pad = max(2, line)
     ascent, descent = font.getmetrics() if isinstance(font, ImageFont.FreeTypeFont) else (9, 2)
     height = ascent + descent + pad
@@ -191,7 +186,7 @@ def _write_tags(
 
 
 def _fit(pen: ImageDraw.ImageDraw, font: _Font, name: str, score: str, room: int) -> str:
-    """Name and score in at most ``room`` pixels: of a long name the end is cut, at last the score is dropped."""
+    """Name and score in at most ``room`` pixels: a long name is cut, and in the last resort the score is dropped."""
     name = " ".join(name.split())
     if pen.textlength(name + score, font=font) <= room:
         return name + score
@@ -202,7 +197,7 @@ def _fit(pen: ImageDraw.ImageDraw, font: _Font, name: str, score: str, room: int
 
 
 def _place(size: tuple[int, int], box: _Rectangle, width: int, height: int, line: int, taken: list[_Rectangle]) -> tuple[int, int]:
-    """The corner of a tag: the first of nine places along the box's rim that hides no other tag, else the one that hides least."""
+    """The corner of a tag: the first of nine places along the edges of the box that covers no other tag, else the one that covers least."""
     left, top, right, bottom = box
     end = right - width + 1
     wanted = [
@@ -220,11 +215,11 @@ def _place(size: tuple[int, int], box: _Rectangle, width: int, height: int, line
     for rank, (x, y) in enumerate(wanted):
         corner = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
         moved = abs(corner[0] - x) + abs(corner[1] - y)
-        hidden = sum(
+        covered = sum(
             max(0, min(corner[0] + width, c) - max(corner[0], a)) * max(0, min(corner[1] + height, d) - max(corner[1], b))
             for a, b, c, d in taken
         )
-        cost = 100 * hidden + moved * height + rank
+        cost = 100 * covered + moved * height + rank
         if cost < least:
             best, least = corner, cost
     return best

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from boxquery.files import atomic_write
-from boxquery.pages.format import class_name
 from boxquery.pages.html import render
 from boxquery.report import sections
-from boxquery.report.run_files import RunFiles, read_run
+from boxquery.report.run_files import read_run
 
 
 def write_report(folder: Path) -> Path:
@@ -21,43 +21,17 @@ def write_report(folder: Path) -> Path:
         UserError: no such folder, or a file cannot be read.
     """
     run = read_run(folder)
-    split = next((name for name in ("val", *run.evaluation) if name in run.evaluation), "val")
-    result = run.evaluation.get(split)
-    page = render(
-        "report.html",
-        title=_title(run),
-        by=sections.origin(run),
-        run=run,
-        split=split,
-        result=result,
-        settings=sections.settings(run),
-        facts=sections.facts(run, result),
-        names=[class_name(item["name"]) for item in result["per_class"]] if result else run.data.get("names", []),
-        curves=sections.curves(run),
-        log=sections.log(run),
-        alignment=sections.alignment(run),
-        scores=sections.scores(run),
-        classes=sections.classes(run, result),
-        pictures=sections.pictures(run),
-        transfer=sections.transfer(run),
-        dataset=sections.dataset(run.data),
-        check=sections.check(run),
-    )
-    return atomic_write(folder / "report.html", page)
+    model, source = run.config.get("model") or folder.resolve().name, run.config.get("data") or run.data.get("source")
+    title = f"{model} on {_last_part(source)}" if source else str(model)
+    return atomic_write(folder / "report.html", render("report.html", title=title, run=run, **sections.values(run)))
 
 
 def write_check(folder: Path) -> Path:
     """Write ``check.html`` from ``check.json`` and ``check.png`` of a folder."""
     run = read_run(folder)
-    dataset = sections.dataset(run.check["data"])
-    page = render("check.html", title=f"Check of {_last_part(dataset['source'])}", check=sections.check(run), dataset=dataset)
-    return atomic_write(folder / "check.html", page)
-
-
-def _title(run: RunFiles) -> str:
-    model = str(run.config.get("model") or run.folder.resolve().name)
-    source = run.config.get("data") or run.data.get("source")
-    return f"{model} on {_last_part(source)}" if source else model
+    run = replace(run, data=run.check["data"])
+    title = f"Check of {_last_part(run.data['source'])}"
+    return atomic_write(folder / "check.html", render("check.html", title=title, run=run, **sections.values(run)))
 
 
 def _last_part(source: object) -> str:

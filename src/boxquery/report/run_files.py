@@ -44,6 +44,16 @@ class RunFiles:
     check: dict[str, Any]
     diagnosis: dict[str, Any]
 
+    @property
+    def split(self) -> str:
+        """The split of ``result``: val, else the first that was evaluated."""
+        return next((name for name in ("val", *self.evaluation) if name in self.evaluation), "val")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The evaluation that the report is about; empty if there is none."""
+        return self.evaluation.get(self.split, {})
+
 
 def read_run(folder: Path) -> RunFiles:
     """Read the files that are there.

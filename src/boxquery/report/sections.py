@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from markupsafe import Markup
 from PIL import Image
 
-from boxquery.pages.charts import line_chart
+from boxquery.pages.charts import Point, line_chart
 from boxquery.pages.format import DASH, class_name, duration, number, split_title, three
 from boxquery.pages.images import encode
 from boxquery.report.run_files import RunFiles
@@ -48,30 +49,29 @@ _AT_THRESHOLD = (
 _OUTCOMES = ("right", "missed", "false", "wrong class", "misplaced", "duplicate")
 
 Rows = list[list[Any]]
+Figure = tuple[Markup, str, str]
+"""A chart, its title and a note."""
 
 
-class Figure(NamedTuple):
-    """A chart and its caption."""
-
-    svg: Markup
-    title: str
-    note: str
+def values(run: RunFiles) -> dict[str, Any]:
+    """All sections by name; empty where the run has nothing to show."""
+    sections = (origin, facts, names, curves, alignment, log, scores, classes, pictures, transfer, dataset, check, settings)
+    return {section.__name__: section(run) for section in sections}
 
 
 def origin(run: RunFiles) -> list[str]:
     """Preset, backbone and seed, as far as they are known."""
-    config = run.config
-    backbone = (config.get("options") or {}).get("backbone") or config.get("backbone")
-    parts = {"preset ": config.get("preset"), "": backbone, "seed ": config.get("seed")}
+    options = run.config.get("options") or {}
+    parts = {"preset ": run.config.get("preset"), "": options.get("backbone"), "seed ": run.config.get("seed")}
     return [f"{word}{value}" for word, value in parts.items() if value is not None]
 
 
-def facts(run: RunFiles, result: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def facts(run: RunFiles) -> list[tuple[str, str, str]]:
     """The main numbers: name, value, unit."""
     facts = []
-    if result:
-        facts += [(key, three(result.get(key)), "") for key in ("AP", "AP50", "AP75")]
-        rate = result.get("duplicate_rate")
+    if run.result:
+        facts += [(key, three(run.result.get(key)), "") for key in ("AP", "AP50", "AP75")]
+        rate = run.result.get("duplicate_rate")
         facts.append(("Duplicates", DASH, "") if rate is None else ("Duplicates", f"{100 * rate:.1f}", "%"))
     if run.epochs:
         last, planned = run.epochs[-1], run.config.get("epochs")
@@ -84,41 +84,45 @@ def facts(run: RunFiles, result: Mapping[str, Any] | None) -> list[tuple[str, st
     return facts
 
 
+def names(run: RunFiles) -> list[str]:
+    """Of its classes."""
+    found = [item["name"] for item in run.result["per_class"]] if run.result else run.data.get("names", [])
+    return [class_name(name) for name in found]
+
+
 def curves(run: RunFiles) -> list[list[Figure]]:
     """Metrics, losses and learning rate by epoch: the large charts, and the small ones."""
-    rows = []
-    for size, entries in (((420, 235), _CURVES[:2]), ((340, 215), _CURVES[2:])):
-        found = ((title, note, _lines(run, {column: column for column in columns})) for title, note, columns in entries)
-        rows.append([_figure(title, note, lines, size) for title, note, lines in found if lines])
-    return rows
+    charts = ((title, note, {column: column for column in columns}) for title, note, columns in _CURVES)
+    return [_figures(run, islice(charts, 2), 420, 235), _figures(run, charts, 340, 215)]
 
 
 def alignment(run: RunFiles) -> list[Figure]:
     """What the queries that found the objects attended to, by layer and epoch, if it was measured."""
     layers = sorted({int(found[1]) for row in run.epochs for name in row if (found := re.fullmatch(r"inside_(\d+)", name))})
-    shades = {f"layer {n}": f"k{round(i * (_SHADES - 1) / max(len(layers) - 1, 1))}" for i, n in enumerate(layers)}
-    entries = [(title, note, {f"layer {n}": f"{key}_{n}" for n in layers} | even) for key, title, note, even in _ALIGNMENT]
-    entries.append(("Objects that changed their query", "share since the epoch before", {"changes": "query_changes"}))
-    found = [(title, note, lines) for title, note, columns in entries if (lines := _lines(run, columns))]
-    kinds = {**shades, "even": "even", "changes": "s0"}
-    return [_figure(title, note, lines, (340, 235) if len(found) == 3 else (420, 250), kinds) for title, note, lines in found]
+    kinds = {f"layer {n}": f"k{round(i * (_SHADES - 1) / max(len(layers) - 1, 1))}" for i, n in enumerate(layers)}
+    charts = [(title, note, {f"layer {n}": f"{key}_{n}" for n in layers} | even) for key, title, note, even in _ALIGNMENT]
+    charts.append(("Objects that changed their query", "share since the epoch before", {"changes": "query_changes"}))
+    kinds |= {"even": "even", "changes": "s0"}
+    figures = _figures(run, charts, 420, 250, kinds)
+    return _figures(run, charts, 340, 235, kinds) if len(figures) == 3 else figures  # three stand in one row
 
 
-def _figure(
-    title: str, note: str, lines: dict[str, list[tuple[float, float]]], size: tuple[int, int], kinds: Mapping[str, str] | None = None
-) -> Figure:
-    svg = line_chart(lines, title=f"{title} by epoch", best="AP", kinds=kinds, width=size[0], height=size[1])
-    return Figure(svg, title, note)
+def _figures(
+    run: RunFiles, charts: Iterable[tuple[str, str, Mapping[str, str]]], width: int, height: int, kinds: Mapping[str, str] | None = None
+) -> list[Figure]:
+    """Charts of (title, note, line -> column) by epoch, without those that have no line of two points."""
+    figures = []
+    for title, note, columns in charts:
+        lines = {name: points for name, column in columns.items() if len(points := _points(run, column)) > 1}
+        if lines:
+            svg = line_chart(lines, title=f"{title} by epoch", best="AP", kinds=kinds, width=width, height=height)
+            figures.append((svg, title, note))
+    return figures
 
 
-def _lines(run: RunFiles, columns: Mapping[str, str]) -> dict[str, list[tuple[float, float]]]:
-    """Points by epoch for names -> columns; columns with fewer than two are left out."""
-    lines = {}
-    for name, column in columns.items():
-        points = {row.get("epoch", float(i)): row[column] for i, row in enumerate(run.epochs, 1) if column in row}
-        if len(points) > 1:  # by epoch: of rows that a resumed run wrote again, the later one counts
-            lines[name] = sorted(points.items())
-    return lines
+def _points(run: RunFiles, column: str) -> list[Point]:
+    """Its values by epoch; of rows that a resumed run wrote again, the later one counts."""
+    return sorted({row.get("epoch", float(i)): row[column] for i, row in enumerate(run.epochs, 1) if column in row}.items())
 
 
 def log(run: RunFiles) -> tuple[list[str], Rows]:
@@ -137,14 +141,14 @@ def scores(run: RunFiles) -> Rows:
     return [[name, *(three(result.get(key)) for result in results), meaning] for key, name, meaning in entries]
 
 
-def classes(run: RunFiles, result: Mapping[str, Any] | None) -> Rows:
+def classes(run: RunFiles) -> Rows:
     """Name, AP, AP as a bar, AP50, boxes and, if known, training boxes of every class, the best first."""
-    found = result["per_class"] if result else []
+    found = run.result["per_class"] if run.result else []
     trained = run.data.get("splits", {}).get("train", {}).get("per_class", [])
     rows = []
     for i, item in enumerate(found):
         counts = [item["objects"], *(trained[i : i + 1] if len(trained) == len(found) else [])]
-        rows.append([class_name(item["name"]), three(item["AP"]), item["AP"], three(item["AP50"]), *(f"{count:,}" for count in counts)])
+        rows.append([class_name(item["name"]), three(item["AP"]), item["AP"], three(item["AP50"]), *map(number, counts)])
     return sorted(rows, key=lambda row: -1 if row[2] is None else row[2], reverse=True)
 
 
@@ -153,20 +157,15 @@ def transfer(run: RunFiles) -> dict[str, Any]:
     found = run.transfer
     if not found:
         return {}
-    known = [
-        class_name(name) + ("" if name == origin else f" (there {class_name(origin)})")
-        for name, origin in found["classes"].items()
-        if origin is not None
-    ]
-    parts = [
-        [group["name"], *(f"{group[key]:,}" if group[key] else DASH for key in ("kept", "moved", "new")), "; ".join(group["how"])]
-        for group in found["groups"]
-    ]
-    return {**found, "parts": parts, "known": known, "new": [class_name(n) for n, origin in found["classes"].items() if origin is None]}
+    keys = ("kept", "moved", "new")
+    parts = [[part["name"], *(number(part[key] or None) for key in keys), "; ".join(part["how"])] for part in found["groups"]]
+    origins = {class_name(name): None if origin is None else class_name(origin) for name, origin in found["classes"].items()}
+    known = [name if name == origin else f"{name} (there {origin})" for name, origin in origins.items() if origin]
+    return {**found, "parts": parts, "known": known, "new": [name for name, origin in origins.items() if not origin]}
 
 
 def pictures(run: RunFiles) -> dict[str, list[dict[str, Any]]]:
-    """Kind -> truth and prediction of its images, and what was right and wrong; images whose files are missing are left out."""
+    """Kind -> ground truth and predictions of its images, and what was right and wrong; images whose files are missing are left out."""
     kinds: dict[str, list[dict[str, Any]]] = {}
     for entry in run.pictures.get("pictures", []):
         objects = Counter(class_name(item["name"]) for item in entry["truth"] if not item["ignore"])
@@ -183,23 +182,22 @@ def pictures(run: RunFiles) -> dict[str, list[dict[str, Any]]]:
 
 def _verdict(entry: Mapping[str, Any]) -> list[tuple[str, int, str]]:
     """Outcome, how often, and the names of the classes."""
-    found: dict[str, Counter[str]] = {outcome: Counter() for outcome in _OUTCOMES}
+    found = {outcome: Counter() for outcome in (*_OUTCOMES, "ignored")}
     found["missed"].update(class_name(item["name"]) for item in entry["truth"] if item["missed"])
     for item in entry["predictions"]:
         name = class_name(item["name"])
         if item["outcome"] == "wrong class":
             name = f"{class_name(entry['truth'][item['object']]['name'])} taken for {name}"
-        found.setdefault(item["outcome"], Counter())[name] += 1
+        found[item["outcome"]][name] += 1
     texts = {o: ", ".join(f"{name} ×{n}" if n > 1 else name for name, n in found[o].items()) for o in _OUTCOMES}
     return [(outcome, found[outcome].total(), text) for outcome, text in texts.items() if text]
 
 
-def dataset(facts: Mapping[str, Any]) -> dict[str, Any]:
+def dataset(run: RunFiles) -> dict[str, Any]:
     """``data.json``, with its counts as rows."""
     keys = ("images", "empty_images", "objects", "ignored")
-    splits = facts.get("splits", {}).items()
-    rows = [[split_title(name), *(f"{split.get(key, 0):,}" for key in keys)] for name, split in splits]
-    return {**facts, "rows": rows} if facts else {}
+    rows = [[split_title(name), *(number(split[key]) for key in keys)] for name, split in run.data.get("splits", {}).items()]
+    return {**run.data, "rows": rows} if run.data else {}
 
 
 def check(run: RunFiles) -> dict[str, Any]:
