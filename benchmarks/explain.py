@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 import boxquery as bq
-from boxquery.detector import Detector
+from boxquery.api import Detector
 
 MODELS = ("detr", "deformable-detr", "dab-detr")
 CLASSES = 91

@@ -26,7 +26,7 @@ from pathlib import Path
 import yaml
 
 from boxquery.data.shapes import shapes_data
-from boxquery.detector import load
+from boxquery.model_folder import load
 from boxquery.training import fit  # noqa: F401  (loaded once, before the forks)
 from boxquery.training.run import train
 from boxquery.training.state import LAST, PREVIOUS, damage

@@ -34,8 +34,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import boxquery as bq
+from boxquery.api import Detector
 from boxquery.cli import run
-from boxquery.detector import Detector
 from boxquery.training.state import StateFiles
 
 from .data import writers
@@ -647,9 +647,9 @@ spoilt("no weights", "neither a run nor a model folder", lambda m: (m / "model.s
 spoilt("configuration cut short", "config.json", bytes_of(lambda b: b[:99], "config.json"))
 spoilt("configuration nested 200,000 deep", "config.json", bytes_of(lambda b: b"[" * 200_000, "config.json"))
 spoilt("configuration is not text", "config.json", bytes_of(lambda b: b"\xff\xfe\x00", "config.json"))
-spoilt("a model that is none of the library's", "register it first", config(lambda c: c["model"].update(name="../../evil")))
+spoilt("a model that is none of the library's", "registered first", config(lambda c: c["model"].update(name="../../evil")))
 spoilt("an option that does not exist", "option", config(lambda c: c["model"]["options"].update(evil=1)))
-spoilt("10^12 queries", "model.safetensors", config(lambda c: c["model"]["options"].update(num_queries=10**12)))
+spoilt("10^12 queries", "config.json", config(lambda c: c["model"]["options"].update(num_queries=10**12)))
 spoilt("more names than classes", "names", config(lambda c: c["classes"].append("cow")))
 spoilt("a class name that is a number", "config.json", config(lambda c: c["classes"].__setitem__(0, 7)))
 spoilt("a threshold in words", "config.json", config(lambda c: c.update(threshold="high")))
@@ -660,8 +660,8 @@ spoilt("weights are zeros", "model.safetensors", bytes_of(lambda b: bytes(len(b)
 spoilt("weights with a header of 2^60 bytes", "model.safetensors", bytes_of(lambda b: struct.pack("<Q", 2**60) + b[8:]))
 spoilt("one flipped bit in the weights", "damaged, its check sum is another", bytes_of(flipped))
 spoilt("a pickle in place of the weights", "model.safetensors", bytes_of(lambda b: pickle.dumps(Hostile())))
-spoilt("a weight that is NaN", "not finite", weights(lambda t: first(t, float("nan"))))
-spoilt("a weight that is infinite", "not finite", weights(lambda t: first(t, float("inf"))))
+spoilt("a weight that is NaN", "NaN or inf", weights(lambda t: first(t, float("nan"))))
+spoilt("a weight that is infinite", "NaN or inf", weights(lambda t: first(t, float("inf"))))
 spoilt("a tensor missing", "does not hold the weights", weights(lambda t: t.popitem()))
 spoilt("a tensor too many", "does not hold the weights", weights(lambda t: t.update(evil=torch.zeros(2))))
 spoilt("weights of another size of model", "does not hold the weights", config(lambda c: c["model"]["options"].update(num_queries=10)))

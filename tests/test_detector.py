@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.ops import box_iou
 
 import boxquery as bq
+from boxquery.api import Detector
 from boxquery.cli import run
-from boxquery.detector import Detector
 from boxquery.official.coco import CATEGORIES
 
 TINY = {"backbone": "resnet10t", "num_queries": 9, "hidden_dim": 64, "heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
@@ -93,8 +93,8 @@ def test_a_column_without_a_name_is_never_an_answer(photo):
 def test_a_suppressed_answer_has_no_better_one_near_it(detector, photo):
     """The family answers with every query; only who asks for suppression gets it."""
     pixels = detector.transform(photo)[None]
-    every, kept = (detector.answers(pixels, None, [(48, 80)], top_k=1000, nms=nms)[0] for nms in (None, 0.5))
-    assert len(kept["scores"]) < len(every["scores"]) == len(detector.answers(pixels, None, [(48, 80)], top_k=1000, nms=1.0)[0]["scores"])
+    every, disabled, kept = (detector.predict_batch(pixels, None, [(48, 80)], top_k=1000, nms=nms)[0] for nms in (None, 1.0, 0.5))
+    assert len(kept["scores"]) < len(every["scores"]) == len(disabled["scores"])
     assert kept["scores"][0] == every["scores"][0]
     for label in kept["labels"].unique():
         boxes = kept["boxes"][kept["labels"] == label]

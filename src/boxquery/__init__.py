@@ -8,13 +8,13 @@ from typing import Any
 
 _HOME = {
     "UserError": "boxquery.errors",
+    "Result": "boxquery.result",
     "list_models": "boxquery.models",
     "create_model": "boxquery.models",
     "load_official": "boxquery.official",
-    "load": "boxquery.detector",
-    "Detector": "boxquery.detector",
-    "Result": "boxquery.detector",
-    "train": "boxquery.training.run",
+    "Detector": "boxquery.api",
+    "load": "boxquery.api",
+    "train": "boxquery.api",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

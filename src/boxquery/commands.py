@@ -19,7 +19,8 @@ from boxquery.errors import UserError
 from boxquery.flags import Options
 
 if TYPE_CHECKING:
-    from boxquery.detector import Detector, Result
+    from boxquery.api import Detector
+    from boxquery.result import Result
 
 
 @dataclass(frozen=True)
@@ -227,17 +228,19 @@ def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: i
         image_size: short side of the input in pixels.
         options: what the tensors do not show, as ``--option name=value``, repeated: ``dilation=true`` for a DC5 checkpoint.
     """
-    from boxquery.official.checkpoint import convert
+    from boxquery.model_folder import open_official, save
 
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    report = convert(checkpoint, model, out, image_size, options or {})
+    detector, report = open_official(checkpoint, model, image_size, options or {})
+    save(detector, out)
     _warn([f"the tensors do not show {name}; taken as {value} (--option {name}=...)" for name, value in report["assumed"].items()])
-    return Shown(report, text=f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}")
+    text = f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}"
+    return Shown({**report, "out": str(out)}, text=text)
 
 
 def _load(run: str, device: str) -> Detector:
-    from boxquery.detector import load
+    from boxquery.api import load
     from boxquery.device import choose_device
 
     return load(run).to(choose_device(device))

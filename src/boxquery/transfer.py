@@ -21,12 +21,13 @@ from rich.text import Text
 from torch import Tensor
 
 from boxquery.data.classes import match_names
-from boxquery.detector import CONFIG, WEIGHTS, Detector, load
+from boxquery.detector import Detector
 from boxquery.errors import UserError
+from boxquery.model_folder import CONFIG, WEIGHTS, load, open_official
 from boxquery.models import preset
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import AUTHORS
-from boxquery.official.checkpoint import UNSEEN, open_checkpoint
+from boxquery.official.checkpoint import UNSEEN
 from boxquery.parts.attention.dense import DeformableAttention
 
 FILE = "transfer.json"
@@ -148,7 +149,7 @@ def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] 
     if not model:
         raise UserError(f"{path}: the file does not say which model it is of; add --model, one of {', '.join(AUTHORS)}")
     given = {name: value for name, value in (options or {}).items() if name in UNSEEN}
-    detector, report = open_checkpoint(path, model, preset(model).recipe.image_size, given)
+    detector, report = open_official(path, model, preset(model).recipe.image_size, given)
     return detector, [f"the tensors do not show {n}; taken as {v} (--option {n}=...)" for n, v in report["assumed"].items()]
 
 

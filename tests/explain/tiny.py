@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from boxquery.detector import Detector
+from boxquery.api import Detector
 from tests.models.builders import create, shaken
 
 CLASSES = ("cat", "dog", "owl")

@@ -160,12 +160,12 @@ def test_the_page_trains_saves_and_loads_it(paper, unregistered, tmp_path, monke
     assert len(Path("runs/anchor-smca/metrics.csv").read_text().splitlines()) == 3
     # a process that has not registered it
     models._own.clear()
-    with pytest.raises(bq.UserError, match=r"config\.json: model 'anchor-smca' is none of the library's; register it first") as raised:
+    with pytest.raises(bq.UserError, match=r"config\.json: no model 'anchor-smca'; .*must be registered first") as raised:
         bq.load("runs/anchor-smca")
     assert "\n" not in str(raised.value)
     capsys.readouterr()
     assert command_line(["evaluate", "runs/anchor-smca", "shapes"]) == 2
-    assert "register it first" in capsys.readouterr().err
+    assert "registered first" in capsys.readouterr().err
 
 
 # -- registering ----------------------------------------------------------------------------------------------------------------

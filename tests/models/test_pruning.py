@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import boxquery as bq
-from boxquery.detector import Detector, load
+from boxquery.api import Detector, load
 from boxquery.explain.relevance import relevance
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.models.base import DetectionTransformer

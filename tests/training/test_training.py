@@ -11,9 +11,9 @@ import torch
 import yaml
 
 import boxquery as bq
+from boxquery.api import Detector
 from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
-from boxquery.detector import Detector
 from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe

@@ -24,12 +24,13 @@ from boxquery.compare.results import FOLDER, MEASURED, NMS
 from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.open import open_data
-from boxquery.detector import Detector, load
+from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.bootstrap import image_weights, resampled_ap
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, apply_nms, drop_unreadable, predict_split
 from boxquery.files import atomic_write, write_json
+from boxquery.model_folder import load
 from boxquery.pages.drawing import draw
 from boxquery.pages.images import encode_within, resize_to
 from boxquery.training.config import RunConfig
@@ -99,7 +100,7 @@ def _seconds(detector: Detector, val: Split) -> float:
         position = number % len(val)
         batch, size = _single(detector, val, position), [(val[position].height, val[position].width)]
         started = clock()
-        detector.answers(batch.images, batch.mask, size)
+        detector.predict_batch(batch.images, batch.mask, size)
         if cuda:
             torch.cuda.synchronize()
         seconds.append(clock() - started)

@@ -74,7 +74,7 @@ def predict_split(
     found: DetectionsByImage = {}
     for batch in read_batches(dataset, order, batch_size=batch_size, workers=workers, warn=warn):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
-        for i, detections in zip(batch.indices, detector.answers(batch.images, batch.mask, sizes, nms=nms), strict=True):
+        for i, detections in zip(batch.indices, detector.predict_batch(batch.images, batch.mask, sizes, nms=nms), strict=True):
             found[i] = tuple(detections[name].cpu().numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
     return {i: found[i] for i in order if i in found}  # without those that only replaced others
 

@@ -122,8 +122,8 @@ def explain(
         check_figure(figure)
         _check_folder(figure.parent)
 
-    from boxquery.detector import load
     from boxquery.device import choose_device
+    from boxquery.model_folder import load
 
     place = choose_device(device)
     runs = [(name, load(name).to(place)) for name in (run, against) if name is not None]

@@ -15,11 +15,11 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxquery.detector import Detector, Source, as_image
+from boxquery.detector import Detector, ImageSource, to_pil
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import iou
 from boxquery.explain import rivals, rollout
-from boxquery.explain.inference import answer, least_score
+from boxquery.explain.inference import answer
 from boxquery.explain.rivals import Rival
 from boxquery.explain.rollout import Cell
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -220,7 +220,7 @@ def covered(cells: int, low: float, high: float) -> np.ndarray:
 
 
 @torch.inference_mode()
-def explain(detector: Detector, source: Source, *, threshold: float | None = None) -> Explanation:
+def explain(detector: Detector, source: ImageSource, *, threshold: float | None = None) -> Explanation:
     """What every query did on an image.
 
     Args:
@@ -229,8 +229,8 @@ def explain(detector: Detector, source: Source, *, threshold: float | None = Non
 
     Raises ``UserError`` for an image that cannot be read.
     """
-    least = least_score(detector, threshold)
-    image, model = as_image(source), detector.transformer
+    least = detector.min_score(threshold)
+    image, model = to_pil(source), detector.transformer
     out = answer(detector, detector.transform(image)[None].to(detector.device), trace=True)
     assert out.trace is not None
     best = model.criterion.classification.scores(out.logits[:, 0]).max(-1)

@@ -26,7 +26,7 @@ from boxquery.evaluation.coco_matching import iou
 from boxquery.evaluation.errors import IOU_RIGHT
 from boxquery.evaluation.predictions import warn_skipped
 from boxquery.explain.explanation import Explanation, explain
-from boxquery.explain.inference import answer, least_score, records_of
+from boxquery.explain.inference import answer, records_of
 from boxquery.explain.relevance import relevances
 from boxquery.parts.boxes import cxcywh_to_xyxy
 
@@ -274,7 +274,7 @@ def faithfulness_over(
     if skipped and not images:
         raise UserError(f"{source}: none of the first {len(skipped)} images of {split} can be read: {skipped[0]}")
     if not found:
-        least = least_score(detector, threshold)
+        least = detector.min_score(threshold)
         raise UserError(f"{source}: nothing reaches the threshold {least:g} in {images} images of {split}; give a lower one")
     return FaithfulnessOver(procedure, images, found, skipped)
 

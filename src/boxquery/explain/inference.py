@@ -15,7 +15,6 @@ from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.loading import Batch, DetectionDataset
 from boxquery.data.open import open_data
 from boxquery.detector import Detector
-from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT
 from boxquery.evaluation.predictions import read_batches, warn_skipped
@@ -31,14 +30,6 @@ def records_of(detector: Detector, data: str | Path | Data, split: str, strict: 
     """
     opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
     return str(opened.source), map_labels(opened, split, detector.classes)
-
-
-def least_score(detector: Detector, threshold: float | None) -> float:
-    """The score from which a query is a detection; the detector's own where none is given."""
-    least = detector.threshold if threshold is None else threshold
-    if not 0 <= least <= 1:
-        raise UserError(f"threshold={least}: must be from 0 to 1")
-    return least
 
 
 def batches_of(detector: Detector, records: Split, strict: bool, skipped: list[str]) -> Iterator[Batch]:
@@ -71,9 +62,7 @@ def answer(
         last_only: the last layer alone.
         trace: with what every query did.
     """
-    out = (model or detector.transformer).eval()(images, mask, last_only=last_only, trace=trace)
-    out.logits[..., detector.unnamed] = -torch.inf
-    return out
+    return detector.hide_unnamed((model or detector.transformer).eval()(images, mask, last_only=last_only, trace=trace))
 
 
 def pixels(out: Output, image: int, record: Record) -> np.ndarray:

@@ -21,7 +21,7 @@ from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import IGNORED, iou
 from boxquery.evaluation.errors import IOU_MISPLACED, IOU_RIGHT
 from boxquery.evaluation.predictions import drop_unreadable
-from boxquery.explain.inference import answer, batches_of, least_score, outcomes, pixels, records_of
+from boxquery.explain.inference import answer, batches_of, outcomes, pixels, records_of
 from boxquery.files import atomic_write
 from boxquery.pages.drawing import draw
 from boxquery.pages.html import render
@@ -188,7 +188,7 @@ def missed(
     Raises ``UserError`` if the data lacks the split or has a class that the detector does not know, or if more than a tenth of the images
     cannot be read.
     """
-    least = least_score(detector, threshold)
+    least = detector.min_score(threshold)
     source, records = records_of(detector, data, split, strict)
     if limit is not None:
         if limit < 1:

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from boxquery.detector import Detector, Source, as_image
+from boxquery.detector import Detector, ImageSource, to_pil
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import Heatmap, LayerTrace
 
 
-def relevance(detector: Detector, source: Source, query: int, *, size: tuple[int, int] | None = None) -> Heatmap:
+def relevance(detector: Detector, source: ImageSource, query: int, *, size: tuple[int, int] | None = None) -> Heatmap:
     """What speaks for the class that ``query`` answers with, as one map [h, w] over the image that sums to one.
 
     The relevance of a token is the positive part of the sum, over its features, of feature times the gradient of the class's log-odds
@@ -37,9 +37,9 @@ def relevance(detector: Detector, source: Source, query: int, *, size: tuple[int
     return Heatmap(found.map[0], float(found.lost))
 
 
-def relevances(detector: Detector, source: Source, queries: Sequence[int], *, size: tuple[int, int] | None = None) -> Heatmap:
+def relevances(detector: Detector, source: ImageSource, queries: Sequence[int], *, size: tuple[int, int] | None = None) -> Heatmap:
     """The same for n queries: ``map`` [n, h, w] and ``lost`` [n]. One pass forward for all, one back for each."""
-    image = as_image(source)
+    image = to_pil(source)
     images = detector.transform(image)[None].to(detector.device)
     memory, change = token_relevance(detector.transformer.eval(), images, queries, detector.unnamed)
     share = change.clamp(min=0).double()

@@ -20,7 +20,7 @@ from boxquery.detector import Detector
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
-from boxquery.explain.inference import answer, batches_of, least_score, pixels, records_of, without_self_attention
+from boxquery.explain.inference import answer, batches_of, pixels, records_of, without_self_attention
 from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
 from boxquery.pages.format import DASH
@@ -223,7 +223,7 @@ def usage(
     Raises ``UserError`` if the data lacks the split or has a class that the detector does not know, or if more than a tenth of the images
     cannot be read.
     """
-    least = least_score(detector, threshold)
+    least = detector.min_score(threshold)
     source, records = records_of(detector, data, split, strict)
     model, alone, classes = detector.transformer, without_self_attention(detector.transformer), len(detector.classes)
     boxes: dict[int, np.ndarray] = {}

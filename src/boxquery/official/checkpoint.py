@@ -1,4 +1,4 @@
-"""An authors' checkpoint file -> a model folder of ours."""
+"""An authors' checkpoint file -> a model of ours."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 
-from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.models import create_model
+from boxquery.models.interface import Model
 from boxquery.official import AUTHORS, load_official
-from boxquery.official.coco import CATEGORIES
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -33,14 +32,14 @@ def read(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-#: options that change what a model answers, but none of its tensors
+#: options that change a model's output, but none of its tensors
 UNSEEN = ("dilation", "gaussian_smooth")
 
 
-def open_checkpoint(path: Path, name: str, image_size: int, given: dict[str, Any] | None = None) -> tuple[Detector, dict[str, Any]]:
-    """Read, build the model that the tensors describe, fill it. COCO's names and ids; slots without a category have no name.
+def open_checkpoint(path: Path, name: str, given: dict[str, Any]) -> tuple[Model, dict[str, Any]]:
+    """Build the model that the tensors describe and fill it.
 
-    ``given`` are options that the tensors do not show; they win over what was read. ``"assumed"`` of the report has those that nobody gave.
+    ``given`` are options that the tensors do not show; they win over what was read. The report's ``"assumed"`` has those not given.
     """
     if name not in AUTHORS:
         raise UserError(f"no official checkpoint is known for {name!r}; known: {', '.join(AUTHORS)}")
@@ -49,18 +48,9 @@ def open_checkpoint(path: Path, name: str, image_size: int, given: dict[str, Any
         classes, options = import_module(AUTHORS[name]).options(tensors)
     except KeyError as error:
         raise UserError(f"{path}: no tensor {error} in it: not a checkpoint of {name}") from error
-    options |= given or {}
+    options |= given
     model = create_model(name, classes=classes, **options)
-    report = load_official(model, tensors)
+    counts = {kind: len(keys) for kind, keys in load_official(model, tensors).items()}
     built = model.config["options"]
     assumed = {key: built[key] for key in UNSEEN if key in built and key not in options}
-    names = [CATEGORIES.get(i) for i in range(classes)]
-    counts = {kind: len(keys) for kind, keys in report.items()}
-    return Detector(model, names, list(range(classes)), image_size), {"model": name, "options": options, "assumed": assumed, **counts}
-
-
-def convert(path: Path, name: str, out: Path, image_size: int, given: dict[str, Any] | None = None) -> dict[str, Any]:
-    """``open_checkpoint`` as a model folder; returns its report."""
-    detector, report = open_checkpoint(path, name, image_size, given)
-    detector.save(out)
-    return {**report, "out": str(out)}
+    return model, {"model": name, "options": options, "assumed": assumed, **counts}

@@ -22,11 +22,12 @@ from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import Augment, TrainTransform
-from boxquery.detector import Detector, load
+from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
+from boxquery.model_folder import load
 from boxquery.models import create_model, preset
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures

@@ -21,6 +21,7 @@ from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split
 from boxquery.files import atomic_write
+from boxquery.model_folder import save
 from boxquery.report.page import write_report
 from boxquery.training.budget import allowed, computing, evaluation_seconds
 from boxquery.training.config import RunConfig
@@ -244,7 +245,7 @@ class Keeper(L.Callback):
                 best = Detector(
                     module.best_guess, self.detector.classes, self.detector.ids, self.detector.image_size, self.detector.threshold
                 )
-                best.save(self.folder / "model")
+                save(best, self.folder / "model")
         else:
             self.waited += 1
             self._stop_if_waited(trainer)

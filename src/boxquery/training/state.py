@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from boxquery.detector import difference
 from boxquery.errors import UserError
 from boxquery.files import atomic_open, clear_leftovers
 from boxquery.locks import RUN_LOCK, Lock, holder
+from boxquery.model_folder import first_mismatch
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 #: hexadecimal digits of the digest, which is the comment that ends the zip file that a checkpoint is
@@ -57,7 +57,7 @@ class StateFiles(CheckpointIO):
             raise UserError(f"{path}: not a state, or one that would have to be executed; restore the run's own") from error
         if not isinstance(state, dict) or not state.keys() >= _PARTS or "Keeper" not in state["callbacks"]:
             raise UserError(f"{path}: not the state of a run; restore the file that belongs here, or train again in another --out")
-        if wrong := difference(state["state_dict"], self.model):
+        if wrong := first_mismatch(state["state_dict"], self.model):
             raise UserError(f"{path}: the state of another model ({wrong}); restore the run's own")
         return state
 

@@ -8,11 +8,11 @@ import torch
 from torchvision.ops import box_iou
 
 import boxquery as bq
+from boxquery.api import Detector
 from boxquery.cli import run as command_line
 from boxquery.data.loading import DetectionDataset, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.shapes import shapes_data
-from boxquery.detector import Detector
 from boxquery.models import describe, facts, list_baselines
 from boxquery.models.baselines.base import summed
 from boxquery.models.interface import Model
@@ -202,8 +202,8 @@ def test_padding_changes_no_detection(learned):
     image = detector.transform(data.splits["train"].read(0))
     padded, mask = torch.zeros(1, 3, SIZE + 40, SIZE + 72), torch.ones(1, SIZE + 40, SIZE + 72, dtype=torch.bool)
     padded[0, :, :SIZE, :SIZE], mask[0, :SIZE, :SIZE] = image, False
-    alone = detector.answers(image[None], None, [(SIZE, SIZE)], one_label=True)[0]
-    wide = detector.answers(padded, mask, [(SIZE, SIZE)], one_label=True)[0]
+    alone = detector.predict_batch(image[None], None, [(SIZE, SIZE)], one_label=True)[0]
+    wide = detector.predict_batch(padded, mask, [(SIZE, SIZE)], one_label=True)[0]
     certain = alone["scores"] > 0.6
     assert certain.any()
     for box, label in zip(alone["boxes"][certain], alone["labels"][certain], strict=True):

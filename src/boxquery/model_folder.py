@@ -1,0 +1,144 @@
+"""Detectors in files: a folder with ``config.json`` and ``model.safetensors``, on disk or on the hub. Nothing in it is executed."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from boxquery.detector import Detector
+from boxquery.errors import UserError, first_line
+from boxquery.files import atomic_write
+from boxquery.models import create_model
+from boxquery.models.interface import Model
+from boxquery.official.checkpoint import open_checkpoint
+from boxquery.official.coco import CATEGORIES
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CHECK_SUM = "crc32"
+"""Key of the weights' metadata: the format has no check sum, and a flipped bit would give wrong detections. The only key, since safetensors
+writes several in any order and equal weights would become different files."""
+
+
+def save(detector: Detector, folder: str | Path) -> Path:
+    """Write ``config.json`` and ``model.safetensors``, each atomically. Raises ``UserError`` if they cannot be written."""
+    folder = Path(folder)
+    weights = {k: v.detach().cpu().contiguous() for k, v in detector.model.state_dict().items()}
+    config = {
+        "library": "boxquery",
+        "model": detector.model.config,
+        "classes": detector.classes,
+        "ids": detector.ids,
+        "image_size": detector.image_size,
+        "threshold": detector.threshold,
+    }
+    atomic_write(folder / WEIGHTS, to_bytes(weights, metadata={CHECK_SUM: _check_sum(weights)}))
+    atomic_write(folder / CONFIG, json.dumps(config, indent=1) + "\n")
+    return folder
+
+
+def push_to_hub(detector: Detector, repo_id: str, *, private: bool = False) -> str:
+    """Upload to the hub; returns the address. Needs a login there."""
+    api = HfApi()
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        return str(api.upload_folder(repo_id=repo_id, folder_path=save(detector, Path(folder) / "model")))
+
+
+def load(source: str | Path) -> Detector:
+    """Load a detector from a run folder, a model folder or a hub id.
+
+    A model of your own must be registered first (``boxquery.models.register``): the file holds its name alone. Raises ``UserError``.
+    """
+    folder = Path(source)
+    run = None
+    if not folder.is_dir():
+        folder = _download(str(source))
+    elif (folder / "model" / CONFIG).is_file():
+        run, folder = folder, folder / "model"
+    if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{source}: neither a run nor a model folder ({CONFIG} and {WEIGHTS} are looked for, also under model/)")
+    detector = _build(folder / CONFIG)
+    _fill(detector.model, folder / WEIGHTS)
+    detector.run = run
+    return detector
+
+
+def _build(path: Path) -> Detector:
+    """The detector that ``config.json`` describes, with random weights. Raises ``UserError``."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        made, classes = config["model"], config["classes"]
+        if not all(name is None or isinstance(name, str) for name in classes):
+            raise TypeError("classes should be words")
+        model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **made["options"])
+        if made["frozen"]:
+            model.freeze()
+        return Detector(model.eval(), classes, config["ids"], config["image_size"], config["threshold"])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: not a boxquery model's configuration ({type(error).__name__}: {first_line(error)})") from error
+
+
+def _fill(model: Model, path: Path) -> None:
+    """Load weights whose check sum matches and which are finite. Raises ``UserError``."""
+    try:
+        with safe_open(path, "pt") as file:
+            weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        if metadata.get(CHECK_SUM, "") not in ("", _check_sum(weights)):
+            raise UserError(f"{path}: damaged, its check sum is another; copy it again")
+        for name, tensor in weights.items():
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise UserError(f"{path}: {name} contains NaN or inf; use another state of this model")
+        if wrong := first_mismatch(weights, model.state_dict()):
+            raise UserError(f"{path}: does not hold the weights that {CONFIG} describes: {wrong}")
+        model.load_state_dict(weights)
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise UserError(f"{path}: does not hold the weights that {CONFIG} describes ({first_line(error)})") from error
+
+
+def open_official(path: Path, name: str, image_size: int, given: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
+    """A detector from an authors' COCO checkpoint, with the report of ``open_checkpoint``; unused ids have no name."""
+    model, report = open_checkpoint(path, name, given)
+    ids = range(model.config["classes"])
+    return Detector(model, [CATEGORIES.get(i) for i in ids], ids, image_size), report
+
+
+def first_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """The first tensor that is missing on one side or differs in shape, in words; empty if there is none."""
+    for name in [*expected, *found]:
+        there, here = (list(tensors[name].shape) if name in tensors else "missing" for tensors in (found, expected))
+        if there != here:
+            return f"{name} is {there} in the file, {here} in the model"
+    return ""
+
+
+def _check_sum(weights: Mapping[str, Tensor]) -> str:
+    """CRC-32 over the bytes of all tensors, by name."""
+    total = 0
+    for name in sorted(weights):
+        total = zlib.crc32(weights[name].reshape(-1).view(torch.uint8).numpy().data, total)
+    return f"{total:08x}"
+
+
+def _download(source: str) -> Path:
+    local = f"{source}: no such folder"
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise UserError(f"{local}; give a run folder, a model folder or a hub id (owner/name)")
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UserError(f"{local}, and no such model on the hub; check the name") from error
+    except (LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{local}, and the hub cannot be reached; check the path or the network") from error
