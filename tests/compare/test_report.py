@@ -154,8 +154,8 @@ def test_what_must_be_said_beside_the_figures(tmp_path):
     notes = " ".join(collect([tmp_path])["notes"])
     assert "2 of 4 runs are not finished." in notes
     assert "one seed" in notes
-    assert "What was spent differs by" in notes
-    assert "load 3.1 to 3.1 on 2 cores" in notes
+    assert "The time spent differs by" in notes
+    assert "3.1 to 3.1 on 2 cores" in notes
 
 
 def test_how_far_a_run_is(tmp_path):

@@ -289,21 +289,19 @@ def _notes(
         notes.append(f"{missing} of {len(runs)} runs are not finished" + (f", {failed} of them failed." if failed else "."))
     few = min((len(entry["seeds"]) for entry in entries), default=0)
     if few == 1:
-        notes.append(
-            "Where an entry has one seed, its interval speaks of that trained model only: another seed may turn a difference round."
-        )
+        notes.append("Where an entry has one seed, its interval holds for that trained model only: another seed may reverse a difference.")
     elif 1 < few < 5:
         notes.append(f"With {few} seeds the intervals are rough: the spread between seeds is estimated from {few} values.")
     clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
     spent = [entry[clock] for entry in entries if entry.get(clock)]
     if plan.minutes is not None and spent and max(spent) > 1.02 * min(spent):
         notes.append(
-            f"What was spent differs by {100 * (max(spent) / min(spent) - 1):.0f} %: {min(spent):,.0f} to {max(spent):,.0f} seconds."
+            f"The time spent differs by {100 * (max(spent) / min(spent) - 1):.0f} %: {min(spent):,.0f} to {max(spent):,.0f} seconds."
         )
     busy = [run["load"] for run in done if run.get("load") is not None and run.get("cores") and run["load"] > 0.5 + run["cores"] / 2]
     if busy and plan.device != "cuda":
         notes.append(
-            f"Inference was timed on a machine with other work (load {min(busy):.1f} to {max(busy):.1f} on {done[0]['cores']} cores): "
-            "processor time leaves waiting out, but shared caches and cores still make it longer."
+            f"Inference was timed on a machine with other load ( {min(busy):.1f} to {max(busy):.1f} on {done[0]['cores']} cores): "
+            "CPU time does not count waiting, but shared caches and cores still make it longer."
         )
     return notes

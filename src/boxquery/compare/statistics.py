@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from boxquery.evaluation.bootstrap import Interval, interval
+from boxquery.pages.format import bounds
 
 
 def against_best(means: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> tuple[str, dict[str, tuple[float, Interval]]]:
@@ -19,9 +20,9 @@ def against_best(means: Mapping[str, float], drawn: Mapping[str, np.ndarray]) ->
     level = 1 - 0.05 / max(len(others), 1)
     found = {}
     for name in others:
-        bounds = interval(drawn[best] - drawn[name], level)
-        if bounds is not None:
-            found[name] = means[best] - means[name], bounds
+        difference = interval(drawn[best] - drawn[name], level)
+        if difference is not None:
+            found[name] = means[best] - means[name], difference
     return best, found
 
 
@@ -40,7 +41,7 @@ def conclusion(
     runs = f"{seeds[best]} seeds" if seeds[best] > 1 else "one seed"
     where = f"on {images:,} validation images"
     first = f"After {budget}, {best} has the highest AP {where}: {means[best]:.3f}"
-    first += f" (95 % interval {own[0]:.3f} to {own[1]:.3f}, {runs})." if own else f" ({runs})."
+    first += f" (95 % interval {bounds(own)}, {runs})." if own else f" ({runs})."
     if means[best] == 0:
         return [
             f"After {budget}, AP is 0 {where} for {'all of them' if len(means) > 1 else best}.",
@@ -55,14 +56,10 @@ def conclusion(
     rest = [name for name in means if name != best and name not in shown]
     parts = []
     if shown:
-        said = "; ".join(f"{name} by {lower[name][0]:.3f} ({_bounds(lower[name][1])})" for name in shown)
+        said = "; ".join(f"{name} by {lower[name][0]:.3f} ({bounds(lower[name][1])})" for name in shown)
         parts.append(f"lower by more than chance explains: {said}")
     if rest:
-        said = "; ".join(f"{name} ({lower[name][0]:+.3f}, {_bounds(lower[name][1])})" if name in lower else name for name in rest)
+        said = "; ".join(f"{name} ({lower[name][0]:+.3f}, {bounds(lower[name][1])})" if name in lower else name for name in rest)
         parts.append(f"no difference from it is shown for {said}")
     second = ", and ".join(parts)
     return [first, second[0].upper() + second[1:] + "."]
-
-
-def _bounds(bounds: Interval) -> str:
-    return f"{bounds[0]:z.3f} to {bounds[1]:z.3f}"

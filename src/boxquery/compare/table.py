@@ -8,13 +8,13 @@ from typing import Any
 from rich.table import Table
 
 from boxquery.compare.results import Progress
-from boxquery.pages.format import duration
+from boxquery.pages.format import bounds, duration, percent, three
 
 _STYLES = {"training": "bold", "measuring": "bold", "finished": "green", "failed": "red"}
 
 
 def live_table(runs: Sequence[Progress]) -> Table:
-    """A row a run: how far it is, AP, AP50, and the time that is left."""
+    """A row per run: status, epoch, AP, AP50, and the time that is left."""
     table = Table()
     table.add_column("run", overflow="fold")
     for name in ("", "epoch", "AP", "AP50", "left"):
@@ -22,33 +22,19 @@ def live_table(runs: Sequence[Progress]) -> Table:
     for run in runs:
         epoch = f"{run.epoch}/{run.epochs}" if run.epochs else ""
         left = "" if run.left is None else duration(run.left)
-        table.add_row(run.task.name, f"[{_STYLES.get(run.status, '')}]{run.status}" if run.status in _STYLES else run.status, epoch,
-                      _three(run.AP), _three(run.AP50), left)  # fmt: skip
+        status = f"[{_STYLES[run.status]}]{run.status}" if run.status in _STYLES else run.status
+        table.add_row(run.task.name, status, epoch, three(run.AP), three(run.AP50), left)
     return table
 
 
 def result_table(result: Mapping[str, Any]) -> Table:
-    """A row an entry, best first."""
+    """A row per entry, best first."""
     table = Table(title=f"after {result['plan']['budget']}", title_justify="left")
     table.add_column("", overflow="fold")
-    for name in ("AP", "95 % interval", "AP50", "duplicates", "ms an image", "seeds"):
+    for name in ("AP", "95 % interval", "AP50", "duplicates", "ms per image", "seeds"):
         table.add_column(name, justify="right")
     for entry in result["entries"]:
-        bounds = entry.get("interval")
-        scores = entry["scores"]
-        shown = "" if bounds is None else f"{bounds[0]:.3f} - {bounds[1]:.3f}"
-        rate = "" if scores["duplicate_rate"] is None else f"{100 * scores['duplicate_rate']:.1f} %"
-        table.add_row(
-            entry["label"],
-            _three(scores["AP"]),
-            shown,
-            _three(scores["AP50"]),
-            rate,
-            f"{entry['milliseconds']:.1f}",
-            str(len(entry["seeds"])),
-        )
+        scores, seeds = entry["scores"], str(len(entry["seeds"]))
+        accuracy = [three(scores["AP"]), bounds(entry.get("interval")), three(scores["AP50"]), percent(scores["duplicate_rate"])]
+        table.add_row(entry["label"], *accuracy, f"{entry['milliseconds']:.1f}", seeds)
     return table
-
-
-def _three(value: float | None) -> str:
-    return "" if value is None else f"{value:.3f}"

@@ -23,7 +23,7 @@ from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
 from boxquery.explain.inference import answer, batches_of, pixels, records_of, without_self_attention
 from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
-from boxquery.pages.format import DASH
+from boxquery.pages.format import DASH, percent
 from boxquery.pages.html import render
 from boxquery.parts.output import Output
 
@@ -171,9 +171,6 @@ class Usage:
         console.print(f"{self.note} {self.inequality}".strip(), markup=False)
 
     def _quality_rows(self) -> list[list[str]]:
-        def percent(value: float | None) -> str:
-            return DASH if value is None else f"{100 * value:.1f} %"
-
         rows = {"on": self.with_self_attention, "off": self.without_self_attention, "off, equal count": self.equal_count}
         return [
             [name, f"{q.threshold:.2f}", f"{q.detections:,}", percent(q.duplicate_rate), percent(q.precision), percent(q.recall)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 #: printed where there is no value
 DASH = "–"
 
@@ -23,6 +25,16 @@ def number(value: float | None) -> str:
 def three(value: float | None) -> str:
     """Three decimals, as AP is printed."""
     return DASH if value is None else f"{value:.3f}"
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1]: 12.5 %."""
+    return DASH if value is None else f"{100 * value:.1f} %"
+
+
+def bounds(interval: Sequence[float] | None) -> str:
+    """An interval of AP, with three decimals."""
+    return DASH if interval is None else f"{interval[0]:z.3f} to {interval[1]:z.3f}"
 
 
 def duration(seconds: float) -> str:
