@@ -43,7 +43,7 @@ def main() -> None:
             for n in (numbers[0], numbers)
         ]
         with torch.no_grad():
-            memory = models[0].see(torch.randn(1, 3, height, width))
+            memory = models[0].embed_image(torch.randn(1, 3, height, width))
         seconds = [[], []]
         for model in models:
             model.backbone = nn.Identity()
@@ -68,7 +68,7 @@ def main() -> None:
 
 @torch.inference_mode()
 def _decode(model, memory) -> None:
-    model.answer(memory, last_only=True)
+    model.forward_transformer(memory, last_only=True)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ def test_patterns_stay_patterns(name, options):
     images, mask = batch((64, 80))
     states = []
     for model in (source, target):
-        state = model.queries(model.encoder(model.see(images, mask)), None)
+        state = model.queries(model.encoder(model.embed_image(images, mask)), None)
         patterns = options.get("patterns", 3)
         states.append([t.unflatten(1, (patterns, -1)) for t in (state.content, state.reference)])
     for theirs, ours in zip(*states, strict=True):

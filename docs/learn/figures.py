@@ -40,9 +40,10 @@ from boxquery.detector import Detector
 from boxquery.explain.explanation import Explanation, explain
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import NARROW_RESNET10
-from boxquery.parts.attention.dense import DeformableAttention, QueryGeometry
+from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.gaussian import log_gaussian
 from boxquery.parts.backbone import Backbone
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import DecoderLayer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine

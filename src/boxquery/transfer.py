@@ -28,7 +28,7 @@ from boxquery.models import preset
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import AUTHORS
 from boxquery.official.checkpoint import UNSEEN
-from boxquery.parts.attention.dense import DeformableAttention
+from boxquery.parts.attention.deformable import DeformableAttention
 
 FILE = "transfer.json"
 

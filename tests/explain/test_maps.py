@@ -17,10 +17,12 @@ from boxquery.explain.explanation import explain
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts.attention import dense as attention
 from boxquery.parts.attention.conditional import ConditionalCrossAttention
-from boxquery.parts.attention.dense import DeformableAttention, DenseAttention, QueryGeometry, attend, with_pos
+from boxquery.parts.attention.deformable import DeformableAttention
+from boxquery.parts.attention.dense import DenseAttention, attend
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
 from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
+from boxquery.parts.geometry import QueryGeometry, with_pos
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken, systems

@@ -9,9 +9,10 @@ from torchvision.ops import generalized_box_iou, sigmoid_focal_loss
 from boxquery.errors import UserError
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.matching.criterion import SetCriterion
-from boxquery.matching.hungarian import Matches, pad_targets
+from boxquery.matching.hungarian import pad_targets
+from boxquery.models.postprocess import PostProcess
 from boxquery.parts.boxes import cxcywh_to_xyxy
-from boxquery.parts.output import LayerPredictions, Output
+from boxquery.parts.output import LayerPredictions, Matches, Output
 
 LAYERS, QUERIES, CLASSES = 3, 7, 4
 
@@ -112,7 +113,7 @@ def test_costs_are_their_definition(classification):
 def test_focal_loss_of_certain_logits():
     """No overflow where a sigmoid is 0 or 1 in floating point."""
     logits = torch.tensor([-1e4, -50.0, 0.0, 50.0, 1e4]).repeat(2, 1)[None, None].requires_grad_()
-    nothing = Matches(torch.tensor([0]), torch.tensor([[1]]), torch.tensor([[0]]), (1,))
+    nothing = Matches(*torch.tensor([[0], [0], [1], [0]]), ((1,),))
     targets = pad_targets([{"labels": torch.tensor([0]), "boxes": torch.rand(1, 4)}], logits, 1, 5)
     loss = Focal().loss(logits, targets, nothing, torch.tensor(1.0))
     loss.sum().backward()
@@ -157,15 +158,19 @@ def test_precision(classification, given_dtype):
     assert {t.dtype for t in (total, *terms.values())} == {expected}
 
 
+def detections(classification, logits: Tensor, boxes: Tensor, sizes: list[tuple[int, int]], **options) -> list[dict[str, Tensor]]:
+    found = PostProcess(classification, top_k=5)(logits, boxes, torch.tensor(sizes), **options)
+    return [dict(zip(("scores", "labels", "boxes"), image, strict=True)) for image in zip(*found, strict=True)]
+
+
 @CASES
 def test_answers(classification):
     """Best first, in pixels of the original, unclipped."""
-    criterion = SetCriterion(classification, top_k=5)
     given = answers(CLASSES + classification.has_no_object)
     logits, boxes = given.logits[-1], given.boxes[-1]
     sizes = [(100, 200), (50, 30), (10, 10)]
     scores = classification.scores(logits)
-    for image, answer in enumerate(criterion.answers(logits, boxes, sizes, None, False)):
+    for image, answer in enumerate(detections(classification, logits, boxes, sizes)):
         listed = [(scores[image, q, c].item(), c, q) for q in range(QUERIES) for c in range(CLASSES)]
         if classification.has_no_object:
             listed = [max(o for o in listed if o[2] == q) for q in range(QUERIES)]
@@ -181,7 +186,7 @@ def test_answers(classification):
 @CASES
 def test_one_label_a_query(classification):
     given = answers(CLASSES + classification.has_no_object)
-    (first, *_) = SetCriterion(classification).answers(given.logits[-1], given.boxes[-1], [(10, 10)] * 3, 3, True)
+    (first, *_) = detections(classification, given.logits[-1], given.boxes[-1], [(10, 10)] * 3, top_k=3, one_label=True)
     assert len(first["scores"]) == 3
     best = classification.scores(given.logits[-1, 0]).amax(-1).sort(descending=True).values[:3]
     torch.testing.assert_close(first["scores"], best)

@@ -1,4 +1,4 @@
-"""DenoisingQueries copies of the objects: how far they move, what they must become, and who sees whom."""
+"""Noised copies of the objects: how far they move, what they must become, and who sees whom."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ import torch
 import boxquery as bq
 from boxquery.matching.groups import Denoising
 from boxquery.parts.boxes import cxcywh_to_xyxy
+from boxquery.parts.state import QueryState
 
 CLASSES = 5
 
@@ -23,15 +24,15 @@ def batch() -> list[dict]:
 
 def noisy(batch, **options):
     torch.manual_seed(1)
-    return Denoising(CLASSES, 8, 40, **options)(batch, torch.zeros(len(batch), 1, 4))
+    return Denoising(CLASSES, 8, 40, **options).noise(batch, torch.zeros(len(batch), 1, 4))
 
 
 def test_as_many_groups_as_fit(batch):
     made = noisy(batch)
-    assert made.groups == 40 // (2 * 5)
+    assert made.group.repeats == 40 // (2 * 5)
     assert made.content.shape == (3, 4 * 2 * 5, 8)
     assert made.reference.shape == (3, 40, 4)
-    assert made.alive.view(3, 4, 2, 5).sum((1, 2, 3)).tolist() == [4 * 2 * 3, 0, 4 * 2 * 5]
+    assert made.group.valid.view(3, 4, 2, 5).sum((1, 2, 3)).tolist() == [4 * 2 * 3, 0, 4 * 2 * 5]
 
 
 def test_corners_move_less_than_the_noise_to_restore_and_more_to_refuse(batch):
@@ -47,14 +48,11 @@ def test_corners_move_less_than_the_noise_to_restore_and_more_to_refuse(batch):
 
 
 def test_only_the_first_half_of_a_group_is_matched_each_to_its_own_object(batch):
-    made = noisy(batch)
-    found = {
-        (i, q): t
-        for i, q, t in zip(made.matches.image.tolist(), made.matches.query[0].tolist(), made.matches.target[0].tolist(), strict=True)
-    }
+    matches = noisy(batch).group.matches
+    found = {(i, q): t for i, q, t in zip(*(v.tolist() for v in (matches.image, matches.query, matches.target)), strict=True)}
     wanted = {(i, g * 10 + n): n for i, target in enumerate(batch) for g in range(4) for n in range(len(target["labels"]))}
     assert found == wanted
-    assert made.matches.counts == (12, 0, 20)
+    assert matches.counts == ((12, 0, 20),)
 
 
 def test_labels_are_told_wrongly_as_often_as_asked():
@@ -62,13 +60,15 @@ def test_labels_are_told_wrongly_as_often_as_asked():
     batch = [objects(50)]
     for noise in (0.0, 0.5):
         module = Denoising(CLASSES, 8, 4000, label_noise=noise)
-        told = (module(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
+        told = (module.noise(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
         wrong = (told != batch[0]["labels"]).float().mean().item()
         assert wrong == pytest.approx(noise * (CLASSES - 1) / CLASSES, abs=0.03)
 
 
 def test_who_sees_whom(batch):
-    hidden = noisy(batch).self_mask(7)
+    made = noisy(batch)
+    state = QueryState(content=torch.zeros(3, 7, 8)).with_group(made.group, made.content)
+    hidden = state.self_mask
     assert hidden.shape == (47, 47)
     for a in range(47):
         for b in range(47):

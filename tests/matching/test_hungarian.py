@@ -43,9 +43,10 @@ def test_cheapest_of_all(queries):
 
 def test_matches_are_flat_by_image():
     (matches,) = hungarian([torch.randn(2, 3, 4, 3)], (2, 0, 3))
-    assert matches.image.tolist() == [0, 0, 2, 2, 2]
-    assert matches.query.shape == matches.target.shape == (2, 5)
-    assert matches.counts == (2, 0, 3)
+    assert matches.layer.tolist() == [0] * 5 + [1] * 5
+    assert matches.image.tolist() == [0, 0, 2, 2, 2] * 2
+    assert matches.query.shape == matches.target.shape == (10,)
+    assert matches.counts == ((2, 0, 3), (2, 0, 3))
 
 
 def test_several_cost_tensors_side_by_side():
@@ -72,7 +73,7 @@ def test_columns_beyond_the_count_are_not_looked_at():
     hungarian([costs], (1, 2))
 
 
-def test_collect():
+def test_pad_targets():
     targets = [
         {"labels": torch.tensor([2, 1]), "boxes": torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.5, 0.5, 0.1, 0.1]])},
         {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},

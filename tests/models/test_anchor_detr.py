@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import boxquery as bq
 from boxquery.models.anchor_detr import PatternQueries, Positions
-from boxquery.models.base import DetectionTransformer, locate_at_position
+from boxquery.models.base import DetectionTransformer
 from boxquery.official import AUTHORS, _renamed
-from boxquery.parts.attention.dense import QueryGeometry
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention, at_axes, weigh_rows_and_columns
+from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.heads import Head
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace

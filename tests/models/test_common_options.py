@@ -119,7 +119,7 @@ def test_positions_of_the_image(system, kind, part):
     if model.tokens.level_embedding is not None:
         torch.nn.init.zeros_(model.tokens.level_embedding)
     images, mask = batch(*SIZES)
-    assert bool(model.see(images, mask).position.any()) == (kind != "none")
+    assert bool(model.embed_image(images, mask).position.any()) == (kind != "none")
     loss, _ = model.loss(model(images, mask), objects(3, 2))
     loss.backward()
     assert all(p.grad is None or bool(p.grad.isfinite().all()) for p in model.parameters())
@@ -193,7 +193,7 @@ def test_positions_of_queries():
             if kind == "none":
                 assert not told.any()
             elif kind == "learned":
-                rows = torch.arange(12).expand(2, -1) if state.rows is None else state.rows
+                rows = torch.arange(12).expand(2, -1) if state.query_index is None else state.query_index
                 assert torch.equal(told, place.table[rows])
             else:
                 assert not torch.equal(told[:, 0], told[:, 1])

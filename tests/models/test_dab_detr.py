@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import boxquery as bq
+from boxquery.parts.heads import Prediction
 from boxquery.parts.state import QueryState
 from tests.models.builders import batch, create, objects, shaken
 
@@ -140,7 +141,9 @@ def test_the_next_place_carries_no_gradient_but_the_prediction_does():
     model = shaken(create("dab-detr")).double().eval()
     content = torch.randn(1, 3, model.config["options"]["hidden_dim"], dtype=torch.float64, requires_grad=True)
     logits = torch.zeros(1, 3, 4, dtype=torch.float64)
-    state = model.refine(QueryState(content=content, reference=logits, box_anchor=logits), logits, model.head(0))
+    state = model.refine(
+        QueryState(content=content, reference=logits, box_anchor=logits), Prediction(model.head(0), content, logits), model.head(0)
+    )
     assert not state.reference.requires_grad
     assert state.box_anchor.requires_grad
     assert torch.equal(state.reference, state.box_anchor)

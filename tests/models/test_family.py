@@ -23,7 +23,7 @@ def test_every_file_says_what_it_is(name):
     assert "arXiv:" in said["Paper"]
     assert said["Year"].isdigit()
     assert "README" in said["Published"]  # a figure has its source
-    headings = ["queries", "encoder", "place", "read", "refine", "head"]
+    headings = ["queries", "encoder", "locate", "cross-attention", "refine", "head"]
     bullets = differences(name)
     told = [bullet.partition(":")[0] for bullet in bullets]
     assert told == ["nothing"] if name == "detr" else told == [h for h in headings if h in told]

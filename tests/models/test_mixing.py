@@ -15,20 +15,22 @@ import boxquery as bq
 from boxquery import models
 from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
-from boxquery.models import deformable_detr, sam_detr
+from boxquery.models import sam_detr
 from boxquery.models.anchor_detr import PatternQueries, Positions
-from boxquery.models.base import DetectionTransformer, locate_at_position
-from boxquery.models.builders import BoxQueries, LearnedQueries
-from boxquery.models.conditional_detr import ConditionalLocate, ReferencePointQueries
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.conditional_detr import ConditionalLocate
 from boxquery.models.dab_deformable_detr import DABDeformableLocate
 from boxquery.models.dab_detr import DABLocate
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from boxquery.parts.attention.dense import DeformableAttention, DenseAttention, QueryGeometry
+from boxquery.parts.attention.deformable import DeformableAttention
+from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.attention.gaussian import GaussianLocate
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
 from boxquery.parts.attention.scales import ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
+from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.queries import BoxQueries, LearnedQueries, ReferencePointQueries
 from boxquery.parts.state import QueryState
 from boxquery.training import run as training
 from tests.models import test_sweep as sweep
@@ -173,7 +175,7 @@ def test_the_page_trains_saves_and_loads_it(paper, unregistered, tmp_path, monke
 
 def test_registered_it_is_one_of_the_family(registered, paper, capsys):
     assert bq.list_models() == sorted([*models.papers(), NAME])
-    assert [line.partition(":")[0] for line in models.differences(NAME)] == ["queries", "place", "head"]
+    assert [line.partition(":")[0] for line in models.differences(NAME)] == ["queries", "locate", "head"]
     assert models.preset(NAME, "tiny") == paper.PRESETS["tiny"]
     model = bq.create_model(NAME, classes=["a", "b"], preset="tiny", patterns=2, backbone="resnet10t")
     assert (model.config["name"], model.config["classes"], model.config["options"]["patterns"]) == (NAME, 2, 2)
@@ -235,11 +237,14 @@ PAIRS = {
     "`LearnedQueries`, `locate_at_position` (DETR)": lambda: (LearnedQueries(QUERIES, DIM), locate_at_position),
     "`LearnedQueries`, `GaussianLocate` (SMCA)": lambda: (LearnedQueries(QUERIES, DIM), under_gaussians(locate_at_position, predicts=True)),
     "`ReferencePointQueries`, `ConditionalLocate` (Conditional)": lambda: (ReferencePointQueries(QUERIES, DIM), ConditionalLocate(DIM)),
-    "`PointQueries`, `locate_at_position` (Deformable)": lambda: (deformable_detr.PointQueries(QUERIES, DIM), locate_at_position),
+    "`ReferencePointQueries` with learned content, `locate_at_position` (Deformable)": lambda: (
+        ReferencePointQueries(QUERIES, DIM, "learned"),
+        locate_at_position,
+    ),
     "`PatternQueries`, `locate_at_position` (Anchor)": lambda: (points(axes=True), locate_at_position),
     "`BoxQueries`, `DABLocate` (DAB)": lambda: (BoxQueries(QUERIES, DIM), DABLocate(DIM)),
     "`BoxQueries`, `DABDeformableLocate` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), DABDeformableLocate(DIM)),
-    "`BoxQueries`, `sam_detr.place` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.place),
+    "`BoxQueries`, `sam_detr.locate` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.locate),
 }
 READS = {
     "`DenseAttention`": lambda: DenseAttention(DIM, HEADS),
@@ -328,7 +333,7 @@ def test_what_reads_need(name):
         (lambda: ConditionalLocate(DIM), "QueryState.reference"),
         (lambda: DABLocate(DIM), "QueryState.reference of four numbers"),
         (lambda: DABDeformableLocate(DIM), "QueryState.reference of four numbers"),
-        (lambda: sam_detr.place, "QueryState.reference"),
+        (lambda: sam_detr.locate, "QueryState.reference"),
         (lambda: under_gaussians(locate_at_position), "QueryState.reference"),
     ],
 )

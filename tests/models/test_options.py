@@ -105,7 +105,7 @@ def test_strides_of_levels(name, levels, dilation):
     """Each doubles the one before it, except that with dilation the backbone's last map keeps the stride of the one before."""
     model = create(name, levels=levels, dilation=dilation)
     with torch.no_grad():
-        shapes = model.see(torch.zeros(1, 3, 128, 192)).shapes
+        shapes = model.embed_image(torch.zeros(1, 3, 128, 192)).shapes
     maps = min(levels, 2 if name == "smca-detr" else 3)
     last = 16 if dilation else 32
     strides = [*(8, 16, last)[-maps:], *(last << i for i in range(1, levels - maps + 1))]
@@ -208,7 +208,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"denoising": -1}, "denoising=-1"),
     ({"spatial_prior": "random"}, "'learned', 'grid'"),
     ({"attention": "full"}, "'rcda', 'dense'"),
-    ({"denoising": 20, "two_stage": False}, "denoising=20"),
+    ({"denoising": 20, "two_stage": False, "query_position": "learned"}, "needs denoising=0"),
 ]
 
 

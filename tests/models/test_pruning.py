@@ -36,7 +36,7 @@ def slow(
 
     Returns logits and boxes of all rows, training-only ones too, with whatever dropped rows come to; alive; and the first state.
     """
-    memory = model.encoder(model.see(images, mask))
+    memory = model.encoder(model.embed_image(images, mask))
     state = first = model.queries(memory, targets)
     extra, every = state.training_only(), state.content.shape[1]
     alive = torch.ones(len(images), every, dtype=torch.bool)
@@ -47,20 +47,19 @@ def slow(
         if geometry.self_mask is not None:
             hidden = hidden | geometry.self_mask
         state = replace(state, content=layer(state.content, replace(geometry, self_mask=hidden), memory))
-        head, content = model.head(i), model.norm(state.content)
-        box = head.box(content, state.box_anchor)
-        logits.append(head.classes(content))
-        boxes.append(box.sigmoid())
+        head = model.head(i)
+        prediction = head(model.norm(state.content), state)
+        logits.append(prediction.logits)
+        boxes.append(prediction.boxes)
         living.append(alive)
         if i < len(model.layers) - 1:
-            scores = logits[-1].sigmoid() if model.criterion.classification.has_no_object == 0 else logits[-1].softmax(-1)[..., :-1]
+            scores = logits[-1].sigmoid() if model.criterion.classification.has_no_object is False else logits[-1].softmax(-1)[..., :-1]
             alive = alive.clone()
             for image in range(len(images)):
                 best = sorted((-scores[image, q].max().item(), q) for q in range(extra, every) if living[-1][image, q])
                 for _, q in best[model.num_queries_per_layer[i + 1] :]:
                     alive[image, q] = False
-            if model.refine is not None:
-                state = model.refine(state, box, head)
+            state = model.refine(state, prediction, head)
     return torch.stack(logits), torch.stack(boxes), torch.stack(living), first
 
 
@@ -130,7 +129,7 @@ def test_training_only_queries_are_never_dropped():
     assert_same(model, out, expected)
     extra = expected[3].training_only()
     assert extra > 0
-    taught, alive = out.extra["denoising"], expected[3].groups["denoising"].alive
+    taught, alive = out.extra["denoising"], expected[3].groups[0].valid
     torch.testing.assert_close(taught.boxes, expected[1][:, :, :extra], atol=1e-9, rtol=0)
     torch.testing.assert_close(taught.logits[:, alive], expected[0][:, :, :extra][:, alive], atol=1e-9, rtol=0)
     loss, terms = model.loss(out, targets)
@@ -234,7 +233,7 @@ def test_trace_rows_are_those_of_the_hidden():
     model = build("dab-detr").eval()
     images, mask = batch(*SIZES, dtype=torch.float64)
     out = model(images, mask, trace=True)
-    memory = model.encoder(model.see(images, mask))
+    memory = model.encoder(model.embed_image(images, mask))
     state = model.queries(memory, None)
     for i, layer in enumerate(model.layers):
         state, geometry = model.place(state, memory, i)
@@ -244,7 +243,7 @@ def test_trace_rows_are_those_of_the_hidden():
         alive = out.alive[i][:, None, :, None, None].expand_as(record.attention[0])
         torch.testing.assert_close(out.trace.layers[i].attention[0][alive], record.attention[0][alive], atol=1e-9, rtol=0)
         head = model.head(i)
-        state = model.refine(state, head.box(model.norm(state.content), state.box_anchor), head)
+        state = model.refine(state, head(model.norm(state.content), state), head)
 
 
 @pytest.mark.parametrize("classification", [Softmax(), Focal()])

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import boxquery as bq
-from boxquery.models.sam_detr import place, refine
+from boxquery.models.sam_detr import locate, refine
 from boxquery.official import sam_detr as authors
-from boxquery.parts.attention.dense import QueryGeometry
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention, crop
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
@@ -253,7 +253,7 @@ def test_references_are_not_clamped():
 def test_queries_see_each_others_centres():
     """The sine of (y, x) alone: neither size nor gradient."""
     logits = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
-    state, geometry = place(QueryState(content=torch.zeros(1, 2, DIM).double(), reference=logits), memory(1), 0)
+    state, geometry = locate(QueryState(content=torch.zeros(1, 2, DIM).double(), reference=logits), memory(1), 0)
     assert state.reference is logits
     for query in range(2):
         x, y = logits[0, query, :2].sigmoid().tolist()

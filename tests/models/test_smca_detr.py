@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import boxquery as bq
-from boxquery.models.base import DetectionTransformer, locate_at_position
-from boxquery.models.conditional_detr import ReferencePointQueries
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.smca_detr import SMCAOptions, steps
 from boxquery.official import smca_detr as authors
-from boxquery.parts.attention.dense import DenseAttention, QueryGeometry
+from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.attention.gaussian import GaussianLocate
 from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention
 from boxquery.parts.backbone import Backbone
+from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.heads import Head
+from boxquery.parts.queries import ReferencePointQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, has_option, objects, presets, shaken

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.dense import DeformableAttention, DenseAttention, QueryGeometry, SelfAttention, sample
+from boxquery.parts.attention.deformable import DeformableAttention, sample
+from boxquery.parts.attention.dense import DenseAttention, SelfAttention
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.trace import LayerTrace
 from tests.parts.memories import DIM, memory

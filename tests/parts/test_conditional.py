@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from boxquery.parts.attention.dense import QueryGeometry
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.trace import LayerTrace
 from tests.parts.memories import DIM, memory
 

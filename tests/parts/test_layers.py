@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.dense import DenseAttention, QueryGeometry, SelfAttention
+from boxquery.parts.attention.dense import DenseAttention, SelfAttention
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import DecoderLayer, Encoder, EncoderLayer, FeedForward, reset_transformer
 from boxquery.parts.memory import Memory
 from tests.parts.memories import DIM, memory

@@ -233,7 +233,7 @@ def explain(detector: Detector, source: ImageSource, *, threshold: float | None 
     image, model = to_pil(source), detector.transformer
     out = answer(detector, detector.transform(image)[None].to(detector.device), trace=True)
     assert out.trace is not None
-    best = model.criterion.classification.scores(out.logits[:, 0]).max(-1)
+    best = model.scores(out.logits[:, 0]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
     order = np.argsort(-scores[-1], kind="stable")
     return Explanation(

@@ -357,7 +357,7 @@ def _answer(detector: Detector, explanation: Explanation, query: int) -> Callabl
 
     def follow(images: Tensor) -> np.ndarray:
         out = answer(detector, images, last_only=True)
-        scores = detector.transformer.criterion.classification.scores(out.logits[-1])[..., label]
+        scores = detector.transformer.scores(out.logits[-1])[..., label]
         overlap = box_iou((cxcywh_to_xyxy(out.boxes[-1]) * scale).flatten(0, 1), wanted).view_as(scores)
         return torch.where(overlap >= IOU_RIGHT, scores * overlap, 0.0).amax(-1).double().cpu().numpy()
 

@@ -97,10 +97,10 @@ def without_self_attention(model: DetectionTransformer) -> DetectionTransformer:
     Nothing of the given model changes; both share their parameters.
     """
 
-    def place(state, memory, layer):
-        state, look = model.place(state, memory, layer)
+    def locate(state, memory, layer):
+        state, geometry = model.locate(state, memory, layer)
         alone = ~torch.eye(state.content.shape[1], dtype=torch.bool, device=state.content.device)
-        return state, replace(look, self_mask=alone)
+        return state, replace(geometry, self_mask=alone)
 
     alone = DetectionTransformer(
         image=(model.backbone, model.neck, model.tokens),
@@ -110,8 +110,9 @@ def without_self_attention(model: DetectionTransformer) -> DetectionTransformer:
         norm=model.norm,
         heads=[model.head(i) for i in range(len(model.heads))],
         criterion=model.criterion,
-        place=place,
+        locate=locate,
         refine=model.refine,
+        top_k=model.postprocessor.top_k,
     )
-    alone.num_queries_per_layer = model.num_queries_per_layer
+    alone.prune, alone.num_queries_per_layer = model.prune, model.num_queries_per_layer
     return alone.eval()

@@ -199,7 +199,7 @@ def missed(
     found: dict[int, list[MissedObject]] = {}
     for batch in batches_of(detector, records, strict, skipped):
         out = answer(detector, batch.images, batch.mask)
-        scores = detector.transformer.criterion.classification.scores(out.logits).float().cpu().numpy()
+        scores = detector.transformer.scores(out.logits).float().cpu().numpy()
         for place, position in enumerate(batch.indices):
             record = records[position]
             found[position] = explain_misses(record, position, pixels(out, place, record), scores[:, place], names, least)

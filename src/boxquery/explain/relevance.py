@@ -64,16 +64,16 @@ def token_relevance(
     Raises ``UserError`` for a query that the model does not have, or drops before the last layer.
     """
     with torch.no_grad():
-        memory = model.see(images)
+        memory = model.embed_image(images)
     tokens = memory.tokens.detach().requires_grad_()
     with torch.enable_grad():
-        out = model.answer(memory.with_tokens(tokens), last_only=True)
+        out = model.forward_transformer(memory.with_tokens(tokens), last_only=True)
         logits = out.logits[-1, 0].double()
         if wrong := [q for q in queries if not 0 <= q < len(logits)]:
             raise UserError(f"query {wrong[0]}: the model has {len(logits)} queries, 0 to {len(logits) - 1}")
         if out.alive is not None and (gone := [q for q in queries if not out.alive[-1, 0, q]]):
             raise UserError(f"query {gone[0]} was dropped before the last layer: nothing speaks for its answer")
-        scores = model.criterion.classification.scores(logits[list(queries)])
+        scores = model.scores(logits[list(queries)])
         odds = scores.logit()
         allowed = scores.detach().clone()
         allowed[:, list(unnamed)] = -1

@@ -259,7 +259,7 @@ def usage(
 
 def _best_classes(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> DetectionsByImage:
     """Every query's last box with its best class, as evaluation takes them."""
-    best = model.criterion.classification.scores(out.logits[-1]).max(-1)
+    best = model.scores(out.logits[-1]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
     return {index: (pixels(out, place, records[index])[-1], scores[place], labels[place]) for place, index in enumerate(batch.indices)}
 

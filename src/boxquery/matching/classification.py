@@ -1,14 +1,19 @@
-"""Two ways to score classes: softmax with a no-object column (DETR), and a sigmoid a class under focal loss (all others)."""
+"""Two class losses: softmax with a no-object column (DETR), and a sigmoid per class with focal loss (all others).
+
+``quality`` of a loss gives the IoU [P] of every matched pair with its object, for losses that are aware of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxquery.matching.hungarian import Matches, PaddedTargets
+from boxquery.matching.hungarian import PaddedTargets
+from boxquery.parts.output import Matches
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,7 @@ class Softmax:
     no_object: float = 0.1
     weight: float = 1.0
     cost: float = 1.0
-    has_no_object: int = 1
+    has_no_object: bool = True
 
     def scores(self, logits: Tensor) -> Tensor:
         """[..., C + 1] -> [..., C] probabilities of real classes; all logits -inf (a dropped query): "no object"."""
@@ -33,12 +38,13 @@ class Softmax:
         """[L, B, Q, C + 1] -> [L, B, Q, N]."""
         return -_columns(finite_logits(logits).softmax(-1), targets.labels)
 
-    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> Tensor:
+    def loss(
+        self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor] | None = None
+    ) -> Tensor:
         """[L]: the mean over all queries of the batch that were not dropped, weighted; not divided by the number of objects."""
         layers, batch, queries, columns = logits.shape
         wanted = logits.new_full((layers, batch, queries), columns - 1, dtype=torch.int64)
-        layer = torch.arange(layers, device=logits.device)[:, None]
-        wanted[layer, matches.image, matches.query] = targets.labels[matches.image, matches.target]
+        wanted[matches.index] = targets.labels[matches.image, matches.target]
         weights = logits.new_ones(columns)
         weights[-1] = self.no_object
         each = F.cross_entropy(finite_logits(logits).flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
@@ -58,27 +64,28 @@ class Focal:
     gamma: float = 2.0
     weight: float = 2.0
     cost: float = 2.0
-    has_no_object: int = 0
+    has_no_object: bool = False
 
     def scores(self, logits: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
         return logits.sigmoid()
 
     def match_cost(self, logits: Tensor, targets: PaddedTargets) -> Tensor:
-        """[L, B, Q, C] -> [L, B, Q, N]: what calling the query an object of that class would cost, less what denying it would."""
+        """[L, B, Q, C] -> [L, B, Q, N]: the positive term minus the negative term."""
         p = _columns(logits, targets.labels).sigmoid()
-        yes = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
-        no = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
-        return yes - no
+        positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
+        negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
+        return positive - negative
 
-    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> Tensor:
-        """[L]: every class of every query negative, except the matched pairs, which are taken back and positive."""
+    def loss(
+        self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor] | None = None
+    ) -> Tensor:
+        """[L]: the negative term for every query and class, replaced by the positive term at matched pairs."""
         negative = (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
-        layer = torch.arange(len(logits), device=logits.device)[:, None]
-        where = (layer, matches.image, matches.query, targets.labels[matches.image, matches.target])
+        where = (*matches.index, targets.labels[matches.image, matches.target])
         x = logits[where]
         positive = self.alpha * (-x).sigmoid() ** self.gamma * F.softplus(-x)
-        return (negative.flatten(1).sum(-1) + (positive - negative[where]).sum(-1)) / normalizer
+        return (negative.flatten(1).sum(-1) + matches.sum_by_layer(positive - negative[where])) / normalizer
 
 
 def is_dropped(logits: Tensor) -> Tensor:

@@ -1,78 +1,113 @@
-"""Queries that exist in training only and need no matching: noisy copies of the objects, to be cleaned or refused.
+"""Training-only queries made from noised objects, which need no matching.
 
 Contrastive denoising (DINO, Zhang et al. 2023, arXiv:2203.03605, section 3.2), after DN-DETR (Li et al. 2022, arXiv:2203.01305): each group
-holds every object twice, once moved a little (to be restored) and once moved further (to be called background).
+holds every object twice, as a positive with little noise, to be reconstructed, and as a negative with more, to be classified as
+background.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from boxquery.matching.hungarian import Matches, pad_targets
+from boxquery.matching.hungarian import pad_targets
+from boxquery.parts.geometry import require
+from boxquery.parts.output import Matches, QueryGroup
+from boxquery.parts.positions import sine
+from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Noised queries of a batch, N = groups x 2 x (objects of the fullest image).
+    """Noised objects of a batch, N = groups x 2 x (objects of the fullest image).
 
     Attributes:
-        content: [B, N, D], what class the query is told it is (sometimes wrongly).
-        reference: [B, N, 4] logits of the moved boxes.
-        alive: [B, N] bool, False where an image has fewer objects.
-        matches: which queries must restore which object; the others are background.
-        groups: how often each object is to be restored.
+        content: [B, N, D], the embedding of a class, sometimes a wrong one.
+        reference: [B, N, 4] logits of the noised boxes.
+        group: which of them are matched to which object; the others are background.
     """
 
     content: Tensor
     reference: Tensor
-    alive: Tensor
-    matches: Matches
-    groups: int
-
-    def self_mask(self, queries: int) -> Tensor:
-        """[N + queries, N + queries] bool, True = may not see: groups see themselves and the ordinary queries, which see no noise."""
-        noisy = self.content.shape[1]
-        group = torch.arange(noisy, device=self.content.device) // max(noisy // self.groups, 1)
-        group = torch.cat((group, group.new_full((queries,), -1)))
-        return (group[:, None] != group[None]) & (group[None] >= 0)
+    group: QueryGroup
 
 
 class Denoising(nn.Module):
-    """Makes noisy queries from a batch's targets.
+    """Makes noised queries from a batch's targets, for any queries that have references.
 
     Args:
-        queries: about how many; as many groups as fit, at least one.
-        label_noise: probability that a query is told a class drawn at random.
-        box_noise: how far the corners move, as a share of half the box's sides: below it for queries to restore, from it to twice
-            it for those to refuse.
+        queries: approximate number; as many groups as fit, at least one.
+        position: features of a reference -> positions, for queries whose own positions are learned and cannot be made from a reference.
+        label_noise: probability that the class is replaced by a random one.
+        box_noise: how far corners move, as a share of half the box's sides: positives below it, negatives from it to twice it.
     """
 
-    def __init__(self, classes: int, dim: int, queries: int, label_noise: float = 0.25, box_noise: float = 0.4):
+    def __init__(
+        self,
+        classes: int,
+        dim: int,
+        queries: int,
+        position: nn.Module | None = None,
+        label_noise: float = 0.25,
+        box_noise: float = 0.4,
+    ):
         super().__init__()
-        self.classes, self.queries, self.label_noise, self.box_noise = classes, queries, label_noise, box_noise
+        self.classes, self.dim, self.queries, self.label_noise, self.box_noise = classes, dim, queries, label_noise, box_noise
         self.labels = nn.Parameter(torch.empty(classes, dim).normal_())
+        self.position = position
 
-    def forward(self, targets: list[dict], like: Tensor) -> DenoisingQueries | None:
-        """None where the batch has no object."""
-        wanted = pad_targets(targets, like, len(like), self.classes)
-        batch, most = wanted.labels.shape
+    def forward(self, state: QueryState, targets: list[dict], embed: Callable[[Tensor], tuple]) -> QueryState:
+        """Ordinary queries -> the same with the group "denoising" before them.
+
+        Args:
+            embed: references [B, N, 2 or 4] -> positions and axes, as the ordinary queries have them.
+        """
+        reference = require(state.reference, "denoising", "QueryState.reference")
+        return self.add(state, self.noise(targets, reference), embed)
+
+    def add(self, state: QueryState, noised: DenoisingQueries | None, embed: Callable[[Tensor], tuple]) -> QueryState:
+        if noised is None or state.reference is None:
+            # a process without an object in its batch needs the same gradients as the others
+            return replace(state, content=state.content + 0 * sum(p.sum() for p in self.parameters()))
+        reference = noised.reference[..., : state.reference.shape[-1]]
+        position, axes = embed(reference)
+        if self.position is not None:
+            position = self.position(sine(reference[..., :2].sigmoid().flip(-1), self.dim // 2))
+        return state.with_group(noised.group, noised.content, reference, position, axes)
+
+    def noise(self, targets: list[dict], like: Tensor) -> DenoisingQueries | None:
+        """None where the batch has no object; ``like`` [B, ...] gives device and dtype."""
+        objects = pad_targets(targets, like, len(like), self.classes)
+        batch, most = objects.labels.shape
         if most == 0:
             return None
         groups = max(self.queries // (2 * most), 1)
         shape = (batch, groups, 2, most)
-        labels = wanted.labels[:, None, None].expand(shape)
+        labels = objects.labels[:, None, None].expand(shape)
         drawn = torch.randint_like(labels, self.classes)
         labels = torch.where(torch.rand(shape, device=labels.device) < self.label_noise, drawn, labels)
-        boxes = self._moved(wanted.boxes[:, None, None].expand(*shape, 4))
-        present = (torch.arange(most) < torch.tensor(wanted.counts)[:, None])[:, None, None].expand(shape)
+        boxes = self._moved(objects.boxes[:, None, None].expand(*shape, 4))
+        present = (torch.arange(most) < torch.tensor(objects.counts)[:, None])[:, None, None].expand(shape)
         # ordered by image, then group, then object; the second half of a group has no object
         image, group, target = present[:, :, 0].nonzero().to(labels.device).unbind(-1)
-        matches = Matches(image, (group * 2 * most + target)[None], target[None], tuple(groups * n for n in wanted.counts))
-        alive = present.flatten(1).to(labels.device)
-        return DenoisingQueries(self.labels[labels.flatten(1)], boxes.flatten(1, 3).logit(1e-3), alive, matches, groups)
+        counts = (tuple(groups * n for n in objects.counts),)
+        matches = Matches(torch.zeros_like(image), image, group * 2 * most + target, target, counts)
+        number = torch.arange(groups, device=labels.device).repeat_interleave(2 * most)
+        return DenoisingQueries(
+            content=self.labels[labels.flatten(1)],
+            reference=boxes.flatten(1, 3).logit(1e-3),
+            group=QueryGroup(
+                "denoising",
+                size=len(number),
+                matches=matches,
+                repeats=groups,
+                mask=number[:, None] != number,
+                valid=present.flatten(1).to(labels.device),
+            ),
+        )
 
     def _moved(self, boxes: Tensor) -> Tensor:
         """[B, groups, 2, N, 4] cxcywh: both corners moved, the first half by less than the noise, the second by more."""

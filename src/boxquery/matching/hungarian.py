@@ -1,4 +1,4 @@
-"""Who teaches which query: the Hungarian assignment, for all layers and images with one transfer to the host."""
+"""The Hungarian assignment of queries to objects, for all layers and images with one transfer to the host."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from boxquery.errors import UserError
+from boxquery.parts.output import Matches
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ def pad_targets(targets: Sequence[dict], like: Tensor, batch: int, classes: int)
     another device are not looked at, since that would wait for it; a training run looks at all of its data beforehand.
     """
     if len(targets) != batch:
-        raise UserError(f"{len(targets)} targets for a batch of {batch} images: give one dictionary an image, empty ones too")
+        raise UserError(f"{len(targets)} targets for a batch of {batch} images: give one dictionary per image, empty ones too")
     counts = tuple(len(t["labels"]) for t in targets)
     dtype = torch.promote_types(like.dtype, torch.float32)
     labels = pad_sequence([t["labels"] for t in targets], batch_first=True)
@@ -46,23 +47,6 @@ def pad_targets(targets: Sequence[dict], like: Tensor, batch: int, classes: int)
             )
     boxes = pad_sequence([t["boxes"].to(dtype) for t in targets], batch_first=True, padding_value=0.5)
     return PaddedTargets(labels.to(like.device, non_blocking=True), boxes.to(like.device, non_blocking=True), counts)
-
-
-@dataclass(frozen=True)
-class Matches:
-    """Pairs of all layers and images. Every layer has the same number of pairs M in an image: the smaller of queries and objects.
-
-    ``image`` [M], ``query`` [L, M], ``target`` [L, M] (position within its image), int64; ordered by image, then query.
-    """
-
-    image: Tensor
-    query: Tensor
-    target: Tensor
-    counts: tuple[int, ...]
-
-    def pairs(self) -> list[list[tuple[Tensor, Tensor]]]:
-        """[layer][image] -> (query indices, target indices)."""
-        return [list(zip(q.split(self.counts), t.split(self.counts), strict=True)) for q, t in zip(self.query, self.target, strict=True)]
 
 
 def hungarian(costs: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> list[Matches]:
@@ -103,11 +87,13 @@ def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device, aliv
                     )
             if not np.isfinite(cost).all():
                 raise UserError(
-                    f"the matching cost of decoder layer {layer}, image {image} of the batch is not finite: the model's answers are no "
-                    "longer numbers (rate too high, or broken weights), or a target box is"
+                    f"the matching cost of decoder layer {layer}, image {image} of the batch is NaN or inf: so are the model's predictions "
+                    "(learning rate too high, or broken weights) or a target box"
                 )
             found, columns[layer, start : start + size] = linear_sum_assignment(cost)
             rows[layer, start : start + size] = found if kept is None else kept[found]
             start += size
-    images = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64))
-    return Matches(images.to(device), torch.from_numpy(rows).to(device), torch.from_numpy(columns).to(device), sizes)
+    image = np.tile(np.repeat(np.arange(len(sizes)), sizes), layers)
+    vectors = np.stack((np.repeat(np.arange(layers), sum(sizes)), image, rows.ravel(), columns.ravel()))
+    layer, image, query, target = torch.from_numpy(vectors).to(device).unbind()
+    return Matches(layer, image, query, target, (sizes,) * layers)

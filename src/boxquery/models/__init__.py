@@ -138,7 +138,7 @@ def create_model(
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")
     model = paper.build(count, chosen, pretrained)
     if model.has_queries:
-        apply(model, chosen)
+        apply(model, chosen, count)
     model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": asdict(chosen)}
     if pretrained:
         model.freeze()

@@ -1,10 +1,10 @@
-"""Anchor DETR: a query is a point that can be seen, and several patterns ask at every point.
+"""Anchor DETR: a query is an anchor point with a pattern; several patterns share every point.
 
 Paper: Wang et al., "Anchor DETR: Query Design for Transformer-Based Detector", AAAI 2022, arXiv:2109.07107
 Year: 2022
 Queries: learned points or a grid, each with every pattern
-Encoder: a row and a column
-Cross-attention: a row and a column
+Encoder: rows and columns apart
+Cross-attention: rows and columns apart
 Refinement: none: boxes from the point
 Matching: one to one; sigmoid focal
 Published: 42.1 AP in 50 epochs, 44.3 with DC5, the default here (AnchorDETR README)
@@ -12,9 +12,9 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 
 Differs from DETR in:
 - queries: every one of a few learned patterns (content) at every one of many points in the image
-- encoder: each region reads a row and a column instead of all cells (`attention="rcda"`)
-- place: the sine of the point, through the same two small MLPs that encode the image's cells
-- read: a row and a column, as in the encoder
+- encoder: each region attends to rows and columns apart instead of all cells (`attention="rcda"`)
+- locate: the sine of the point, through the same two small MLPs that encode the image's cells
+- cross-attention: rows and columns apart, as in the encoder
 - head: sigmoid focal classes without "no object"; boxes measured from the point
 """
 
@@ -35,14 +35,15 @@ from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_position
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
+from boxquery.parts.queries import Queries
 from boxquery.parts.state import QueryState
 
 
 @dataclass(frozen=True)
 class AnchorOptions(Options):
-    """``patterns``: what is asked at each point; the model has ``num_queries`` x ``patterns`` queries.
+    """``patterns``: learned contents at each point; the model has ``num_queries`` x ``patterns`` queries.
     ``spatial_prior``: points are "learned", or stand on a "grid" of round(sqrt(num_queries)) squared.
-    ``attention``: of the image, by rows and columns ("rcda") or of every cell ("dense").
+    ``attention``: to rows and columns apart ("rcda") or to every cell ("dense").
     """
 
     query_positions = ("sine-mlp", "learned", "sine", "none")
@@ -66,13 +67,13 @@ class AnchorOptions(Options):
 PRESETS = presets(AnchorOptions(), Recipe(epochs=50, decay_at=0.8))
 
 
-class PatternQueries(nn.Module):
-    """Queries: each pattern at each point, pattern by pattern ("Multiple Predictions for Each Anchor Point").
+class PatternQueries(Queries):
+    """Each pattern at each point, pattern by pattern ("Multiple Predictions for Each Anchor Point").
 
     The points are plain numbers in [0, 1], (x, y) of the unpadded extent, trained by the boxes measured from them and by their positions.
 
     Args:
-        encode: points [N, 2] -> their positions [N, dim] as a whole, and by x and y where rows and columns are read:
+        encode: points [..., 2] -> their positions [..., dim] as a whole, and by x and y for row-column attention:
             ``Positions.of_points``, a method and not a part, since the image's side owns its parameters.
         learned: or else points stand on a grid, column by column.
     """
@@ -91,12 +92,12 @@ class PatternQueries(nn.Module):
         self.side = round(count**0.5)
         self.patterns = nn.Parameter(torch.empty(patterns, dim).normal_())
 
-    def forward(self, memory: Memory, targets: list[dict] | None) -> QueryState:
+    def ordinary(self, memory: Memory) -> QueryState:
         points = self.grid(memory.extents) if self.points is None else self.points
         images, patterns = len(memory.tokens), len(self.patterns)
 
         def each(values: Tensor) -> Tensor:
-            """One a point [N, D] -> one a query [1, Q, D]."""
+            """One per point [N, D] -> one per query [1, Q, D]."""
             return values.repeat(patterns, 1)[None]
 
         content = self.patterns.repeat_interleave(len(points), 0).expand(images, -1, -1)
@@ -106,13 +107,16 @@ class PatternQueries(nn.Module):
         axes = None if axes is None else (each(axes[0]), each(axes[1]))
         return QueryState(content=content, position=each(position), axes=axes, reference=box_anchor, box_anchor=box_anchor)
 
+    def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        return self.encode(reference.sigmoid())
+
     def grid(self, like: Tensor) -> Tensor:
         centres = (torch.arange(self.side, device=like.device, dtype=like.dtype) + 0.5) / self.side
         return torch.cartesian_prod(centres, centres)
 
 
 class Positions(nn.Module):
-    """Image and queries are placed by the same two MLPs of sine features ("Anchor Points"): of a point, and of x or y alone.
+    """Positions of image and queries by the same two MLPs of sine features ("Anchor Points"): of a point, and of x or y alone.
 
     As the ``position`` of tokens it encodes cell centres of the valid area, counted along the mask's first row and column; ``of_points``
     serves the queries. Without ``axes`` (dense attention) only points are encoded.
@@ -135,7 +139,7 @@ class Positions(nn.Module):
         return self.point(sine(yx, self.dim // 2))
 
     def of_points(self, points: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """[N, 2] (x, y) -> [N, dim], and the same of x and of y alone for those who read rows and columns."""
+        """[..., 2] (x, y) -> [..., dim], and the same of x and of y alone for row-column attention."""
         position = self.point(sine(points.flip(-1), self.dim // 2))
         if self.axis is None:
             return position, None
@@ -147,19 +151,19 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
     o, dim = options, options.hidden_dim
     rows_and_columns = o.attention == "rcda"
 
-    def read(layer: int = 0) -> RowColumnDecoupledAttention | DenseAttention:
+    def cross_attn(layer: int = 0) -> RowColumnDecoupledAttention | DenseAttention:
         return RowColumnDecoupledAttention(dim, o.heads, o.dropout) if rows_and_columns else DenseAttention(dim, o.heads, o.dropout)
 
-    # image: cells are placed by the MLPs that place the queries
+    # image: the MLPs of the queries' positions serve the cells, too
     positions = Positions(dim, axes=rows_and_columns)
     # queries
     queries = PatternQueries(o.queries, o.patterns, dim, positions.of_points, learned=o.spatial_prior == "learned")
     if o.position != "paper":  # the image has a table of its own, and nobody else owns the MLPs
         queries.positions = positions
-    # encoder: every region reads a row and a column
-    regions = encoder(o, read, place=at_axes if rows_and_columns else at_position)
-    # place: at the point, as the queries say; read: a row and a column
-    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
+    # encoder: every region attends to rows and columns apart
+    regions = encoder(o, cross_attn, locate=at_axes if rows_and_columns else at_position)
+    # locate: at the point; cross-attention: rows and columns apart
+    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_packed(regions, *layers)
     # head: one for all layers, boxes start small, at their point
     return DetectionTransformer(

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer
+from boxquery.matching.groups import Denoising
+from boxquery.models.base import DetectionTransformer, keep_reference
 from boxquery.models.options import Options
 from boxquery.parts.geometry import OtherPosition, RelativeBias
-from boxquery.parts.heads import Head
+from boxquery.parts.heads import MLP, Head, Prediction
+from boxquery.parts.pruning import TopKPruning
+from boxquery.parts.queries import Queries, ReferencePointQueries
 from boxquery.parts.state import QueryState
 
 
-def apply(model: DetectionTransformer, options: Options) -> None:
-    """Numbers of queries per layer, the queries' position and the bias from box to pixel; what the defaults leave as the paper has it.
+def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
+    """Queries per layer, their position, the bias from box to pixel, and denoising; the defaults leave all as the paper has it.
 
-    (The image's position, the encoder and its feed-forward networks are made where papers make them, in ``usual``.)
+    (The image's position, the encoder and its feed-forward networks are made where papers make them, in ``builders``.)
 
-    Raises ``UserError`` where the model's reads cannot use a bias.
+    Raises ``UserError`` where the model's attention cannot use a bias, or its queries no denoising.
     """
     o = options
-    model.num_queries_per_layer = tuple(o.num_queries_per_layer())
+    model.num_queries_per_layer = counts = tuple(o.num_queries_per_layer())
+    if counts[-1] < counts[0]:
+        model.prune = TopKPruning(counts, model.criterion.classification.scores)
     if o.query_position not in ("paper", o.query_positions[0]):
-        model.place = OtherPosition(model.place, o.query_position, o.hidden_dim, model.num_queries_per_layer[0])
+        model.place = OtherPosition(model.place, o.query_position, o.hidden_dim, counts[0])
     if o.relative_bias:
         unfit = {type(layer.read).__name__ for layer in model.layers if not getattr(layer.read, "takes_bias", False)}
         if unfit:
@@ -33,10 +36,16 @@ def apply(model: DetectionTransformer, options: Options) -> None:
                 "Conditional DETR, SMCA, DAB-DETR and Anchor DETR with attention='dense'"
             )
         model.place = RelativeBias(model.place, o.hidden_dim, o.heads, o.decoder_layers)
-        if model.refine is None:
+        if model.refine is keep_reference:
             model.refine = remember
+    if o.denoising and getattr(model.queries, "denoising", None) is None:
+        if not isinstance(model.queries, Queries):
+            raise UserError(f"denoising={o.denoising}: the queries must be a boxquery.parts.queries.Queries, which adds the noised ones")
+        learned = isinstance(model.queries, ReferencePointQueries)
+        position = MLP(o.hidden_dim, o.hidden_dim, o.hidden_dim, 2) if learned else None
+        model.queries.denoising = Denoising(classes, o.hidden_dim, o.denoising, position)
 
 
-def remember(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
+def remember(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
     """References stay, but the next layer knows what this one predicted."""
-    return replace(state, predicted=box_logits.detach())
+    return replace(state, predicted=prediction.box.detach())

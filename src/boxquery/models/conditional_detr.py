@@ -1,10 +1,10 @@
-"""Conditional DETR: a query compares its place with the image's places apart from content.
+"""Conditional DETR: cross-attention compares positions with positions and content with content.
 
 Paper: Meng et al., "Conditional DETR for Fast Training Convergence", ICCV 2021, arXiv:2108.06152
 Year: 2021
 Queries: learned positions, a reference point from each
 Encoder: as DETR
-Cross-attention: every cell, content and place side by side
+Cross-attention: every cell, content and position side by side
 Refinement: none: boxes from the reference point
 Matching: one to one; sigmoid focal
 Published: 41.0 AP in 50 epochs (ConditionalDETR README)
@@ -12,24 +12,25 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 
 Differs from DETR in:
 - queries: a reference point made from the learned position
-- place: the sine of the reference point, scaled by what the content says of the box
-- read: content is compared with content and place with place, side by side, not as a sum
+- locate: the sine of the reference point, scaled by an MLP of the content
+- cross-attention: content and position are concatenated in queries and keys, not added
 - head: sigmoid focal classes without "no object"; boxes measured from the reference point
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import LearnedQueries, decoder, encoder, focal, image
+from boxquery.models.builders import decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from boxquery.parts.attention.dense import QueryGeometry, require
+from boxquery.parts.geometry import QueryGeometry, require
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
+from boxquery.parts.queries import ReferencePointQueries
 from boxquery.parts.state import QueryState
 
 
@@ -41,22 +42,8 @@ class ConditionalOptions(Options):
 PRESETS = presets(ConditionalOptions(), Recipe(epochs=50, decay_at=0.8))
 
 
-class ReferencePointQueries(LearnedQueries):
-    """Queries: a learned position, and a reference point that an MLP makes from it (section 3.3)."""
-
-    def __init__(self, count: int, dim: int):
-        super().__init__(count, dim)
-        self.reference = MLP(dim, dim, 2, 2)
-
-    def forward(self, memory: Memory, targets: list[dict] | None) -> QueryState:
-        state = super().forward(memory, targets)
-        assert state.position is not None
-        reference = self.reference(state.position)
-        return replace(state, reference=reference, box_anchor=reference)
-
-
 class ConditionalLocate(nn.Module):
-    """The place asked for: the sine of the reference point, times an MLP of the content after the first layer (eq. 5)."""
+    """The sine of the reference point, times an MLP of the content after the first layer (eq. 5)."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -64,26 +51,26 @@ class ConditionalLocate(nn.Module):
 
     def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
         point = require(state.reference, "ConditionalLocate", "QueryState.reference").sigmoid()
-        place = sine(point.flip(-1), self.dim // 2)
+        position = sine(point.flip(-1), self.dim // 2)
         if layer:
-            place = place * self.scale(state.content)
-        return state, QueryGeometry(position=place, self_position=state.position, reference=point, self_mask=state.self_mask)
+            position = position * self.scale(state.content)
+        return state, QueryGeometry(position=position, self_position=state.position, reference=point, self_mask=state.self_mask)
 
 
 def build(classes: int, options: ConditionalOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    queries, place, regions = ReferencePointQueries(o.queries, dim), ConditionalLocate(dim), encoder(o)
+    queries, locate, regions = ReferencePointQueries(o.queries, dim), ConditionalLocate(dim), encoder(o)
     layers = decoder(
         o,
         lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
         lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
     )
-    reset_transformer(regions, queries.reference, place, *layers)
+    reset_transformer(regions, queries.reference, locate, *layers)
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim)),
         encoder=regions,
         queries=queries,
-        place=place,
+        locate=locate,
         layers=layers,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes)],

@@ -13,8 +13,8 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 Differs from DETR in:
 - queries: learned 4-d anchor boxes, and a learned content for each
 - encoder: multi-scale, each cell samples a few points around itself on every level (from Deformable DETR)
-- place: an MLP of the box's sine, scaled by content, made anew for every layer
-- read: a few bilinear samples inside and around the box instead of every cell (from Deformable DETR)
+- locate: an MLP of the box's sine, scaled by content, made anew for every layer
+- cross-attention: a few bilinear samples inside and around the box instead of every cell (from Deformable DETR)
 - refine: each layer's box is the next layer's anchor
 - head: sigmoid focal classes without "no object"; boxes measured from the anchor; one head a layer
 """
@@ -24,14 +24,17 @@ from dataclasses import dataclass
 from torch import nn
 
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import BoxQueries, decoder, encoder, focal, image, refine_detached
+from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
 from boxquery.models.options import Options, Recipe, check_least, check_normed, check_share, presets
-from boxquery.parts.attention.dense import DeformableAttention, QueryGeometry, SelfAttention, require_boxes
+from boxquery.parts.attention.deformable import DeformableAttention
+from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.boxes import EPS_OF_ANCHORS
+from boxquery.parts.geometry import QueryGeometry, require_boxes
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
+from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 
 
@@ -83,20 +86,21 @@ class DABDeformableLocate(nn.Module):
 def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
-    def read(layer: int = 0) -> DeformableAttention:
+    def cross_attn(layer: int = 0) -> DeformableAttention:
         return DeformableAttention(dim, o.heads, o.levels, o.points)
 
-    regions, place = encoder(o, read, place=at_centres), DABDeformableLocate(dim)
-    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), read)
-    reset_transformer(regions, place, *layers)
+    regions, locate = encoder(o, cross_attn, locate=at_centres), DABDeformableLocate(dim)
+    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
+    reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, "learned", o.fixed_xy, o.anchor_size),
-        place=place,
+        locate=locate,
         layers=layers,
         refine=refine_detached,
         heads=[Head(dim, classes, size_bias=0.0 if layer else -2.0, eps=EPS_OF_ANCHORS) for layer in range(o.decoder_layers)],
-        criterion=focal(weight=1.0, top_k=300),
+        criterion=focal(weight=1.0),
+        top_k=300,
         low_lr_patterns=("sampling_offsets",),
     )

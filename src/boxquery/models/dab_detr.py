@@ -1,11 +1,11 @@
-"""DAB-DETR: queries are anchor boxes that every layer refines and that say where and how widely to look.
+"""DAB-DETR: queries are anchor boxes that every layer refines and that modulate cross-attention by their size.
 
 Paper: Liu et al., "DAB-DETR: Dynamic Anchor Boxes are Better Queries for DETR", ICLR 2022, arXiv:2201.12329
 Year: 2022
 Queries: 4-d anchor boxes; zero content or patterns
 Encoder: as DETR, positions scaled by content
-Cross-attention: every cell, content and place side by side, modulated by width and height
-Refinement: box by box; places detached, predictions not
+Cross-attention: every cell, content and position side by side, modulated by width and height
+Refinement: box by box; references detached, predictions not
 Matching: one to one; sigmoid focal
 Published: 42.2 AP in 50 epochs, 42.6 with 3 patterns (DAB-DETR README)
 Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
@@ -13,27 +13,29 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 Differs from DETR in:
 - queries: learned 4-d anchor boxes; content is zero, or a few patterns at every anchor
 - encoder: positions are scaled by what each cell holds; PReLU; temperature 20
-- place: an MLP of the box's sine among queries; its centre's sine, scaled by content and modulated by width and height, in the image
-- read: content is compared with content and place with place, side by side (from Conditional DETR)
-- refine: each layer updates the box; the update carries no gradient into the next layer's place
+- locate: an MLP of the box's sine for self-attention; for cross-attention its centre's sine, scaled by content and modulated by width
+  and height
+- cross-attention: content and position are concatenated in queries and keys (from Conditional DETR)
+- refine: each layer updates the box; the update carries no gradient into the next layer's reference
 - head: sigmoid focal classes without "no object"; boxes measured from the refined anchor
 """
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import BoxQueries, decoder, encoder, focal, image
+from boxquery.models.builders import decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, check_share, presets
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from boxquery.parts.attention.dense import QueryGeometry, require, require_boxes
 from boxquery.parts.boxes import EPS_OF_ANCHORS
-from boxquery.parts.heads import MLP, Head
+from boxquery.parts.geometry import QueryGeometry, require, require_boxes
+from boxquery.parts.heads import MLP, Head, Prediction
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
+from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 
 
@@ -73,9 +75,9 @@ class ScaledPositions(nn.Module):
 
 
 class DABLocate(nn.Module):
-    """Where the box is, and how wide to look (section 4, "Width & height-modulated Gaussian kernel").
+    """Positions from the box, modulated by its size (section 4, "Width & height-modulated Gaussian kernel").
 
-    Across, the products of place with place are multiplied by w_ref / w, down by h_ref / h; the reference size is read from the content.
+    In x the products of positions are multiplied by w_ref / w, in y by h_ref / h; the reference size is predicted from the content.
     """
 
     def __init__(self, dim: int):
@@ -86,18 +88,18 @@ class DABLocate(nn.Module):
     def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
         box = require_boxes(state.reference, "DABLocate", "QueryState.reference").sigmoid()
         features = box_sine(box, self.dim // 2)
-        place = features[..., : self.dim]
+        centre = features[..., : self.dim]
         if layer:
-            place = place * self.scale(state.content)
+            centre = centre * self.scale(state.content)
         wanted = self.size(state.content).sigmoid() / box[..., 2:]
         # the first half of the features belongs to y
-        place = place.unflatten(-1, (2, -1)) * wanted.flip(-1)[..., None]
+        centre = centre.unflatten(-1, (2, -1)) * wanted.flip(-1)[..., None]
         position = self.position(features)
-        return state, QueryGeometry(position=place.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
+        return state, QueryGeometry(position=centre.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
 
 
-def refine(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
-    """The update reads content before the norm, the prediction after it; only the prediction's base keeps the gradient (section 4,
+def refine(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
+    """The update uses content before the norm, the prediction after it; only the prediction's anchor keeps the gradient (section 4,
     "Anchor update")."""
     box_anchor = head.box(state.content, state.reference)
     return replace(state, reference=box_anchor.detach(), box_anchor=box_anchor)
@@ -105,23 +107,24 @@ def refine(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
 
 def build(classes: int, options: DABOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
-    regions = encoder(o, activation=nn.PReLU, place=ScaledPositions(dim))
-    place = DABLocate(dim)
+    regions = encoder(o, activation=nn.PReLU, locate=ScaledPositions(dim))
+    locate = DABLocate(dim)
     layers = decoder(
         o,
         lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
         lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
         activation=nn.PReLU,
     )
-    reset_transformer(regions, place, *layers)
+    reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
         image=image(o, pretrained, SinePosition(dim, temperature=20)),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
-        place=place,
+        locate=locate,
         layers=layers,
         refine=refine,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes, eps=EPS_OF_ANCHORS)],
-        criterion=focal(weight=1.0, top_k=300),
+        criterion=focal(weight=1.0),
+        top_k=300,
     )

@@ -22,12 +22,13 @@ from torch import nn
 from boxquery.matching.classification import Softmax
 from boxquery.matching.criterion import SetCriterion
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import LearnedQueries, decoder, encoder, image
+from boxquery.models.builders import decoder, encoder, image
 from boxquery.models.options import Options, Recipe, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.positions import SinePosition
+from boxquery.parts.queries import LearnedQueries
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,9 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
     o, dim = options, options.hidden_dim
     # queries
     queries = LearnedQueries(o.queries, dim)
-    # encoder: every region reads every region
+    # encoder: every region attends to every region
     regions = encoder(o, norm=nn.LayerNorm(dim) if o.pre_norm and o.encoder_layers else None, pre_norm=o.pre_norm)
-    # place: the learned position; read: every query reads every region
+    # locate: the learned position; cross-attention: every query attends to every region
     layers = decoder(
         o,
         lambda: SelfAttention(dim, o.heads, o.dropout),
@@ -56,7 +57,7 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
         pre_norm=o.pre_norm,
     )
     reset_transformer(regions, *layers)
-    # refine: nothing is; head: one for all layers, boxes from nowhere, and a class more for "no object"
+    # refine: nothing is; head: one for all layers, boxes without an anchor, and one more class for "no object"
     return DetectionTransformer(
         # image: CNN features, one 1x1 convolution, positions
         image=image(o, pretrained, SinePosition(dim)),
@@ -65,5 +66,6 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
         layers=layers,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes + 1, focal=False, zero_boxes=False)],
-        criterion=SetCriterion(Softmax(), top_k=0),
+        criterion=SetCriterion(Softmax()),
+        top_k=0,
     )

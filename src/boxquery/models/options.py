@@ -28,6 +28,8 @@ class Options:
         relative_bias: cross-attention knows where a cell lies from the sides of the query's box (Lin et al. 2023, arXiv:2308.01904).
         encoder: the paper's own, or attention on the coarsest level alone and convolutions between levels (RT-DETR, arXiv:2304.08069).
         encoder_ffn: each token alone, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
+        denoising: approximate number of noised queries that a training step adds (DINO, section 3.2); 0: none. Needs queries with
+            references.
     """
 
     #: what ``query_position`` can be beside "paper"; the first is what the paper itself does
@@ -48,6 +50,7 @@ class Options:
     relative_bias: bool = False
     encoder: Literal["paper", "hybrid"] = "paper"
     encoder_ffn: Literal["linear", "convolutional"] = "linear"
+    denoising: int = 0
 
     @property
     def queries(self) -> int:
@@ -77,6 +80,11 @@ class Options:
                 "encoder='hybrid' fuses levels of halving size: possible for models that have the option levels, from levels=2 on and with "
                 "dilation=False"
             )
+        check_least(0, denoising=self.denoising)
+        if self.denoising and self.query_positions == ("learned",):
+            raise UserError(f"denoising={self.denoising}: this model's queries have no reference that could be a noised box; leave it at 0")
+        if self.denoising and self.query_position == "learned":
+            raise UserError("query_position='learned' needs denoising=0: noised queries are made anew for every batch")
         if self.encoder_ffn == "convolutional" and not self.encoder_layers:
             raise UserError("encoder_ffn='convolutional' needs encoder_layers of at least 1")
 

@@ -1,10 +1,10 @@
-"""SAM-DETR: a query asks with features taken from the image, so that what is compared speaks the same language.
+"""SAM-DETR: queries attend with features sampled from the image, so that queries and keys live in the same space.
 
 Paper: Zhang et al., "Accelerating DETR Convergence via Semantic-Aligned Matching", CVPR 2022, arXiv:2203.06883
 Year: 2022
 Queries: 4-d boxes; zero content
 Encoder: as DETR; `levels=3`: a few samples on every level
-Cross-attention: every cell, asked by features re-sampled from the memory at 8 salient points of the box
+Cross-attention: every cell; queries are features re-sampled from the memory at 8 salient points of the box
 Refinement: box by box; detached
 Matching: one to one; sigmoid focal
 Published: 39.8 AP in 50 epochs, 41.8 with SMCA; 33.1 and 36.0 in 12 (SAM-DETR README)
@@ -13,31 +13,33 @@ Licence: written from the paper; the authors' code (MIT) served as reference for
 Differs from DETR in:
 - queries: learned boxes; content is zero
 - encoder: with `levels=3` (SAM-DETR++, arXiv:2207.14172), each cell samples a few points around itself on every level
-- place: the sine of the box's centre, among queries alone
-- read: features sampled at salient points of the box ask, one point a head; with `levels=3` a layer reads one level, the coarsest first
+- locate: the sine of the box's centre, in self-attention alone
+- cross-attention: features sampled at salient points of the box are the queries, one point per head; with `levels=3` a layer attends to
+  one level, the coarsest first
 - refine: each layer moves the box for the next; no gradient passes from layer to layer
-- head: sigmoid focal classes without "no object"; boxes measured from the reference; one head a layer
+- head: sigmoid focal classes without "no object"; boxes measured from the reference; one head per layer
 """
 
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import BoxQueries, decoder, encoder, focal, image
+from boxquery.models.builders import decoder, encoder, focal, image
 from boxquery.models.options import Options, Recipe, check_normed, check_share, presets
 from boxquery.parts.attention.conditional import ConditionalSelfAttention
-from boxquery.parts.attention.dense import DeformableAttention, QueryGeometry, require
+from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
-from boxquery.parts.heads import Head
+from boxquery.parts.geometry import QueryGeometry, require
+from boxquery.parts.heads import Head, Prediction
 from boxquery.parts.layers import Encoder, at_centres, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SingleSinePosition, sine
+from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 
-#: samples of a head on a level, in the encoder of several levels
+#: samples per head and level, in the encoder of several levels
 POINTS = 4
 
 
@@ -48,7 +50,7 @@ class SAMOptions(Options):
     ``neck_norm``: group norm after the neck's convolution; the authors had it in schedules under 25 epochs. Several levels always have it.
     ``smca``: Gaussians around the salient points (from SMCA).
     ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
-    ``cross_attention``: False: the memory is not attended; a query keeps the values of the features that it re-sampled.
+    ``cross_attention``: False: no attention to the memory; a query keeps the values of the features that it re-sampled.
     """
 
     query_positions = ("sine", "sine-mlp", "learned", "none")
@@ -65,7 +67,7 @@ class SAMOptions(Options):
         if self.levels not in (1, 3):
             raise UserError(f"levels={self.levels}: must be 1 (stride 32) or 3 (strides 8, 16 and 32); 16 instead of 32 with dilation")
         if self.smca and not self.cross_attention:
-            raise UserError("smca=True needs cross_attention=True: its Gaussians weigh what the attention reads")
+            raise UserError("smca=True needs cross_attention=True: its Gaussians modulate that attention")
         if self.neck_norm or self.levels > 1:
             check_normed(self.hidden_dim)
 
@@ -73,14 +75,14 @@ class SAMOptions(Options):
 PRESETS = presets(SAMOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
 
 
-def place(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
-    """A query stands at its box; other queries see the sine of its centre, which takes no gradient."""
-    box = require(state.reference, "SAM's place", "QueryState.reference").sigmoid()
+def locate(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+    """At the box; self-attention uses the sine of its centre, which takes no gradient."""
+    box = require(state.reference, "SAM-DETR's locate", "QueryState.reference").sigmoid()
     centre = sine(box[..., :2].detach().flip(-1), state.content.shape[-1] // 2)
     return state, QueryGeometry(self_position=centre, reference=box, self_mask=state.self_mask)
 
 
-def refine(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
+def refine(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
     """The head moves the reference itself, where predictions are measured from a clamped copy; no gradient passes from layer to layer."""
     assert state.reference is not None
     with torch.no_grad():
@@ -91,31 +93,31 @@ def refine(state: QueryState, box_logits: Tensor, head: Head) -> QueryState:
 def sampled_encoder(o: SAMOptions) -> Encoder:
     """Deformable DETR's, on three levels; the authors halve its feed-forward networks to save memory (55 M parameters in all)."""
     half = replace(o, ffn_dim=max(o.ffn_dim // 2, 1))
-    return encoder(half, lambda: DeformableAttention(o.hidden_dim, o.heads, o.levels, POINTS), place=at_centres)
+    return encoder(half, lambda: DeformableAttention(o.hidden_dim, o.heads, o.levels, POINTS), locate=at_centres)
 
 
 def build(classes: int, options: SAMOptions, pretrained: bool) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
-    def read(layer: int) -> SemanticAlignedAttention:
+    def cross_attn(layer: int) -> SemanticAlignedAttention:
         level = o.levels - 1 - layer * o.levels // o.decoder_layers
         return SemanticAlignedAttention(dim, o.heads, o.dropout, level=level, gaussian=o.smca, attention=o.cross_attention)
 
     # encoder: dense on one level, sampled on several
     several = o.levels > 1
     regions = sampled_encoder(o) if several else encoder(o)
-    # place: at the box; read: through its salient points
-    layers = decoder(o, lambda: ConditionalSelfAttention(dim, o.heads, o.dropout), read)
+    # locate: at the box; cross-attention: through its salient points
+    layers = decoder(o, lambda: ConditionalSelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_transformer(regions, *layers)
     return DetectionTransformer(
         # image: with several levels, each has a norm and an embedding
         image=image(o, pretrained, SingleSinePosition(dim), o.levels, norm=o.neck_norm or several, level_embedding=several),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, size=o.anchor_size),
-        place=place,
+        locate=locate,
         layers=layers,
         refine=refine,
-        # head: one a layer
+        # head: one per layer
         heads=[Head(dim, classes) for _ in range(o.decoder_layers)],
         criterion=focal(),
     )

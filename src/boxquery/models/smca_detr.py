@@ -1,4 +1,4 @@
-"""SMCA-DETR: a query looks under a Gaussian around where it expects its object.
+"""SMCA-DETR: cross-attention is modulated by a Gaussian around where the query expects its object.
 
 Paper: Gao et al., "Fast Convergence of DETR with Spatially Modulated Co-Attention", ICCV 2021, arXiv:2101.07448
 Year: 2021
@@ -11,9 +11,9 @@ Published: 41.0 AP in 50 epochs, 42.7 in 108; 43.7 multi-scale in 50 (SMCA-DETR 
 Licence: written from the paper; the authors' code (which states no licence) served as reference for numbers only
 
 Differs from DETR in:
-- encoder: with several levels, a token reads its own level, and only in the middle layer all of them
-- place: the first layer predicts each query's centre; in every layer each head puts a Gaussian near it, with widths of its own
-- read: everything, but the Gaussians' logarithm is added to the attention logits; with several levels, each query selects among them
+- encoder: with several levels, a token attends to its own level, and only in the middle layer to all of them
+- locate: the first layer predicts each query's centre; in every layer each head puts a Gaussian near it, with widths of its own
+- cross-attention: dense, with the Gaussians' logarithm added to the logits; with several levels, each query selects among them
 - head: sigmoid focal classes without "no object"; boxes measured from the predicted centre
 """
 
@@ -22,26 +22,28 @@ from dataclasses import dataclass
 from torch import nn
 
 from boxquery.errors import UserError
-from boxquery.models.base import DetectionTransformer, locate_at_position
-from boxquery.models.builders import LearnedQueries, decoder, encoder, focal, image, region_ffn
+from boxquery.models.base import DetectionTransformer
+from boxquery.models.builders import decoder, encoder, focal, image, region_ffn
 from boxquery.models.options import Options, Recipe, check_least, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.attention.gaussian import DynamicScale, GaussianLocate
 from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention
 from boxquery.parts.backbone import Backbone
+from boxquery.parts.geometry import locate_at_position
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder, EncoderLayer, reset_transformer
 from boxquery.parts.positions import SinePosition
+from boxquery.parts.queries import LearnedQueries
 
 
 @dataclass(frozen=True)
 class SMCAOptions(Options):
-    """``dynamic_scale``: what a head chooses of its Gaussian: "type1" nothing, "type2" one width, "type3" a width an axis, "type4" also
+    """``dynamic_scale``: what a head predicts of its Gaussian: "type1" nothing, "type2" one width, "type3" one per axis, "type4" also
     a weight of both axes' product.
     ``gaussian_smooth``: divides the Gaussian's exponent (beta); higher is wider.
     ``levels``: 1 is the released model; more is the paper's section 3.3, from stride 16 on (the paper: 3, and ``encoder_layers`` 5).
-    ``centre_stride``: pixels a cell in which the predicted centre is measured; 0: the stride of the backbone's last map, which it is meant
-    to be (the authors have 32, with ``dilation`` too).
+    ``centre_stride``: pixels per cell in which the predicted centre is measured; 0: the stride of the backbone's last map, as
+    it is meant to be (the authors have 32, with ``dilation`` too).
     """
 
     query_positions = ("learned",)
@@ -63,15 +65,15 @@ PRESETS = presets(SMCAOptions(), Recipe(epochs=50, decay_at=0.8), centre_stride=
 
 
 def regions(o: SMCAOptions) -> Encoder:
-    """Encoder: every region reads every region; with several levels those of its own, except in the middle layer (section 3.3)."""
+    """Encoder: dense attention; with several levels each to its own, except in the middle layer (section 3.3)."""
     if o.encoder == "hybrid":
         return encoder(o)
 
-    def read(layer: int) -> nn.Module:
+    def self_attn(layer: int) -> nn.Module:
         everything = DenseAttention(o.hidden_dim, o.heads, o.dropout)
         return everything if o.levels == 1 or layer == o.encoder_layers // 2 else IntraScaleAttention(everything)
 
-    return Encoder([EncoderLayer(read(i), region_ffn(o), o.hidden_dim, o.dropout) for i in range(o.encoder_layers)])
+    return Encoder([EncoderLayer(self_attn(i), region_ffn(o), o.hidden_dim, o.dropout) for i in range(o.encoder_layers)])
 
 
 def steps(backbone: Backbone, levels: int) -> tuple[float, ...]:
@@ -86,8 +88,8 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
     # image: the backbone's last map, or its last two and strided convolutions for more
     parts = image(o, pretrained, SinePosition(dim), o.levels, maps=2)
     cells = regions(o)
-    # place: under Gaussians, around a centre that the first layer predicts
-    place = GaussianLocate(
+    # locate: with Gaussians around a centre that the first layer predicts
+    locate = GaussianLocate(
         locate_at_position,
         dim,
         o.heads,
@@ -97,7 +99,7 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
         stride=o.centre_stride or parts[0].strides[-1],
         steps=steps(parts[0], o.levels),
     )
-    # read: everything, or everything on each level apart
+    # cross-attention: dense, or dense on each level apart
     layers = decoder(
         o,
         lambda: SelfAttention(dim, o.heads, o.dropout),
@@ -105,15 +107,16 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
             DenseAttention(dim, o.heads, o.dropout) if o.levels == 1 else ScaleSelectionAttention(dim, o.heads, o.levels, o.dropout)
         ),
     )
-    reset_transformer(cells, place, *layers)
+    reset_transformer(cells, locate, *layers)
     return DetectionTransformer(
         image=parts,
         encoder=cells,
         queries=LearnedQueries(o.queries, dim),
-        place=place,
+        locate=locate,
         layers=layers,
         norm=nn.LayerNorm(dim),
         # head: one for all layers; the centre is taken as it is, without a clamp
         heads=[Head(dim, classes, zero_boxes=False, eps=0.0)],
-        criterion=focal(top_k=0),
+        criterion=focal(),
+        top_k=0,
     )

@@ -13,31 +13,37 @@ def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     return box_convert(boxes, "cxcywh", "xyxy")
 
 
-def giou(a: Tensor, b: Tensor) -> Tensor:
-    """Generalised IoU in [-1, 1] of xyxy boxes that broadcast against each other: [..., 4], [..., 4] -> [...].
-
-    Pairs come from ``giou(a[..., :, None, :], b[..., None, :, :])``. A union or hull without area gives NaN, as it should: boxes are
-    validated where data enters.
-    """
+def iou(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """IoU in [0, 1] and union of xyxy boxes that broadcast against each other: [..., 4], [..., 4] -> [...] twice."""
     area_a = (a[..., 2] - a[..., 0]) * (a[..., 3] - a[..., 1])
     area_b = (b[..., 2] - b[..., 0]) * (b[..., 3] - b[..., 1])
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     intersection = (high - low).clamp(min=0).prod(-1)
     union = area_a + area_b - intersection
-    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
-    return intersection / union - (hull - union) / hull
+    return intersection / union, union
 
 
-def nms_per_class(answer: dict[str, Tensor], iou: float) -> dict[str, Tensor]:
-    """Non-maximum suppression: answers of one image without those that overlap a better one of their class by more than ``iou``.
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalised IoU in [-1, 1], as ``iou``.
 
-    ``answer`` has ``scores`` [K], ``labels`` [K] and ``boxes`` [K, 4] xyxy; what stays is best first.
+    Pairs come from ``giou(a[..., :, None, :], b[..., None, :, :])``. A union or hull without area gives NaN, as it should: boxes are
+    validated where data enters.
     """
-    keep = batched_nms(answer["boxes"], answer["scores"], answer["labels"], iou)
-    return {name: values[keep] for name, values in answer.items()}
+    overlap, union = iou(a, b)
+    hull = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1)
+    return overlap - (hull - union) / hull
 
 
-#: how far DAB-DETR and all that build on it keep a base from 0 and 1
+def nms_per_class(detections: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
+    """Non-maximum suppression within each class of one image: of two boxes with an IoU above ``threshold`` the better one stays.
+
+    ``detections`` has ``scores`` [K], ``labels`` [K] and ``boxes`` [K, 4] xyxy; what stays is best first.
+    """
+    keep = batched_nms(detections["boxes"], detections["scores"], detections["labels"], threshold)
+    return {name: values[keep] for name, values in detections.items()}
+
+
+#: how far DAB-DETR and all that build on it keep an anchor box from 0 and 1
 EPS_OF_ANCHORS = 1e-3
 
 
@@ -45,6 +51,11 @@ def clamp_logits(logits: Tensor, eps: float = 1e-5) -> Tensor:
     """What ``inverse_sigmoid(sigmoid(logits))`` of the papers gives when it clamps both p and 1 - p to at least ``eps``."""
     low = math.log(eps)
     return F.logsigmoid(logits).clamp(min=low) - F.logsigmoid(-logits).clamp(min=low)
+
+
+def chosen_rows(values: Tensor, chosen: Tensor) -> Tensor:
+    """[B or 1, Q, D] at the rows [B, K] -> [B, K, D]."""
+    return values.expand(len(chosen), -1, -1).gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:

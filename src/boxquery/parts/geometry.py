@@ -1,4 +1,4 @@
-"""What can be laid around any paper's place: another position of the queries, and a bias from box to pixel.
+"""Where queries stand and may attend in a layer, what says so (``locate``), and two options laid around any paper's ``locate``.
 
 Shape suffixes as in ``boxquery.parts.attention.dense``.
 """
@@ -6,54 +6,111 @@ Shape suffixes as in ``boxquery.parts.attention.dense``.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boxquery.parts.attention.dense import QueryGeometry, require
+from boxquery.errors import UserError
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import box_sine, sine
 from boxquery.parts.state import QueryState
 
-Place = Callable[[QueryState, Memory, int], tuple[QueryState, QueryGeometry]]
+
+@dataclass(frozen=True)
+class QueryGeometry:
+    """Positions of the queries and limits of their attention in one layer; a paper fills what its attentions use.
+
+    Attributes:
+        position: [B or 1, Q, D], added to (or compared beside) content in cross-attention.
+        self_position: [B or 1, Q, D], the same in self-attention; None: ``position``.
+        axes: two [B or 1, Q, D], positions in x and in y, for row-column attention.
+        reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent.
+        bias: [B or 1, H or 1, Q, S], added to the logits of cross-attention; only for attentions that have ``takes_bias``.
+        self_mask: [Q, Q] or [B, Q, Q] bool, True = may not attend.
+    """
+
+    position: Tensor | None = None
+    self_position: Tensor | None = None
+    axes: tuple[Tensor, Tensor] | None = None
+    reference: Tensor | None = None
+    bias: Tensor | None = None
+    self_mask: Tensor | None = None
+
+    @property
+    def own_position(self) -> Tensor | None:
+        """The position used in self-attention."""
+        return self.position if self.self_position is None else self.self_position
+
+
+#: ``(state, memory, layer) -> (state, geometry)``: redone for every layer from the layer's input
+Locate = Callable[[QueryState, Memory, int], tuple[QueryState, QueryGeometry]]
+T = TypeVar("T")
+
+
+def require(value: T | None, part: str, what: str) -> T:
+    """The value, or a ``UserError`` where the parts beside ``part`` do not provide it."""
+    if value is None:
+        raise UserError(f"{part} needs {what}, which the other parts do not provide; docs/mixing.md says which fit")
+    return value
+
+
+def require_boxes(value: Tensor | None, part: str, what: str) -> Tensor:
+    """``require`` for [..., 4]: points will not do."""
+    return require(None if value is None or value.shape[-1] != 4 else value, part, f"{what} of four numbers")
+
+
+def reject_bias(geometry: QueryGeometry, part: str) -> None:
+    """Raises ``UserError`` where ``locate`` gives Gaussians to an attention that would ignore them."""
+    if geometry.bias is not None:
+        raise UserError(f"{part} cannot use the QueryGeometry.bias (Gaussians) that locate gives; docs/mixing.md says which parts fit")
+
+
+def with_pos(content: Tensor, position: Tensor | None) -> Tensor:
+    return content if position is None else content + position.to(content.dtype)
+
+
+def locate_at_position(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+    """DETR: the query's own position (and reference, if it has one), without a limit on cross-attention."""
+    reference = None if state.reference is None else state.reference.sigmoid()
+    return state, QueryGeometry(position=state.position, axes=state.axes, reference=reference, self_mask=state.self_mask)
 
 
 class OtherPosition(nn.Module):
-    """Place: queries tell each other another position than the paper's, and the image too where the paper adds the same to the content.
+    """Locate: another position than the paper's in self-attention, and in cross-attention too where the paper adds the same one.
 
-    A place that the read compares by itself (``position`` beside a ``self_position``: Conditional DETR, DAB)
-    stays the paper's.
+    A position that cross-attention compares by itself (``position`` beside a ``self_position``: Conditional DETR, DAB) stays the paper's.
 
     Args:
-        place: says all else.
-        kind: "learned", a vector a query; "sine" of the reference's centre (as SAM-DETR); "sine-mlp", an MLP of the sine of the reference
+        locate: gives all else.
+        kind: "learned", a vector per query; "sine" of the reference's centre (as SAM-DETR); "sine-mlp", an MLP of the sine of the reference
             box (DAB-DETR, eq. 3), where a point is a box without size; "none", zeros.
         queries: ordinary queries of the first layer, for "learned".
     """
 
-    def __init__(self, place: Place, kind: Literal["learned", "sine", "sine-mlp", "none"], dim: int, queries: int):
+    def __init__(self, locate: Locate, kind: Literal["learned", "sine", "sine-mlp", "none"], dim: int, queries: int):
         super().__init__()
-        self.place, self.kind, self.dim = place, kind, dim
+        self.place, self.kind, self.dim = locate, kind, dim
         self.table = nn.Parameter(torch.empty(queries, dim).normal_()) if kind == "learned" else None
         self.mlp = MLP(2 * dim, dim, dim, 2) if kind == "sine-mlp" else None
 
     def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
         state, geometry = self.place(state, memory, layer)
-        position, own = self.position(state, geometry), geometry.position if geometry.self_position is None else geometry.self_position
+        position, own = self.position(state, geometry), geometry.own_position
         if own is not None and own.requires_grad:
-            # processes that share gradients need one of every parameter, also of those that made the paper's own position
+            # every process needs a gradient of every parameter, also of those that made the paper's own position
             position = position + 0 * own.mean()
-        return state, replace(geometry, position=position) if geometry.self_position is None else replace(geometry, self_position=position)
+        name = "position" if geometry.self_position is None else "self_position"
+        return state, replace(geometry, **{name: position})
 
     def position(self, state: QueryState, geometry: QueryGeometry) -> Tensor:
         """[B or 1, Q, D]."""
         if self.table is not None:
-            return self.table[None] if state.rows is None else self.table[state.rows]
+            return self.table[None] if state.query_index is None else self.table[state.query_index]
         if self.kind == "none":
             return state.content.new_zeros(1, 1, self.dim)
         reference = require(geometry.reference, f"query_position={self.kind!r}", "QueryGeometry.reference")
@@ -63,7 +120,7 @@ class OtherPosition(nn.Module):
 
 
 class RelativeBias(nn.Module):
-    """Place: how far a cell is from the sides of a query's box is added to the logits of the read, in every layer and head of its own.
+    """Locate: a bias per head on the logits of cross-attention, from a cell's distances to the sides of the query's box.
 
     Box-to-pixel relative position bias (Lin et al. 2023, arXiv:2308.01904, section 4.1), decomposed by axis: one small MLP reads the
     distances of a column's centre from the left and right side, another those of a row's from top and bottom, and the two are added.
@@ -73,9 +130,9 @@ class RelativeBias(nn.Module):
     the first layer a box without size at the point, or the whole image.
     """
 
-    def __init__(self, place: Place, dim: int, heads: int, layers: int):
+    def __init__(self, locate: Locate, dim: int, heads: int, layers: int):
         super().__init__()
-        self.place = place
+        self.place = locate
         self.across = nn.ModuleList(MLP(2, dim, heads, 2) for _ in range(layers))
         self.down = nn.ModuleList(MLP(2, dim, heads, 2) for _ in range(layers))
         for mlp in (*self.across, *self.down):

@@ -1,12 +1,17 @@
 """From a query's content to classes and a box."""
 
+from __future__ import annotations
+
 import math
+from functools import cached_property
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.boxes import clamp_logits
+from boxquery.parts.box_coder import SigmoidBoxCoder
+from boxquery.parts.boxes import chosen_rows
+from boxquery.parts.state import QueryState
 
 
 class MLP(nn.Module):
@@ -24,22 +29,22 @@ class MLP(nn.Module):
 
 
 class Head(nn.Module):
-    """Class logits by one linear map; box logits by a 3-layer MLP, measured from ``base`` where there is one.
+    """Class logits by one linear map; box offsets by a 3-layer MLP, measured from the query's anchor where it has one.
 
     Args:
         dim: features of the content.
         columns: class logits.
         focal: start every class at probability 0.01 (focal loss, RetinaNet section 4.1).
-        zero_boxes: start the last layer of the box MLP at zero, so that boxes begin at their base.
+        zero_boxes: start the last layer of the box MLP at zero, so that boxes begin at their anchor.
         size_bias: start value of the width and height logits then.
-        eps: how far from 0 and 1 a base is kept (see ``clamp_logits``); 0: it is taken as it is.
+        eps: see ``SigmoidBoxCoder``.
     """
 
     def __init__(self, dim: int, columns: int, focal: bool = True, zero_boxes: bool = True, size_bias: float = 0.0, eps: float = 1e-5):
         super().__init__()
-        self.eps = eps
+        self.coder = SigmoidBoxCoder(eps)
         self.classes = nn.Linear(dim, columns)
-        self.boxes = MLP(dim, dim, 4, 3)
+        self.boxes = MLP(dim, dim, self.coder.size, 3)
         last = self.boxes.layers[-1]
         assert isinstance(last, nn.Linear)
         if focal:
@@ -50,13 +55,38 @@ class Head(nn.Module):
             with torch.no_grad():
                 last.bias[2:] = size_bias
 
-    def box(self, content: Tensor, box_anchor: Tensor | None) -> Tensor:
-        """[..., D] and a base [..., 2 or 4] of logits -> [..., 4] logits of cxcywh; a point moves the centre alone."""
-        out = self.boxes(content)
-        out = out.to(torch.promote_types(out.dtype, torch.float32))
-        if box_anchor is None:
-            return out
-        box_anchor = clamp_logits(box_anchor, self.eps) if self.eps else box_anchor
-        if box_anchor.shape[-1] == 4:
-            return out + box_anchor
-        return torch.cat((out[..., :2] + box_anchor, out[..., 2:]), -1)
+    def forward(self, content: Tensor, state: QueryState) -> Prediction:
+        """``content`` [B, Q, D] after the final norm; ``state`` has the anchors."""
+        return Prediction(self, content, state.box_anchor)
+
+    def box(self, content: Tensor, anchor: Tensor | None) -> Tensor:
+        """[..., D] and an anchor [..., 2 or 4] -> a box in the coder's space (logits of cxcywh)."""
+        return self.coder.decode(self.boxes(content), anchor)
+
+
+class Prediction:
+    """Class logits and boxes of the queries of one layer, each computed when it is first asked for."""
+
+    def __init__(self, head: Head, content: Tensor, anchor: Tensor | None):
+        self.head, self.content, self.anchor = head, content, anchor
+
+    @cached_property
+    def box(self) -> Tensor:
+        """[B, Q, 4] in the space of the head's box coder, which ``refine`` passes on."""
+        return self.head.box(self.content, self.anchor)
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """[B, Q, 4] cxcywh in [0, 1] of the unpadded extent."""
+        return self.head.coder.boxes(self.box)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """[B, Q, C]."""
+        return self.head.classes(self.content)
+
+    def only(self, chosen: Tensor) -> Prediction:
+        """The queries ``chosen`` [B, K] alone, in that order."""
+        kept = Prediction(self.head, chosen_rows(self.content, chosen), None if self.anchor is None else chosen_rows(self.anchor, chosen))
+        kept.box = chosen_rows(self.box, chosen)
+        return kept

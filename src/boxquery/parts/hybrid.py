@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.dense import QueryGeometry
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory
-from boxquery.parts.trace import LayerTrace
+from boxquery.parts.trace import NoTrace, Trace
 
 #: 3 x 3 convolutions one after the other in a fusion
 BLOCKS = 3
@@ -62,7 +62,7 @@ class HybridEncoder(Encoder):
         self.shrink = nn.ModuleList(_block(dim, dim, 3, stride=2) for _ in range(levels - 1))
         self.bottom_up = nn.ModuleList(Fusion(dim) for _ in range(levels - 1))
 
-    def forward(self, memory: Memory, traces: list[LayerTrace] | None = None) -> Memory:
+    def forward(self, memory: Memory, trace: Trace = NoTrace()) -> Memory:  # noqa: B008
         last = len(memory.shapes) - 1
         coarsest = memory.level(last)
         for layer in self.layers:

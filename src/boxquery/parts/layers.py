@@ -1,4 +1,7 @@
-"""One layer of encoder or decoder: who exchanges information with whom, between norms and residuals."""
+"""Encoder and decoder layers: attention and feed-forward networks between norms and residuals.
+
+Layers keep their cross-attention as ``read``, and the encoder its ``locate`` as ``place``: the names of their weights in checkpoints.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
@@ -6,9 +9,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.dense import QueryGeometry
+from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.memory import Memory
-from boxquery.parts.trace import LayerTrace
+from boxquery.parts.trace import LayerTrace, NoTrace, Trace
 
 
 class FeedForward(nn.Module):
@@ -71,9 +74,9 @@ class Residual(nn.Module):
 class EncoderLayer(nn.Module):
     """Region-region: the memory reads itself, then a feed-forward network on each token."""
 
-    def __init__(self, read: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False):
+    def __init__(self, self_attn: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False):
         super().__init__()
-        self.read, self.ffn = read, ffn
+        self.read, self.ffn = self_attn, ffn
         self.read_residual = Residual(dim, dropout, pre_norm)
         self.ffn_residual = Residual(dim, dropout, pre_norm)
 
@@ -93,23 +96,20 @@ def at_centres(memory: Memory) -> QueryGeometry:
 
 
 class Encoder(nn.Module):
-    """Layers one after the other, and a final norm where norms come first.
+    """Layers one after the other, and a final norm for pre-norm layers.
 
-    ``place(memory)`` says where tokens are and may look, before every layer.
+    ``locate(memory)`` gives the tokens' geometry before every layer.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None = None, place: Callable[[Memory], QueryGeometry] = at_position):
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None = None, locate: Callable[[Memory], QueryGeometry] = at_position):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.norm = nn.Identity() if norm is None else norm
-        self.place = place
+        self.place = locate
 
-    def forward(self, memory: Memory, traces: list[LayerTrace] | None = None) -> Memory:
+    def forward(self, memory: Memory, trace: Trace = NoTrace()) -> Memory:  # noqa: B008
         for layer in self.layers:
-            trace = None if traces is None else LayerTrace(memory=memory)
-            memory = layer(memory, self.place(memory), trace)
-            if traces is not None and trace is not None:
-                traces.append(trace)
+            memory = layer(memory, self.place(memory), trace.encoder_layer(memory))
         return memory.with_tokens(self.norm(memory.tokens))
 
 
@@ -117,10 +117,10 @@ class DecoderLayer(nn.Module):
     """Object-object, then region-object, then each object alone."""
 
     def __init__(
-        self, self_attention: nn.Module, read: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False
+        self, self_attn: nn.Module, cross_attn: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False
     ):
         super().__init__()
-        self.self_attention, self.read, self.ffn = self_attention, read, ffn
+        self.self_attention, self.read, self.ffn = self_attn, cross_attn, ffn
         self.self_residual = Residual(dim, dropout, pre_norm)
         self.read_residual = Residual(dim, dropout, pre_norm)
         self.ffn_residual = Residual(dim, dropout, pre_norm)

@@ -1,32 +1,98 @@
-"""What a model answers."""
+"""What a model returns: predictions of every layer, and which query belongs to which object.
+
+Shapes: L layers, B images, Q queries, C logit columns, P pairs.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from boxquery.matching.hungarian import Matches
 from boxquery.parts.trace import Trace
 
 
 @dataclass(frozen=True)
 class LayerPredictions:
-    """Raw answers: ``logits`` [L, B, N, C] and ``boxes`` [L, B, N, 4] (cxcywh in [0, 1] of the unpadded extent), a row per layer."""
+    """Raw predictions: ``logits`` [L, B, N, C] and ``boxes`` [L, B, N, 4] (cxcywh in [0, 1] of the unpadded extent)."""
 
     logits: Tensor
     boxes: Tensor
 
 
 @dataclass(frozen=True)
-class TrainingGroupOutput(LayerPredictions):
-    """Answers of queries that exist in training only, with the objects that they are taught.
+class Matches:
+    """Pairs of queries and objects, as flat int64 vectors [P] in the order layer, image, query.
 
-    ``matches`` holds for all layers; ``times``: how often each object stands in it, by which the loss is divided.
+    Attributes:
+        layer, image, query, target: of each pair; ``target`` counts within its image.
+        counts: pairs of each layer and image, [L][B].
     """
 
+    layer: Tensor
+    image: Tensor
+    query: Tensor
+    target: Tensor
+    counts: tuple[tuple[int, ...], ...]
+
+    @property
+    def index(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the matched predictions stand in [L, B, Q, ...]."""
+        return self.layer, self.image, self.query
+
+    def sum_by_layer(self, values: Tensor) -> Tensor:
+        """[P, ...], a value per pair -> [L], their sums."""
+        return pad_sequence(list(values.split([sum(images) for images in self.counts])), batch_first=True).flatten(1).sum(-1)
+
+    def repeated(self, layers: int) -> Matches:
+        """The pairs of one layer, the same in each of ``layers``."""
+        layer = torch.arange(layers, device=self.layer.device).repeat_interleave(len(self.layer))
+        image, query, target = (vector.repeat(layers) for vector in (self.image, self.query, self.target))
+        return Matches(layer, image, query, target, self.counts * layers)
+
+    def pairs(self) -> list[list[tuple[Tensor, Tensor]]]:
+        """[layer][image] -> (query indices, target indices)."""
+        sizes = [size for images in self.counts for size in images]
+        flat = iter(zip(self.query.split(sizes), self.target.split(sizes), strict=True))
+        return [[next(flat) for _ in images] for images in self.counts]
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Queries that exist in training only and stand before the ordinary ones, which never attend to them.
+
+    Attributes:
+        name: under which outputs and loss terms are kept.
+        size: N, how many.
+        matches: of one layer, by position in the group; the same in every layer.
+        repeats: how often each object is matched, by which the loss is divided.
+        mask: [N, N] bool, True = may not attend; every query of the group attends to the ordinary ones.
+        valid: [B, N] bool, False for slots that are padding; None: none is.
+    """
+
+    name: str
+    size: int
     matches: Matches
-    times: int
+    repeats: int = 1
+    mask: Tensor | None = None
+    valid: Tensor | None = None
+
+    def output(self, predictions: LayerPredictions) -> TrainingGroupOutput:
+        """The group's own part of all predictions; padding has logits of -inf."""
+        logits, boxes = predictions.logits, predictions.boxes
+        if self.valid is not None:
+            logits = logits.masked_fill(~self.valid[..., None], -torch.inf)
+        return TrainingGroupOutput(logits, boxes, self.matches.repeated(len(logits)), self.repeats)
+
+
+@dataclass(frozen=True)
+class TrainingGroupOutput(LayerPredictions):
+    """Predictions of a ``QueryGroup`` with its matches in all layers."""
+
+    matches: Matches
+    repeats: int
 
 
 @dataclass(frozen=True)
@@ -34,9 +100,9 @@ class Output(LayerPredictions):
     """What ``model(images, mask)`` returns; shapes as in ``LayerPredictions`` with N = Q ordinary queries, the last row is final.
 
     Attributes:
-        proposals: the encoder's own answers where the model is two-stage (L = 1, N = tokens or chosen tokens).
-        alive: [L, B, Q] bool where queries are dropped between layers.
-        extra: named groups of queries that exist in training only, made from the targets.
+        proposals: the encoder's predictions where the model is two-stage (L = 1, N = tokens or chosen tokens).
+        alive: [L, B, Q] bool where queries are pruned between layers: a pruned query keeps its last box and has logits of -inf.
+        extra: outputs of training-only query groups, by name.
         trace: what each query did, with ``trace=True``.
     """
 

@@ -1,16 +1,14 @@
-"""What the queries are between two layers: made by a paper's queries, read by its place, moved on by its refine."""
+"""What the queries are between two layers: made by a paper's queries, read by ``locate``, moved on by ``prune`` and ``refine``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from boxquery.matching.groups import DenoisingQueries
-    from boxquery.parts.output import LayerPredictions
+from boxquery.parts.boxes import chosen_rows
+from boxquery.parts.output import LayerPredictions, QueryGroup
 
 
 @dataclass(frozen=True)
@@ -18,16 +16,16 @@ class QueryState:
     """The queries between two layers.
 
     Attributes:
-        content: [B, Q, D], what a query has learned so far.
-        position: [1 or B, Q, D], a learned or encoded place that does not change, where the paper has one.
-        axes: two [1 or B, Q, D], the same across and down, for those who read rows and columns.
-        reference: [B, Q, 2 or 4] logits, read by ``place``.
-        base: [B, Q, 2 or 4] logits from which the head measures; differs from ``reference`` in where gradients stop.
-        self_mask: [Q, Q] or [B, Q, Q] bool, True = may not see.
+        content: [B, Q, D], the decoder embedding that layers update.
+        position: [1 or B, Q, D], a learned or encoded position that does not change, where the paper has one.
+        axes: two [1 or B, Q, D], the same for x and y apart, for row-column attention.
+        reference: [B, Q, 2 or 4] logits of the point or box from which ``locate`` makes positions.
+        box_anchor: [B, Q, 2 or 4] logits from which the head measures; differs from ``reference`` in where gradients stop.
+        self_mask: [Q, Q] or [B, Q, Q] bool, True = may not attend.
         proposals: of a two-stage model.
-        groups: training-only queries, which stand before the ordinary ones in every tensor here, by name.
-        rows: [B, Q] int64, which queries of the first layer these are, in rising order; None: all.
-        predicted: [B, Q, 4] box logits of the layer before, without gradient, where a place asks for them.
+        groups: training-only queries, in the order in which they stand before the ordinary ones in every tensor here.
+        query_index: [B, Q] int64, which queries of the first layer these are, in rising order; None: all.
+        predicted: [B, Q, 4] box logits of the layer before, without gradient, where ``locate`` asks for them.
     """
 
     content: Tensor
@@ -37,17 +35,57 @@ class QueryState:
     box_anchor: Tensor | None = None
     self_mask: Tensor | None = None
     proposals: LayerPredictions | None = None
-    groups: dict[str, DenoisingQueries] = field(default_factory=dict)
-    rows: Tensor | None = None
+    groups: tuple[QueryGroup, ...] = ()
+    query_index: Tensor | None = None
     predicted: Tensor | None = None
+
+    def with_content(self, content: Tensor) -> QueryState:
+        return replace(self, content=content)
 
     def training_only(self) -> int:
         """How many queries of the groups stand before the ordinary ones."""
-        return sum(group.content.shape[1] for group in self.groups.values())
+        return sum(group.size for group in self.groups)
+
+    def with_group(
+        self,
+        group: QueryGroup,
+        content: Tensor,
+        reference: Tensor | None = None,
+        position: Tensor | None = None,
+        axes: tuple[Tensor, Tensor] | None = None,
+    ) -> QueryState:
+        """The queries of ``group`` before all others; tensors [B, N, ...] for those that the state has. Ordinary queries and other groups
+        do not attend to them."""
+        old = self.content.shape[1]
+        mask = torch.zeros(group.size + old, group.size + old, dtype=torch.bool, device=content.device)
+        mask[group.size :, : group.size] = True
+        mask[: group.size, group.size : group.size + self.training_only()] = True
+        if group.mask is not None:
+            mask[: group.size, : group.size] = group.mask
+        if self.self_mask is not None:
+            mask = mask.expand(*self.self_mask.shape[:-2], -1, -1).clone()
+            mask[..., group.size :, group.size :] = self.self_mask
+
+        def before(first: Tensor | None, rest: Tensor | None) -> Tensor | None:
+            return None if first is None or rest is None else torch.cat((first.to(rest.dtype), rest.expand(len(first), -1, -1)), 1)
+
+        joined = before(content, self.content)
+        assert joined is not None
+        reference = before(reference, self.reference)
+        return replace(
+            self,
+            content=joined,
+            position=before(position, self.position),
+            axes=None if axes is None or self.axes is None else tuple(map(before, axes, self.axes)),  # pyright: ignore[reportArgumentType]
+            reference=reference,
+            box_anchor=reference,
+            self_mask=mask,
+            groups=(group, *self.groups),
+        )
 
     def only(self, chosen: Tensor) -> QueryState:
         """The queries ``chosen`` [B, K] alone, in that order."""
-        every = torch.arange(self.content.shape[1], device=chosen.device)[None] if self.rows is None else self.rows
+        every = torch.arange(self.content.shape[1], device=chosen.device)[None] if self.query_index is None else self.query_index
         mask = self.self_mask
         if mask is not None:
             mask = chosen_rows(mask if mask.dim() == 3 else mask[None], chosen)
@@ -64,11 +102,6 @@ class QueryState:
             reference=kept(self.reference),
             box_anchor=kept(self.box_anchor),
             self_mask=mask,
-            rows=every.expand(len(chosen), -1).gather(1, chosen),
+            query_index=every.expand(len(chosen), -1).gather(1, chosen),
             predicted=kept(self.predicted),
         )
-
-
-def chosen_rows(values: Tensor, chosen: Tensor) -> Tensor:
-    """[B or 1, Q, D] at the rows [B, K] -> [B, K, D]."""
-    return values.expand(len(chosen), -1, -1).gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))

@@ -1,20 +1,18 @@
-"""What each query did, kept on request: ordinary outputs, no hooks."""
+"""What each query attended to and predicted, kept on request: ordinary outputs, no hooks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from boxquery.errors import UserError
-
-if TYPE_CHECKING:
-    from boxquery.parts.memory import Memory
+from boxquery.parts.memory import Memory
 
 
 @dataclass
@@ -22,17 +20,17 @@ class LayerTrace:
     """One decoder layer (or encoder layer: a query there is a token, and it has neither box nor score).
 
     Attributes:
-        memory: what was read; one level of it where the layer reads no other.
+        memory: what was attended to; one level of it where the layer attends to no other.
         boxes: [B, Q, 4] cxcywh in [0, 1] of the unpadded extent, as this layer predicts them.
         scores: [B, Q], the best class probability.
-        reference: [B, Q, 2 or 4] in [0, 1] of the unpadded extent, what the layer was placed at; None for DETR.
+        reference: [B, Q, 2 or 4] in [0, 1] of the unpadded extent, from which the layer was located; None for DETR.
         self_attention: [B, heads, Q, Q].
         attention: per level [B, heads, Q, h, w], or its two factors [B, heads, Q, w] and [B, heads, Q, h] (row-column attention); None
             where points are sampled.
         gaussian: per level [B, heads, Q, h, w], what multiplied the attention before it was normalised: in [0, 1] where it is a
             Gaussian, any positive number with ``relative_bias``; None where there is neither.
         locations, weights: [B, Q, heads, levels, points, 2] in [0, 1] of the padded map, and [B, Q, heads, levels, points].
-        salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads took the features they ask with.
+        salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads sampled their query features.
         alive: [B, Q] bool where queries were dropped before this layer; None: all were here. Row q is query q in every layer; of one that
             was dropped boxes and reference are its last, everything else is zero.
     """
@@ -49,16 +47,16 @@ class LayerTrace:
     salient_points: Tensor | None = None
     alive: Tensor | None = None
 
-    def fill(self, rows: Tensor | None, queries: int, before: Sequence[LayerTrace]) -> None:
-        """Give every query of the first layer its row again: those kept here are ``rows`` [B, K] of them; None: all."""
-        if rows is None:
+    def fill(self, query_index: Tensor | None, queries: int, before: Sequence[LayerTrace]) -> None:
+        """Give every query of the first layer its row again: those kept here are ``query_index`` [B, K] of them; None: all."""
+        if query_index is None:
             return
-        place = partial(_in_rows, rows=rows, queries=queries)
+        place = partial(_in_rows, rows=query_index, queries=queries)
         if self.reference is not None:
             last = before[-1].reference
             full = place(self.reference, 1)
             gone = None if last is None else F.pad(last, (0, full.shape[-1] - last.shape[-1]))
-            kept = place(torch.ones_like(rows, dtype=torch.bool), 1)[..., None]
+            kept = place(torch.ones_like(query_index, dtype=torch.bool), 1)[..., None]
             self.reference = full if gone is None else torch.where(kept, full, gone)
         if self.self_attention is not None:
             self.self_attention = place(place(self.self_attention, 2), 3)
@@ -70,17 +68,17 @@ class LayerTrace:
         for name in ("locations", "weights", "salient_points"):
             if (values := getattr(self, name)) is not None:
                 setattr(self, name, place(values, 1))
-        self.alive = place(torch.ones_like(rows, dtype=torch.bool), 1)
+        self.alive = place(torch.ones_like(query_index, dtype=torch.bool), 1)
 
     def heatmap(self, query: int, size: tuple[int, int], image: int = 0) -> Heatmap:
-        """What ``query`` of ``image`` read, as one map [h, w] over the unpadded image that sums to one; heads count alike.
+        """Where ``query`` of ``image`` attended, as one map [h, w] over the unpadded image that sums to one; heads count alike.
 
         A dense cell spreads its weight evenly over the pixels of the map that it covers; a sampled point gives its weight to the cells
         from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``. Raises
         ``UserError`` for a query that was dropped before this layer.
         """
         if self.alive is not None and not self.alive[image, query]:
-            raise UserError(f"query {query} was dropped before this layer and read nothing: look at an earlier one")
+            raise UserError(f"query {query} was dropped before this layer and attended to nothing; choose an earlier layer")
         found = self.heatmaps([query], size, image)
         return Heatmap(found.map[0], float(found.lost))
 
@@ -101,7 +99,7 @@ class LayerTrace:
         return Heatmap(share.float(), lost=(1 - kept).clamp(0, 1))
 
     def masses(self, level: int, queries: Sequence[int] | Tensor, image: int = 0, heads: bool = True) -> Tensor:
-        """float64 [n, heads, h, w] on the processor: the share of each head's reading that falls on each cell of the level; without
+        """float64 [n, heads, h, w] on the CPU: the share of each head's attention that falls on each cell of the level; without
         ``heads`` [n, h, w], their mean.
 
         Over all levels a head's shares sum to one, less what sampled points lose beyond the map's edges. Cells on padding are included.
@@ -145,10 +143,44 @@ class Heatmap:
 
 @dataclass
 class Trace:
-    """``layers[i]``: what decoder layer i did; ``encoder[i]`` likewise."""
+    """What every layer did: ``layers[i]`` of the decoder, ``encoder[i]`` of the encoder (none with ``decoder_only``)."""
 
     layers: list[LayerTrace] = field(default_factory=list)
     encoder: list[LayerTrace] = field(default_factory=list)
+    decoder_only: bool = False
+
+    def encoder_layer(self, memory: Memory) -> LayerTrace | None:
+        """The record for the next encoder layer to fill in."""
+        return None if self.decoder_only else _added(self.encoder, LayerTrace(memory))
+
+    def decoder_layer(self, memory: Memory, reference: Tensor | None) -> LayerTrace | None:
+        """The record for the next decoder layer to fill in."""
+        return _added(self.layers, LayerTrace(memory, reference=reference))
+
+    def complete(self, indices: Sequence[Tensor | None], boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> Trace | None:
+        """Add what each layer predicted, for every query of the first layer; ``indices``: which of them a layer had (None: all)."""
+        for i, (layer, index) in enumerate(zip(self.layers, indices, strict=True)):
+            layer.fill(index, boxes[i].shape[1], self.layers[:i])
+            layer.boxes, layer.scores = boxes[i], scores[i]
+        return self
+
+
+class NoTrace(Trace):
+    """Nothing is kept."""
+
+    def encoder_layer(self, memory: Memory) -> LayerTrace | None:
+        return None
+
+    def decoder_layer(self, memory: Memory, reference: Tensor | None) -> LayerTrace | None:
+        return None
+
+    def complete(self, indices: Sequence[Tensor | None], boxes: Sequence[Tensor], scores: Sequence[Tensor]) -> Trace | None:
+        return None
+
+
+def _added(records: list[LayerTrace], record: LayerTrace) -> LayerTrace:
+    records.append(record)
+    return record
 
 
 def _in_rows(values: Tensor, dim: int, rows: Tensor, queries: int) -> Tensor:

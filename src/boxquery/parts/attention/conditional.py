@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.dense import QueryGeometry, attend, dense_attention, require, self_attention_bias
+from boxquery.parts.attention.dense import attend, dense_attention, self_attention_bias
+from boxquery.parts.geometry import QueryGeometry, require
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -26,7 +27,7 @@ class ConditionalSelfAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, trace: LayerTrace | None = None) -> Tensor:
-        position = geometry.position if geometry.self_position is None else geometry.self_position
+        position = geometry.own_position
         position = require(position, "ConditionalSelfAttention", "QueryGeometry.position or QueryGeometry.self_position").to(content.dtype)
         q = self.query_content(content) + self.query_position(position)
         k = self.key_content(content) + self.key_position(position)

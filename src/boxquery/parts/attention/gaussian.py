@@ -1,18 +1,17 @@
-"""Where a query looks, as a Gaussian over the image's cells (SMCA-DETR, Gao et al. 2021, arXiv:2101.07448, sections 3.2 and 3.3).
+"""Cross-attention modulated by Gaussians over the image's cells (SMCA-DETR, Gao et al. 2021, arXiv:2101.07448, sections 3.2 and 3.3).
 
 Shape suffixes as in ``boxquery.parts.attention.dense``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.dense import QueryGeometry, require, with_pos
+from boxquery.parts.geometry import Locate, QueryGeometry, require, with_pos
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.state import QueryState
@@ -45,13 +44,13 @@ def log_gaussian(centre: Tensor, squares: tuple[Tensor, Tensor, Tensor | None], 
 
 
 class GaussianLocate(nn.Module):
-    """Place: each head looks under a Gaussian around the query's centre, with an offset and widths of its own in every layer (section 3.2).
+    """Locate: a Gaussian per head around the query's centre, with its own offset and widths in every layer (section 3.2).
 
     Queries without a reference get one in the first layer, predicted from what they are by then; it is kept, with its gradient, as
     reference and as base of the boxes. Queries that have a reference (points, or the centres of boxes) keep theirs.
 
     Args:
-        place: gives the ``QueryGeometry`` to which the Gaussians are added. Offsets and widths are predicted from content plus the
+        locate: gives the ``QueryGeometry`` to which the Gaussians are added. Offsets and widths are predicted from content plus the
             position used in self-attention.
         layers: decoder layers.
         kind: how many scales a head has (see ``SCALES``); their squares multiply squared distances (large is narrow), and start at 1.
@@ -63,7 +62,7 @@ class GaussianLocate(nn.Module):
 
     def __init__(
         self,
-        place: Callable[[QueryState, Memory, int], tuple[QueryState, QueryGeometry]],
+        locate: Locate,
         dim: int,
         heads: int,
         layers: int,
@@ -75,7 +74,7 @@ class GaussianLocate(nn.Module):
         predicts: bool = True,
     ):
         super().__init__()
-        self.place = place
+        self.place = locate
         self.heads, self.kind, self.smooth, self.stride, self.steps = heads, kind, smooth, stride, steps
         self.centre = MLP(dim, dim, 2, 3) if predicts else None
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
@@ -91,7 +90,7 @@ class GaussianLocate(nn.Module):
 
     def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
         state, geometry = self.place(state, memory, layer)
-        query = self.norms[layer](with_pos(state.content, geometry.position if geometry.self_position is None else geometry.self_position))
+        query = self.norms[layer](with_pos(state.content, geometry.own_position))
         exact = torch.promote_types(query.dtype, torch.float32)
         if state.reference is None:
             predict = require(self.centre, "GaussianLocate(predicts=False)", "QueryState.reference")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boxquery.parts.attention.dense import QueryGeometry, reject_bias, require, with_pos
+from boxquery.parts.geometry import QueryGeometry, reject_bias, require, with_pos
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 

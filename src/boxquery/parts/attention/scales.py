@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boxquery.parts.attention.dense import QueryGeometry, dense_attention, with_pos
+from boxquery.parts.attention.dense import dense_attention
+from boxquery.parts.geometry import QueryGeometry, with_pos
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
-from boxquery.parts.attention.dense import QueryGeometry, dense_attention, reject_bias, require, require_boxes
+from boxquery.parts.attention.dense import dense_attention
 from boxquery.parts.attention.gaussian import log_gaussian
 from boxquery.parts.boxes import cxcywh_to_xyxy
+from boxquery.parts.geometry import QueryGeometry, reject_bias, require, require_boxes
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine

@@ -1,0 +1,57 @@
+"""From a layer's logits and boxes to detections, as a module of tensor operations alone, so that it can be exported with the model."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from boxquery.matching.criterion import Classification
+from boxquery.parts.boxes import at_least_float32, cxcywh_to_xyxy
+
+
+class PostProcess(nn.Module):
+    """The best detections of each image.
+
+    Args:
+        classification: how logits are scored. A softmax gives each query one class; a sigmoid may give it several.
+        top_k: detections per image where a query may have several classes; 0: as many as queries.
+    """
+
+    def __init__(self, classification: Classification, top_k: int = 100):
+        super().__init__()
+        self.classification, self.top_k = classification, top_k
+
+    def forward(
+        self,
+        logits: Tensor,
+        boxes: Tensor,
+        sizes: Tensor,
+        alive: Tensor | None = None,
+        *,
+        top_k: int | None = None,
+        one_label: bool = False,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores [B, K], labels [B, K] and boxes [B, K, 4] (xyxy pixels, unclipped), best first.
+
+        Args:
+            logits, boxes: [B, Q, C], and [B, Q, 4] cxcywh in [0, 1].
+            sizes: [B, 2], (height, width) of the original images.
+            alive: [B, Q] bool, the queries that were not pruned, equally many in every image; None: all.
+            top_k: instead of the module's own; with one class per query at most Q.
+            one_label: only the best class of each query.
+        """
+        logits, boxes = at_least_float32(logits, boxes)
+        if alive is not None:
+            kept = alive.nonzero()[:, 1].view(len(alive), -1, 1)
+            logits, boxes = (values.gather(1, kept.expand(-1, -1, values.shape[-1])) for values in (logits, boxes))
+        scores = self.classification.scores(logits)
+        queries, classes = scores.shape[1:]
+        if one_label or self.classification.has_no_object:
+            scores, labels = scores.max(-1)
+            scores, index = scores.topk(min(top_k or queries, queries))
+            labels = labels.gather(1, index)
+        else:
+            scores, flat = scores.flatten(1).topk(min(top_k or self.top_k or queries, queries * classes))
+            index, labels = flat // classes, flat % classes
+        scale = sizes.flip(-1).repeat(1, 2).to(boxes)
+        chosen = cxcywh_to_xyxy(boxes.gather(1, index[..., None].expand(-1, -1, 4))) * scale[:, None]
+        return scores, labels, chosen

@@ -1,0 +1,56 @@
+"""Fewer queries in later decoder layers: after a layer only those with the best scores go on (docs/options.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boxquery.parts.heads import Prediction
+from boxquery.parts.state import QueryState
+
+#: ``(layer, state, prediction)`` -> those of the queries that the next layer has
+Prune = Callable[[int, QueryState, Prediction], tuple[QueryState, Prediction]]
+
+
+def keep_all(layer: int, state: QueryState, prediction: Prediction) -> tuple[QueryState, Prediction]:
+    """Every query goes on to the next layer, as in all papers."""
+    return state, prediction
+
+
+@dataclass(frozen=True)
+class TopKPruning:
+    """Ordinary queries with the highest class probability go on; training-only ones all do.
+
+    Args:
+        num_queries: of every layer, none larger than the one before.
+        scores: logits [..., C] -> class probabilities.
+    """
+
+    num_queries: Sequence[int]
+    scores: Callable[[Tensor], Tensor]
+
+    def __call__(self, layer: int, state: QueryState, prediction: Prediction) -> tuple[QueryState, Prediction]:
+        num_kept = self.num_kept(layer, state)
+        if not num_kept:
+            return state, prediction
+        chosen = topk_queries(self.scores(prediction.logits.detach()), state.training_only(), num_kept)
+        return state.only(chosen), prediction.only(chosen)
+
+    def num_kept(self, layer: int, state: QueryState) -> int:
+        """Number of ordinary queries kept for the next layer; 0 if none are dropped."""
+        if layer + 1 >= len(self.num_queries):
+            return 0
+        here, following = self.num_queries[layer : layer + 2]
+        return following if following < min(here, state.content.shape[1] - state.training_only()) else 0
+
+
+@torch.no_grad()
+def topk_queries(scores: Tensor, first: int, count: int) -> Tensor:
+    """Scores [B, Q, C] -> positions [B, first + count]: the ``first`` (training-only) queries, and of the others those with the highest
+    score; on ties the earlier ones. They stay in their order."""
+    best = scores[:, first:].amax(-1).sort(descending=True, stable=True).indices[:, :count].sort().values
+    always = torch.arange(first, device=best.device).expand(len(best), -1)
+    return torch.cat((always, best + first), 1)
