@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from boxquery.pages.charts import bar, line_chart, spread, ticks
+from boxquery.pages.charts import line_chart, spread, ticks
 
 
 @pytest.mark.parametrize(
@@ -84,9 +84,3 @@ def test_unusual_series(points):
 def test_no_points():
     with pytest.raises(ValueError, match="at least one point"):
         line_chart({"x": []}, title="t")
-
-
-def test_bar():
-    assert 'width="50.0%"' in bar(0.5)
-    assert 'width="100.0%"' in bar(1.5)
-    assert bar(None) == ""

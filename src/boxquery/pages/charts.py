@@ -160,10 +160,3 @@ def _hovers(series: Mapping[str, Sequence[Point]], columns: list[float], unit: s
         rows = [" · ".join(words[start : start + per_row]) for start in range(0, len(words), per_row)]
         hovers.append((column, begin, end, here, rows))
     return hovers
-
-
-def bar(value: float | None) -> str:
-    """A share in [0, 1] as a bar for a table cell; nothing for None."""
-    if value is None:
-        return ""
-    return f'<svg class="bar" aria-hidden="true"><rect width="{100 * min(max(value, 0), 1):.1f}%" height="100%"/></svg>'

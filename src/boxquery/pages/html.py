@@ -90,16 +90,3 @@ def standalone(title: str, body: str, *, style: str, script: str = "", data: Any
         policy += f"; script-src '{_hash(script)}'"
         body += f"\n<script>{script}</script>"
     return _PAGE.format(policy=policy, title=escape(title), style=style, body=body)
-
-
-def document(title: str, body: str, made: str = "Made by boxquery.", style: str = "") -> str:
-    """A whole page in the look of the reports: ``title`` and ``made`` (by whom, of what) are text, ``body`` HTML, ``style`` more CSS."""
-    house = _read("style.css")
-    foot = f"<footer>{escape(made)} This page needs no other file and no network.</footer>"
-    return standalone(title, f"<main>\n{body}\n{foot}\n</main>", style=house + style)
-
-
-def picture(data: bytes, size: tuple[int, int], text: str, form: str = "jpeg") -> str:
-    """A picture in the page: the bytes of its file, its width and height, and in words (not HTML) what it shows."""
-    source = f"data:image/{form};base64,{base64.b64encode(data).decode()}"
-    return f'<img width="{size[0]}" height="{size[1]}" src="{source}" alt="{escape(text)}">'
