@@ -10,8 +10,6 @@ FILES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__
 
 #: imports that still have to go: (module, what it may not import)
 KNOWN = {
-    ("boxquery.parts.output", "boxquery.matching.hungarian"),
-    ("boxquery.parts.state", "boxquery.matching.groups"),
     ("boxquery.explain.rivals", "boxquery.explain.explanation"),
 }
 
