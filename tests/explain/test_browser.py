@@ -210,7 +210,7 @@ def rows(page, panel=0):
     return page.all(".panel")[panel].find_elements("css selector", ".rivals button:not([hidden])")
 
 
-def test_rivals_are_told_drawn_and_gone_to(chrome, dab, single):
+def test_rivals_are_listed_drawn_and_gone_to(chrome, dab, single):
     page = Page(chrome, single)
     best = dab.found[0]
     rivals = dab.rivals(best)
@@ -268,14 +268,14 @@ def test_one_rival_goes_back_to_the_winner(chrome, dab, tmp_path):
     assert [row.text.split("\n")[1] for row in rows(page)] == ["silenced from layer 3 on"] * 2
     rows(page)[0].click()
     assert "query 1," in page.text()
-    assert "no other query wanted this object" in page.text(".rivals")
+    assert "no other query competes for this object" in page.text(".rivals")
     assert page.js("return document.activeElement.getAttribute('role')") == "listbox"
     page.press("r", keys().ESCAPE)
     assert "query 0," in page.text()
     assert page.complaints() == []
 
 
-def test_what_it_read_and_where_that_came_from(chrome, dab, single, tmp_path):
+def test_cross_attention_and_the_same_through_the_encoder(chrome, dab, single, tmp_path):
     page = Page(chrome, single)
     best = dab.found[0]
     read, (button, back) = page.heat(), reversed(page.all(".views button"))
@@ -283,7 +283,7 @@ def test_what_it_read_and_where_that_came_from(chrome, dab, single, tmp_path):
     expected = dab.origin(best, -1, page.heat().shape[:2]).map.numpy()
     assert np.unravel_index(expected.argmax(), expected.shape) == np.unravel_index(shades(page.heat()).argmax(), expected.shape)
     assert np.corrcoef(np.argsort(np.argsort(expected.ravel())), np.argsort(np.argsort(shades(page.heat()).ravel())))[0, 1] > 0.98
-    assert page.text().endswith("where what it read came from")
+    assert page.text().endswith(": traced through the encoder")
     assert [each.get_attribute("aria-pressed") for each in (button, back)] == ["true", "false"]
     assert not page.one("select").is_enabled()
     last = page.heat()
@@ -320,7 +320,7 @@ def test_keyboard_reaches_everything_in_sight(chrome, single):
         page.press(keys().TAB)
         name, outline = page.js(
             """const e = document.activeElement, s = getComputedStyle(e.closest('.stage') ?? e);
-            const text = e.matches('.rivals button') ? e.textContent : e.dataset.query ?? '';
+            const text = e.matches('.rivals button, .views button') ? e.textContent : e.dataset.query ?? '';
             return [e.id || e.getAttribute('aria-label') || e.tagName + text, s.outlineStyle]"""
         )
         if name == "BODY" or name in seen:
@@ -328,8 +328,8 @@ def test_keyboard_reaches_everything_in_sight(chrome, single):
         assert outline != "none", name
         seen.append(name)
     assert {"opacity", "all", "layer", "Previous layer", "p0-head", "Go to layer 1", "p0-list", "SUMMARY"} <= set(seen)
-    assert {"What it read", "Where that came from"} <= set(seen)
-    assert sum("reads this query" in name for name in seen) == len(rows(page))
+    assert {"BUTTONCross-attention", "BUTTONThrough the encoder"} <= set(seen)
+    assert sum("attends to this query" in name for name in seen) == len(rows(page))
     assert sum(", query " in name for name in seen) == 1  # one stop for all boxes
 
 
@@ -373,7 +373,7 @@ def test_phone_has_no_sideways_scrolling(chrome, dab, dark, tmp_path):
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
-def test_row_column_heads_are_products(chrome, tmp_path):
+def test_heads_of_row_column_attention(chrome, tmp_path):
     known = story("anchor-detr")
     page = Page(chrome, write_page([known], tmp_path / "page.html"))
     page.press("h")
@@ -381,7 +381,7 @@ def test_row_column_heads_are_products(chrome, tmp_path):
     assert np.unravel_index(exact.argmax(), exact.shape) == np.unravel_index(shades(page.heat()).argmax(), exact.shape)
 
 
-def test_starts_with_the_query_that_was_asked_for(chrome, tmp_path):
+def test_starts_with_the_chosen_query(chrome, tmp_path):
     name, options = systems()["deformable-detr-refined"]
     known = story(name, threshold=1.0, **options)
     page = Page(chrome, write_page([replace(known, chosen=7)], tmp_path / "page.html"))
@@ -397,18 +397,18 @@ def test_starts_with_the_query_that_was_asked_for(chrome, tmp_path):
     assert page.complaints() == []
 
 
-def test_a_dropped_query_says_so_in_the_layers_that_it_missed(chrome, tmp_path):
+def test_a_pruned_query_says_so_in_the_layers_after(chrome, tmp_path):
     known = story("dab-detr", decoder_layers=3, num_queries=[12, 7, 4])
     gone = next(query for query in range(12) if known.present(query) == 1)
     page = Page(chrome, write_page([replace(known, chosen=gone)], tmp_path / "page.html"))
-    assert "dropped after layer 1" in page.text()
+    assert "pruned after layer 1" in page.text()
     assert not page.one("canvas.heat").is_displayed()
     assert [term.text for term in page.all("dt")] == ["Last box"]
-    assert [row.text.split()[1:] for row in page.all("tbody tr")[1:]] == [["dropped"]] * 2
+    assert [row.text.split()[1:] for row in page.all("tbody tr")[1:]] == [["pruned"]] * 2
     page.one("#all").click()
     assert len(page.all(".boxes rect:not(.gone)")) == 4
     page.one("[aria-label='Go to layer 1']").click()
-    assert "dropped" not in page.text()
+    assert "pruned" not in page.text()
     assert page.one("canvas.heat").is_displayed()
     assert len(page.all(".boxes rect:not(.gone)")) == 12
     exact = known.heatmap(gone, 0, page.heat().shape[:2]).map.numpy()
@@ -416,7 +416,7 @@ def test_a_dropped_query_says_so_in_the_layers_that_it_missed(chrome, tmp_path):
     assert page.complaints() == []
 
 
-def test_every_model_starts_with_the_query_that_was_asked_for(chrome, dab, tmp_path):
+def test_every_model_starts_with_its_chosen_query(chrome, dab, tmp_path):
     page = Page(chrome, write_page([replace(dab, chosen=3), replace(dab, chosen=5)], tmp_path / "page.html"))
     assert ["query 3," in page.all("p.now")[0].text, "query 5," in page.all("p.now")[1].text] == [True, True]
 

@@ -21,8 +21,6 @@ from boxquery.parts.trace import LayerTrace, Trace
 from tests.models.builders import create, shaken, systems
 
 NAMES = ["disc", "<script>alert('x')</script>", "a & b"]
-BYTES = ("small", "mean", "heads", "down", "across", "origins", "rival_counts", "fates", "silent_from")
-TYPES = dict.fromkeys(BYTES, "u1")
 
 
 def story(name="detr", threshold=0.0, size=(96, 128), seed=0, **options):
@@ -33,12 +31,20 @@ def story(name="detr", threshold=0.0, size=(96, 128), seed=0, **options):
 
 def data_of(path):
     text = re.search(r'<script type="application/json" id="data">(.*?)</script>', path.read_text(encoding="utf-8"), re.S)
-    return json.loads(text[1])["images"]
+    return json.loads(zlib.decompress(base64.b64decode(json.loads(text[1]))))
 
 
-def array(model, name):
-    kind = TYPES.get(name, "<f4" if name.endswith("_top") else "<u2")
-    return np.frombuffer(zlib.decompress(base64.b64decode(model["arrays"][name])), kind)
+def maps_of(model, name, *leading):
+    """Maps, and what of each is outside the image."""
+    packed = model[name]
+    values = np.frombuffer(base64.b64decode(packed["values"]), np.uint8).reshape(*leading, *packed["size"])
+    return values / 255 * np.reshape(packed["top"], (*leading, 1, 1)), np.reshape(packed["lost"], leading)
+
+
+def assert_close(found, expected):
+    """To a step of 8 bits."""
+    step = expected.amax((-2, -1), keepdim=True).numpy() / 255
+    assert (np.abs(found - expected.numpy()) <= 1.01 * step + 1e-7).all()
 
 
 @pytest.mark.parametrize("system", systems())
@@ -48,113 +54,82 @@ def test_maps_are_the_explanations(system, tmp_path):
     [image] = data_of(write_page([known], tmp_path / "page.html"))
     [model] = image["models"]
     layers, queries, heads, kept = model["layers"], model["queries"], model["heads"], model["kept"]
-    grid, small = model["grid"], model["small"]
     assert (layers, queries) == known.scores.shape
-
-    def told(name, *shape):
-        top = array(model, f"{name}_top")
-        values = array(model, name).reshape(*shape)
-        return values / 255 * top.reshape(*top_shape(shape, top.size))
-
-    def near(found, expected):
-        top = expected.amax((-2, -1), keepdim=True).numpy()
-        assert (np.abs(found - expected.numpy()) <= top * 1.01 / 255 + 1e-9).all()
-
-    means, coarse = told("mean", layers, len(kept), *grid), told("small", layers, queries, *small)
-    if "heads" in model["arrays"]:
-        every = told("heads", layers, len(kept), heads, *grid)
-    else:
-        every = told("down", layers, len(kept), heads, grid[0])[..., None] * told("across", layers, len(kept), heads, grid[1])[..., None, :]
-    lost, heads_lost = array(model, "lost").reshape(layers, queries), array(model, "heads_lost").reshape(layers, len(kept), heads)
+    maps, lost = maps_of(model, "all_maps", layers, queries)
+    head_maps, heads_lost = maps_of(model, "head_maps", layers, len(kept), 1 + heads)
+    small, grid = maps.shape[-2:], head_maps.shape[-2:]
     for layer in range(layers):
-        near(means[layer], known.heatmaps(kept, layer, grid).map)
-        near(coarse[layer], known.heatmaps(range(queries), layer, small).map)
+        exact = known.heatmaps(range(queries), layer, small)
+        assert_close(maps[layer], exact.map)
+        np.testing.assert_allclose(lost[layer], exact.lost, atol=1e-5)
+        assert_close(head_maps[layer, :, 0], known.heatmaps(kept, layer, grid).map)
         exact = known.heatmaps(kept, layer, grid, heads=True)
-        near(every[layer], exact.map)
-        np.testing.assert_allclose(heads_lost[layer] / 65535, exact.lost.numpy(), atol=1e-5)
-        np.testing.assert_allclose(lost[layer] / 65535, known.heatmaps(range(queries), layer, (1, 1)).lost.numpy(), atol=1e-5)
-
-
-def top_shape(shape, size):
-    """The leading sides of ``shape`` that hold ``size`` values, and ones for the rest."""
-    for leading in range(len(shape)):
-        if np.prod(shape[:leading]) == size:
-            return (*shape[:leading], *[1] * (len(shape) - leading))
-    raise AssertionError(f"{size} maxima do not fit {shape}")
+        assert_close(head_maps[layer, :, 1:], exact.map)
+        np.testing.assert_allclose(heads_lost[layer, :, 1:], exact.lost, atol=1e-5)
 
 
 @pytest.mark.parametrize("system", ["detr", "anchor-detr", "dab-detr", "sam-detr", "deformable-detr-refined"])
-def test_places_and_answers(system, tmp_path):
+def test_boxes_and_predictions(system, tmp_path):
     name, options = systems()[system]
     known = story(name, **options)
     [image] = data_of(write_page([known], tmp_path / "page.html"))
     [model] = image["models"]
-    sides = np.array([image["width"], image["height"]] * 2)
     assert (image["height"], image["width"]) == known.size
-
-    def pixels(name, last):
-        return (array(model, name).reshape(-1, last) / 65535 * 2 - 0.5) * sides[:last]
-
-    np.testing.assert_allclose(pixels("boxes", 4), known.boxes.reshape(-1, 4), atol=0.01)
-    np.testing.assert_allclose(array(model, "scores") / 65535, known.scores.ravel(), atol=1e-5)
-    np.testing.assert_array_equal(array(model, "labels"), known.labels.ravel())
+    np.testing.assert_allclose(model["boxes"], known.boxes, atol=0.01)
+    np.testing.assert_allclose(model["scores"], known.scores, atol=1e-5)
+    np.testing.assert_array_equal(model["labels"], known.labels)
     if known.references is None:
-        assert model["reference_size"] == 0
-        assert "references" not in model["arrays"]
+        assert model["references"] is None
     else:
-        last = known.references.shape[-1]
-        assert model["reference_size"] == last
-        np.testing.assert_allclose(pixels("references", last), known.references.reshape(-1, last), atol=0.01)
-    assert ("salient" in model["arrays"]) == (name == "sam-detr")
+        np.testing.assert_allclose(model["references"], known.references, atol=0.01)
+    assert (model["salient"] is not None) == (name == "sam-detr")
     if name == "sam-detr":
-        points = np.stack([layer.salient_points[0, model["kept"]] for layer in known.trace.layers]) * sides[:2]
-        np.testing.assert_allclose(pixels("salient", 2), points.reshape(-1, 2), atol=0.01)
+        points = np.stack([layer.salient_points[0, model["kept"]] for layer in known.trace.layers])
+        np.testing.assert_allclose(model["salient"], points * [image["width"], image["height"]], atol=0.01)
     assert model["order"] == np.argsort(-known.scores[-1], kind="stable").tolist()
     assert model["found"] == known.found
     assert kept_queries(known) == model["kept"] == known.found[:20]
+    assert model["present"] == [len(known.boxes)] * model["queries"]
 
 
 @pytest.mark.parametrize("system", ["detr", "anchor-detr", "deformable-detr-two-stage"])
-def test_where_readings_came_from(system, tmp_path):
+def test_origins(system, tmp_path):
     name, options = systems()[system]
     known = story(name, **options)
     [model] = data_of(write_page([known], tmp_path / "page.html"))[0]["models"]
-    layers, kept, size = model["layers"], model["kept"], model["small"]
-    maps = array(model, "origins").reshape(layers, len(kept), *size) / 255 * array(model, "origins_top").reshape(layers, len(kept), 1, 1)
-    lost = array(model, "origins_lost").reshape(layers, len(kept)) / 65535
+    layers, kept = model["layers"], model["kept"]
+    maps, lost = maps_of(model, "origins", layers, len(kept))
     for layer in range(layers):
         for place in (0, len(kept) - 1):
-            expected = known.origin(kept[place], layer, size)
-            np.testing.assert_allclose(maps[layer, place], expected.map, atol=float(expected.map.max()) * 1.01 / 255)
+            expected = known.origin(kept[place], layer, maps.shape[-2:])
+            assert_close(maps[layer, place], expected.map)
             assert lost[layer, place] == pytest.approx(expected.lost, abs=1e-5)
-    assert (array(model, "origins") != array(model, "small").reshape(layers, -1, *size)[:, kept].ravel()).any()
+    assert (maps != maps_of(model, "all_maps", layers, model["queries"])[0][:, kept]).any()
 
 
 def test_no_origins_without_an_encoder(tmp_path):
     [model] = data_of(write_page([story("detr", encoder_layers=0)], tmp_path / "page.html"))[0]["models"]
-    assert "origins" not in model["arrays"]
+    assert model["origins"] is None
 
 
 def test_rivals(tmp_path):
     known = story("dab-detr")
     boxes = known.boxes.copy()
-    boxes[:, :9] = boxes[:, :1]  # more on one object than the page tells of
+    boxes[:, :9] = boxes[:, :1]  # more on one object than the page shows
     known = replace(known, boxes=boxes, threshold=float(np.median(known.scores)))
     [model] = data_of(write_page([known], tmp_path / "page.html"))[0]["models"]
-    layers, queries = known.scores.shape
-    most, counts = model["most_rivals"], array(model, "rival_counts")
-    others, fates, silent = (array(model, key).reshape(queries, most) for key in ("rival_queries", "fates", "silent_from"))
-    reads = array(model, "reads").reshape(queries, most, 2, layers) / 65535
-    for query in range(queries):
+    fates = set()
+    for query, found in enumerate(model["rivals"]):
         rivals = known.rivals(query)
-        assert counts[query] == min(len(rivals), most + 1)
-        for place, rival in enumerate(rivals[:most]):
-            assert others[query, place] == rival.query
-            assert model["fates"][fates[query, place]] == rival.fate
-            assert silent[query, place] == (layers if rival.silent_from is None else rival.silent_from)
-            np.testing.assert_allclose(reads[query, place], [rival.read_winner, rival.read_by_winner], atol=1e-5)
-    assert counts.max() == most + 1
-    assert len(np.unique(fates)) >= 3
+        assert len(found["shown"]) == min(len(rivals), 6)
+        assert found["more"] == (len(rivals) > 6)
+        for shown, rival in zip(found["shown"], rivals, strict=False):
+            fate = f"{rival.fate} from layer {rival.silent_from + 1} on" if rival.silent_from else rival.fate
+            assert (shown["query"], shown["fate"]) == (rival.query, fate)
+            np.testing.assert_allclose([shown["reads"], shown["read_by"]], [rival.read_winner, rival.read_by_winner], atol=1e-5)
+            fates.add(rival.fate)
+    assert any(found["more"] for found in model["rivals"])
+    assert len(fates) >= 3
 
 
 def test_nothing_found_keeps_the_ten_best(tmp_path):

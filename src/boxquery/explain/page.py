@@ -1,13 +1,12 @@
-"""The page of an explanation: one HTML file without references to anything outside, to be used with mouse, finger or keys."""
+"""The page of an explanation: one HTML file that loads nothing from outside, for mouse, touch and keyboard."""
 
 from __future__ import annotations
 
 import base64
-import io
+import json
 import zlib
 from collections import Counter
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +18,14 @@ from boxquery.errors import UserError
 from boxquery.explain import rivals, rollout
 from boxquery.explain.explanation import Explanation
 from boxquery.files import atomic_write
-from boxquery.pages.html import standalone
+from boxquery.pages.html import data_uri, encode, render
+from boxquery.parts.trace import Heatmap
 
-_PICTURE = 1333  # longest side of the image in the page, pixels
-_GRID, _SMALL = 48, 24  # longest side of a map: of the queries that matter, and of all
-_KEPT, _BEST = 20, 10  # most detections with a map for every head; and how many queries where there is no detection
-_RIVALS = 6  # most of a query's rivals
-_AT_ONCE = 8_000_000  # shares (of query, head and cell) that are held in memory together
-
-_BODY = """<main id="page">
-<h1>{title}</h1>
-<noscript><p>This page draws its maps with JavaScript, which is switched off here.</p></noscript>
-</main>"""
+_PICTURE = 1333  # longest side of the image in the page, in pixels
+_GRID, _SMALL = 48, 24  # longest side of a map: of the queries kept with all heads, and of all queries
+_KEPT, _BEST = 20, 10  # most detections that are kept with all heads; number of queries if there is no detection
+_RIVALS = 6  # most rivals per query
+_AT_ONCE = 8_000_000  # attention weights (of query, head and cell) that are processed together
 
 
 def write_page(explanations: Sequence[Explanation], path: Path, *, titles: Sequence[str] = ()) -> Path:
@@ -45,7 +40,7 @@ def explanation_page(explanations: Sequence[Explanation], *, titles: Sequence[st
         titles: one per explanation, such as the names of the runs; default: the models' names, numbered where an image has one twice.
 
     Maps are quantised to 8 bits. Of the best 20 detections (the 10 best queries if there is none) and of the chosen query the page has
-    every head, on the model's own cells but at most 48 a side, and with an encoder their origins, at most 24 a side; of all queries the
+    every head, on the model's own cells but at most 48 a side, and with an encoder the rollout, at most 24 a side; of all queries the
     mean over heads, at most 24 a side, and the six strongest rivals.
 
     Raises ``UserError`` for no explanation, or another number of titles.
@@ -57,25 +52,34 @@ def explanation_page(explanations: Sequence[Explanation], *, titles: Sequence[st
     groups: dict[tuple[tuple[int, int], bytes], list[int]] = {}
     for i, explanation in enumerate(explanations):
         groups.setdefault((explanation.size, explanation.image.tobytes()), []).append(i)
-    called = list(titles) or _called(explanations, list(groups.values()))
+    names = list(titles) or _model_names(explanations, list(groups.values()))
     images = [
-        _picture(explanations[group[0]]) | {"models": [_model(explanations[i]) | {"title": called[i]} for i in group]}
+        _picture(explanations[group[0]]) | {"models": [{"id": f"p{i}", "title": names[i]} | _model(explanations[i]) for i in group]}
         for group in groups.values()
     ]
-    here = Path(__file__)
-    style, script = (here.with_suffix(end).read_text(encoding="utf-8") for end in (".css", ".js"))
-    title = f"What {called[0]} looked at" if len(explanations) == 1 else "What the queries looked at"
-    return standalone(title, _BODY.format(title=escape(title)), style=style, script=script, data={"images": images})
+    title = f"What {names[0]} attends to" if len(explanations) == 1 else "What the queries attend to"
+    models = [model for image in images for model in image["models"]]
+    data = zlib.compress(json.dumps(images, allow_nan=False, separators=(",", ":")).encode(), 9)
+    return render(
+        "explanation.html",
+        styles=["explanation.css"],
+        script="explanation.js",
+        data=base64.b64encode(data).decode(),
+        title=title,
+        images=images,
+        models=models,
+        rivals=_RIVALS,
+    )
 
 
 def kept_queries(explanation: Explanation) -> list[int]:
-    """The queries whose maps the page has for every head: best first, then the one that was asked for."""
+    """The queries whose maps the page has for every head: best first, then the chosen one."""
     kept = explanation.found[:_KEPT] or _order(explanation)[:_BEST]
     return kept if explanation.chosen is None or explanation.chosen in kept else [*kept, explanation.chosen]
 
 
 def map_size(explanation: Explanation, longest: int) -> tuple[int, int]:
-    """(height, width) of the page's maps: the cells of the finest level on the image, fewer where a side has more than ``longest``."""
+    """(height, width) of the page's maps: the cells of the finest level on the image, fewer if a side has more than ``longest``."""
     cells = []
     for layer in explanation.trace.layers:
         for (h, w), ratio in zip(layer.memory.shapes, layer.memory.valid_ratios[0].tolist(), strict=True):
@@ -85,7 +89,7 @@ def map_size(explanation: Explanation, longest: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _called(explanations: Sequence[Explanation], groups: list[list[int]]) -> list[str]:
+def _model_names(explanations: Sequence[Explanation], groups: list[list[int]]) -> list[str]:
     names = [explanation.model for explanation in explanations]
     for group in groups:
         often = Counter(names[i] for i in group)
@@ -100,28 +104,21 @@ def _order(explanation: Explanation) -> list[int]:
 
 
 def _picture(explanation: Explanation) -> dict[str, Any]:
-    image = explanation.image.convert("RGB")
+    image, (height, width) = explanation.image.copy(), explanation.size
     image.thumbnail((_PICTURE, _PICTURE), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80, optimize=True)
-    height, width = explanation.size
     name = Path(explanation.path).name if explanation.path else ""
-    return {"name": name, "height": height, "width": width, "jpeg": base64.b64encode(file.getvalue()).decode()}
+    return {"name": name, "height": height, "width": width, "source": data_uri(encode(image, quality=80))}
 
 
 def _model(explanation: Explanation) -> dict[str, Any]:
-    """What the page knows of one explanation; arrays are deflated, little-endian, in base64."""
-    places = {"boxes": _places(explanation.boxes, explanation), "scores": _shares(explanation.scores)}
-    if explanation.references is not None:
-        places["references"] = _places(explanation.references, explanation)
+    """What the page knows of one explanation: [L][Q] lists of decoder layers and queries, and packed maps."""
     layers, queries = explanation.scores.shape
-    kept = kept_queries(explanation)
-    heads = int(explanation.heatmaps(kept[:1], 0, (1, 1), heads=True).map.shape[1])
+    kept, size = kept_queries(explanation), map_size(explanation, _SMALL)
+    head_maps = [_heads(explanation, kept, layer) for layer in range(layers)]
+    heads = head_maps[0].map.shape[1] - 1
+    rolled = rollout.origins(explanation.trace, kept, range(layers), size) if explanation.trace.encoder else None
     salient = [layer.salient_points[0, kept] for layer in explanation.trace.layers if layer.salient_points is not None]
-    if salient:
-        places["salient"] = _shares((torch.stack(salient).float().cpu().numpy() + 0.5) / 2)
-    taken_part = [explanation.present(query) for query in range(queries)]
-    arrays = places | {"labels": explanation.labels.astype("<u2")} | _maps(explanation, kept, heads) | _rivals(explanation)
+    sides = np.array(explanation.size[::-1])
     return {
         "classes": [str(name) for name in explanation.classes],
         "threshold": explanation.threshold,
@@ -132,84 +129,64 @@ def _model(explanation: Explanation) -> dict[str, Any]:
         "chosen": explanation.chosen,
         "order": _order(explanation),
         "kept": kept,
-        "taken_part": taken_part if min(taken_part) < layers else None,
-        "grid": map_size(explanation, _GRID),
-        "small": map_size(explanation, _SMALL),
-        "fates": rivals.FATES,
-        "most_rivals": _RIVALS,
-        "reference_size": 0 if explanation.references is None else explanation.references.shape[-1],
-        "arrays": {name: base64.b64encode(zlib.compress(array.tobytes(), 9)).decode() for name, array in arrays.items()},
+        "present": [explanation.present(query) for query in range(queries)],
+        "labels": explanation.labels.tolist(),
+        "scores": _rounded(explanation.scores, 5),
+        "boxes": _rounded(explanation.boxes, 2),
+        "references": None if explanation.references is None else _rounded(explanation.references, 2),
+        "salient": _rounded(torch.stack(salient).float().cpu().numpy() * sides, 2) if salient else None,
+        "rivals": _rivals(explanation),
+        "all_maps": _packed([_all_queries(explanation, layer, size, heads) for layer in range(layers)]),
+        "head_maps": _packed(head_maps),
+        "origins": _packed([rolled]) if rolled else None,
     }
 
 
-def _places(pixels: np.ndarray, explanation: Explanation) -> np.ndarray:
-    """[..., 2 or 4] pixels -> 16 bits over twice the image, half an image around it: no box of the family reaches farther."""
-    height, width = explanation.size
-    return _shares((pixels / np.array([width, height] * (pixels.shape[-1] // 2)) + 0.5) / 2)
+def _rounded(values: np.ndarray, digits: int) -> list[Any]:
+    return values.astype(np.float64).round(digits).tolist()
 
 
-def _shares(values: np.ndarray) -> np.ndarray:
-    """0..1 -> 16 bits."""
-    return np.round(values.astype(np.float64).clip(0, 1) * 65535).astype("<u2")
+def _heads(explanation: Explanation, queries: list[int], layer: int) -> Heatmap:
+    """[K, 1 + H] maps: of each query the mean over heads, then every head."""
+    size = map_size(explanation, _GRID)
+    mean, heads = (explanation.heatmaps(queries, layer, size, heads=each) for each in (False, True))
+    return Heatmap(torch.cat([mean.map[:, None], heads.map], 1), torch.cat([mean.lost[:, None], heads.lost], 1))
 
 
-def _maps(explanation: Explanation, kept: list[int], heads: int) -> dict[str, np.ndarray]:
-    """L layers, Q queries, K kept ones, H heads; a map or factor is stored as shares of its own maximum, in 8 bits.
-
-    ``small`` [L, Q, h, w] and ``mean`` [L, K, h, w] are means of the heads, with maxima ``small_top`` and ``mean_top``; of the heads there
-    are ``heads`` [L, K, H, h, w] with ``heads_top``, or where attention is by row and column ``down`` [L, K, H, h] and ``across``
-    [L, K, H, w], whose product they are, with ``down_top`` and ``across_top``. ``lost`` [L, Q] and ``heads_lost`` [L, K, H] fell outside.
-    With an encoder there are ``origins`` [L, K, h, w] of the size of ``small``, ``origins_top`` and ``origins_lost`` [L, K].
-    """
-    grid, small = map_size(explanation, _GRID), map_size(explanation, _SMALL)
-    queries = range(explanation.scores.shape[1])
-    found: dict[str, list[np.ndarray]] = {}
-
-    def keep(name: str, maps: np.ndarray, dimensions: int = 2) -> None:
-        top = maps.max(tuple(range(-dimensions, 0)), keepdims=True)
-        share = maps / np.where(top > 0, top, 1)
-        found.setdefault(name, []).append(np.round(share * 255).astype(np.uint8))
-        found.setdefault(f"{name}_top", []).append(top.astype("<f4"))
-
-    if explanation.trace.encoder:
-        regions = rollout.origins(explanation.trace, kept, range(len(explanation.trace.layers)), small)
-        keep("origins", regions.map.numpy())
-        found["origins_lost"] = [_shares(regions.lost.numpy())]
-    for i, layer in enumerate(explanation.trace.layers):
-        group = max(1, _AT_ONCE // (heads * sum(h * w for h, w in layer.memory.shapes)))
-        parts = [explanation.heatmaps(queries[at : at + group], i, small) for at in range(0, len(queries), group)]
-        keep("small", np.concatenate([part.map.numpy() for part in parts]))
-        found.setdefault("lost", []).append(_shares(np.concatenate([part.lost.numpy() for part in parts])))
-        keep("mean", explanation.heatmaps(kept, i, grid).map.numpy())
-        if layer.attention is not None and isinstance(layer.attention[0], tuple):
-            down = explanation.heatmaps(kept, i, (grid[0], 1), heads=True)
-            keep("down", down.map.numpy()[..., 0], 1)
-            keep("across", explanation.heatmaps(kept, i, (1, grid[1]), heads=True).map.numpy()[..., 0, :], 1)
-            lost = down.lost
-        else:
-            every = explanation.heatmaps(kept, i, grid, heads=True)
-            keep("heads", every.map.numpy())
-            lost = every.lost
-        found.setdefault("heads_lost", []).append(_shares(lost.numpy()))
-    return {name: np.stack(values) for name, values in found.items()}
+def _all_queries(explanation: Explanation, layer: int, size: tuple[int, int], heads: int) -> Heatmap:
+    queries, cells = range(explanation.scores.shape[1]), sum(h * w for h, w in explanation.trace.layers[layer].memory.shapes)
+    group = max(1, _AT_ONCE // (heads * cells))
+    parts = [explanation.heatmaps(queries[at : at + group], layer, size) for at in range(0, len(queries), group)]
+    return Heatmap(torch.cat([part.map for part in parts]), torch.cat([part.lost for part in parts]))
 
 
-def _rivals(explanation: Explanation) -> dict[str, np.ndarray]:
-    """Q queries, R the most rivals of each that the page has, L layers; see ``Rival``.
+def _packed(layers: Sequence[Heatmap]) -> dict[str, Any]:
+    """Maps [..., h, w] as shares of their maximum ``top`` in 8 bits, in C order and base64."""
+    maps = np.stack([each.map.numpy() for each in layers])
+    top = maps.max((-2, -1), keepdims=True)
+    values = np.round(maps / np.where(top > 0, top, 1) * 255).astype(np.uint8)
+    return {
+        "size": maps.shape[-2:],
+        "values": base64.b64encode(values.tobytes()).decode(),
+        "top": _rounded(top.ravel(), 7),
+        "lost": _rounded(np.stack([each.lost.numpy() for each in layers]).ravel(), 5),
+    }
 
-    ``rival_counts`` [Q], R + 1 where there are more; of those that there are, ``rival_queries``, ``fates`` (places in ``FATES``) and
-    ``silent_from`` (L where it is none) [Q, R], and ``reads`` [Q, R, 2, L], how much the rival read the query and the query the rival.
-    """
-    layers, queries = explanation.scores.shape
-    counts = np.zeros(queries, np.uint8)
-    others = np.zeros((queries, _RIVALS), "<u2")
-    fates, silent_from = (np.zeros((queries, _RIVALS), np.uint8) for _ in range(2))
-    reads = np.zeros((queries, _RIVALS, 2, layers))
-    for query, found in enumerate(rivals.rivals(explanation, range(queries), _RIVALS + 1)):
-        counts[query] = len(found)
-        for place, rival in enumerate(found[:_RIVALS]):
-            others[query, place] = rival.query
-            fates[query, place] = rivals.FATES.index(rival.fate)
-            silent_from[query, place] = layers if rival.silent_from is None else rival.silent_from
-            reads[query, place] = rival.read_winner, rival.read_by_winner
-    return {"rival_counts": counts, "rival_queries": others, "fates": fates, "silent_from": silent_from, "reads": _shares(reads)}
+
+def _rivals(explanation: Explanation) -> list[dict[str, Any]]:
+    """Of every query the strongest rivals (see ``Rival``), and whether there are more."""
+    return [
+        {
+            "shown": [
+                {
+                    "query": rival.query,
+                    "fate": rival.fate + (f" from layer {rival.silent_from + 1} on" if rival.silent_from else ""),
+                    "reads": _rounded(np.array(rival.read_winner), 5),
+                    "read_by": _rounded(np.array(rival.read_by_winner), 5),
+                }
+                for rival in found[:_RIVALS]
+            ],
+            "more": len(found) > _RIVALS,
+        }
+        for found in rivals.rivals(explanation, range(explanation.scores.shape[1]), _RIVALS + 1)
+    ]
