@@ -25,6 +25,7 @@ import boxquery as bq
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, collate
 from boxquery.data.open import open_data
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.evaluation.alignment import measure_batch, measure_split, with_objects
 from boxquery.explain.figure import draw_map
@@ -47,7 +48,7 @@ def detector_of(where: str, data: Data) -> Detector:
     config = RunConfig.read(Path(run))
     torch.manual_seed(config.seed)
     model = bq.create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
-    return Detector(model.eval(), data.names, data.ids, config.image_size)
+    return Detector(model.eval(), data.names, data.ids, Preprocessing(config.image_size))
 
 
 @torch.no_grad()

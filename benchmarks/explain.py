@@ -24,6 +24,7 @@ from PIL import Image
 
 import boxquery as bq
 from boxquery.api import Detector
+from boxquery.data.preprocessing import Preprocessing
 
 MODELS = ("detr", "deformable-detr", "dab-detr")
 CLASSES = 91
@@ -38,7 +39,7 @@ def seconds(run: Callable[[], object]) -> float:
 def measure(name: str, image: Image.Image, repetitions: int) -> str:
     """One row of the table."""
     torch.manual_seed(0)
-    detector = Detector(bq.create_model(name, classes=CLASSES), [str(i) for i in range(CLASSES)], list(range(CLASSES)), 800)
+    detector = Detector(bq.create_model(name, classes=CLASSES), [str(i) for i in range(CLASSES)], list(range(CLASSES)), Preprocessing(800))
     story = detector.explain(image)
     detector.predict(image)
     times = [(seconds(lambda: detector.predict(image)), seconds(lambda: detector.explain(image))) for _ in range(repetitions)]

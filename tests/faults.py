@@ -36,6 +36,7 @@ from safetensors.torch import load_file, save_file
 import boxquery as bq
 from boxquery.api import Detector
 from boxquery.cli import run
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.training.state import StateFiles
 
 from .data import writers
@@ -70,7 +71,7 @@ class Stock:
 
     @staticmethod
     def detector(name: str) -> Detector:
-        return Detector(bq.create_model(name, classes=NAMES, preset="tiny", **SMALL), NAMES, [3, 17, 90], 64, 0.0)
+        return Detector(bq.create_model(name, classes=NAMES, preset="tiny", **SMALL), NAMES, [3, 17, 90], Preprocessing(64), 0.0)
 
 
 @dataclass
@@ -654,7 +655,7 @@ spoilt("more names than classes", "names", config(lambda c: c["classes"].append(
 spoilt("a class name that is a number", "config.json", config(lambda c: c["classes"].__setitem__(0, 7)))
 spoilt("a threshold in words", "config.json", config(lambda c: c.update(threshold="high")))
 spoilt("a threshold that is NaN", "config.json", config(lambda c: c.update(threshold=float("nan"))))
-spoilt("a negative image size", "image_size=-5", config(lambda c: c.update(image_size=-5)))
+spoilt("a negative image size", "image_size=-5", config(lambda c: c["preprocessing"].update(image_size=-5)))
 spoilt("weights cut short", "model.safetensors", bytes_of(lambda b: b[:-500]))
 spoilt("weights are zeros", "model.safetensors", bytes_of(lambda b: bytes(len(b))))
 spoilt("weights with a header of 2^60 bytes", "model.safetensors", bytes_of(lambda b: struct.pack("<Q", 2**60) + b[8:]))

@@ -12,6 +12,7 @@ from torchvision.ops import box_iou
 import boxquery as bq
 from boxquery.api import Detector
 from boxquery.cli import run
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.official.coco import CATEGORIES
 
 TINY = {"backbone": "resnet10t", "num_queries": 9, "hidden_dim": 64, "heads": 4, "ffn_dim": 64, "encoder_layers": 1, "decoder_layers": 2}
@@ -20,7 +21,7 @@ TINY = {"backbone": "resnet10t", "num_queries": 9, "hidden_dim": 64, "heads": 4,
 @pytest.fixture(scope="module")
 def detector() -> Detector:
     torch.manual_seed(0)
-    return Detector(bq.create_model("detr", classes=3, **TINY), ["cat", None, "owl"], [17, 18, 90], 64, threshold=0.0)
+    return Detector(bq.create_model("detr", classes=3, **TINY), ["cat", None, "owl"], [17, 18, 90], Preprocessing(64), threshold=0.0)
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_a_column_without_a_name_is_never_an_answer(photo):
     model = bq.create_model("detr", classes=3, **TINY)
     with torch.no_grad():
         model.heads[0].classes.bias[1] = 50.0
-    result = Detector(model, ["cat", None, "owl"], [1, 2, 3], 64).predict(photo, threshold=0.0)
+    result = Detector(model, ["cat", None, "owl"], [1, 2, 3], Preprocessing(64)).predict(photo, threshold=0.0)
     assert 1 not in result.labels
 
 
@@ -122,6 +123,27 @@ def test_saved_and_loaded(detector, photo, tmp_path):
     assert same(again.predict(photo), detector.predict(photo))
     detector.save(tmp_path / "model")
     assert same(bq.load(tmp_path / "model").predict(photo), detector.predict(photo))
+
+
+def test_preprocessing_is_saved_with_the_model(detector, photo, tmp_path):
+    square = Preprocessing(96, square=True, mean=None, std=None, interpolation="bicubic")
+    other = Detector(detector.model, detector.classes, detector.ids, square, 0.0)
+    again = bq.load(other.save(tmp_path / "model"))
+    assert (again.preprocessing, again.image_size) == (square, 96)
+    assert again.transform(photo).shape == (3, 96, 96)
+    assert same(again.predict(photo), other.predict(photo))
+
+
+def test_configurations_of_other_versions(detector, photo, tmp_path):
+    folder = detector.save(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    first = {**{k: v for k, v in config.items() if k not in ("format", "preprocessing")}, "image_size": 64}
+    (folder / "config.json").write_text(json.dumps(first))
+    assert bq.load(folder).preprocessing == Preprocessing(64)
+    assert same(bq.load(folder).predict(photo), detector.predict(photo))
+    (folder / "config.json").write_text(json.dumps({**config, "format": config["format"] + 1}))
+    with pytest.raises(bq.UserError, match=r"config\.json: format 3 is of a newer boxquery"):
+        bq.load(folder)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou, generalized_box_iou
 
 import boxquery as bq
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.explain.explanation import Explanation, explain
@@ -73,7 +74,7 @@ def untrained(name: str) -> Detector:
     """An untrained tiny model, for images of 160 pixels."""
     torch.manual_seed(0)
     model = bq.create_model(name, classes=len(names()[0]), preset="tiny", **FINE, **PLAIN.get(name, {})).eval()
-    return Detector(model, *names(), image_size=160)
+    return Detector(model, *names(), Preprocessing(160))
 
 
 def trained(name: str, runs: Path) -> Detector:
@@ -241,7 +242,7 @@ def patches(runs: Path) -> tuple[Figure, str]:
     _, image = scene()
     torch.manual_seed(0)
     model = bq.create_model("detr", classes=5, preset="tiny").eval()
-    with encoded(Detector(model, *names(), image_size=160), image) as (memory, _):
+    with encoded(Detector(model, *names(), Preprocessing(160)), image) as (memory, _):
         h, w = memory.shapes[0]
         tokens = memory.tokens[0]
     figure = sheet(9.4, 2.9)
@@ -685,7 +686,7 @@ def anchors(runs: Path) -> tuple[Figure, str]:
     for axis, prior in zip(axes[0], ("learned", "grid"), strict=True):
         torch.manual_seed(0)
         model = bq.create_model("anchor-detr", classes=5, preset="tiny", spatial_prior=prior, num_queries=100).eval()
-        explanation = explain(Detector(model, *names(), image_size=160), image)
+        explanation = explain(Detector(model, *names(), Preprocessing(160)), image)
         assert explanation.references is not None
         points = np.unique(explanation.references[0], axis=0)
         bare(axis, f"{prior}: {len(points)} points, {len(explanation.references[0])} queries").imshow(image, alpha=0.55)

@@ -80,7 +80,7 @@ def _public(make: Callable[P, detector.Detector]) -> Callable[P, Detector]:
     @wraps(make)
     def made(*args: P.args, **kwargs: P.kwargs) -> Detector:
         base = make(*args, **kwargs)
-        public = Detector(base.model, base.classes, base.ids, base.image_size, base.threshold)
+        public = Detector(base.model, base.classes, base.ids, base.preprocessing, base.threshold)
         public.run = base.run
         return public
 

@@ -35,16 +35,18 @@ class Detector:
         model: from ``create_model``.
         classes: class names, one per logit column; None for a column that has no name and is never predicted.
         ids: the data set's own category ids, parallel to ``classes``.
-        image_size: short side of the input in pixels.
+        preprocessing: how an image becomes the model's input.
         threshold: the default score threshold; 0.5 until an evaluation has found a better one.
     """
 
-    def __init__(self, model: Model, classes: Sequence[str | None], ids: Sequence[int], image_size: int, threshold: float = 0.5):
+    def __init__(
+        self, model: Model, classes: Sequence[str | None], ids: Sequence[int], preprocessing: Preprocessing, threshold: float = 0.5
+    ):
         if not len(classes) == len(ids) == model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names and {len(ids)} ids were given")
         self.model, self.classes, self.ids = model, list(classes), list(ids)
-        self.image_size, self.threshold = image_size, self.min_score(threshold)
-        self.transform = EvalTransform(Preprocessing(image_size))
+        self.preprocessing, self.threshold = preprocessing, self.min_score(threshold)
+        self.transform = EvalTransform(preprocessing)
         #: the run folder that it was loaded from, if any
         self.run: Path | None = None
 
@@ -54,6 +56,10 @@ class Detector:
         known = json.loads(evaluation.read_text(encoding="utf-8")) if evaluation and evaluation.is_file() else {}
         measured = {name: {k: split[k] for k in ("AP", "AP50", "AP75")} for name, split in known.items()}
         return {"model": self.model.config["name"], "classes": self.classes, "run": self.run and str(self.run), **measured}
+
+    @property
+    def image_size(self) -> int:
+        return self.preprocessing.image_size
 
     @property
     def unnamed(self) -> list[int]:

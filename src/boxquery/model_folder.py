@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
@@ -25,6 +26,8 @@ from boxquery.official.checkpoint import open_checkpoint
 from boxquery.official.coco import CATEGORIES
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+#: version of ``config.json``, see ``migrate``
+FORMAT = 2
 CHECK_SUM = "crc32"
 """Key of the weights' metadata: the format has no check sum, and a flipped bit would give wrong detections. The only key, since safetensors
 writes several in any order and equal weights would become different files."""
@@ -36,10 +39,11 @@ def save(detector: Detector, folder: str | Path) -> Path:
     weights = {k: v.detach().cpu().contiguous() for k, v in detector.model.state_dict().items()}
     config = {
         "library": "boxquery",
+        "format": FORMAT,
         "model": detector.model.config,
         "classes": detector.classes,
         "ids": detector.ids,
-        "image_size": detector.image_size,
+        "preprocessing": detector.preprocessing.to_dict(),
         "threshold": detector.threshold,
     }
     atomic_write(folder / WEIGHTS, to_bytes(weights, metadata={CHECK_SUM: _check_sum(weights)}))
@@ -74,17 +78,29 @@ def load(source: str | Path) -> Detector:
     return detector
 
 
+def migrate(config: dict[str, Any]) -> dict[str, Any]:
+    """What any version wrote into ``config.json``, as this one writes it. Raises ``UserError`` for a newer format.
+
+    Format 1, without a number: ``image_size`` in place of ``preprocessing``.
+    """
+    if (found := config.get("format", 1)) > FORMAT:
+        raise UserError(f"format {found} is of a newer boxquery, this one reads up to {FORMAT}; update it")
+    if found == 1:
+        config = {**config, "preprocessing": {"image_size": config["image_size"]}}
+    return config
+
+
 def _build(path: Path) -> Detector:
     """The detector that ``config.json`` describes, with random weights. Raises ``UserError``."""
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = migrate(json.loads(path.read_text(encoding="utf-8")))
         made, classes = config["model"], config["classes"]
         if not all(name is None or isinstance(name, str) for name in classes):
             raise TypeError("classes should be words")
         model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **made["options"])
         if made["frozen"]:
             model.freeze()
-        return Detector(model.eval(), classes, config["ids"], config["image_size"], config["threshold"])
+        return Detector(model.eval(), classes, config["ids"], Preprocessing.from_dict(config["preprocessing"]), config["threshold"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:
@@ -112,7 +128,7 @@ def open_official(path: Path, name: str, image_size: int, given: dict[str, Any])
     """A detector from an authors' COCO checkpoint, with the report of ``open_checkpoint``; unused ids have no name."""
     model, report = open_checkpoint(path, name, given)
     ids = range(model.config["classes"])
-    return Detector(model, [CATEGORIES.get(i) for i in ids], ids, image_size), report
+    return Detector(model, [CATEGORIES.get(i) for i in ids], ids, Preprocessing(image_size)), report
 
 
 def first_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

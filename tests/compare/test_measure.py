@@ -10,6 +10,7 @@ import boxquery as bq
 from boxquery.compare.measure import gflops, measure
 from boxquery.compare.plan import Entry, Plan
 from boxquery.data.loading import Batch
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.evaluation.predictions import apply_nms, predict_split
 from boxquery.models import sizes
@@ -22,14 +23,14 @@ from tests.training.runs import SMALL, scenes
 def test_multiply_adds_are_those_of_the_familys_page(name):
     """Counted there on shapes alone, here on a real pass, in which attention must not hide in one fused operation."""
     model = bq.create_model(name, classes=91, preset="tiny").eval()
-    detector = Detector(model, [str(i) for i in range(91)], list(range(91)), 160)
+    detector = Detector(model, [str(i) for i in range(91)], list(range(91)), Preprocessing(160))
     batch = Batch(torch.zeros(1, 3, 160, 160), None, [], [0])
     assert gflops(detector, batch) == pytest.approx(sizes(name)["tiny"]["gflops"], abs=0.006)
 
 
 def test_nms_applied_afterwards_is_nms_in_the_model():
     # before it has learned anything DETR puts every box around the middle, so that most go
-    detector = Detector(bq.create_model("detr", classes=5, preset="tiny"), [*"abcde"], [1, 2, 3, 4, 5], 64)
+    detector = Detector(bq.create_model("detr", classes=5, preset="tiny"), [*"abcde"], [1, 2, 3, 4, 5], Preprocessing(64))
     split = scenes().splits["val"]
     every = predict_split(detector, split)
     for iou in (0.7, 0.5):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import boxquery as bq
 from boxquery.data.loading import DetectionDataset
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.evaluation.alignment import measure_batch, measure_split, with_objects
@@ -220,7 +221,7 @@ def test_over_a_split(name):
     """Image by image it is what one batch gives without padding; no chance is drawn, and the model stays in its mode."""
     data = shapes_data(train=2, val=5, test=2, size=64)
     split = data.splits["val"]
-    detector = Detector(create(name, classes=len(data.names)).train(), data.names, data.ids, 64)
+    detector = Detector(create(name, classes=len(data.names)).train(), data.names, data.ids, Preprocessing(64))
     chance = torch.get_rng_state()
     found = measure_split(detector, split, only=[3, 1])
     assert torch.equal(chance, torch.get_rng_state())

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from boxquery.data.dataset import Data, Record, Split
-from boxquery.data.preprocessing import MEAN, STD
+from boxquery.data.preprocessing import MEAN, STD, Preprocessing
 from boxquery.detector import Detector
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
@@ -51,7 +51,7 @@ class Reader(nn.Module):
 
 
 def reader(classes: Sequence[int], scores: Sequence[float]) -> Detector:
-    return Detector(Reader(classes, scores), NAMES, [1, 2, 3], SIDE)  # pyright: ignore[reportArgumentType]
+    return Detector(Reader(classes, scores), NAMES, [1, 2, 3], Preprocessing(SIDE))  # pyright: ignore[reportArgumentType]
 
 
 def record(name: str, boxes: Sequence[Box], labels: Sequence[int], ignore: Sequence[bool] | None = None) -> Record:

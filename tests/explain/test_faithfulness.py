@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import boxquery as bq
 from boxquery.data.open import open_data
-from boxquery.data.preprocessing import MEAN, STD
+from boxquery.data.preprocessing import MEAN, STD, Preprocessing
 from boxquery.data.shapes import shapes_data
 from boxquery.data.shapes.silhouettes import NAMES
 from boxquery.detector import Detector
@@ -72,7 +72,7 @@ def chessboard() -> Image.Image:
 
 def planted(heat: np.ndarray, **options: float) -> tuple[Detector, Explanation]:
     """The detector and what it would say of itself, were its query's attention the map [h, w]."""
-    detector = Detector(Planted(**options), ["disc", "square"], [1, 2], SIDE)  # pyright: ignore[reportArgumentType]
+    detector = Detector(Planted(**options), ["disc", "square"], [1, 2], Preprocessing(SIDE))  # pyright: ignore[reportArgumentType]
     weights = torch.from_numpy(heat / heat.sum())[None, None, None]
     h, w = heat.shape
     memory = Memory(torch.zeros(1, h * w, 1), None, None, ((h, w),), torch.ones(1, 1, 2), torch.tensor([[SIDE, SIDE]]))
@@ -222,7 +222,7 @@ def test_who_plays():
 def test_every_model(name):
     """Curves begin and end where they must, and a summary can be written."""
     pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    detector = Detector(shaken(create(name)), ["a", "b", "c"], [1, 2, 3], 64)
+    detector = Detector(shaken(create(name)), ["a", "b", "c"], [1, 2, 3], Preprocessing(64))
     explanation = explain(detector, pixels)
     found = faithfulness(detector, explanation, [2], procedure=Procedure(steps=3, seeds=1, layer=0))
     (one,) = found.detections
@@ -240,7 +240,7 @@ def test_every_model(name):
 def test_relevance_is_judged_alike():
     """The other kind of map goes the same way: the order is the one of ``relevances``."""
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    detector = Detector(shaken(create("detr")), ["a", "b", "c"], [1, 2, 3], 64)
+    detector = Detector(shaken(create("detr")), ["a", "b", "c"], [1, 2, 3], Preprocessing(64))
     explanation = explain(detector, pixels)
     truth = explanation.boxes[-1, :1], explanation.labels[-1, :1]
     procedure = Procedure(kind="relevance", steps=2, seeds=1)
@@ -253,7 +253,7 @@ def test_relevance_is_judged_alike():
 def test_over_a_data_set():
     """All detections of the first images; intervals hold the mean; the differences are of the same detections."""
     torch.manual_seed(0)
-    detector = Detector(shaken(create("detr", classes=5, num_queries=4), 0.05), list(NAMES), list(range(5)), 64)
+    detector = Detector(shaken(create("detr", classes=5, num_queries=4), 0.05), list(NAMES), list(range(5)), Preprocessing(64))
     found = faithfulness_over(
         detector, shapes_data(val=5, size=64), limit=3, threshold=0.0, procedure=Procedure(steps=2, seeds=1, batch_size=50)
     )
@@ -274,7 +274,7 @@ def test_an_image_that_cannot_be_read_is_left_out_by_name(tmp_path, capsys):
     content = bytearray(broken.read_bytes())
     content[len(content) // 2 : len(content) // 2 + 40] = bytes(40)  # its header and its end are whole
     broken.write_bytes(content)
-    detector = Detector(shaken(create("detr", classes=len(data.names), num_queries=2)), data.names, data.ids, 64)
+    detector = Detector(shaken(create("detr", classes=len(data.names), num_queries=2)), data.names, data.ids, Preprocessing(64))
 
     def judge(limit, strict=False):
         procedure = Procedure(steps=2, seeds=1)
@@ -307,7 +307,7 @@ def test_bootstrap():
 
 def test_the_same_detector():
     """Boxes are compared in pixels of the image, whatever its shape."""
-    detector = Detector(shaken(create("conditional-detr")), ["a", "b", "c"], [1, 2, 3], 64)
+    detector = Detector(shaken(create("conditional-detr")), ["a", "b", "c"], [1, 2, 3], Preprocessing(64))
     pixels = np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)
     explanation = explain(detector, pixels)
     with torch.no_grad():
@@ -346,7 +346,7 @@ def test_wrong_questions():
 
 
 def test_wrong_data():
-    detector = Detector(create("detr", classes=5), list(NAMES), list(range(5)), 64)
+    detector = Detector(create("detr", classes=5), list(NAMES), list(range(5)), Preprocessing(64))
     data = shapes_data(val=2, size=64)
     with pytest.raises(UserError, match="limit=0: must be at least 1"):
         faithfulness_over(detector, data, limit=0)

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.explain.explanation import explain
 from boxquery.models.base import DetectionTransformer
@@ -350,7 +351,7 @@ def test_explain_gives_the_planted_pattern(system, monkeypatch):
     model = shaken(create(name, **options), 0.05).eval()
     plant(model, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZES[0], 3), dtype=np.uint8)
-    story = explain(Detector(model, ["disc", "square", "triangle"], [1, 2, 3], SIZES[0][0]), Image.fromarray(pixels))
+    story = explain(Detector(model, ["disc", "square", "triangle"], [1, 2, 3], Preprocessing(SIZES[0][0])), Image.fromarray(pixels))
     for i, layer in enumerate(story.trace.layers):
         for query in QUERIES:
             expected, _ = planted(layer, 0, query)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import boxquery as bq
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.errors import UserError
@@ -205,7 +206,7 @@ def test_on_a_model_of_the_family_every_object_is_found_or_explained(name):
     """An untrained model, a softmax and a two-stage one; columns without a name are never predicted."""
     model = bq.create_model(name, classes=6, preset="tiny")
     data = shapes_data(train=1, val=3, test=1, size=64)
-    detector = Detector(model, [*data.names, None], list(range(6)), 64, threshold=0.1)
+    detector = Detector(model, [*data.names, None], list(range(6)), Preprocessing(64), threshold=0.1)
     result = missed(detector, data)
     assert 0 < result.total()["missed"] <= result.total()["objects"]
     assert {miss.predicted for miss in result.items} <= set(data.names)

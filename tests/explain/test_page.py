@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.explain.explanation import Explanation, explain
@@ -26,7 +27,7 @@ NAMES = ["disc", "<script>alert('x')</script>", "a & b"]
 def story(name="detr", threshold=0.0, size=(96, 128), seed=0, **options):
     model = shaken(create(name, **options), 0.1).eval()
     image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
-    return explain(Detector(model, NAMES, [1, 2, 3], 96), image, threshold=threshold)
+    return explain(Detector(model, NAMES, [1, 2, 3], Preprocessing(96)), image, threshold=threshold)
 
 
 def data_of(path):

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 import boxquery as bq
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.explain.relevance import relevance, relevances, token_relevance
@@ -22,7 +23,7 @@ NAMES = ["disc", "square", "triangle"]
 
 
 def detector(name: str, seed: int = 0) -> Detector:
-    return Detector(shaken(create(name, seed=seed)), NAMES, [1, 2, 3], 64)
+    return Detector(shaken(create(name, seed=seed)), NAMES, [1, 2, 3], Preprocessing(64))
 
 
 @pytest.mark.parametrize("name", bq.list_models())
@@ -76,7 +77,7 @@ def test_map(name):
 def test_only_what_is_read_is_relevant(monkeypatch):
     """Every attention is held to one token: its cell has all relevance, and the map is that cell."""
     planted = 5
-    seen = Detector(shaken(create("detr", encoder_layers=0), 0.1), NAMES, [1, 2, 3], 64)
+    seen = Detector(shaken(create("detr", encoder_layers=0), 0.1), NAMES, [1, 2, 3], Preprocessing(64))
 
     def only(look, memory):
         return torch.arange(memory.tokens.shape[1])[None, None, None] == planted

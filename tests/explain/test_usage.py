@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
@@ -20,7 +21,7 @@ SCENES = shapes_data(train=1, val=6, test=1, size=64)
 
 def tiny(name: str, threshold: float = 0.1, **options) -> Detector:
     model = shaken(create(name, classes=len(SCENES.names), **options))
-    return Detector(model, SCENES.names, SCENES.ids, 64, threshold)
+    return Detector(model, SCENES.names, SCENES.ids, Preprocessing(64), threshold)
 
 
 def test_gini_of_equal_wins_and_of_one_winner():

@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from boxquery.api import Detector
+from boxquery.data.preprocessing import Preprocessing
 from tests.models.builders import create, shaken
 
 CLASSES = ("cat", "dog", "owl")
@@ -16,7 +17,7 @@ SIZE = 64
 def detector(name: str, threshold: float = 0.0, classes: Sequence[str] = CLASSES, **options: Any) -> Detector:
     """With 12 queries unless told."""
     model = create(name, len(classes), **{"num_queries": 12, **options})
-    return Detector(shaken(model), list(classes), list(range(1, len(classes) + 1)), SIZE, threshold)
+    return Detector(shaken(model), list(classes), list(range(1, len(classes) + 1)), Preprocessing(SIZE), threshold)
 
 
 def photo(width: int = 96, height: int = 72, seed: int = 0) -> Image.Image:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import boxquery as bq
 from boxquery.api import Detector, load
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.explain.relevance import relevance
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.models.base import DetectionTransformer
@@ -293,7 +294,7 @@ def test_saved_loaded_and_explained(name, tmp_path):
     """Numbers per layer travel with the weights; an explanation keeps the numbers of the queries."""
     model = shaken(create(name, num_queries=NUMBERS), 0.05)
     assert json.loads(json.dumps(model.config))["options"]["num_queries"] == NUMBERS
-    Detector(model, ["a", "b", "c"], [1, 2, 3], 64).save(tmp_path / "model")
+    Detector(model, ["a", "b", "c"], [1, 2, 3], Preprocessing(64)).save(tmp_path / "model")
     detector = load(tmp_path / "model")
     assert detector.model.num_queries_per_layer == model.num_queries_per_layer
     photo = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)

@@ -14,6 +14,7 @@ import boxquery as bq
 from boxquery.api import Detector
 from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
@@ -89,7 +90,8 @@ def test_a_run_logs_what_its_queries_read(finished):
     model = bq.create_model(name, classes=5, preset="tiny", **config["options"])
     model.load_state_dict({k.removeprefix("average."): v for k, v in state["state_dict"].items() if k.startswith("average.")})
     data = scenes()
-    found = measure_split(Detector(model, data.names, data.ids, 64), data.splits["val"], only=with_objects(data.splits["val"], 1))
+    detector = Detector(model, data.names, data.ids, Preprocessing(64))
+    found = measure_split(detector, data.splits["val"], only=with_objects(data.splits["val"], 1))
     assert {k: float(others[-1][k]) for k in found.columns()} == pytest.approx(found.columns(), abs=1e-6)
     assert keeper["finders"] == found.query.tolist()
 
@@ -454,7 +456,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
     model = bq.create_model("deformable-detr", classes=5, preset="tiny", **SMALL, denoising=0)
     model.freeze()
     data = scenes()
-    start = Detector(model, data.names, data.ids, 64).save(tmp_path / "start")
+    start = Detector(model, data.names, data.ids, Preprocessing(64)).save(tmp_path / "start")
     begun = torch.cat([v.flatten() for v in model.state_dict().values() if v.is_floating_point()])
     apart(tmp_path / "log", in_two, 0, run_and_tell, start, tmp_path / "two", 2)
     run_and_tell(start, tmp_path / "one", 4)

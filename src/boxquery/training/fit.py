@@ -112,7 +112,7 @@ class Run:
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(Preprocessing(config.image_size), self.augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
-        self.detector = Detector(self.model, data.names, data.ids, config.image_size)
+        self.detector = Detector(self.model, data.names, data.ids, Preprocessing(config.image_size))
 
     def loader(self) -> DataLoader:
         c = self.config

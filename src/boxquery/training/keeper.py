@@ -243,7 +243,7 @@ class Keeper(L.Callback):
                 module = trainer.lightning_module
                 assert isinstance(module, Training)
                 best = Detector(
-                    module.best_guess, self.detector.classes, self.detector.ids, self.detector.image_size, self.detector.threshold
+                    module.best_guess, self.detector.classes, self.detector.ids, self.detector.preprocessing, self.detector.threshold
                 )
                 save(best, self.folder / "model")
         else:

@@ -151,7 +151,7 @@ def taught(name: str) -> tuple[Detector, object]:
     split = data.splits["train"]
     model = create(name, classes=len(data.names))
     model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIZE))))
-    detector = Detector(model, data.names, data.ids, SIZE)
+    detector = Detector(model, data.names, data.ids, Preprocessing(SIZE))
     dataset = DetectionDataset(split, detector.transform)
     images = collate([dataset[i] for i in range(len(split))])
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
@@ -237,7 +237,7 @@ def test_there_is_nothing_to_explain(learned):
 
 def test_a_frozen_backbone_stays_frozen(tmp_path):
     data = shapes_data(train=1, val=1, test=1, size=64)
-    detector = Detector(create("retinanet", classes=len(data.names)), data.names, data.ids, 64)
+    detector = Detector(create("retinanet", classes=len(data.names)), data.names, data.ids, Preprocessing(64))
     detector.model.freeze()
     for model in (detector.model, bq.load(detector.save(tmp_path / "model")).model):
         assert model.config["frozen"]
