@@ -6,7 +6,7 @@
 
 Three things, all at preset "tiny", batch 4, one thread:
 
-- ``learn``: the steps of ``boxquery check --learn`` (four of the built-in scenes, AP50 above 0.9 on them), for two seeds;
+- ``learn``: the steps of ``boxquery check --overfit`` (four of the built-in scenes, AP50 above 0.9 on them), for two seeds;
   ``learn_steps``, what the command allows, is three times the larger, rounded up to 50.
 - ``floor.random``: whole runs from random weights on 1,000 scenes of 160 pixels, each with the schedule of its own length: 250 steps, 500,
   1,000, ... up to ``MOST``. ``left`` is the first that reaches AP50 0.02 on 100 other scenes, ``not_within`` the longest that does not.
@@ -27,7 +27,7 @@ import torch
 
 import boxquery as bq
 from boxquery.check.floors import FILE
-from boxquery.check.overfit import SECONDS, prove
+from boxquery.check.overfit import SECONDS, overfit_batch
 from boxquery.data.shapes import shapes_data
 from boxquery.files import atomic_write
 from boxquery.report.run_files import read_run
@@ -41,7 +41,7 @@ CURVES = Path(__file__).parents[1] / "docs" / "convergence" / "results.json"
 
 
 def learn(name: str, seed: int) -> dict[str, Any]:
-    proof = prove(shapes_data(seed=seed), name, {}, steps=TRIED, seconds=10 * SECONDS, seed=seed)
+    proof = overfit_batch(shapes_data(seed=seed), name, {}, steps=TRIED, seconds=10 * SECONDS, seed=seed)
     return {"seed": seed, "steps": proof.steps, "seconds": proof.seconds, "AP50": round(proof.AP50, 5), "reached": proof.reached}
 
 

@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 
 import boxquery as bq
-from boxquery.check import box_contrast
+from boxquery.check.box_contrast import measure_fit, sample_images
 from boxquery.check.command import check
-from boxquery.check.run_checks import examine
+from boxquery.check.run_checks import run_checks
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
@@ -153,7 +153,7 @@ def mistakes(rng: np.random.Generator) -> list[Mistake]:
         write_coco(replace(data, splits={"train": data.splits["train"], "val": data.splits["train"]}), root)
 
     def crowded(data: Data, root: Path) -> None:
-        """Each box ten times, a little apart, at most 100 an image."""
+        """Each box ten times, a little apart, at most 100 per image."""
 
         def tenfold(record: Record) -> Record:
             boxes = np.repeat(record.boxes, 10, 0)[:100] * np.float32(0.98) + rng.uniform(0, 3, (min(10 * len(record.boxes), 100), 4))
@@ -183,7 +183,7 @@ def mistakes(rng: np.random.Generator) -> list[Mistake]:
             4, "boxes normalised twice (YOLO)", ("boxes-normalised-twice",),
             lambda d, r: write_yolo(d, r, lambda t: shares(t) / [t.width, t.height, t.width, t.height]),
         ),
-        Mistake(4, "shares written as pixels (COCO)", ("boxes-normalised",), lambda d, r: write_coco(d, r, shares_xywh)),
+        Mistake(4, "fractions written as pixels (COCO)", ("boxes-normalised",), lambda d, r: write_coco(d, r, shares_xywh)),
         Mistake(5, "images of another folder, same names, in train", fits, other_images(train)),
         Mistake(5, "images of another folder, same names, everywhere", fits, other_images(every)),
         Mistake(6, "BGR images in train alone", ("colours-swapped",), bgr(train)),
@@ -218,15 +218,15 @@ REFUSED = {
 
 
 def rate_too_high(data: Data, folder: Path) -> list[str]:
-    """A training of 51 steps at 100 times the preset's rate: what was said before and while it ran."""
+    """A training of 51 steps at 100 times the preset's rate: what was found before and while it ran."""
     settings: dict[str, Any] = {"model": "deformable-detr", "preset": "tiny", "device": "cpu", "precision": "float32", "workers": 0}
     try:
         bq.train(data, epochs=4, image_size=96, lr=0.1, out=folder, force=True, **settings)
     except bq.UserError as error:
         print(f"   stopped: {error}")
     run = read_run(folder)
-    said = [*run.check["findings"], *run.diagnosis.get("findings", [])]
-    return [finding["name"] for finding in said if finding["level"] != "note"]
+    found = [*run.check["findings"], *run.diagnosis.get("findings", [])]
+    return [finding["name"] for finding in found if finding["level"] != "note"]
 
 
 def table(source: Path) -> None:
@@ -236,16 +236,16 @@ def table(source: Path) -> None:
         for mistake in mistakes(np.random.default_rng(0)):
             folder = Path(place) / "copy"
             mistake.plant(data, folder)
-            said = found_by_check(folder, mistake.options)
+            found = found_by_check(folder, mistake.options)
             shutil.rmtree(folder)
-            rows.append((mistake.number, mistake.title, bool({*said} & {*mistake.expected}), ", ".join(dict.fromkeys(said)) or "nothing"))
+            rows.append((mistake.number, mistake.title, bool({*found} & {*mistake.expected}), ", ".join(dict.fromkeys(found)) or "nothing"))
             print("  ", rows[-1], flush=True)
-        said = rate_too_high(data, Path(place) / "run")
+        found = rate_too_high(data, Path(place) / "run")
         expected = {"rate-too-high", "loss-not-finite", "gradients-exploding", "loss-rising"}
-        rows.append((9, "rate 100 times too high", bool({*said} & expected), ", ".join(said) or "nothing"))
+        rows.append((9, "rate 100 times too high", bool({*found} & expected), ", ".join(found) or "nothing"))
     print("| # | planted | found | findings |\n|---|---|---|---|")
-    for number, title, named, said in sorted(rows):
-        print(f"| {number} | {title} | {'yes' if named else 'no'} | {said} |")
+    for number, title, named, found in sorted(rows):
+        print(f"| {number} | {title} | {'yes' if named else 'no'} | {found} |")
     print(f"\n{len({row[0] for row in rows if row[2]})} of {len({row[0] for row in rows})} found in at least one of their forms;")
     print(f"{len({row[0] for row in rows} - {row[0] for row in rows if not row[2]})} in every form.")
 
@@ -262,15 +262,15 @@ def kinds() -> dict[str, Data]:
 
 
 def clean(source: Path | None) -> None:
-    """Nothing above a note may be said here."""
+    """Nothing above a note may be found here."""
     from boxquery.check.command import _plan
     from boxquery.data.transforms import Augment
 
     every = kinds() | ({source.name: open_data(source)} if source else {})
     for name, data in every.items():
         plan = _plan(data, "deformable-detr", "small", {}, None, None)
-        said = examine(data, [], plan, Augment(), picture=False).findings
-        print(f"{name}: {', '.join(f'{f.level} {f.name}' for f in said) or 'nothing'}", flush=True)
+        found = run_checks(data, [], plan, Augment(), preview=False).findings
+        print(f"{name}: {', '.join(f'{f.level} {f.name}' for f in found) or 'nothing'}", flush=True)
 
 
 def thresholds() -> None:
@@ -278,11 +278,11 @@ def thresholds() -> None:
     print("| scenes | images | z as they are | on other images | undoing a shift of 5 % | a scale of 0.8 |\n|---|---|---|---|---|---|")
     for name, data in kinds().items():
         for count in (64, 12):
-            looks = box_contrast.sample(data.splits["train"], count)
-            other = [replace(a, boxes=b.boxes, labels=b.labels) for a, b in zip(looks, looks[1:] + looks[:1], strict=True)]
-            moved = [replace(look, boxes=look.boxes + np.array([0.05, 0, 0.05, 0])) for look in looks]
-            scaled = [replace(look, boxes=look.boxes * 0.8) for look in looks]
-            own, wrong, shift, scale = (box_contrast.fit(group) for group in (looks, other, moved, scaled))
+            images = sample_images(data.splits["train"], count)
+            other = [replace(a, boxes=b.boxes, labels=b.labels) for a, b in zip(images, images[1:] + images[:1], strict=True)]
+            moved = [replace(image, boxes=image.boxes + np.array([0.05, 0, 0.05, 0])) for image in images]
+            scaled = [replace(image, boxes=image.boxes * 0.8) for image in images]
+            own, wrong, shift, scale = (measure_fit(group) for group in (images, other, moved, scaled))
             assert own is not None
             assert wrong is not None
             assert shift is not None

@@ -980,5 +980,5 @@ add(
 )
 add("processes", "resuming a run that lives", "refused", "is being trained by process 7", lambda p: while_training(p, True))
 add("processes", "the lock of a process that died", "gone on", "report:", stale)
-add("processes", "Ctrl-C", "interrupted", "interrupted", patched("boxquery.training.fit.open_with_evidence", KeyboardInterrupt()))
+add("processes", "Ctrl-C", "interrupted", "interrupted", patched("boxquery.training.fit.open_checked", KeyboardInterrupt()))
 add("processes", "a process that reads images is killed (planted)", "stopped", "--resume", patched("lightning.Trainer.fit", DIED))

@@ -1,4 +1,4 @@
-"""The proof that a pipeline can learn: a sound one is proven, a broken one is named."""
+"""The overfit test: a sound pipeline passes, a broken one is named."""
 
 import json
 from dataclasses import replace
@@ -10,7 +10,7 @@ import torch
 
 import boxquery as bq
 from boxquery.check.floors import everything, measured
-from boxquery.check.overfit import GOAL, IMAGES, _verdict, chosen, prove
+from boxquery.check.overfit import GOAL, IMAGES, _verdict, choose_images, overfit_batch
 from boxquery.cli import run
 from boxquery.models import list_baselines
 from tests.check.planted import changed, kept, pictures, scenes, write
@@ -19,28 +19,30 @@ from tests.training.runs import SMALL
 
 @pytest.mark.slow
 def test_a_sound_pipeline_learns(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("boxquery.check.overfit.prove", partial(prove, seconds=900))  # a busy machine may need more than a minute
+    monkeypatch.setattr(
+        "boxquery.check.overfit.overfit_batch", partial(overfit_batch, seconds=900)
+    )  # a busy machine may need more than a minute
     data = write(tmp_path / "data", "coco", pictures(12, 6))
-    assert run(["check", data, "--model", "deformable-detr", "--preset", "tiny", "--learn", "--json"]) == 0
-    proof = json.loads(capsys.readouterr().out)["learn"]
-    assert proof["AP50"] > GOAL
-    assert proof["reached"]
-    assert len(proof["images"]) == IMAGES
+    assert run(["check", data, "--model", "deformable-detr", "--preset", "tiny", "--overfit", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)["overfit"]
+    assert result["AP50"] > GOAL
+    assert result["reached"]
+    assert len(result["images"]) == IMAGES
 
 
-def test_what_does_not_learn_dooms_the_run(monkeypatch):
-    proof = prove(scenes(8, 4), "detr", SMALL, steps=3)
-    assert not proof.reached
-    assert proof.steps == 3
-    assert proof.finding().level == "doomed"
-    assert proof.finding().name == "does-not-learn"
-    assert "did not learn images train/" in proof.finding().text
-    late = replace(proof, planned=300, loss=(20.0, 8.0)).finding()
+def test_what_does_not_overfit_fails_the_check(monkeypatch):
+    result = overfit_batch(scenes(8, 4), "detr", SMALL, steps=3)
+    assert not result.reached
+    assert result.steps == 3
+    assert result.finding().level == "error"
+    assert result.finding().name == "does-not-learn"
+    assert "could not overfit images train/" in result.finding().text
+    late = replace(result, planned=300, loss=(20.0, 8.0)).finding()
     assert (late.name, late.level) == ("not-proven", "warning")
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_numbers_that_are_none_end_the_proof_and_are_said(monkeypatch, what):
+def test_a_loss_that_is_not_finite_ends_the_test(monkeypatch, what):
     """Before the step that would leave broken weights; the page and ``--json`` have no NaN."""
     criterion = bq.create_model("detr", classes=3, preset="tiny", **SMALL).criterion
     terms, calls = type(criterion).terms, []
@@ -54,11 +56,11 @@ def test_numbers_that_are_none_end_the_proof_and_are_said(monkeypatch, what):
         return found
 
     monkeypatch.setattr(type(criterion), "terms", spoiled)
-    proof = prove(scenes(8, 4), "detr", SMALL, steps=9)
-    assert proof.steps == 3
-    assert proof.verdict == "the loss or its gradient stopped being a number at step 3"
-    assert proof.finding().level == "doomed"
-    first, last = json.loads(json.dumps(proof.values(), allow_nan=False))["loss"]
+    result = overfit_batch(scenes(8, 4), "detr", SMALL, steps=9)
+    assert result.steps == 3
+    assert result.verdict == "the loss or its gradient became NaN or inf at step 3"
+    assert result.finding().level == "error"
+    first, last = json.loads(json.dumps(result.values(), allow_nan=False))["loss"]
     assert first > 0
     assert last is None
 
@@ -66,7 +68,7 @@ def test_numbers_that_are_none_end_the_proof_and_are_said(monkeypatch, what):
 @pytest.mark.parametrize(
     ("losses", "any_class", "near", "repeated", "said"),
     [
-        ([9.0, float("nan")], 0.0, 0.0, 0.0, "stopped being a number"),
+        ([9.0, float("nan")], 0.0, 0.0, 0.0, "became NaN or inf"),
         ([9.0, 8.0], 0.0, 0.0, 0.0, "did not fall"),
         ([9.0, 1.0], 0.95, 0.5, 0.0, "classes are wrong"),
         ([9.0, 1.0], 0.3, 0.95, 0.0, "boxes are off"),
@@ -79,22 +81,22 @@ def test_what_failed_is_named(losses, any_class, near, repeated, said):
     assert said in _verdict(losses, any_class, near, repeated)
 
 
-def test_visible_images_of_different_classes_are_chosen():
+def test_visible_images_of_different_classes_are_choose_images():
     data = scenes(40)
     data = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), int(str(r.id).split("/")[1]) >= 20)))
-    four = chosen(data.splits["train"])
+    four = choose_images(data.splits["train"])
     assert len(four) == IMAGES
     assert all(len(record.boxes) for record in four)
     assert len({int(label) for record in four for label in record.labels}) >= 4
     single = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), r.id == "train/30")))
-    assert [r.id for r in chosen(single.splits["train"])] == ["train/30"]
+    assert [r.id for r in choose_images(single.splits["train"])] == ["train/30"]
 
 
 def test_enough_queries_are_given_for_the_images():
     crowded = changed(scenes(4, 2), "train", lambda r: kept(r, np.repeat(np.arange(len(r.boxes)), 15)))
     assert max(len(record.boxes) for record in crowded.splits["train"]) > 40  # the preset's
-    proof = prove(crowded, "detr", {name: value for name, value in SMALL.items() if name != "num_queries"}, steps=1)
-    assert proof.steps == 1
+    result = overfit_batch(crowded, "detr", {name: value for name, value in SMALL.items() if name != "num_queries"}, steps=1)
+    assert result.steps == 1
 
 
 def test_the_floors_that_ship_are_of_known_models():

@@ -61,3 +61,8 @@ def test_data_facts(tmp_path):
 def test_cpu_seconds_of_runs_old_and_new(tmp_path, name):
     (tmp_path / "metrics.csv").write_text(f"epoch,{name}\n1,2.5\n2,\n")
     assert read_run(tmp_path).epochs == [{"epoch": 1, "cpu_seconds": 2.5}, {"epoch": 2}]
+
+
+def test_a_check_of_version_0_1_0(tmp_path):
+    (tmp_path / "check.json").write_text('{"ahead": {"objects_an_image": {"50": 2}}, "learn": null, "findings": []}')
+    assert read_run(tmp_path).check == {"feasibility": {"objects_per_image": {"50": 2}}, "overfit": None, "findings": []}

@@ -52,7 +52,7 @@ def test_ap_0_is_said_after_the_floor_with_its_cause(diagnosis):
     found = diagnosis.after_evaluation({"step": 100}, nothing, answers(0.2, 0.01))
     assert names(found) == ["ap-zero", "all-background"]
     assert "Everything is called background" in found[0].text
-    assert "boxquery check photos --model detr --learn" in found[0].remedy
+    assert "boxquery check photos --model detr --overfit" in found[0].remedy
 
 
 def test_without_a_measured_floor_it_waits(tmp_path):
@@ -100,7 +100,7 @@ def test_a_healthy_run_says_nothing_and_keeps_its_check(tmp_path, capsys):
     report = (tmp_path / "run/report.html").read_text()
     assert "What the network sees" in report
     assert 'id="diagnosis"' not in report
-    assert json.loads((tmp_path / "run/check.json").read_text())["ahead"]["queries"] == 12
+    assert json.loads((tmp_path / "run/check.json").read_text())["feasibility"]["queries"] == 12
 
 
 def test_a_loss_that_is_none_names_its_own_step(tmp_path, monkeypatch, capsys):
@@ -172,7 +172,7 @@ def test_gradients_that_are_none_in_the_last_step_of_an_epoch_are_not_kept(tmp_p
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
 
 
-def test_training_refuses_what_is_doomed_and_force_goes_on(tmp_path, capsys):
+def test_training_stops_where_the_check_fails_and_force_goes_on(tmp_path, capsys):
     images = [replace(p, things=[replace(t, name=NAMES[0]) for t in p.things]) for p in pictures(36, 12)]
     data = write(tmp_path / "data", "voc", [replace(a, data=b.data) for a, b in zip(images, images[1:] + images[:1], strict=True)])
     words = ["train", data, "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--batch-size", "12"]
@@ -181,15 +181,15 @@ def test_training_refuses_what_is_doomed_and_force_goes_on(tmp_path, capsys):
     words += ["--out", str(tmp_path / "run")]
     assert command_line(words) == 1
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert "fit their images no better than those of others" in line
+    assert "fit their own images no better than others" in line
     assert "--force" in line
     assert not (tmp_path / "run").exists()
     assert command_line([*words, "--force"]) == 0
-    assert "no better than those of others" in (tmp_path / "run/report.html").read_text()
+    assert "fit their own images no better than others" in (tmp_path / "run/report.html").read_text()
     assert "--force" in (tmp_path / "run/config.yaml").read_text()
 
 
-def test_doomed_is_status_1():
+def test_a_failed_check_is_status_1():
     assert (CheckFailed("x").status, bq.UserError("x").status) == (1, 2)
 
 

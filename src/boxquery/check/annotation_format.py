@@ -1,4 +1,4 @@
-"""What the numbers in the files themselves show, before a loader has clipped or refused any: ids off by one, other formats."""
+"""Faults that only the raw numbers show, before validation clips or skips any: ids off by one, boxes in another format."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from boxquery.check.findings import Finding
-from boxquery.data.dataset import Data
-from boxquery.data.open import read
+from boxquery.data import Data, read, validate
 from boxquery.data.raw import RawDataset, RawImage, RawObject
-from boxquery.data.validation import validate
 from boxquery.errors import UserError
 
-#: share of boxes that do not fit their image from which another format is tried, and by how much better it has to fit
+#: other formats are tried where more than this share of boxes does not fit; they have to fit this many times better; fewest boxes
 UNFIT, BETTER, FEWEST = 0.02, 4, 20
-#: boxes within so many pixels (or this share) of the corner of their image are no boxes; so many must be
-_CORNER, _SHARE, _MOST = 2.0, 1 / 32, 0.95
-_SLACK = 1.5  # pixels beyond the image that are rounding, or counting from 1
+#: boxes are normalised if this share of them lies within so many pixels, or so small a fraction, of the corner of their image
+_CORNER, _FRACTION, _MOST = 2.0, 1 / 32, 0.95
+_SLACK = 1.5  # pixels beyond the image that may be rounding, or counting from 1
 _BACKGROUND = re.compile(r"^_*(background|back ground|bg|no object|none|n/?a)_*$", re.IGNORECASE)
 _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "x1, y1, x2, y2": lambda n: n,
@@ -28,135 +26,112 @@ _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "centre x, centre y, width, height": lambda n: np.concatenate((n[:, :2] - n[:, 2:] / 2, n[:, :2] + n[:, 2:] / 2), 1),
     "y1, x1, y2, x2": lambda n: n[:, [1, 0, 3, 2]],
 }
-_READ = {"coco": "x, y, width, height", "voc": "x1, y1, x2, y2", "yolo": "centre x, centre y, width, height"}
+_EXPECTED = {"coco": "x, y, width, height", "voc": "x1, y1, x2, y2", "yolo": "centre x, centre y, width, height"}
 
 
-def open_with_evidence(source: str | Path, *, strict: bool = False) -> tuple[Data, list[Finding]]:
-    """A data set, and what its raw numbers show.
+def open_checked(source: str | Path, *, strict: bool = False) -> tuple[Data, list[Finding]]:
+    """``open_data``, and what the raw numbers show.
 
     Raises:
-        UserError: as ``read`` and ``validate``; where the numbers show why, the message says so.
+        UserError: as ``open_data``; where the raw numbers show why, the message says so.
     """
     raw = read(source)
-    findings = evidence(raw)
+    findings = check_annotation_format(raw)
     try:
         data, _ = validate(raw, strict=strict)
     except UserError as error:
         if not findings:
             raise
         raise UserError(f"{error}. Likely cause: {' '.join(f'{f.text} {f.remedy}' for f in findings)}") from error
-    return data, findings + _named_background(data)
+    return data, [*findings, *_boxes_of_background(data)]
 
 
-def evidence(listing: RawDataset) -> list[Finding]:
-    """Faults of the whole data set rather than of a box."""
-    found = [_ids(listing)]
-    numbers, sizes = _numbers(listing)
+def check_annotation_format(raw: RawDataset) -> list[Finding]:
+    """Faults of the whole data set rather than of single boxes."""
+    if raw.format == "shapes":
+        return []
+    findings = [_ids_off_by_one(raw)]
+    numbers, sizes = _raw_boxes(raw)
     if len(numbers) >= FEWEST:
-        found.append(_scale(listing, numbers, sizes) or _format(listing, numbers, sizes))
-    return [finding for finding in found if finding is not None]
+        findings.append(_wrong_scale(raw, numbers, sizes) or _wrong_order(raw, numbers, sizes))
+    return [finding for finding in findings if finding is not None]
 
 
-def _objects(listing: RawDataset) -> Iterator[tuple[RawImage, RawObject]]:
-    for images in listing.splits.values():
-        for image in images:
-            for given in image.objects:
-                yield image, given
+def _objects(raw: RawDataset) -> Iterator[tuple[RawImage, RawObject]]:
+    return ((image, obj) for images in raw.splits.values() for image in images for obj in image.objects)
 
 
-def _ids(listing: RawDataset) -> Finding | None:
+def _ids_off_by_one(raw: RawDataset) -> Finding | None:
     """Unknown category ids that would be known if all were moved by one."""
-    if listing.format == "voc":
+    if raw.format == "voc":
         return None
-    used = Counter(number for _, given in _objects(listing) if (number := _category(given)) is not None)
-    unknown, known = sorted(set(used) - set(listing.ids)), listing.ids
-    if not unknown:
-        return None
-    for move, words in ((1, "from 0, the list of categories from 1"), (-1, "from 1, the list of categories from 0")):
-        edge, free = (min(known) - 1, max(known)) if move == 1 else (max(known) + 1, min(known))
-        if unknown == [edge] and not used[free] and sum(used.values()) >= FEWEST:
-            example = next(given.where for _, given in _objects(listing) if _category(given) == edge)
+    used = Counter(number for _, obj in _objects(raw) if (number := _category_id(obj)) is not None)
+    low, high, unknown = min(raw.ids), max(raw.ids), set(used) - set(raw.ids)
+    for edge, free, first, listed, remedy in ((low - 1, high, 0, 1, "Add 1 to"), (high + 1, low, 1, 0, "Subtract 1 from")):
+        if unknown == {edge} and not used[free] and sum(used.values()) >= FEWEST:
+            example = next(obj.where for _, obj in _objects(raw) if _category_id(obj) == edge)
             return Finding(
-                "ids-off-by-one",
-                "doomed",
-                f"Category ids are off by one: annotations count {words}. {used[edge]} boxes have the unknown id {edge} "
-                f"(first: {example}), and id {free} ({listing.names[listing.ids.index(free)]!r}) has none; every other box has its "
-                "neighbour's class.",
-                f"{'Add 1 to' if move == 1 else 'Take 1 from'} every category id of the annotations.",
-            )
+                "ids-off-by-one", "error",
+                f"Category ids are off by one: annotations count from {first}, the list of categories from {listed}. {used[edge]} boxes "
+                f"have the unknown id {edge} (first: {example}), and id {free} ({raw.names[raw.ids.index(free)]!r}) has none; every other "
+                "box has the class next to its own.",
+                f"{remedy} every category id of the annotations.",
+            )  # fmt: skip
     return None
 
 
-def _category(given: RawObject) -> int | None:
-    value = given.raw[0] if isinstance(given.raw, tuple) else (given.raw.split() or [""])[0]
+def _category_id(obj: RawObject) -> int | None:
+    value = obj.raw[0] if isinstance(obj.raw, tuple) else (obj.raw.split() or [""])[0]
     if isinstance(value, bool) or not isinstance(value, int | str):
         return None
-    text = str(value)
-    return int(text) if re.fullmatch(r"\d{1,9}", text) else None
+    return int(value) if re.fullmatch(r"\d{1,9}", str(value)) else None
 
 
-def _numbers(listing: RawDataset) -> tuple[np.ndarray, np.ndarray]:
-    """The four numbers of every box as its file has them [N, 4], and its image's stated width and height [N, 2] (1, 1 where in shares)."""
-    numbers, sizes = [], []
-    for image, given in _objects(listing):
+def _raw_boxes(raw: RawDataset) -> tuple[np.ndarray, np.ndarray]:
+    """The four numbers of every box as its file has them [N, 4], and its image's stated width and height [N, 2] (1, 1 if relative)."""
+    boxes, sizes = [], []
+    for image, obj in _objects(raw):
         size = (1.0, 1.0) if image.relative else image.size
-        if given.box is None or size is None or not np.isfinite(given.box).all():
-            continue
-        x1, y1, x2, y2 = given.box
-        match listing.format:
-            case "coco":
-                numbers.append((x1, y1, x2 - x1, y2 - y1))
-            case "yolo":
-                numbers.append(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1))
-            case _:
-                numbers.append((x1, y1, x2, y2))
-        sizes.append(size)
-    return np.array(numbers, np.float64).reshape(-1, 4), np.array(sizes, np.float64).reshape(-1, 2)
+        if obj.box is not None and size is not None and np.isfinite(obj.box).all():
+            boxes.append(obj.box)
+            sizes.append(size)
+    corners = np.array(boxes, np.float64).reshape(-1, 4)
+    first, second = corners[:, :2], corners[:, 2:]
+    numbers = {"coco": (first, second - first), "yolo": ((first + second) / 2, second - first), "voc": (first, second)}[raw.format]
+    return np.concatenate(numbers, 1), np.array(sizes, np.float64).reshape(-1, 2)
 
 
-def _scale(listing: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
-    """Shares where pixels belong, pixels where shares belong, shares of shares."""
+def _wrong_scale(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
+    """Fractions where pixels are expected, pixels where fractions are, fractions of fractions."""
     relative = bool((sizes == 1).all())
-    if relative and (np.abs(numbers).max(1) > 2).mean() > 0.5:
-        return Finding(
-            "boxes-in-pixels",
-            "doomed",
-            f"{(np.abs(numbers).max(1) > 2).mean():.0%} of the boxes are in pixels, where YOLO has shares of the image (0 to 1).",
-            "Divide x by the image's width and y by its height.",
-        )
-    boxes = _FORMATS[_READ[listing.format]](numbers)
-    # shares of shares are below 1 / side: 1 / 32 for the smallest images
-    corner = _SHARE if relative else _CORNER
-    if (boxes.max(1) <= corner).mean() <= _MOST:
+    if relative and (beyond := (np.abs(numbers).max(1) > 2).mean()) > 0.5:
+        text = f"{beyond:.0%} of the boxes are in pixels, where YOLO expects fractions of the image (0 to 1)."
+        return Finding("boxes-in-pixels", "error", text, "Divide x by the image's width and y by its height.")
+    # fractions of fractions are below 1 / side: 1 / 32 for the smallest images
+    inside = (_FORMATS[_EXPECTED[raw.format]](numbers).max(1) <= (_FRACTION if relative else _CORNER)).mean()
+    if inside <= _MOST:
         return None
-    small = f"{(boxes.max(1) <= corner).mean():.0%} of the boxes lie within the first {'3 %' if relative else '2 pixels'} of their image"
+    text = f"{inside:.0%} of the boxes lie within the first {'3 %' if relative else '2 pixels'} of their image: they were normalised "
     if relative:
-        return Finding(
-            "boxes-normalised-twice", "doomed", f"{small}: they were normalised twice.", "Write each once, as shares of the image."
-        )
-    return Finding(
-        "boxes-normalised",
-        "doomed",
-        f"{small}: they were normalised (0 to 1), where {listing.format.upper()} has pixels.",
-        "Multiply x by the image's width and y by its height.",
-    )
+        return Finding("boxes-normalised-twice", "error", f"{text}twice.", "Write each once, as fractions of the image.")
+    text += f"(0 to 1), where {raw.format.upper()} expects pixels."
+    return Finding("boxes-normalised", "error", text, "Multiply x by the image's width and y by its height.")
 
 
-def _format(listing: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
+def _wrong_order(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
     """Another order of the four numbers in which nearly every box fits its image, where too many do not as they are read."""
-    read = _READ[listing.format]
-    unfit = {name: float(_unfit(corners(numbers), sizes).mean()) for name, corners in _FORMATS.items()}
-    mine = unfit.pop(read)
+    expected = _EXPECTED[raw.format]
+    unfit = {name: float(_unfit(to_corners(numbers), sizes).mean()) for name, to_corners in _FORMATS.items()}
+    as_read = unfit.pop(expected)
     other = min(unfit, key=lambda name: unfit[name])
-    if mine < UNFIT or unfit[other] * BETTER > mine:
+    if as_read < UNFIT or unfit[other] * BETTER > as_read:
         return None
     return Finding(
-        "boxes-of-another-format",
-        "doomed" if mine > 0.1 else "warning",
-        f"Boxes look like {other}, where {listing.format.upper()} has {read}: as they are read {mine:.0%} of {len(numbers)} have "
-        f"no size or reach beyond their image (what reaches beyond is clipped), read as {other} {unfit[other]:.0%} do.",
-        f"Write them as {read}.",
-    )
+        "boxes-of-another-format", "error" if as_read > 0.1 else "warning",
+        f"Boxes look like {other}, where {raw.format.upper()} expects {expected}: as they are read, {as_read:.0%} of {len(numbers)} have "
+        f"no size or reach beyond their image (what reaches beyond is clipped); read as {other}, {unfit[other]:.0%} do.",
+        f"Write them as {expected}.",
+    )  # fmt: skip
 
 
 def _unfit(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -166,18 +141,13 @@ def _unfit(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.logical_not(fit)
 
 
-def _named_background(data: Data) -> list[Finding]:
-    """A class that is called background and has boxes: the sign of ids that were moved within a list with room."""
-    found = []
+def _boxes_of_background(data: Data) -> Iterator[Finding]:
+    """A class named background that has boxes: a sign of ids that were shifted within a list with room."""
     for label, name in enumerate(data.names):
-        count = sum(int((record.labels == label).sum()) for split in data.splits.values() for record in split)
-        if count and _BACKGROUND.match(name):
-            found.append(
-                Finding(
-                    "background-has-boxes",
-                    "warning",
-                    f"{count} boxes are of class {name!r} (id {data.ids[label]}): ids may be off by one.",
-                    "Background is not a class here; compare the names in the picture grid with what the boxes show.",
-                )
-            )
-    return found
+        if not _BACKGROUND.match(name):
+            continue
+        if count := sum(int((record.labels == label).sum()) for split in data.splits.values() for record in split):
+            yield Finding(
+                "background-has-boxes", "warning", f"{count} boxes are of class {name!r} (id {data.ids[label]}): ids may be off by one.",
+                "Background is not a class here; compare the names in check.png with what the boxes show.",
+            )  # fmt: skip

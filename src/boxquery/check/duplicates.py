@@ -1,4 +1,4 @@
-"""Equal images: the same bytes under several names, within a split and across splits. Reads only files whose sizes are equal."""
+"""Equal images: the same bytes under several names, within a split and across splits. Reads only files of equal size."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,40 +16,36 @@ import numpy as np
 from boxquery.check.findings import Finding
 from boxquery.data.dataset import Data, Record
 
-#: share of the val images that may be in train before evaluation says nothing
+#: share of the val images that may be in train before evaluation is pointless
 LEAKED = 0.5
+#: share of a split that may be copies before it is a warning
+COPIED = 0.05
 _SHOWN = 3
 _THREADS = 8
 
-Place = tuple[str, int]  # split, position
+ImageRef = tuple[str, int]
+"""Split and index."""
 
 
-def equal_images(data: Data, told: Callable[[int, int], None] | None = None) -> list[list[Place]]:
-    """Groups of two or more records with the same content; ``told`` is called with files hashed and to hash."""
-    by_size: dict[int, dict[Path, list[Place]]] = defaultdict(lambda: defaultdict(list))
+def equal_images(data: Data, progress: Callable[[int, int], None] | None = None) -> list[list[ImageRef]]:
+    """Groups of two or more records with the same content; ``progress`` gets the numbers of files hashed and to hash."""
+    by_size: dict[int, dict[Path, list[ImageRef]]] = defaultdict(lambda: defaultdict(list))
     for name, split in data.splits.items():
         for index, record in enumerate(split):
             if record.path is None:
-                break  # drawn: no two are equal
-            if (size := _size(record.path)) is not None:
-                by_size[size][record.path].append((name, index))
-    groups = [places for files in by_size.values() if len(files) == 1 for places in files.values()]
-    alike = [(path, places) for files in by_size.values() if len(files) > 1 for path, places in files.items()]
-    by_content: dict[bytes, list[Place]] = defaultdict(list)
+                break  # rendered: no two are equal
+            with suppress(OSError):  # the reader names it when it is needed
+                by_size[record.path.stat().st_size][record.path].append((name, index))
+    groups = [refs for files in by_size.values() if len(files) == 1 for refs in files.values()]
+    alike = [(path, refs) for files in by_size.values() if len(files) > 1 for path, refs in files.items()]
+    by_content: dict[bytes, list[ImageRef]] = defaultdict(list)
     with ThreadPoolExecutor(_THREADS) as pool:
-        for done, ((_, places), digest) in enumerate(zip(alike, pool.map(lambda pair: _digest(pair[0]), alike), strict=True), 1):
+        for done, ((_, refs), digest) in enumerate(zip(alike, pool.map(lambda pair: _digest(pair[0]), alike), strict=True), 1):
             if digest is not None:
-                by_content[digest] += places
-            if told is not None and done % 64 == 0:
-                told(done, len(alike))
-    return [places for places in [*groups, *by_content.values()] if len(places) > 1]
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:  # the reader names it when it is needed
-        return None
+                by_content[digest] += refs
+            if progress is not None and done % 64 == 0:
+                progress(done, len(alike))
+    return [refs for refs in [*groups, *by_content.values()] if len(refs) > 1]
 
 
 def _digest(path: Path) -> bytes | None:
@@ -58,67 +56,51 @@ def _digest(path: Path) -> bytes | None:
         return None
 
 
-def copies(data: Data, groups: list[list[Place]]) -> tuple[dict[str, Any], list[Finding]]:
+def check_duplicates(data: Data, groups: list[list[ImageRef]]) -> tuple[dict[str, Any], list[Finding]]:
     """Counts, ``{"duplicates": {split: n}, "shared": {"train & val": n}, "shared_with_other_boxes": {...}}``, and what they mean."""
-    duplicates = {name: sum(max(sum(split == name for split, _ in places) - 1, 0) for places in groups) for name in data.splits}
-    names, shared, differing = list(data.splits), {}, {}
-    findings = []
-    for i, first in enumerate(names):
-        for second in names[i + 1 :]:
-            common = [places for places in groups if {first, second} <= {split for split, _ in places}]
-            if not common:
-                continue
-            pair = f"{first} & {second}"
-            other = [places for places in common if not _same_boxes(data, places, first, second)]
-            shared[pair], differing[pair] = len(common), len(other)
+    duplicates, shared, differing, findings = {}, {}, {}, []
+    for first, second in combinations(data.splits, 2):
+        if common := [refs for refs in groups if {first, second} <= {split for split, _ in refs}]:
+            other = [refs for refs in common if not _same_boxes(data, refs, first, second)]
+            shared[f"{first} & {second}"], differing[f"{first} & {second}"] = len(common), len(other)
             findings.append(_leak(data, first, second, common, other))
-    for name, count in duplicates.items():
+    for name, split in data.splits.items():
+        own = [[ref for ref in refs if ref[0] == name] for refs in groups]
+        duplicates[name] = count = sum(max(len(refs) - 1, 0) for refs in own)
         if count:
-            example = next(places for places in groups if sum(split == name for split, _ in places) > 1)
-            shown = " and ".join(_title(data, place) for place in [p for p in example if p[0] == name][:2])
-            findings.append(
-                Finding(
-                    "duplicate-images", "warning" if count > 0.05 * len(data.splits[name]) else "note",
-                    f"{count} of {len(data.splits[name])} {name} images are copies of others ({shown}, ...).",
-                    "Remove them, or an image counts several times." if count > 0.05 * len(data.splits[name]) else "",
-                )
-            )  # fmt: skip
+            example = " and ".join(_title(data, ref) for ref in next(refs for refs in own if len(refs) > 1)[:2])
+            text = f"{count} of {len(split)} {name} images are copies of others ({example}, ...)."
+            many = count > COPIED * len(split)
+            remedy = "Remove them: each copy counts again." if many else ""
+            findings.append(Finding("duplicate-images", "warning" if many else "note", text, remedy))
     return {"duplicates": duplicates, "shared": shared, "shared_with_other_boxes": differing}, findings
 
 
-def _leak(data: Data, first: str, second: str, common: list[list[Place]], other: list[list[Place]]) -> Finding:
+def _leak(data: Data, first: str, second: str, common: list[list[ImageRef]], other: list[list[ImageRef]]) -> Finding:
     total = len(data.splits[second])
-    shown = ", ".join(_title(data, next(p for p in places if p[0] == second)) for places in common[:_SHOWN])
+    shown = ", ".join(_title(data, next(ref for ref in refs if ref[0] == second)) for refs in common[:_SHOWN])
     where = f"{len(common)} of {total} {second} images are also in {first}, by content ({shown}{', ...' if len(common) > _SHOWN else ''})"
-    trained = first == "train"
-    doomed = trained and len(common) > LEAKED * total
+    level = "error" if first == "train" and len(common) > LEAKED * total else "warning"
     if len(other) > len(common) / 2:
-        return Finding(
-            "images-of-another-split", "doomed" if doomed else "warning",
-            f"{where}, and {len(other)} of them have other boxes there: images of {first} and {second} were mixed up.",
-            "Put back the images that the annotations were made for.",
-        )  # fmt: skip
-    if trained and len(common) == total and total >= len(data.splits[first]):
-        return Finding(
-            "val-is-train", "doomed", f"{second} is {first}: all {total} images are the same; evaluation would measure memory.",
-            f"Hold out images for {second}, or leave the split away and have one made.",
-        )  # fmt: skip
-    return Finding(
-        "leakage", "doomed" if doomed else "warning",
-        f"{where}: evaluation on {second} says nothing about new images.", "Keep each image in one split.",
-    )  # fmt: skip
+        text = f"{where}, and {len(other)} of them have other boxes there: images of {first} and {second} were mixed up."
+        return Finding("images-of-another-split", level, text, "Put back the images that the annotations were made for.")
+    if first == "train" and len(common) == total and total >= len(data.splits[first]):
+        text = f"{second} is {first}: all {total} images are the same; evaluation would only measure memorisation."
+        return Finding("val-is-train", "error", text, f"Hold out images for {second}, or leave the split out and have one made.")
+    text = f"{where}: evaluation on {second} does not measure performance on new images."
+    return Finding("leakage", level, text, "Keep each image in one split.")
 
 
-def _same_boxes(data: Data, places: list[Place], first: str, second: str) -> bool:
-    a, b = (next(data.splits[split][i] for split, i in places if split == name) for name in (first, second))
-    return _key(a) == _key(b)
+def _same_boxes(data: Data, refs: list[ImageRef], first: str, second: str) -> bool:
+    a, b = (next(data.splits[split][i] for split, i in refs if split == name) for name in (first, second))
+    return _sorted_boxes(a) == _sorted_boxes(b)
 
 
-def _key(record: Record) -> bytes:
+def _sorted_boxes(record: Record) -> bytes:
     rows = np.column_stack([record.boxes.round(1), record.labels])
     return rows[np.lexsort(rows.T)].tobytes()
 
 
-def _title(data: Data, place: Place) -> str:
-    record = data.splits[place[0]][place[1]]
+def _title(data: Data, ref: ImageRef) -> str:
+    record = data.splits[ref[0]][ref[1]]
     return record.path.name if record.path else str(record.id)

@@ -1,7 +1,8 @@
-"""What will go wrong with this model at this size: objects beyond its queries or below its cells, too few steps, a rate far off."""
+"""Whether this model can learn this data at this size: objects against queries and cells, steps and learning rate against the usual."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,27 +17,27 @@ from boxquery.models import preset
 if TYPE_CHECKING:
     from boxquery.models.interface import Model
 
-#: share of the training images with more objects than queries from which a run is doomed
+#: share of the training images with more objects than queries from which it is an error
 CROWDED = 0.5
-#: share of the training objects below a cell that is worth a note, and a warning
+#: share of the training objects smaller than a cell from which it is a note, and a warning
 SMALL, MOSTLY_SMALL = 0.1, 0.5
-#: how many times the preset's rate is worth a warning
+#: how many times the preset's learning rate is a warning
 FAST = 10.0
 
 
 @dataclass(frozen=True)
-class Plan:
+class FeasibilityPlan:
     """What is about to be trained.
 
     Attributes:
         model, preset: names.
-        queries: answers an image can have; limit: the option that says so.
-        stride: pixels of a cell of the finest map.
-        image_size: short side in pixels.
-        steps: optimizer steps; batch_size: images in one, over all processes.
-        lr, usual_lr: the rate, and the preset's.
-        start: "random", "trained" (a trained backbone), or "" where the start has no floor (a whole trained model).
-        drops: later layers have fewer queries; ``queries`` are the last one's, which every object of every image needs there.
+        queries: most predictions per image; limit: the option that sets it.
+        stride: pixels per cell of the finest feature map.
+        image_size: shortest side in pixels.
+        steps: optimizer steps, 0 if not known yet; batch_size: images per step, over all processes.
+        lr, usual_lr: the learning rate, and the preset's.
+        start: "random", "trained" (a pretrained backbone), or "" for a whole trained model, whose steps are not checked.
+        drops: later layers have fewer queries; ``queries`` are then those of the last layer, which every object needs.
     """
 
     model: str
@@ -53,8 +54,10 @@ class Plan:
     limit: str = "num_queries"
 
     @classmethod
-    def of(cls, model: Model, *, image_size: int, steps: int, batch_size: int, lr: float = 0.0, start: str = "random") -> Plan:
-        """Of a model that ``create_model`` built; ``lr`` 0 is the preset's."""
+    def of(
+        cls, model: Model, *, image_size: int, steps: int, batch_size: int, lr: float | None = None, start: str = "random"
+    ) -> FeasibilityPlan:
+        """Of a model that ``create_model`` built; without ``lr`` at the preset's."""
         name, size = model.config["name"], model.config["preset"]
         usual = preset(name, size).recipe.lr
         return cls(
@@ -68,79 +71,64 @@ def drops_queries(model: Model) -> bool:
     return model.num_queries_per_layer[-1] < model.num_queries_per_layer[0]
 
 
-def objects_ahead(data: Data, plan: Plan) -> tuple[dict[str, Any], list[Finding]]:
-    """Sizes at the training resolution and objects an image, of the training split; and what they mean for this model."""
-    sides = object_sizes(data.splits["train"], Preprocessing(plan.image_size))
-    side, number = np.concatenate(sides), np.array([len(own) for own in sides])
-    root = np.sqrt(side.prod(1))
-    below = float((side.max(1) < plan.stride).mean()) if len(side) else 0.0
+def check_objects(data: Data, plan: FeasibilityPlan) -> tuple[dict[str, Any], list[Finding]]:
+    """Sizes and numbers of the training objects at the training resolution; and what they mean for this model."""
+    per_image = object_sizes(data.splits["train"], Preprocessing(plan.image_size))
+    sizes, numbers = np.concatenate(per_image), np.array([len(own) for own in per_image])
+    below = float((sizes.max(1) < plan.stride).mean()) if len(sizes) else 0.0
     facts = {
         "image_size": plan.image_size,
         "cell": plan.stride,
         "queries": plan.queries,
-        "side_percentiles": dict(zip(("0", "10", "50", "90", "100"), _percentiles(root), strict=True)),
+        "side_percentiles": _percentiles(np.sqrt(sizes.prod(1))),
         "below_a_cell": round(below, 4),
-        "objects_an_image": dict(zip(("0", "10", "50", "90", "100"), _percentiles(number), strict=True)),
+        "objects_per_image": _percentiles(numbers),
     }
-    return facts, [finding for finding in (_queries(number, plan), _cells(below, plan)) if finding is not None]
+    return facts, [*_check_queries(numbers, plan), *_check_cells(below, plan)]
 
 
-def _percentiles(values: np.ndarray) -> list[float]:
-    return [round(float(v), 1) for v in np.percentile(values, (0, 10, 50, 90, 100))] if len(values) else [0.0] * 5
+def _percentiles(values: np.ndarray) -> dict[str, float]:
+    return {str(q): round(float(np.percentile(values, q)), 1) if len(values) else 0.0 for q in (0, 10, 50, 90, 100)}
 
 
-def _queries(number: np.ndarray, plan: Plan) -> Finding | None:
-    over = number > plan.queries
-    if not over.any():
-        return None
-    lost = int((number - plan.queries).clip(0).sum())
-    what = "answers" if plan.limit == "detections" else "queries"
-    return Finding(
-        "more-objects-than-queries", "doomed" if plan.drops or over.mean() > CROWDED else "warning",
-        f"{over.sum()} of {len(number)} training images have more objects (up to {number.max()}) than the model has {what} "
-        f"{'in its last layer ' * plan.drops}"
-        f"({plan.queries}): {lost} of {number.sum()} objects can never be answered.",
-        f"Give --option {plan.limit}={_round(number.max())} or more{', in every layer' * plan.drops}.",
-    )  # fmt: skip
+def _check_queries(numbers: np.ndarray, plan: FeasibilityPlan) -> Iterator[Finding]:
+    over = numbers > plan.queries
+    if over.any():
+        what = "predictions" if plan.limit == "detections" else "queries in its last layer" if plan.drops else "queries"
+        yield Finding(
+            "more-objects-than-queries", "error" if plan.drops or over.mean() > CROWDED else "warning",
+            f"{over.sum()} of {len(numbers)} training images have more objects (up to {numbers.max()}) than the model has {what} "
+            f"({plan.queries}): {(numbers - plan.queries).clip(0).sum()} of {numbers.sum()} objects can never be detected.",
+            f"Give --option {plan.limit}={int(-(-numbers.max() * 1.2 // 10) * 10)} or more{', in every layer' * plan.drops}.",
+        )  # fmt: skip
 
 
-def _round(most: int) -> int:
-    return int(-(-most * 1.2 // 10) * 10)
+def _check_cells(below: float, plan: FeasibilityPlan) -> Iterator[Finding]:
+    if below >= SMALL:
+        larger = f"A larger --image-size helps ({2 * plan.image_size} doubles their size), or a model with finer maps (deformable-detr)."
+        yield Finding(
+            "objects-below-a-cell", "warning" if below > MOSTLY_SMALL else "note",
+            f"{below:.0%} of the training objects are smaller than a cell of the finest feature map ({plan.stride} px at image size "
+            f"{plan.image_size}); few of them will be found.",
+            larger if below > MOSTLY_SMALL else "",
+        )  # fmt: skip
 
 
-def _cells(below: float, plan: Plan) -> Finding | None:
-    if below < SMALL:
-        return None
-    return Finding(
-        "objects-below-a-cell", "warning" if below > MOSTLY_SMALL else "note",
-        f"{below:.0%} of the training objects are smaller than a cell of the finest feature map ({plan.stride} px at image size "
-        f"{plan.image_size}); few of them will be found.",
-        f"A larger --image-size helps ({2 * plan.image_size} makes them twice as large), or a model with finer maps (deformable-detr)."
-        if below > MOSTLY_SMALL else "",
-    )  # fmt: skip
-
-
-def steps_ahead(plan: Plan) -> list[Finding]:
-    """Whether the steps are fewer than this model ever needed, and whether the rate is far off."""
-    found = []
+def check_steps(plan: FeasibilityPlan) -> Iterator[Finding]:
+    """Whether the steps are fewer than this model needed, and whether the learning rate is far too high."""
     floor = measured(plan.model).get("floor", {}).get(plan.start, {})
     if plan.steps <= floor.get("not_within", 0):
         left = f"{floor['left']} were enough" if floor.get("left") else "no longer run was measured"
-        how = {"random": "from random weights", "trained": "from a trained backbone"}[plan.start]
-        found.append(
-            Finding(
-                "too-few-steps", "warning",
-                f"{plan.steps} steps are fewer than {plan.model} needs to leave AP 0: on the built-in scenes, {how}, "
-                f"{floor['not_within']} steps were not enough ({left}; preset {everything()['protocol'].get('preset')}).",
-                "Give more epochs, or take deformable-detr, which needs the fewest.",
-            )
+        start = {"random": "from random weights", "trained": "from a pretrained backbone"}[plan.start]
+        yield Finding(
+            "too-few-steps", "warning",
+            f"{plan.steps} steps are fewer than {plan.model} needs to get above AP 0: on the built-in scenes, {start}, "
+            f"{floor['not_within']} steps were not enough ({left}; preset {everything()['protocol'].get('preset')}).",
+            "Train for more epochs, or choose deformable-detr, which needs the fewest.",
         )  # fmt: skip
     if plan.lr > FAST * plan.usual_lr:
-        found.append(
-            Finding(
-                "rate-too-high", "warning",
-                f"The rate {plan.lr:g} is {plan.lr / plan.usual_lr:.0f} times the preset's {plan.usual_lr:g}.",
-                "Leave --lr away, or expect the loss to stop falling or to stop being a number.",
-            )
+        yield Finding(
+            "rate-too-high", "warning",
+            f"The learning rate {plan.lr:g} is {plan.lr / plan.usual_lr:.0f} times the preset's {plan.usual_lr:g}.",
+            "Leave --lr out, or expect the loss to stop falling or to become NaN.",
         )  # fmt: skip
-    return found

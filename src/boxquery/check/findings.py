@@ -1,22 +1,22 @@
-"""What a check or a running training has to say: one sentence with its evidence, and what to do about it. Imports nothing heavy."""
+"""Findings of the check or of a running training: one sentence with its evidence, and what to do about it. Imports nothing heavy."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Level = Literal["doomed", "warning", "note"]
+Level = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found.
+    """One thing that was found.
 
     Attributes:
-        name: of the kind of finding, for programs: lower case, joined by hyphens.
-        level: "doomed": the run or its evaluation would be worth nothing; "warning": likely a mistake or a loss; "note": good to know.
-        text: what, with the figures that show it.
-        remedy: what to do, or the command that tests it; "" for a note that asks for nothing.
+        name: the kind of finding, for programs: lower case, joined by hyphens.
+        level: "error": training or its evaluation would be pointless; "warning": probably a mistake or a loss; "note": good to know.
+        text: what was found, with the numbers that show it.
+        remedy: what to do, or the command that tests it; "" for a note that needs no action.
     """
 
     name: str
@@ -25,7 +25,7 @@ class Finding:
     remedy: str = ""
 
     def line(self) -> str:
-        return f"{self.level}: {self.text}" + (f" {self.remedy}" if self.remedy else "")
+        return f"{'check failed' if self.level == 'error' else self.level}: {self.text} {self.remedy}".rstrip()
 
     def values(self) -> dict[str, Any]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""How many steps each model needed on the built-in scenes, as ``benchmarks/floors.py`` measured it. Imports nothing heavy."""
+"""How many steps each model needed on the built-in scenes, as measured by ``benchmarks/floors.py``. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def everything() -> dict[str, Any]:
 
 
 def measured(model: str) -> dict[str, Any]:
-    """What is known of a model; {} where nothing was measured.
+    """What was measured for a model; {} where nothing was.
 
-    ``learn_steps``: at most so many to learn four images by heart; ``floor`` by start ("random", "trained" backbone): the steps in which it
-    left AP 0, or ``None`` with ``not_within``, the steps in which it did not.
+    ``learn_steps``: the most steps that it may take to overfit four images; ``floor`` by start ("random", "trained" backbone): ``left``,
+    the steps after which it was above AP 0 (or None), and ``not_within``, steps that were not enough.
     """
     return everything()["models"].get(model, {})

@@ -1,10 +1,10 @@
-"""The whole check of a data set for a plan, as values: what it is, what was found, the picture. ``train`` begins with it."""
+"""All checks of a data set for a plan, as values: what the data is, what was found, the preview. ``train`` starts with them."""
 
 from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,123 +12,118 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from boxquery.check import box_contrast, splits
-from boxquery.check.duplicates import copies, equal_images
-from boxquery.check.feasibility import Plan, objects_ahead, steps_ahead
+from boxquery.check.box_contrast import check_fit, measure_fit, sample_images
+from boxquery.check.duplicates import check_duplicates, equal_images
+from boxquery.check.feasibility import FeasibilityPlan, check_objects, check_steps
 from boxquery.check.findings import Finding
-from boxquery.check.preview import grid
+from boxquery.check.preview import draw_preview
+from boxquery.check.splits import check_colours, check_counts, check_labels
 from boxquery.data.dataset import Data
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.transforms import Augment
 from boxquery.errors import CheckFailed
 from boxquery.files import atomic_write, write_json
 from boxquery.report.run_files import data_facts
 
-FILE, PICTURE = "check.json", "check.png"
-_ORDER = {"doomed": 0, "warning": 1, "note": 2}
+FILE, PREVIEW = "check.json", "check.png"
+_ORDER = {"error": 0, "warning": 1, "note": 2}
+#: findings that only follow from boxes read in a wrong format
+_WRONG_FORMAT = {"boxes-of-another-format", "boxes-normalised", "boxes-normalised-twice", "boxes-in-pixels"}
+_FOLLOWING = {"boxes-moved", "images-do-not-belong", "objects-below-a-cell"}
 
 
 @dataclass
-class Checkup:
-    """What came of a check.
+class CheckResult:
+    """The result of a check.
 
     Attributes:
-        facts: ``data_facts`` of the data, ``ahead`` (sizes and objects at the training resolution), ``copies``, ``fit`` (by split).
-        findings: the gravest first.
-        picture: the grid.
+        facts: ``data``: ``data_facts``; ``feasibility``: sizes and numbers of objects at the training resolution; ``equal_images``: counts;
+            ``box_contrast``: by split.
+        findings: errors first.
+        preview: images with boxes, if it was drawn.
         seconds: how long it took.
-        proof: of ``--learn``, where it was asked for.
+        overfit: the result of ``--overfit``, if it was asked for.
     """
 
     facts: dict[str, Any]
     findings: list[Finding]
-    picture: Image.Image | None
+    preview: Image.Image | None
     seconds: float
-    proof: dict[str, Any] | None = None
+    overfit: dict[str, Any] | None = None
     files: dict[str, str] = field(default_factory=dict)
 
     @property
-    def doomed(self) -> list[Finding]:
-        return [finding for finding in self.findings if finding.level == "doomed"]
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.findings if finding.level == "error"]
 
     @property
     def status(self) -> int:
         """The command's exit status."""
-        return 1 if self.doomed else 0
+        return 1 if self.errors else 0
 
-    def add(self, findings: Sequence[Finding]) -> None:
+    def add(self, findings: Iterable[Finding]) -> None:
         self.findings = sorted([*self.findings, *findings], key=lambda finding: _ORDER[finding.level])
 
     def values(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "status": self.status, **self.facts, "findings": [finding.values() for finding in self.findings],
-            "learn": self.proof, "seconds": round(self.seconds, 2), **self.files,
+            "overfit": self.overfit, "seconds": round(self.seconds, 2), **self.files,
         }  # fmt: skip
 
     def write(self, folder: Path) -> None:
-        """``check.json``, and ``check.png`` with the picture."""
-        if self.picture is not None:
+        """``check.json``, and ``check.png`` with the preview."""
+        if self.preview is not None:
             stream = io.BytesIO()
-            self.picture.save(stream, "PNG")
-            atomic_write(folder / PICTURE, stream.getvalue())
-            self.files["picture"] = PICTURE
+            self.preview.save(stream, "PNG")
+            atomic_write(folder / PREVIEW, stream.getvalue())
+            self.files["picture"] = PREVIEW
         write_json(folder / FILE, self.values())
 
-    def stop_if_doomed(self) -> None:
-        """Raises ``CheckFailed`` with every reason."""
-        if self.doomed:
-            reasons = " ".join(f"{finding.text} {finding.remedy}".strip() for finding in self.doomed)
-            raise CheckFailed(f"this run is doomed: {reasons} (--force goes on in spite of it)")
+    def raise_if_failed(self) -> None:
+        """Raises ``CheckFailed`` with every error."""
+        if self.errors:
+            reasons = " ".join(f"{finding.text} {finding.remedy}".strip() for finding in self.errors)
+            raise CheckFailed(f"check failed: {reasons} (--force trains anyway)")
 
 
-def examine(
-    data: Data, evidence: Sequence[Finding], plan: Plan, augment: Augment, *,
-    seed: int = 0, picture: bool = True, told: Callable[[str, int, int], None] | None = None,
-) -> Checkup:  # fmt: skip
-    """Look at a data set with the eyes of a plan; nothing is written.
+def run_checks(
+    data: Data, findings: Sequence[Finding], plan: FeasibilityPlan, augment: Augment, *,
+    seed: int = 0, preview: bool = True, progress: Callable[[str, int, int], None] = lambda *_: None,
+) -> CheckResult:  # fmt: skip
+    """Check a data set for a plan; nothing is written.
 
     Args:
-        evidence: from ``open_with_evidence``: what the raw files showed.
-        plan: ``steps`` 0 where they are not known yet (see ``ahead.steps_ahead``).
-        augment, seed: of the run, for the picture.
-        picture: whether to draw it.
-        told: called with what is being done, how much is done and how much there is.
+        findings: from ``open_checked``: what the raw files showed.
+        plan: without ``steps`` what depends on them is left to ``check_steps``.
+        augment, seed: of the run, for the preview.
+        preview: whether to draw it.
+        progress: gets what is being done, how much is done and how much there is.
     """
     started = time.monotonic()
-    say = told or (lambda *_: None)
-    say("boxes", 0, 1)
+    progress("boxes", 0, 1)
     facts = data_facts(data)
     per_image = {name: np.array([int((~record.ignore).sum()) for record in split]) for name, split in data.splits.items()}
-    ahead, findings = objects_ahead(data, plan)
-    findings = [*evidence, *findings, *splits.counts(facts, per_image)]
-    if plan.steps:
-        findings += steps_ahead(plan)
-    say("copies", 0, 1)
-    shared, more = copies(data, equal_images(data, lambda done, total: say("copies", done, total)))
+    feasibility, more = check_objects(data, plan)
+    findings = [*findings, *more, *check_counts(facts, per_image), *(check_steps(plan) if plan.steps else ())]
+    progress("equal images", 0, 1)
+    equal, more = check_duplicates(data, equal_images(data, lambda done, total: progress("equal images", done, total)))
     findings += more
-    looks: dict[str, list[box_contrast.Look]] = {}
-    fits: dict[str, Any] = {}
+    samples, fits, found = {}, {}, []
     for number, (name, split) in enumerate(data.splits.items()):
-        say("pictures", number, len(data.splits))
-        looks[name] = box_contrast.sample(split)
-        found = box_contrast.fit(looks[name])
-        if found is not None:
-            fits[name] = asdict(found)
-            findings += [finding] if (finding := box_contrast.fits(name, found)) else []
-    for name in data.splits:
-        if name != "train" and looks[name] and looks["train"]:
-            pair = (looks["train"], looks[name], name)
-            findings += [f for f in (splits.labels_permuted(*pair, data.names), splits.colours_swapped(*pair)) if f is not None]
-    drawn = grid(data, plan.image_size, augment, seed) if picture else None
-    checkup = Checkup({"data": facts, "ahead": ahead, "copies": shared, "fit": fits}, [], drawn, 0.0)
-    checkup.add(_once(findings))
-    checkup.seconds = time.monotonic() - started
-    return checkup
-
-
-def _once(findings: list[Finding]) -> list[Finding]:
-    """What explains a fault is said, what follows from it is not: images of another split cannot fit their boxes either."""
-    names = {finding.name for finding in findings}
-    if names & {"boxes-of-another-format", "boxes-normalised", "boxes-normalised-twice", "boxes-in-pixels"}:
-        findings = [f for f in findings if f.name not in ("boxes-moved", "images-do-not-belong", "objects-below-a-cell")]
-    return findings
+        progress("pixels", number, len(data.splits))
+        samples[name] = sample_images(split)
+        if (fit := measure_fit(samples[name])) is not None:
+            fits[name] = asdict(fit)
+            found.append(check_fit(name, fit))
+    for name, sample in samples.items():
+        if name != "train" and sample and samples["train"]:
+            found += [check_labels(samples["train"], sample, name, data.names), check_colours(samples["train"], sample, name)]
+    findings += [finding for finding in found if finding is not None]
+    if _WRONG_FORMAT & {finding.name for finding in findings}:
+        findings = [finding for finding in findings if finding.name not in _FOLLOWING]
+    drawn = draw_preview(data, Preprocessing(plan.image_size), augment, seed) if preview else None
+    result = CheckResult({"data": facts, "feasibility": feasibility, "equal_images": equal, "box_contrast": fits}, [], drawn, 0.0)
+    result.add(findings)
+    result.seconds = time.monotonic() - started
+    return result

@@ -14,8 +14,11 @@ from boxquery.data.dataset import Data
 from boxquery.errors import UserError, printable
 from boxquery.files import read_mapping, read_text, write_json
 
-#: columns of ``metrics.csv`` that version 0.1.0 named otherwise
-_OLD_COLUMNS = {"processor_seconds": "cpu_seconds"}
+#: columns of ``metrics.csv`` and keys of ``check.json`` that version 0.1.0 named otherwise
+_OLD_NAMES = {
+    "processor_seconds": "cpu_seconds", "ahead": "feasibility", "objects_an_image": "objects_per_image", "copies": "equal_images",
+    "fit": "box_contrast", "learn": "overfit",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,13 +69,18 @@ def read_run(folder: Path) -> RunFiles:
     mappings = {
         name: read_mapping(folder / f"{name}.json") for name in ("evaluation", "data", "pictures", "transfer", "check", "diagnosis")
     }
+    mappings["check"] = _rename(mappings["check"])
     return RunFiles(folder, read_mapping(folder / "config.yaml"), _read_table(folder / "metrics.csv"), **mappings)
+
+
+def _rename(value: Any) -> Any:
+    return {_OLD_NAMES.get(name, name): _rename(own) for name, own in value.items()} if isinstance(value, dict) else value
 
 
 def _read_table(path: Path) -> list[dict[str, float]]:
     rows = []
     for cells in csv.DictReader(read_text(path).splitlines()):
-        row = {_OLD_COLUMNS.get(name, name): _number(cell) for name, cell in cells.items() if name is not None and isinstance(cell, str)}
+        row = {_OLD_NAMES.get(name, name): _number(cell) for name, cell in cells.items() if name is not None and isinstance(cell, str)}
         rows.append({name: value for name, value in row.items() if math.isfinite(value)})
     return rows
 

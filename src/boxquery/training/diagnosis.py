@@ -52,7 +52,7 @@ class NotFinite(UserError):
 
     def __init__(self, text: str, remedy: str):
         super().__init__(f"{text} {remedy}")
-        self.finding = Finding("loss-not-finite", "doomed", text, remedy)
+        self.finding = Finding("loss-not-finite", "error", text, remedy)
 
 
 @dataclass
@@ -219,7 +219,7 @@ class Diagnosis:
         )  # fmt: skip
 
     def _test(self) -> str:
-        return shlex.join(["boxquery", "check", self.config.data, "--model", self.config.model, "--learn"])
+        return shlex.join(["boxquery", "check", self.config.data, "--model", self.config.model, "--overfit"])
 
 
 def not_finite(step: Step, error: str, out: Output | None, model: nn.Module, kept: str) -> NotFinite:

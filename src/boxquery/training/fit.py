@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from boxquery.check.annotation_format import open_with_evidence
+from boxquery.check.annotation_format import open_checked
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
@@ -58,7 +58,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
             console.print(f"note: {line}", markup=False)
     folder = run_folder(out, wish, resume)
     config = same(RunConfig.read(folder), wish, folder) if resume else resolved(wish)
-    opened, evidence = (data, []) if isinstance(data, Data) else open_with_evidence(config.data, strict=config.strict)
+    opened, findings = (data, []) if isinstance(data, Data) else open_checked(config.data, strict=config.strict)
     tell_data(console, opened)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
@@ -70,11 +70,11 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
         run = Run(folder, config, opened, console, resume)
         if origin is not None:
             run.start_from(origin)
-        checkup = check(run.config, run.model, opened, run.augment, evidence, console) if state is None else None
+        checked = check(run.config, run.model, opened, run.augment, findings, console) if state is None else None
         if not resume:
             run.begin()
-        if checkup is not None:
-            keep(checkup, run.config, run.model, folder, console)
+        if checked is not None:
+            keep(checked, run.config, run.model, folder, console)
         return run.fit(state)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from boxquery.check.feasibility import Plan, drops_queries, steps_ahead
+from boxquery.check.feasibility import FeasibilityPlan, check_steps, drops_queries
 from boxquery.check.findings import Finding
-from boxquery.check.run_checks import Checkup, examine
+from boxquery.check.run_checks import CheckResult, run_checks
 from boxquery.data.dataset import Data, Split
 from boxquery.data.transforms import Augment
 from boxquery.errors import UserError
@@ -47,29 +47,29 @@ def enough_queries(model: Model, split: Split) -> None:
         )
 
 
-def check(config: RunConfig, model: Model, data: Data, augment: Augment, evidence: list[Finding], console: Console) -> Checkup:
-    """What can be seen beforehand, said aloud. Raises ``CheckFailed`` where that is reason enough not to begin, unless the user insists."""
-    checkup = examine(data, evidence, _plan(config, model), augment, seed=config.seed, picture=rank() == 0)
-    _say(console, checkup.findings)
+def check(config: RunConfig, model: Model, data: Data, augment: Augment, findings: list[Finding], console: Console) -> CheckResult:
+    """The findings of the check, printed. Raises ``CheckFailed`` for an error among them, unless ``force``."""
+    result = run_checks(data, findings, _plan(config, model), augment, seed=config.seed, preview=rank() == 0)
+    _say(console, result.findings)
     if not config.force:
-        checkup.stop_if_doomed()
-    return checkup
+        result.raise_if_failed()
+    return result
 
 
-def keep(checkup: Checkup, config: RunConfig, model: Model, folder: Path, console: Console) -> None:
+def keep(result: CheckResult, config: RunConfig, model: Model, folder: Path, console: Console) -> None:
     """The check into the run folder, with what only the number of steps tells."""
-    late = steps_ahead(_plan(config, model, config.steps))
+    late = list(check_steps(_plan(config, model, config.steps)))
     _say(console, late)
-    checkup.add(late)
+    result.add(late)
     if rank() == 0:
-        checkup.write(folder)
+        result.write(folder)
 
 
-def _plan(config: RunConfig, model: Model, steps: int = 0) -> Plan:
+def _plan(config: RunConfig, model: Model, steps: int = 0) -> FeasibilityPlan:
     """What the check looks at the data for; ``steps`` once they are known."""
     start = "" if config.start_from else "trained" if config.pretrained else "random"
     seen = config.batch_size * config.accumulate * config.world
-    return Plan.of(model, image_size=config.image_size, steps=steps, batch_size=seen, lr=config.lr, start=start)
+    return FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, batch_size=seen, lr=config.lr, start=start)
 
 
 def _say(console: Console, findings: Iterable[Finding]) -> None:
