@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import boxquery as bq
-from boxquery import models
+from boxquery import api, models
 from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
 from boxquery.models import sam_detr
@@ -32,7 +32,6 @@ from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.queries import BoxQueries, LearnedQueries, ReferencePointQueries
 from boxquery.parts.state import QueryState
-from boxquery.training import run as training
 from tests.models import test_sweep as sweep
 from tests.models import test_trace as traces
 from tests.models.builders import CLASSES, batch, create, objects, shaken
@@ -147,9 +146,9 @@ def test_learns_one_image_by_heart(small):
 
 def test_the_page_trains_saves_and_loads_it(paper, unregistered, tmp_path, monkeypatch, capsys):
     """The page's second block as it stands, on few scenes."""
-    few = functools.partial(training.train, image_size=64, device="cpu", precision="float32")
+    few = functools.partial(api.train, image_size=64, device="cpu", precision="float32")
     data = shapes_data(train=16, val=4, test=4, size=64)
-    monkeypatch.setattr(training, "train", lambda _, **settings: few(data, **settings))
+    monkeypatch.setattr(api, "train", lambda _, **settings: few(data, **settings))
     monkeypatch.chdir(tmp_path)
     told: dict = {}
     exec(compile(USE, "docs/mixing.md", "exec"), told)

@@ -282,7 +282,7 @@ def test_backbone_without_dilation():
 
 def test_backbone_of_one_size():
     model = bq.create_model("detr", classes=3, backbone="vit_tiny_patch16_224", encoder_layers=1, decoder_layers=1)
-    with pytest.raises(bq.UserError, match=r"'vit_tiny_patch16_224' cannot read images of 96 x 128"):
+    with pytest.raises(bq.UserError, match=r"'vit_tiny_patch16_224' cannot process images of 96 x 128"):
         model(torch.zeros(1, 3, 96, 128))
 
 

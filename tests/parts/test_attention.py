@@ -1,4 +1,4 @@
-"""The reads, against plain loops, PyTorch's own attention and finite differences."""
+"""The attentions, against plain loops, PyTorch's own attention and finite differences."""
 
 import math
 from dataclasses import replace
@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.attention.deformable import DeformableAttention, sample
+from boxquery.parts.attention.deformable import DeformableAttention, multi_scale_sample
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import reset_transformer
@@ -19,7 +19,7 @@ HEADS, POINTS, QUERIES = 2, 3, 5
 
 
 def slow_sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
-    """The definition, a number at a time: bilinear between cell centres, zero outside."""
+    """The definition, one number at a time: bilinear between cell centres, zero outside."""
     out = torch.zeros(*weights.shape[:3], value.shape[-1], dtype=value.dtype)
     for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
         height, width = shapes[level]
@@ -47,19 +47,19 @@ def sampling(seed: int = 0, low: float = -0.3, high: float = 1.3) -> tuple[Tenso
 def test_sample_is_its_definition():
     value, locations, weights = sampling()
     assert bool(((locations < 0) | (locations > 1)).any())
-    torch.testing.assert_close(sample(value, SHAPES, locations, weights), slow_sample(value, SHAPES, locations, weights))
+    torch.testing.assert_close(multi_scale_sample(value, SHAPES, locations, weights), slow_sample(value, SHAPES, locations, weights))
 
 
-def test_sample_at_a_centre_reads_that_cell():
+def test_sample_at_a_centre_is_that_cell():
     value, _, _ = sampling()
     locations = torch.tensor([(2 + 0.5) / 6, (1 + 0.5) / 4], dtype=torch.float64).expand(2, 1, HEADS, 2, 1, 2)
     weights = torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(2, 1, HEADS, 2, 1)
-    torch.testing.assert_close(sample(value, SHAPES, locations, weights)[:, 0], value[:, 1 * 6 + 2].flatten(1))
+    torch.testing.assert_close(multi_scale_sample(value, SHAPES, locations, weights)[:, 0], value[:, 1 * 6 + 2].flatten(1))
 
 
 def test_sample_far_outside_is_zero():
     value, locations, weights = sampling(low=3.0, high=5.0)
-    assert not sample(value, SHAPES, locations, weights).any()
+    assert not multi_scale_sample(value, SHAPES, locations, weights).any()
 
 
 def test_sample_gradients():
@@ -69,17 +69,17 @@ def test_sample_gradients():
     cells = locations * sizes - 0.5
     locations = (cells.floor() + 0.2 + 0.6 * (cells - cells.floor()) + 0.5) / sizes
     given = [t.requires_grad_() for t in (value, locations, weights)]
-    assert torch.autograd.gradcheck(lambda v, p, w: sample(v, SHAPES, p, w), given, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda v, p, w: multi_scale_sample(v, SHAPES, p, w), given, fast_mode=True)
 
 
-def sampled_read(seed: int = 0) -> DeformableAttention:
+def deformable_attention(seed: int = 0) -> DeformableAttention:
     torch.manual_seed(seed)
-    read = DeformableAttention(DIM, HEADS, len(SHAPES), POINTS)
-    reset_transformer(read)
+    attention = DeformableAttention(DIM, HEADS, len(SHAPES), POINTS)
+    reset_transformer(attention)
     with torch.no_grad():
-        for parameter in read.parameters():
+        for parameter in attention.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return read.double()
+    return attention.double()
 
 
 def reference(numbers: int, seed: int = 0) -> Tensor:
@@ -92,43 +92,43 @@ def content(seed: int = 1) -> Tensor:
 
 
 @pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
-def test_sampled_read_gradients(numbers):
-    read, seen = sampled_read(), memory(*SHAPES)
-    asked, tokens, at, position = content(), seen.tokens.clone(), reference(numbers), content(2)
-    given = [t.requires_grad_() for t in (asked, tokens, at, position)]
+def test_deformable_attention_gradients(numbers):
+    attention, seen = deformable_attention(), memory(*SHAPES)
+    query, tokens, at, position = content(), seen.tokens.clone(), reference(numbers), content(2)
+    given = [t.requires_grad_() for t in (query, tokens, at, position)]
 
-    def run(asked: Tensor, tokens: Tensor, at: Tensor, position: Tensor) -> Tensor:
-        return read(asked, QueryGeometry(position=position, reference=at), seen.with_tokens(tokens))
+    def run(query: Tensor, tokens: Tensor, at: Tensor, position: Tensor) -> Tensor:
+        return attention(query, QueryGeometry(position=position, reference=at), seen.with_tokens(tokens))
 
     assert torch.autograd.gradcheck(run, given, fast_mode=True)
 
 
 @pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
-def test_sampled_read_is_its_definition(numbers):
+def test_deformable_attention_is_its_definition(numbers):
     """Offsets count in cells around a point, in halves of its size over the points around a box; one softmax over levels and points."""
-    read, seen, asked, at = sampled_read(), memory(*SHAPES), content(), reference(numbers)
+    attention, seen, query, at = deformable_attention(), memory(*SHAPES), content(), reference(numbers)
     trace = LayerTrace(memory=seen)
-    out = read(asked, QueryGeometry(reference=at), seen, trace)
-    offsets = read.sampling_offsets(asked).reshape(2, QUERIES, HEADS, len(SHAPES), POINTS, 2)
-    weights = read.attention_weights(asked).reshape(2, QUERIES, HEADS, -1).softmax(-1).reshape(offsets.shape[:-1])
+    out = attention(query, QueryGeometry(reference=at), seen, trace)
+    offsets = attention.sampling_offsets(query).reshape(2, QUERIES, HEADS, len(SHAPES), POINTS, 2)
+    weights = attention.attention_weights(query).reshape(2, QUERIES, HEADS, -1).softmax(-1).reshape(offsets.shape[:-1])
     locations = torch.empty_like(offsets)
     for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
         ratio, (height, width) = seen.valid_ratios[b, level], SHAPES[level]
         step = torch.tensor([1 / width, 1 / height]) if numbers == 2 else at[b, q, 2:] * ratio * 0.5 / POINTS
         locations[b, q, h, level, p] = at[b, q, :2] * ratio + offsets[b, q, h, level, p] * step
-    value = read.value_proj(seen.tokens).masked_fill(seen.mask[..., None], 0).unflatten(-1, (HEADS, -1))
+    value = attention.value_proj(seen.tokens).masked_fill(seen.mask[..., None], 0).unflatten(-1, (HEADS, -1))
     torch.testing.assert_close(trace.locations, locations)
     torch.testing.assert_close(trace.weights, weights)
-    torch.testing.assert_close(out, read.out_proj(slow_sample(value, SHAPES, locations, weights)))
+    torch.testing.assert_close(out, attention.out_proj(slow_sample(value, SHAPES, locations, weights)))
 
 
-def test_sampled_read_starts_as_published():
-    """Head h looks in the h-th of 8 directions, point p at p cells; all weights alike."""
-    read = DeformableAttention(64, 8, 2, POINTS)
-    reset_transformer(read)
-    assert not read.sampling_offsets.weight.any()
-    assert not read.attention_weights.weight.any()
-    offsets = read.sampling_offsets.bias.view(8, 2, POINTS, 2)
+def test_deformable_attention_starts_as_published():
+    """The points of head h lie in the h-th of 8 directions, point p at p cells; all weights are equal."""
+    attention = DeformableAttention(64, 8, 2, POINTS)
+    reset_transformer(attention)
+    assert not attention.sampling_offsets.weight.any()
+    assert not attention.attention_weights.weight.any()
+    offsets = attention.sampling_offsets.bias.view(8, 2, POINTS, 2)
     torch.testing.assert_close(offsets[0, 1], torch.tensor([[1.0, 0], [2, 0], [3, 0]]), atol=1e-6, rtol=0)
     torch.testing.assert_close(offsets[3, 0], torch.tensor([[-1.0, 1], [-2, 2], [-3, 3]]), atol=1e-6, rtol=0)
 
@@ -154,62 +154,62 @@ def noisy(module: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("with_bias", [False, True], ids=["plain", "bias"])
 @pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-def test_dense_read_is_multi_head_attention(padded, with_bias):
+def test_dense_attention_is_multi_head_attention(padded, with_bias):
     heads = 4
-    read, seen = noisy(DenseAttention(DIM, heads)), memory(*SHAPES, padded=padded)
-    asked, position = content(), content(2)
+    attention, seen = noisy(DenseAttention(DIM, heads)), memory(*SHAPES, padded=padded)
+    query, position = content(), content(2)
     generator = torch.Generator().manual_seed(4)
     bias = torch.randn(2, heads, QUERIES, seen.tokens.shape[1], dtype=torch.float64, generator=generator) if with_bias else None
     trace = LayerTrace(memory=seen)
-    out = read(asked, QueryGeometry(position=position, bias=bias), seen, trace)
+    out = attention(query, QueryGeometry(position=position, bias=bias), seen, trace)
     padding = None if seen.mask is None else torch.zeros(seen.mask.shape, dtype=torch.float64).masked_fill(seen.mask, -math.inf)
-    expected, weights = torch_attention(read, heads)(
-        asked + position, seen.tokens + seen.position, seen.tokens, key_padding_mask=padding,
+    expected, weights = torch_attention(attention, heads)(
+        query + position, seen.tokens + seen.position, seen.tokens, key_padding_mask=padding,
         attn_mask=None if bias is None else bias.flatten(0, 1), average_attn_weights=False,
     )  # fmt: skip
     torch.testing.assert_close(out, expected)
     torch.testing.assert_close(torch.cat([a.flatten(-2) for a in trace.attention], -1), weights)
-    torch.testing.assert_close(read(asked, QueryGeometry(position=position, bias=bias), seen), out)
+    torch.testing.assert_close(attention(query, QueryGeometry(position=position, bias=bias), seen), out)
 
 
-def test_dense_read_of_the_memory_by_itself():
+def test_dense_self_attention_of_the_memory():
     """The encoder's case: one projection serves queries and keys."""
-    read, seen = noisy(DenseAttention(DIM, 4)), memory(*SHAPES)
+    attention, seen = noisy(DenseAttention(DIM, 4)), memory(*SHAPES)
     keys = seen.tokens + seen.position
-    expected, _ = torch_attention(read, 4)(keys, keys, seen.tokens, key_padding_mask=seen.mask)
-    torch.testing.assert_close(read(seen.tokens, QueryGeometry(position=seen.position), seen), expected)
+    expected, _ = torch_attention(attention, 4)(keys, keys, seen.tokens, key_padding_mask=seen.mask)
+    torch.testing.assert_close(attention(seen.tokens, QueryGeometry(position=seen.position), seen), expected)
 
 
 def test_bias_is_shared_by_heads_and_images_if_it_is_one():
-    read, seen, asked = noisy(DenseAttention(DIM, 4)), memory(*SHAPES), content()
+    attention, seen, query = noisy(DenseAttention(DIM, 4)), memory(*SHAPES), content()
     bias = torch.randn(1, 1, QUERIES, seen.tokens.shape[1], dtype=torch.float64)
     every = bias.expand(2, 4, -1, -1)
-    torch.testing.assert_close(read(asked, QueryGeometry(bias=bias), seen), read(asked, QueryGeometry(bias=every), seen))
+    torch.testing.assert_close(attention(query, QueryGeometry(bias=bias), seen), attention(query, QueryGeometry(bias=every), seen))
 
 
 @pytest.mark.parametrize("per_image", [False, True])
 def test_self_attention_with_a_mask(per_image):
-    attention, asked, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
+    attention, query, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
     mask = torch.rand(2, QUERIES, QUERIES, generator=torch.Generator().manual_seed(5)) < 0.4
     mask[:, range(QUERIES), range(QUERIES)] = False
     if not per_image:
         mask = mask[:1].expand(2, -1, -1)
-    out = attention(asked, QueryGeometry(position=position, self_mask=mask if per_image else mask[0]))
-    where = asked + position
-    expected, _ = torch_attention(attention, 4)(where, where, asked, attn_mask=mask.repeat_interleave(4, 0))
+    out = attention(query, QueryGeometry(position=position, self_mask=mask if per_image else mask[0]))
+    where = query + position
+    expected, _ = torch_attention(attention, 4)(where, where, query, attn_mask=mask.repeat_interleave(4, 0))
     torch.testing.assert_close(out, expected)
 
 
 def test_self_position_replaces_position():
-    attention, asked, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
-    plain = attention(asked, QueryGeometry(position=position))
-    torch.testing.assert_close(attention(asked, QueryGeometry(position=content(7), self_position=position)), plain)
+    attention, query, position = noisy(SelfAttention(DIM, 4)), content(), content(2)
+    plain = attention(query, QueryGeometry(position=position))
+    torch.testing.assert_close(attention(query, QueryGeometry(position=content(7), self_position=position)), plain)
 
 
-def test_padding_is_not_read():
-    seen, asked = memory(*SHAPES), content()
+def test_padding_is_not_attended_to():
+    seen, query = memory(*SHAPES), content()
     changed = seen.with_tokens(torch.where(seen.mask[..., None], 100.0, seen.tokens))
     moved = replace(changed, position=torch.where(seen.mask[..., None], -100.0, seen.position))
-    dense, sampled, geometry = noisy(DenseAttention(DIM, 4)), sampled_read(), QueryGeometry(reference=reference(4))
-    torch.testing.assert_close(dense(asked, geometry, seen), dense(asked, geometry, moved))
-    torch.testing.assert_close(sampled(asked, geometry, seen), sampled(asked, geometry, moved))
+    dense, sampled, geometry = noisy(DenseAttention(DIM, 4)), deformable_attention(), QueryGeometry(reference=reference(4))
+    torch.testing.assert_close(dense(query, geometry, seen), dense(query, geometry, moved))
+    torch.testing.assert_close(sampled(query, geometry, seen), sampled(query, geometry, moved))

@@ -12,7 +12,7 @@ from boxquery.parts.backbone import Backbone, Neck
 @pytest.mark.parametrize("dilation", [False, True], ids=["C5", "DC5"])
 @torch.no_grad()
 def test_resnet50_is_torchvisions(dilation):
-    """Number for number, also with the last stage dilated instead of strided, as DETR's DC5 models were trained."""
+    """The same outputs, also with the last stage dilated instead of strided, as DETR's DC5 models were trained."""
     torch.manual_seed(0)
     theirs = resnet50(replace_stride_with_dilation=[False, False, dilation]).double().eval()
     for module in theirs.modules():
@@ -41,7 +41,7 @@ def test_extra_levels_come_from_the_last_raw_map():
     torch.testing.assert_close(out[3], neck.projections[3](out[2]))
 
 
-def test_freezing_keeps_the_numbers():
+def test_freezing_keeps_the_outputs():
     torch.manual_seed(0)
     backbone = Backbone("resnet10t", 2).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -60,9 +60,9 @@ def test_weights_from_a_file(tmp_path, monkeypatch):
     given = Backbone("resnet10t", 1, options=narrow).body.state_dict()
     file = tmp_path / "weights.safetensors"
     save_file(given, file)
-    read = Backbone("resnet10t", 1, pretrained=True, options={**narrow, "pretrained_cfg_overlay": {"file": str(file)}}).body.state_dict()
-    assert given.keys() == read.keys()
-    assert all(torch.equal(read[name], given[name]) for name in given if not name.endswith("num_batches_tracked"))
+    loaded = Backbone("resnet10t", 1, pretrained=True, options={**narrow, "pretrained_cfg_overlay": {"file": str(file)}}).body.state_dict()
+    assert given.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], given[name]) for name in given if not name.endswith("num_batches_tracked"))
     for wrong in (tmp_path / "none.safetensors", tmp_path / "weights.pth"):
         with pytest.raises(UserError, match="is not a safetensors file"):
             Backbone("resnet10t", 1, pretrained=True, options={**narrow, "pretrained_cfg_overlay": {"file": str(wrong)}})

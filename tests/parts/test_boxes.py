@@ -89,7 +89,7 @@ class TestHead:
         torch.manual_seed(0)
         return Head(8, 3, **options).double()
 
-    def test_starts_at_its_base(self):
+    def test_starts_at_its_anchor(self):
         content, box_anchor = torch.randn(2, 5, 8, dtype=torch.float64), torch.randn(2, 5, 4, dtype=torch.float64)
         torch.testing.assert_close(self.head().box(content, box_anchor), box_anchor)
 
@@ -99,7 +99,7 @@ class TestHead:
         torch.testing.assert_close(out[..., :2], box_anchor)
         assert bool((out[..., 2:] == -2).all())
 
-    def test_without_a_base(self):
+    def test_without_an_anchor(self):
         head, content = self.head(zero_boxes=False), torch.randn(2, 5, 8, dtype=torch.float64)
         torch.testing.assert_close(head.box(content, None), head.boxes(content))
 
@@ -109,7 +109,7 @@ class TestHead:
         assert self.head(focal=False).classes.bias.abs().max() < 1
 
     @pytest.mark.parametrize("eps", [1e-5, 1e-3])
-    def test_a_base_at_the_border_is_kept_from_it(self, eps):
+    def test_an_anchor_at_the_border_is_kept_from_it(self, eps):
         box_anchor = torch.tensor([[torch.inf, -torch.inf, 20.0, 1.0]], dtype=torch.float64)
         limit = math.log((1 - eps) / eps)
         out = self.head(eps=eps).box(torch.zeros(1, 8, dtype=torch.float64), box_anchor)
@@ -122,7 +122,7 @@ class TestHead:
             assert head.box(torch.zeros(1, 8), torch.zeros(1, 2)).dtype == torch.float32
 
 
-def test_without_overlaps_keeps_the_better_of_a_class():
+def test_nms_per_class_keeps_the_better_of_a_class():
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 0, 11, 10], [1, 0, 11, 10], [50, 50, 60, 60]])  # the first two overlap by 9/11
     answer = {"scores": torch.tensor([0.5, 0.9, 0.4, 0.3]), "labels": torch.tensor([0, 0, 1, 0]), "boxes": boxes}
     kept = nms_per_class(answer, 0.5)

@@ -1,4 +1,4 @@
-"""Attention with maps of its own for content and place, against the paper's sentence written as loops."""
+"""Attention with separate projections of content and position, against the paper's formulas written as loops."""
 
 import math
 
@@ -26,7 +26,7 @@ def prepared(module: nn.Module) -> nn.Module:
 
 
 def one_head(query: Tensor, keys: list[Tensor], values: list[Tensor], seen: list[bool]) -> tuple[Tensor, list[float]]:
-    """Softmax attention of a single query, a number at a time."""
+    """Softmax attention of a single query, one number at a time."""
     logits = [sum(float(a) * float(b) for a, b in zip(query, key, strict=True)) / math.sqrt(len(query)) for key in keys]
     powers = [math.exp(logit) if ok else 0.0 for logit, ok in zip(logits, seen, strict=True)]
     weights = [power / sum(powers) for power in powers]
@@ -39,26 +39,26 @@ def split(row: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize("first", [True, False])
 @torch.no_grad()
-def test_read(first):
-    seen, read = memory((3, 4)), prepared(ConditionalCrossAttention(DIM, HEADS, first=first))
+def test_cross_attention(first):
+    seen, attention = memory((3, 4)), prepared(ConditionalCrossAttention(DIM, HEADS, first=first))
     content, place, position = (numbers(2, QUERIES, DIM, seed=s) for s in (1, 2, 3))
     trace = LayerTrace(memory=seen)
-    out = read(content, QueryGeometry(position=place, self_position=position), seen, trace)
+    out = attention(content, QueryGeometry(position=place, self_position=position), seen, trace)
     for image in range(2):
         keys, values = [], []
         for token, where in zip(seen.tokens[image], seen.position[image], strict=True):
-            key, key_place = read.key_content(token), read.key_place(where)
+            key, key_place = attention.key_content(token), attention.key_place(where)
             key = key + key_place if first else key
             keys.append([torch.cat(pair) for pair in zip(split(key), split(key_place), strict=True)])
-            values.append(split(read.value(token)))
+            values.append(split(attention.value(token)))
         for query in range(QUERIES):
-            asked = read.query_content(content[image, query])
+            projected = attention.query_content(content[image, query])
             if first:
-                asked = asked + read.query_position(position[image, query])
-            heads = [torch.cat(pair) for pair in zip(split(asked), split(read.query_place(place[image, query])), strict=True)]
-            answers = [one_head(heads[h], [k[h] for k in keys], [v[h] for v in values], (~seen.mask[image]).tolist()) for h in range(HEADS)]
-            torch.testing.assert_close(out[image, query], read.out_proj(torch.cat([a for a, _ in answers])))
-            for h, (_, weights) in enumerate(answers):
+                projected = projected + attention.query_position(position[image, query])
+            heads = [torch.cat(pair) for pair in zip(split(projected), split(attention.query_place(place[image, query])), strict=True)]
+            results = [one_head(heads[h], [k[h] for k in keys], [v[h] for v in values], (~seen.mask[image]).tolist()) for h in range(HEADS)]
+            torch.testing.assert_close(out[image, query], attention.out_proj(torch.cat([a for a, _ in results])))
+            for h, (_, weights) in enumerate(results):
                 torch.testing.assert_close(trace.attention[0][image, h, query].flatten().tolist(), weights)
 
 
@@ -75,9 +75,9 @@ def test_self_attention():
         keys = [split(attention.key_content(c) + attention.key_position(p)) for c, p in rows]
         values = [split(attention.value(c)) for c, _ in rows]
         for query, (c, p) in enumerate(rows):
-            asked = split(attention.query_content(c) + attention.query_position(p))
+            projected = split(attention.query_content(c) + attention.query_position(p))
             seen = (~hidden[query]).tolist()
-            answers = [one_head(asked[h], [k[h] for k in keys], [v[h] for v in values], seen) for h in range(HEADS)]
-            torch.testing.assert_close(out[image, query], attention.out_proj(torch.cat([a for a, _ in answers])))
-            for h, (_, weights) in enumerate(answers):
+            results = [one_head(projected[h], [k[h] for k in keys], [v[h] for v in values], seen) for h in range(HEADS)]
+            torch.testing.assert_close(out[image, query], attention.out_proj(torch.cat([a for a, _ in results])))
+            for h, (_, weights) in enumerate(results):
                 torch.testing.assert_close(trace.self_attention[image, h, query].tolist(), weights)

@@ -1,4 +1,4 @@
-"""Convolutions inside the transformer: what a cell may see, and what padding may not say."""
+"""Convolutions inside the transformer: what affects a cell, and that padding does not."""
 
 from dataclasses import replace
 
@@ -68,7 +68,7 @@ def test_padding_around_an_image_changes_nothing(options):
 
 
 @torch.no_grad()
-def test_a_convolutional_network_starts_as_the_ordinary_one_and_then_sees_the_neighbours():
+def test_a_convolutional_network_starts_as_the_linear_one_and_then_uses_the_neighbours():
     torch.manual_seed(0)
     plain, mixed = FeedForward(DIM, 24).double(), ConvolutionalFeedForward(DIM, 24).double()
     mixed.load_state_dict(mixed.state_dict() | plain.state_dict())

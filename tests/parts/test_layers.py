@@ -71,7 +71,7 @@ def test_decoder_layer(pre_norm):
     torch.testing.assert_close(out, theirs(content, seen.tokens, memory_key_padding_mask=seen.mask))
 
 
-def test_start_values_pack_the_projections():
+def test_initialisation_packs_the_projections():
     """Xavier-uniform, the packed [3D, D] matrix as one; biases of attention zero."""
     torch.manual_seed(0)
     layer = EncoderLayer(DenseAttention(64, 4), FeedForward(64, 32), 64)

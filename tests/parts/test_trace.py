@@ -57,7 +57,7 @@ def test_dense(image, size):
 
 
 def slow_masses(seen: Memory, locations: Tensor, weights: Tensor, image: int, query: int) -> list[Tensor]:
-    """What each head reads of each cell of every level, point by point: [heads, h, w]."""
+    """The weight of each head on each cell of every level, point by point: [heads, h, w]."""
     _, _, heads, _, points = weights.shape
     masses = [torch.zeros(heads, *shape, dtype=torch.float64) for shape in seen.shapes]
     for head in range(heads):
@@ -104,7 +104,7 @@ def row_column() -> LayerTrace:
 @pytest.mark.parametrize("size", [(8, 12), (5, 7)])
 @pytest.mark.parametrize("image", [0, 1])
 def test_row_column(image, size):
-    """A head's map is the outer product of its two factors; heads are multiplied first and averaged then."""
+    """A head's map is the outer product of its two factors; factors are multiplied first, then heads averaged."""
     trace = row_column()
     row, column = trace.attention[0]
     mass = torch.zeros(4, 6, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_masses_of_samples(image):
 
 
 def test_masses_of_factors():
-    """Exactly the product, in float64 though the factors are single, and one for every head and query asked for."""
+    """Exactly the product, in float64 though the factors are single, and one for every requested head and query."""
     trace = row_column()
     row, column = (factor.float() for factor in trace.attention[0])
     masses = LayerTrace(memory=trace.memory, attention=((row, column),)).masses(0, [2, 0], 1)
@@ -141,7 +141,7 @@ def test_masses_of_factors():
 @pytest.mark.parametrize("make", [sampled, row_column])
 @pytest.mark.parametrize("image", [0, 1])
 def test_heads_and_several_queries(make, image):
-    """Every head's map sums to one; weighed by what each kept they make the map of all, in the order in which queries were asked for."""
+    """Every head's map sums to one; weighed by what each kept they make the map of all, in the order of the given queries."""
     trace, size = make(), (5, 7)
     queries = [2, 0]
     heads = trace.heatmaps(queries, size, image, heads=True)

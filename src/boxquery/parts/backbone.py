@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from boxquery.errors import UserError
 
-#: Names of the shallow blocks that the family freezes once they hold trained weights (DETR, section 4: stem and first stage).
+#: names of the shallow blocks that the family freezes once they hold trained weights (DETR, section 4: stem and first stage).
 SHALLOW = ("conv1", "bn1", "layer1", "stem", "stages_0", "stages.0")
 
 
@@ -32,7 +32,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.body = _create(name, maps, pretrained, dilation, options or {})
         self.name = name
-        # up to a sixth faster on processors, except where convolutions are dilated, which it makes slower (docs/LOG.md)
+        # up to a sixth faster on CPUs, except where convolutions are dilated, which it makes slower (docs/LOG.md)
         self.order = torch.contiguous_format if dilation else torch.channels_last
         info: Any = self.body.feature_info
         self.channels: list[int] = info.channels()
@@ -45,7 +45,7 @@ class Backbone(nn.Module):
             maps = self.body(images.contiguous(memory_format=self.order))
         except AssertionError as reason:  # how timm's transformers refuse a size
             raise UserError(
-                f"backbone {self.name!r} cannot read images of {images.shape[-2]} x {images.shape[-1]} pixels: {reason}; "
+                f"backbone {self.name!r} cannot process images of {images.shape[-2]} x {images.shape[-1]} pixels: {reason}; "
                 "its backbone_options may allow it (dynamic_img_size or strict_img_size), a convolutional backbone always does"
             ) from reason
         return [m.permute(0, 3, 1, 2) for m in maps] if self.features_last else maps
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
 def _create(name: str, maps: int, pretrained: bool, dilation: bool, options: dict):
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() lists them"
-        raise UserError(f"backbone {name!r} is not a timm model; near it: {close}")
+        raise UserError(f"backbone {name!r} is not a timm model; similar: {close}")
     own = options.get("pretrained_cfg_overlay", {}).get("file")
     if pretrained and own and not (os.path.isfile(own) and str(own).endswith(".safetensors")):
         raise UserError(f"backbone {name!r}: {own} is not a safetensors file; backbone_options' pretrained_cfg_overlay names its weights")
@@ -95,7 +95,7 @@ class Neck(nn.Module):
     """Every map to ``dim`` features by a 1x1 convolution; extra levels by 3x3 convolutions of stride 2 on the last raw map.
 
     With ``norm`` each is followed by GroupNorm(32) and starts Xavier-uniform with zero bias (Deformable DETR, appendix A.2); DETR has
-    no norm and torch's start values.
+    no norm and torch's initialisation.
     """
 
     def __init__(self, channels: Sequence[int], dim: int, extra: int = 0, norm: bool = False):
@@ -113,8 +113,8 @@ class Neck(nn.Module):
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         out = [project(m) for project, m in zip(self.projections, maps, strict=False)]
-        below = maps[-1]
+        last = maps[-1]
         for project in self.projections[self.inputs :]:
-            below = project(below)
-            out.append(below)
+            last = project(last)
+            out.append(last)
         return out

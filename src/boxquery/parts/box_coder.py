@@ -1,4 +1,4 @@
-"""How a head's raw numbers become boxes, and how boxes are compared with the objects'."""
+"""How a head's raw outputs become boxes, and how boxes are compared with the objects."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class SigmoidBoxCoder:
     """Boxes are sigmoids of logits, to which the head adds offsets (Deformable DETR, appendix A.3); compared by L1 and GIoU.
 
     Args:
-        eps: how far from 0 and 1 an anchor is kept (see ``clamp_logits``); 0: it is taken as it is.
+        eps: how far from 0 and 1 an anchor is kept (see ``clamp_logits``); 0: no clamp.
     """
 
     eps: float = 1e-5
@@ -23,8 +23,8 @@ class SigmoidBoxCoder:
     size = 4
 
     def decode(self, raw: Tensor, anchor: Tensor | None) -> Tensor:
-        """Offsets [..., 4] from an anchor [..., 2 or 4] of logits -> [..., 4] logits of cxcywh, float32 at least; a point moves the centre
-        alone."""
+        """Offsets [..., 4] from an anchor [..., 2 or 4] of logits -> [..., 4] logits of cxcywh, float32 at least; a point moves only the
+        centre."""
         raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
         if anchor is None:
             return raw

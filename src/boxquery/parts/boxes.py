@@ -35,9 +35,10 @@ def giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def nms_per_class(detections: dict[str, Tensor], threshold: float) -> dict[str, Tensor]:
-    """Non-maximum suppression within each class of one image: of two boxes with an IoU above ``threshold`` the better one stays.
+    """Non-maximum suppression within each class of one image: of two boxes with an IoU above ``threshold`` the one with the higher
+    score is kept.
 
-    ``detections`` has ``scores`` [K], ``labels`` [K] and ``boxes`` [K, 4] xyxy; what stays is best first.
+    ``detections`` has ``scores`` [K], ``labels`` [K] and ``boxes`` [K, 4] xyxy; the result is sorted, best first.
     """
     keep = batched_nms(detections["boxes"], detections["scores"], detections["labels"], threshold)
     return {name: values[keep] for name, values in detections.items()}
@@ -54,7 +55,7 @@ def clamp_logits(logits: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def chosen_rows(values: Tensor, chosen: Tensor) -> Tensor:
-    """[B or 1, Q, D] at the rows [B, K] -> [B, K, D]."""
+    """[B or 1, Q, D] at the indices [B, K] -> [B, K, D]."""
     return values.expand(len(chosen), -1, -1).gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
 
 

@@ -1,4 +1,4 @@
-"""Where queries stand and may attend in a layer, what says so (``locate``), and two options laid around any paper's ``locate``.
+"""Positions of queries and limits of their attention, made by ``locate``; and two options that wrap any paper's ``locate``.
 
 Shape suffixes as in ``boxquery.parts.attention.dense``.
 """
@@ -60,7 +60,7 @@ def require(value: T | None, part: str, what: str) -> T:
 
 
 def require_boxes(value: Tensor | None, part: str, what: str) -> Tensor:
-    """``require`` for [..., 4]: points will not do."""
+    """``require`` for boxes [..., 4]; points are refused."""
     return require(None if value is None or value.shape[-1] != 4 else value, part, f"{what} of four numbers")
 
 
@@ -86,7 +86,7 @@ class OtherPosition(nn.Module):
     A position that cross-attention compares by itself (``position`` beside a ``self_position``: Conditional DETR, DAB) stays the paper's.
 
     Args:
-        locate: gives all else.
+        locate: the paper's, whose position is replaced.
         kind: "learned", a vector per query; "sine" of the reference's centre (as SAM-DETR); "sine-mlp", an MLP of the sine of the reference
             box (DAB-DETR, eq. 3), where a point is a box without size; "none", zeros.
         queries: ordinary queries of the first layer, for "learned".
@@ -122,11 +122,11 @@ class OtherPosition(nn.Module):
 class RelativeBias(nn.Module):
     """Locate: a bias per head on the logits of cross-attention, from a cell's distances to the sides of the query's box.
 
-    Box-to-pixel relative position bias (Lin et al. 2023, arXiv:2308.01904, section 4.1), decomposed by axis: one small MLP reads the
+    Box-to-pixel relative position bias (Lin et al. 2023, arXiv:2308.01904, section 4.1), decomposed by axis: one small MLP takes the
     distances of a column's centre from the left and right side, another those of a row's from top and bottom, and the two are added.
     Distances are signed, in shares of the unpadded image. The last linear maps start at zero, so that the model starts without a bias.
 
-    The box is the reference; where that is a point, or there is none, it is what the layer before predicted (without gradient), and in
+    The box is the reference; where that is a point, or there is none, it is the previous layer's prediction (without gradient), and in
     the first layer a box without size at the point, or the whole image.
     """
 

@@ -36,7 +36,7 @@ class Head(nn.Module):
         columns: class logits.
         focal: start every class at probability 0.01 (focal loss, RetinaNet section 4.1).
         zero_boxes: start the last layer of the box MLP at zero, so that boxes begin at their anchor.
-        size_bias: start value of the width and height logits then.
+        size_bias: initial width and height logits then.
         eps: see ``SigmoidBoxCoder``.
     """
 
@@ -65,7 +65,7 @@ class Head(nn.Module):
 
 
 class Prediction:
-    """Class logits and boxes of the queries of one layer, each computed when it is first asked for."""
+    """Class logits and boxes of the queries of one layer, each computed when first used."""
 
     def __init__(self, head: Head, content: Tensor, anchor: Tensor | None):
         self.head, self.content, self.anchor = head, content, anchor

@@ -1,4 +1,4 @@
-"""Attention where there are few cells, convolutions where there are many (RT-DETR, Zhao et al. 2024, arXiv:2304.08069, section 4.2)."""
+"""Attention on the coarsest level, convolutions between levels (RT-DETR, Zhao et al. 2024, arXiv:2304.08069, section 4.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import NoTrace, Trace
 
-#: 3 x 3 convolutions one after the other in a fusion
+#: number of 3 x 3 convolutions in a fusion
 BLOCKS = 3
 
 
@@ -25,7 +25,7 @@ class CellNorm(nn.LayerNorm):
 
 
 class Fusion(nn.Module):
-    """Two maps of one size become one: both by a 1 x 1 convolution, and beside it the same with 3 x 3 convolutions after it; the sum.
+    """Two maps of one size -> one: the sum of a 1 x 1 convolution of both and of another followed by 3 x 3 convolutions.
 
     The paper's blocks are RepVGG's and its norm is batch norm; here each is one convolution, and the norm is ``CellNorm``.
     """
@@ -40,18 +40,18 @@ class Fusion(nn.Module):
         both = torch.cat((one, other), 1)
         x = self.enter(both)
         for block in self.blocks:
-            x = block(_silenced(x, padding))
-        return _silenced(x + self.beside(both), padding)
+            x = block(_zero_padding(x, padding))
+        return _zero_padding(x + self.beside(both), padding)
 
 
 class HybridEncoder(Encoder):
-    """Regions read each other on the coarsest level alone; then convolutions carry what they know to the finer levels, and up again.
+    """Self-attention on the coarsest level alone, then convolutions that fuse levels top down and bottom up.
 
     Levels must halve in size from one to the next (a rounding cell more or less is allowed). Padding is zero before every convolution, as
     beyond the map's edge. A trace of its attention is not kept, since most tokens have none.
 
     Args:
-        layers: of the coarsest level, each with a dense read.
+        layers: of the coarsest level, each with dense attention.
         levels: how many the memory has, at least two.
     """
 
@@ -70,10 +70,10 @@ class HybridEncoder(Encoder):
         paddings = [None] * (last + 1) if memory.mask is None else [m[:, None] for m in memory.maps(memory.mask)]
         maps = [cells.permute(0, 3, 1, 2) for cells in memory.maps(memory.tokens)]
         maps[last] = coarsest.maps(coarsest.tokens)[0].permute(0, 3, 1, 2)
-        maps = [_silenced(cells, padding) for cells, padding in zip(maps, paddings, strict=True)]
+        maps = [_zero_padding(cells, padding) for cells, padding in zip(maps, paddings, strict=True)]
         for coarse, fine in pairwise(reversed(range(last + 1))):
-            maps[coarse] = _silenced(self.lateral[fine](maps[coarse]), paddings[coarse])
-            maps[fine] = self.top_down[fine](_enlarged(maps[coarse], maps[fine]), maps[fine], paddings[fine])
+            maps[coarse] = _zero_padding(self.lateral[fine](maps[coarse]), paddings[coarse])
+            maps[fine] = self.top_down[fine](_upsampled(maps[coarse], maps[fine]), maps[fine], paddings[fine])
         for fine, coarse in pairwise(range(last + 1)):
             h, w = maps[coarse].shape[-2:]
             maps[coarse] = self.bottom_up[fine](self.shrink[fine](maps[fine])[..., :h, :w], maps[coarse], paddings[coarse])
@@ -84,12 +84,12 @@ def _block(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequen
     return nn.Sequential(nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2), CellNorm(outputs), nn.SiLU())
 
 
-def _silenced(cells: Tensor, padding: Tensor | None) -> Tensor:
+def _zero_padding(cells: Tensor, padding: Tensor | None) -> Tensor:
     return cells if padding is None else cells.masked_fill(padding, 0.0)
 
 
-def _enlarged(coarse: Tensor, fine: Tensor) -> Tensor:
-    """Each cell as four, cut to the size of ``fine``: by counting and not by proportion, which would shift with the padding."""
+def _upsampled(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Each cell as four, cut to the size of ``fine``; not interpolated to it, which would shift cells with the padding."""
     rows, columns = (
         (torch.arange(n, device=fine.device) // 2).clamp(max=m - 1) for n, m in zip(fine.shape[-2:], coarse.shape[-2:], strict=True)
     )

@@ -15,7 +15,7 @@ from boxquery.parts.trace import LayerTrace, NoTrace, Trace
 
 
 class FeedForward(nn.Module):
-    """Two linear maps around an activation, on each token alone."""
+    """Two linear maps around an activation, on each token separately."""
 
     def __init__(self, dim: int, ffn_dim: int, dropout: float = 0.0, activation: Callable[[], nn.Module] = nn.ReLU):
         super().__init__()
@@ -25,15 +25,15 @@ class FeedForward(nn.Module):
         self.linear2 = nn.Linear(ffn_dim, dim)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
-        """[B, N, D]; in the encoder ``memory`` says where the tokens are, for those who ask."""
+        """[B, N, D]; ``memory``, in the encoder, has the layout of the tokens, which subclasses may use."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class ConvolutionalFeedForward(FeedForward):
     """A depthwise 3 x 3 convolution over each level's map between the linear maps (PVTv2, Wang et al. 2022, arXiv:2106.13797, section 3.2).
 
-    Padding is zero before it, as beyond the map's edge, so that a cell sees the same in a larger batch. It starts as the identity: at
-    first a token is alone, as it is in ``FeedForward``.
+    Padding is zero before it, as beyond the map's edge, so that a cell's result does not depend on the batch. It starts as the
+    identity, which makes it a ``FeedForward``.
     """
 
     def __init__(self, dim: int, ffn_dim: int, dropout: float = 0.0, activation: Callable[[], nn.Module] = nn.ReLU):
@@ -72,7 +72,7 @@ class Residual(nn.Module):
 
 
 class EncoderLayer(nn.Module):
-    """Region-region: the memory reads itself, then a feed-forward network on each token."""
+    """Region-region: self-attention of the memory, then a feed-forward network on each token."""
 
     def __init__(self, self_attn: nn.Module, ffn: FeedForward, dim: int, dropout: float = 0.0, pre_norm: bool = False):
         super().__init__()
@@ -86,12 +86,12 @@ class EncoderLayer(nn.Module):
 
 
 def at_position(memory: Memory) -> QueryGeometry:
-    """Tokens are where the image's own positions say."""
+    """Tokens have the positions of the memory."""
     return QueryGeometry(position=memory.position)
 
 
 def at_centres(memory: Memory) -> QueryGeometry:
-    """Tokens look around the centre of their own cell, on every level (Deformable DETR, section 4.1)."""
+    """Tokens attend around the centre of their own cell, on every level (Deformable DETR, section 4.1)."""
     return QueryGeometry(position=memory.position, reference=memory.centres())
 
 
@@ -133,7 +133,7 @@ class DecoderLayer(nn.Module):
 
 @torch.no_grad()
 def reset_transformer(*modules: nn.Module) -> None:
-    """Start values of the family: every matrix Xavier-uniform (a packed in-projection as one), then the parts that have their own."""
+    """Initialisation of the family: every matrix Xavier-uniform (a packed in-projection as one), then parts with ``init_weights``."""
     for module in modules:
         for parameter in module.parameters():
             if parameter.dim() > 1:
@@ -145,6 +145,6 @@ def reset_transformer(*modules: nn.Module) -> None:
 
 @runtime_checkable
 class HasInitWeights(Protocol):
-    """A part whose paper gives it start values of its own."""
+    """A part with an initialisation of its own."""
 
     def init_weights(self) -> None: ...

@@ -1,4 +1,4 @@
-"""What the decoder reads: the image as tokens, with everything that says where each token is."""
+"""What the decoder attends to: the image as tokens, with their positions and layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Memory:
         shapes: (height, width) in cells of every level.
         valid_ratios: [B, L, 2], the share (of width, of height) of each level's map that is image and not padding.
         extents: [B, 2], (width, height) in pixels of the unpadded image.
-        axes: for those who read rows and columns, per level the positions of its columns [B, w, D] and of its rows [B, h, D].
+        axes: for row-column attention, per level the positions of its columns [B, w, D] and of its rows [B, h, D].
     """
 
     tokens: Tensor
@@ -69,7 +69,7 @@ class Memory:
 
 
 class Tokens(nn.Module):
-    """Feature maps -> ``Memory``: flattens, resizes the mask, adds nothing but a position table and, if asked, one vector a level.
+    """Feature maps -> ``Memory``: flattened, with positions, the resized mask and, with ``level_embedding``, one vector per level.
 
     The pixel mask goes to each level's size by nearest neighbour, directly (DETR, all of the family).
 

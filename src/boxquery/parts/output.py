@@ -1,4 +1,4 @@
-"""What a model returns: predictions of every layer, and which query belongs to which object.
+"""What a model returns: predictions of every layer; and matches of queries with objects.
 
 Shapes: L layers, B images, Q queries, C logit columns, P pairs.
 """
@@ -39,7 +39,7 @@ class Matches:
 
     @property
     def index(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the matched predictions stand in [L, B, Q, ...]."""
+        """Indices of the matched predictions in [L, B, Q, ...]."""
         return self.layer, self.image, self.query
 
     def sum_by_layer(self, values: Tensor) -> Tensor:
@@ -61,13 +61,13 @@ class Matches:
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """Queries that exist in training only and stand before the ordinary ones, which never attend to them.
+    """Training-only queries, placed before the ordinary ones, which never attend to them.
 
     Attributes:
         name: under which outputs and loss terms are kept.
         size: N, how many.
         matches: of one layer, by position in the group; the same in every layer.
-        repeats: how often each object is matched, by which the loss is divided.
+        repeats: number of times each object is matched, by which the loss is divided.
         mask: [N, N] bool, True = may not attend; every query of the group attends to the ordinary ones.
         valid: [B, N] bool, False for slots that are padding; None: none is.
     """

@@ -1,4 +1,4 @@
-"""Where things are, as vectors: sine and learned tables for the image, sine of points and boxes for queries."""
+"""Position encodings: sine and learned tables for the image, sine of points and boxes for queries."""
 
 import math
 
@@ -10,7 +10,7 @@ def sine(coordinates: Tensor, features: int, temperature: float = 10000.0) -> Te
     """[..., n] numbers in [0, 1] -> [..., n * features]: sine and cosine, interleaved, of 2 pi times each number.
 
     Pair i has frequency ``temperature ** (-2 i / features)`` (DETR, appendix A.4). The blocks keep the order of the coordinates; most
-    of the family puts y first, so callers say ``sine(xy.flip(-1), ...)``.
+    of the family puts y first, so callers write ``sine(xy.flip(-1), ...)``.
     """
     pairs = torch.arange(features // 2, device=coordinates.device, dtype=coordinates.dtype)
     angles = (2 * math.pi * coordinates)[..., None] / temperature ** (2 * pairs / features)
@@ -23,12 +23,12 @@ def box_sine(boxes: Tensor, features: int) -> Tensor:
 
 
 class SinePosition(nn.Module):
-    """The fixed table of DETR: a cell's running number in the valid area over the valid size, through ``sine``; y half, then x half.
+    """The fixed table of DETR: a cell's number in the valid area divided by the valid size, through ``sine``; y half, then x half.
 
     Args:
         dim: features; half for each axis.
         temperature: of the frequencies (DETR 10000, DAB-DETR 20).
-        offset: subtracted from the running number, which starts at 1: 0 in DETR, 0.5 (cell centres) in Deformable DETR.
+        offset: subtracted from the cell's number, which starts at 1: 0 in DETR, 0.5 (cell centres) in Deformable DETR.
     """
 
     def __init__(self, dim: int, temperature: float = 10000.0, offset: float = 0.0):
@@ -48,7 +48,7 @@ class SingleSinePosition(nn.Module):
     """``SinePosition(dim, offset=0.5)`` in single precision whatever the model's, with SAM-DETR's order of operations.
 
     On the image the two agree to rounding. Where a whole row or column is padding the divisor is 1e-6 and the angle near 3e6, so that
-    every rounding shows; nobody reads those cells but SAM-DETR's RoIAlign, and its trained weights have seen these numbers there.
+    every rounding shows; only SAM-DETR's RoIAlign uses those cells, and its weights were trained with these values.
     """
 
     def __init__(self, dim: int):
@@ -65,9 +65,9 @@ class SingleSinePosition(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """DETR's learned table: a vector a column and a vector a row (x half first, unlike the sine table), uniform in [0, 1) at the start.
+    """DETR's learned table: a vector per column and a vector per row (x half first, unlike the sine table), uniform in [0, 1) at the start.
 
-    The published table ends at 50 cells; a larger map reads it by linear interpolation instead of failing.
+    The published table ends at 50 cells; for a larger map it is interpolated linearly.
     """
 
     def __init__(self, dim: int, cells: int = 50):
@@ -76,7 +76,7 @@ class LearnedPosition(nn.Module):
         self.row = nn.Parameter(torch.rand(cells, dim // 2))
 
     def forward(self, padding: Tensor, like: Tensor) -> Tensor:
-        """[B, h, w] -> [1, h, w, dim]; the mask plays no part (the paper's table counts from the corner)."""
+        """[B, h, w] -> [1, h, w, dim]; the mask is not used (the paper's table counts from the corner)."""
         h, w = padding.shape[1:]
         x = _first(self.column, w)[None].expand(h, -1, -1)
         y = _first(self.row, h)[:, None].expand(-1, w, -1)
@@ -84,7 +84,7 @@ class LearnedPosition(nn.Module):
 
 
 class NoPosition(nn.Module):
-    """Nobody says where a cell is: zeros, which every read takes."""
+    """No position: zeros, which every attention accepts."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Fewer queries in later decoder layers: after a layer only those with the best scores go on (docs/options.md)."""
+"""Fewer queries in later decoder layers: after a layer only those with the best scores are kept (docs/options.md)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from torch import Tensor
 from boxquery.parts.heads import Prediction
 from boxquery.parts.state import QueryState
 
-#: ``(layer, state, prediction)`` -> those of the queries that the next layer has
+#: ``(layer, state, prediction)`` -> the same for the queries that the next layer keeps
 Prune = Callable[[int, QueryState, Prediction], tuple[QueryState, Prediction]]
 
 
 def keep_all(layer: int, state: QueryState, prediction: Prediction) -> tuple[QueryState, Prediction]:
-    """Every query goes on to the next layer, as in all papers."""
+    """Every query is kept for the next layer, as in all papers."""
     return state, prediction
 
 
 @dataclass(frozen=True)
 class TopKPruning:
-    """Ordinary queries with the highest class probability go on; training-only ones all do.
+    """Keeps the ordinary queries with the highest class probability, and all training-only ones.
 
     Args:
         num_queries: of every layer, none larger than the one before.

@@ -30,7 +30,7 @@ class Queries(nn.Module):
         return state if self.denoising is None or targets is None else self.denoising(state, targets, self.embed)
 
     def ordinary(self, memory: Memory) -> QueryState:
-        """The queries that are there in training and inference alike."""
+        """The queries of training and inference alike."""
         raise NotImplementedError
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
@@ -85,10 +85,10 @@ class BoxQueries(Queries):
     """4-d anchor boxes (DAB-DETR, section 4): learned logits; content is zero, or a learned vector for each pattern or query.
 
     Args:
-        content: "zero", "learned" (a vector per query), or the number of patterns (vectors with which every anchor is asked).
+        content: "zero", "learned" (a vector per query), or the number of patterns (vectors, each combined with every anchor).
         fixed_xy: centres are drawn evenly over the image and stay.
-        size: first widths and heights, about this share of the image, with centres drawn evenly; 0: as published, all logits from a
-            normal distribution, which gathers large boxes in the middle. Few steps do not move them far from where they start.
+        size: initial widths and heights, about this share of the image, with centres drawn evenly; 0: as published, all logits from a
+            normal distribution, which gathers large boxes in the middle. A short training does not move them far.
 
     The order is pattern by pattern: all anchors with pattern 0 first.
     """
@@ -121,7 +121,7 @@ class BoxQueries(Queries):
 
 
 class ProposalQueries(Queries):
-    """The encoder's best proposals: their boxes as sine features make position and content (Deformable DETR, section 4.2, appendix A.4)."""
+    """The encoder's best proposals: position and content from the sine of their boxes (Deformable DETR, section 4.2, appendix A.4)."""
 
     def __init__(self, count: int, dim: int, head: Head, denoising: nn.Module | None = None):
         super().__init__()
@@ -140,8 +140,8 @@ class ProposalQueries(Queries):
         noised = None if self.denoising is None or targets is None else self.denoising.noise(targets, boxes)
         first = 0 if noised is None else noised.group.size
         # one projection for the proposals and the noised boxes
-        every = reference if noised is None else torch.cat((noised.reference, reference), 1)
-        position, content = self.query_norm(self.query_proj(sine(every.sigmoid(), self.dim // 2))).chunk(2, -1)
+        references = reference if noised is None else torch.cat((noised.reference, reference), 1)
+        position, content = self.query_norm(self.query_proj(sine(references.sigmoid(), self.dim // 2))).chunk(2, -1)
         state = QueryState(
             content=content[:, first:],
             position=position[:, first:],
@@ -158,7 +158,7 @@ def propose(memory: Memory) -> tuple[Tensor, Tensor]:
     """Every cell proposes a box at its centre, 0.05 wide on the finest level and twice that on each next one.
 
     Returns tokens [B, S, D] and box logits [B, S, 4]; cells on padding or too near the edge (a number outside 0.01..0.99) have their
-    token zeroed and infinite logits, by design: they must stay out of the best.
+    token zeroed and infinite logits, by design: they are not meant to be selected.
     """
     centres = memory.centres()
     sizes = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])

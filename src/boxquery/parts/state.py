@@ -1,4 +1,4 @@
-"""What the queries are between two layers: made by a paper's queries, read by ``locate``, moved on by ``prune`` and ``refine``."""
+"""What the queries are between two layers: made by a paper's queries, used by ``locate``, updated by ``prune`` and ``refine``."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class QueryState:
     Attributes:
         content: [B, Q, D], the decoder embedding that layers update.
         position: [1 or B, Q, D], a learned or encoded position that does not change, where the paper has one.
-        axes: two [1 or B, Q, D], the same for x and y apart, for row-column attention.
+        axes: two [1 or B, Q, D], the same for x and y separately, for row-column attention.
         reference: [B, Q, 2 or 4] logits of the point or box from which ``locate`` makes positions.
         box_anchor: [B, Q, 2 or 4] logits from which the head measures; differs from ``reference`` in where gradients stop.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not attend.
         proposals: of a two-stage model.
-        groups: training-only queries, in the order in which they stand before the ordinary ones in every tensor here.
+        groups: training-only queries, in their order before the ordinary ones in every tensor here.
         query_index: [B, Q] int64, which queries of the first layer these are, in rising order; None: all.
-        predicted: [B, Q, 4] box logits of the layer before, without gradient, where ``locate`` asks for them.
+        predicted: [B, Q, 4] box logits of the layer before, without gradient, where ``locate`` needs them.
     """
 
     content: Tensor
@@ -43,7 +43,7 @@ class QueryState:
         return replace(self, content=content)
 
     def training_only(self) -> int:
-        """How many queries of the groups stand before the ordinary ones."""
+        """Number of training-only queries, which come before the ordinary ones."""
         return sum(group.size for group in self.groups)
 
     def with_group(
@@ -54,8 +54,8 @@ class QueryState:
         position: Tensor | None = None,
         axes: tuple[Tensor, Tensor] | None = None,
     ) -> QueryState:
-        """The queries of ``group`` before all others; tensors [B, N, ...] for those that the state has. Ordinary queries and other groups
-        do not attend to them."""
+        """Put the queries of ``group`` before all others, which do not attend to them; needs a tensor [B, N, ...] for each that the state
+        has."""
         old = self.content.shape[1]
         mask = torch.zeros(group.size + old, group.size + old, dtype=torch.bool, device=content.device)
         mask[group.size :, : group.size] = True

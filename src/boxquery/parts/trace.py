@@ -31,8 +31,8 @@ class LayerTrace:
             Gaussian, any positive number with ``relative_bias``; None where there is neither.
         locations, weights: [B, Q, heads, levels, points, 2] in [0, 1] of the padded map, and [B, Q, heads, levels, points].
         salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads sampled their query features.
-        alive: [B, Q] bool where queries were dropped before this layer; None: all were here. Row q is query q in every layer; of one that
-            was dropped boxes and reference are its last, everything else is zero.
+        alive: [B, Q] bool where queries were dropped before this layer; None: all were here. Row q is query q in every layer; a
+            dropped one keeps its last box and reference, and zeros for everything else.
     """
 
     memory: Memory = field(repr=False)
@@ -51,27 +51,27 @@ class LayerTrace:
         """Give every query of the first layer its row again: those kept here are ``query_index`` [B, K] of them; None: all."""
         if query_index is None:
             return
-        place = partial(_in_rows, rows=query_index, queries=queries)
+        expand = partial(_scattered, rows=query_index, queries=queries)
         if self.reference is not None:
             last = before[-1].reference
-            full = place(self.reference, 1)
+            full = expand(self.reference, 1)
             gone = None if last is None else F.pad(last, (0, full.shape[-1] - last.shape[-1]))
-            kept = place(torch.ones_like(query_index, dtype=torch.bool), 1)[..., None]
+            kept = expand(torch.ones_like(query_index, dtype=torch.bool), 1)[..., None]
             self.reference = full if gone is None else torch.where(kept, full, gone)
         if self.self_attention is not None:
-            self.self_attention = place(place(self.self_attention, 2), 3)
+            self.self_attention = expand(expand(self.self_attention, 2), 3)
         if self.attention is not None:
-            factors: Any = tuple(place(m, 2) if isinstance(m, Tensor) else (place(m[0], 2), place(m[1], 2)) for m in self.attention)
+            factors: Any = tuple(expand(m, 2) if isinstance(m, Tensor) else (expand(m[0], 2), expand(m[1], 2)) for m in self.attention)
             self.attention = factors
         if self.gaussian is not None:
-            self.gaussian = tuple(place(level, 2) for level in self.gaussian)
+            self.gaussian = tuple(expand(level, 2) for level in self.gaussian)
         for name in ("locations", "weights", "salient_points"):
             if (values := getattr(self, name)) is not None:
-                setattr(self, name, place(values, 1))
-        self.alive = place(torch.ones_like(query_index, dtype=torch.bool), 1)
+                setattr(self, name, expand(values, 1))
+        self.alive = expand(torch.ones_like(query_index, dtype=torch.bool), 1)
 
     def heatmap(self, query: int, size: tuple[int, int], image: int = 0) -> Heatmap:
-        """Where ``query`` of ``image`` attended, as one map [h, w] over the unpadded image that sums to one; heads count alike.
+        """Where ``query`` of ``image`` attended, as one map [h, w] over the unpadded image that sums to one; the mean of the heads.
 
         A dense cell spreads its weight evenly over the pixels of the map that it covers; a sampled point gives its weight to the cells
         from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``. Raises
@@ -116,11 +116,11 @@ class LayerTrace:
         assert self.locations is not None
         assert self.weights is not None
         h, w = self.memory.shapes[level]
-        at = self.locations[image, chosen, :, level].detach().cpu().double()
+        points = self.locations[image, chosen, :, level].detach().cpu().double()
         weight = self.weights[image, chosen, :, level].detach().cpu().double()
         if not heads:
-            at, weight = at.flatten(1, 2)[:, None], weight.flatten(1, 2)[:, None] / weight.shape[1]
-        cell = at * torch.tensor([w, h], dtype=torch.float64) - 0.5
+            points, weight = points.flatten(1, 2)[:, None], weight.flatten(1, 2)[:, None] / weight.shape[1]
+        cell = points * torch.tensor([w, h], dtype=torch.float64) - 0.5
         low = cell.floor()
         mass = torch.zeros(*weight.shape[:2], h * w, dtype=torch.float64)
         for dx in (0, 1):
@@ -143,7 +143,7 @@ class Heatmap:
 
 @dataclass
 class Trace:
-    """What every layer did: ``layers[i]`` of the decoder, ``encoder[i]`` of the encoder (none with ``decoder_only``)."""
+    """A record per layer: ``layers[i]`` of the decoder, ``encoder[i]`` of the encoder (none with ``decoder_only``)."""
 
     layers: list[LayerTrace] = field(default_factory=list)
     encoder: list[LayerTrace] = field(default_factory=list)
@@ -183,8 +183,8 @@ def _added(records: list[LayerTrace], record: LayerTrace) -> LayerTrace:
     return record
 
 
-def _in_rows(values: Tensor, dim: int, rows: Tensor, queries: int) -> Tensor:
-    """``values``, whose dimension ``dim`` is K, to the places ``rows`` [B, K] of ``queries`` along it; zero elsewhere."""
+def _scattered(values: Tensor, dim: int, rows: Tensor, queries: int) -> Tensor:
+    """``values`` with K entries along ``dim`` -> ``queries`` entries, the K at the indices ``rows`` [B, K], zero elsewhere."""
     index = rows.view(len(rows), *(rows.shape[1] if d == dim else 1 for d in range(1, values.dim()))).expand_as(values)
     shape = [queries if d == dim else n for d, n in enumerate(values.shape)]
     return values.new_zeros(shape).scatter(dim, index, values)

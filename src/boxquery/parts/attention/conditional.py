@@ -1,4 +1,4 @@
-"""Attention in which content and place have maps of their own (Conditional DETR, Meng et al. 2021, arXiv:2108.06152; DAB, SAM).
+"""Attention with separate projections of content and position (Conditional DETR, Meng et al. 2021, arXiv:2108.06152; DAB, SAM).
 
 Shape suffixes as in ``boxquery.parts.attention.dense``.
 """
@@ -15,7 +15,7 @@ from boxquery.parts.trace import LayerTrace
 
 
 class ConditionalSelfAttention(nn.Module):
-    """Object-object: content and place are mapped apart and added; values are content alone."""
+    """Object-object: content and position are projected separately and added; values are content alone."""
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
@@ -39,10 +39,10 @@ class ConditionalSelfAttention(nn.Module):
 
 
 class ConditionalCrossAttention(nn.Module):
-    """Region-object: each head compares content with content and place with place, side by side (Conditional DETR, eq. 2).
+    """Region-object: each head compares content with content and position with position, side by side (Conditional DETR, eq. 2).
 
-    Content and place fill one half of a head's query and key each, so their products add up without mixing. ``geometry.position`` is the
-    place asked for. In the ``first`` layer, where content says nothing yet, both sides' positions are added to content too
+    Content and position fill one half of a head's query and key each, so their products add up without mixing. The query's position is
+    ``geometry.position``. In the ``first`` layer, where content is not informative yet, both sides' positions are added to content too
     (the query's is ``geometry.self_position``).
     """
 
@@ -59,16 +59,17 @@ class ConditionalCrossAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
-        place = require(geometry.position, "ConditionalCrossAttention", "QueryGeometry.position")
+        query_position = require(geometry.position, "ConditionalCrossAttention", "QueryGeometry.position")
+        key_position = require(memory.position, "ConditionalCrossAttention", "Memory.position")
         q, k = self.query_content(content), self.key_content(memory.tokens)
-        key_place = self.key_place(require(memory.position, "ConditionalCrossAttention", "Memory.position").to(content.dtype)).expand_as(k)
+        key_position = self.key_place(key_position.to(content.dtype)).expand_as(k)
         if self.query_position is not None:
-            position = require(geometry.self_position, "ConditionalCrossAttention(first=True)", "QueryGeometry.self_position")
-            q, k = q + self.query_position(position.to(content.dtype)), k + key_place
-        q = self._beside(q, self.query_place(place.to(content.dtype)).expand_as(q))
+            self_position = require(geometry.self_position, "ConditionalCrossAttention(first=True)", "QueryGeometry.self_position")
+            q, k = q + self.query_position(self_position.to(content.dtype)), k + key_position
+        q = self._concat(q, self.query_place(query_position.to(content.dtype)).expand_as(q))
         v = self.value(memory.tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        return self.out_proj(dense_attention(q, self._beside(k, key_place), v, geometry, memory, self.dropout * self.training, trace))
+        return self.out_proj(dense_attention(q, self._concat(k, key_position), v, geometry, memory, self.dropout * self.training, trace))
 
-    def _beside(self, content: Tensor, place: Tensor) -> Tensor:
+    def _concat(self, content: Tensor, position: Tensor) -> Tensor:
         """Two [B, N, D] -> [B, H, N, 2 K]."""
-        return torch.cat([t.unflatten(-1, (self.heads, -1)) for t in (content, place)], -1).transpose(1, 2)
+        return torch.cat([t.unflatten(-1, (self.heads, -1)) for t in (content, position)], -1).transpose(1, 2)

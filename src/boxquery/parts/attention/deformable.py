@@ -17,11 +17,12 @@ from boxquery.parts.trace import LayerTrace
 
 
 class DeformableAttention(nn.Module):
-    """Multi-scale deformable attention (Deformable DETR, section 4.1, eq. 3): each query reads a few bilinear samples around its reference.
+    """Multi-scale deformable attention (Deformable DETR, section 4.1, eq. 3): each query attends to a few bilinear samples around
+    its reference.
 
     A point reference takes offsets in cells of each level; a box reference takes them in halves of its size over the number of points.
-    One softmax runs over all levels and points of a head. At the start head h looks in the h-th of ``heads`` directions, point p at p
-    cells (appendix A.4).
+    One softmax runs over all levels and points of a head. At initialisation the points of head h lie in the h-th of ``heads`` directions,
+    point p at a distance of p cells (appendix A.4).
     """
 
     def __init__(self, dim: int, heads: int, levels: int, points: int):
@@ -33,7 +34,7 @@ class DeformableAttention(nn.Module):
         self.out_proj = nn.Linear(dim, dim)
 
     def init_weights(self) -> None:
-        """The paper's; called after the pass that makes every matrix Xavier-uniform."""
+        """The paper's initialisation; called after the pass that makes every matrix Xavier-uniform."""
         for layer in (self.sampling_offsets, self.attention_weights):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.attention_weights.bias)
@@ -67,11 +68,11 @@ class DeformableAttention(nn.Module):
             locations = reference[..., :2] + offsets * (0.5 / self.points) * reference[..., 2:]
         if trace is not None:
             trace.locations, trace.weights = locations, weights
-        return self.out_proj(sample(value.unflatten(-1, (self.heads, -1)), memory.shapes, locations, weights))
+        return self.out_proj(multi_scale_sample(value.unflatten(-1, (self.heads, -1)), memory.shapes, locations, weights))
 
 
-def sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
-    """The weighted sum of bilinear samples: the whole of multi-scale deformable attention that is not a linear map.
+def multi_scale_sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
+    """The weighted sum of bilinear samples: all of multi-scale deformable attention except its linear maps.
 
     Args:
         value: [B, S, H, K], S = all cells of all levels.
@@ -88,8 +89,8 @@ def sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor
     maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
     out = None
     for level, shape in enumerate(shapes):
-        read = F.grid_sample(maps[level].unflatten(-1, shape), grid[level], align_corners=False)
-        read = (read * weight[level]).sum(-2)
-        out = read if out is None else out + read
+        sampled = F.grid_sample(maps[level].unflatten(-1, shape), grid[level], align_corners=False)
+        sampled = (sampled * weight[level]).sum(-2)
+        out = sampled if out is None else out + sampled
     assert out is not None
     return out.reshape(batch, -1, queries).transpose(1, 2)

@@ -1,6 +1,6 @@
-"""Ways to read: every attention of the family is ``(content, look, memory) -> content``.
+"""Attentions: every one of the family is ``(content, geometry, memory) -> content``.
 
-Shape suffixes: B batch, Q queries, S memory tokens, H heads, K features a head, L levels, P points a level and head.
+Shape suffixes: B batch, Q queries, S memory tokens, H heads, K features per head, L levels, P points per level and head.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Attention(nn.Module):
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """query [B, Q, D], key and value [B, S, D], bias broadcastable to [B, H, Q, S] (bool: True = may be read).
+        """query [B, Q, D], key and value [B, S, D], bias broadcastable to [B, H, Q, S] (bool: True = may attend).
 
         Returns [B, Q, D] and, with ``weights``, the attention [B, H, Q, S].
         """
@@ -47,7 +47,7 @@ class Attention(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float, weights: bool) -> tuple[Tensor, Tensor | None]:
-    """Scaled dot-product attention on [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any] and the weights if asked."""
+    """Scaled dot-product attention on [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any], and the attention with ``weights``."""
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
@@ -61,23 +61,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
 
 
 def self_attention_bias(geometry: QueryGeometry) -> Tensor | None:
-    """Which queries may read which, as ``attend`` wants it: broadcastable to [B, H, Q, Q], True = may be read."""
+    """Which queries may attend to which, as ``attend`` takes it: broadcastable to [B, H, Q, Q], True = may attend."""
     mask = geometry.self_mask
     return None if mask is None else ~mask if mask.dim() == 2 else ~mask[:, None]
 
 
 def cross_attention_bias(geometry: QueryGeometry, memory: Memory) -> Tensor | None:
-    """What is added to the logits of a read, or which tokens may be read: broadcastable to [B, H, Q, S]."""
+    """What is added to the logits, or which tokens may be attended to: broadcastable to [B, H, Q, S]."""
     if memory.mask is None:
         return geometry.bias
-    seen = ~memory.mask[:, None, None]
-    return seen if geometry.bias is None else geometry.bias.masked_fill(~seen, -math.inf)
+    valid = ~memory.mask[:, None, None]
+    return valid if geometry.bias is None else geometry.bias.masked_fill(~valid, -math.inf)
 
 
 def dense_attention(
     q: Tensor, k: Tensor, v: Tensor, geometry: QueryGeometry, memory: Memory, dropout: float, trace: LayerTrace | None
 ) -> Tensor:
-    """Every token is read: [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any]; what was read stays in the trace."""
+    """Attention to every token: [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any]; its weights go to the trace."""
     out, weights = attend(q, k, v, cross_attention_bias(geometry, memory), dropout, trace is not None)
     if trace is not None and weights is not None:
         record_attention(trace, weights, geometry, memory)
@@ -85,7 +85,7 @@ def dense_attention(
 
 
 def record_attention(trace: LayerTrace, weights: Tensor, geometry: QueryGeometry, memory: Memory) -> None:
-    """What a dense read leaves in the trace: its weights [B, H, Q, S], and the Gaussian under which it looked, if there was one."""
+    """Keep dense attention in the trace: its weights [B, H, Q, S], and the Gaussian that modulated them, if there was one."""
     trace.attention = by_level(weights, memory)
     if geometry.bias is not None:
         trace.gaussian = by_level(geometry.bias.exp(), memory)
@@ -104,15 +104,15 @@ class SelfAttention(nn.Module):
         self.attention = Attention(dim, heads, dropout)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, trace: LayerTrace | None = None) -> Tensor:
-        asked = with_pos(content, geometry.own_position)
-        out, weights = self.attention(asked, asked, content, self_attention_bias(geometry), weights=trace is not None)
+        query = with_pos(content, geometry.own_position)
+        out, weights = self.attention(query, query, content, self_attention_bias(geometry), weights=trace is not None)
         if trace is not None:
             trace.self_attention = weights
         return out
 
 
 class DenseAttention(nn.Module):
-    """Everything is read: region-region in the encoder (where the content is the memory itself), region-object in the decoder."""
+    """Attends to every token: region-region in the encoder (where the content is the memory itself), region-object in the decoder."""
 
     takes_bias = True
 

@@ -16,7 +16,7 @@ from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.state import QueryState
 
-#: of a Gaussian's widths: none, one a head, one an axis, and one more for both axes together
+#: widths of a Gaussian: none, one per head, one per axis, and one more for both axes together
 DynamicScale = Literal["type1", "type2", "type3", "type4"]
 SCALES: dict[str, int] = {"type1": 0, "type2": 1, "type3": 2, "type4": 3}
 
@@ -27,7 +27,7 @@ def log_gaussian(centre: Tensor, squares: tuple[Tensor, Tensor, Tensor | None], 
     Args:
         centre: [B, H, Q, 2], (x, y) in cells; distances are measured from the cells' indices, not their centres.
         squares: a, b and c, [B, H, Q] each or broadcastable; c may be None.
-        steps: how many of the centre's cells a cell of each level is wide.
+        steps: width of each level's cells, in the cells in which the centre is measured.
 
     Returns [B, H, Q, S].
     """
@@ -46,18 +46,18 @@ def log_gaussian(centre: Tensor, squares: tuple[Tensor, Tensor, Tensor | None], 
 class GaussianLocate(nn.Module):
     """Locate: a Gaussian per head around the query's centre, with its own offset and widths in every layer (section 3.2).
 
-    Queries without a reference get one in the first layer, predicted from what they are by then; it is kept, with its gradient, as
-    reference and as base of the boxes. Queries that have a reference (points, or the centres of boxes) keep theirs.
+    Queries without a reference get one in the first layer, predicted from content and position; it is kept, with its gradient, as
+    reference and as anchor of the boxes. Queries that have a reference (points, or the centres of boxes) keep theirs.
 
     Args:
         locate: gives the ``QueryGeometry`` to which the Gaussians are added. Offsets and widths are predicted from content plus the
             position used in self-attention.
         layers: decoder layers.
-        kind: how many scales a head has (see ``SCALES``); their squares multiply squared distances (large is narrow), and start at 1.
+        kind: number of scales per head (see ``SCALES``); their squares multiply squared distances (large is narrow), and start at 1.
         smooth: divides the exponent (the paper's beta).
-        stride: pixels a cell in which centres, offsets and widths are measured.
-        steps: how many such cells a cell of each level is wide: one Gaussian in the image serves all levels.
-        predicts: queries come without a reference.
+        stride: pixels per cell in which centres, offsets and widths are measured.
+        steps: width of each level's cells in such cells: one Gaussian in the image serves all levels.
+        predicts: queries have no reference; the first layer predicts it.
     """
 
     def __init__(
@@ -94,18 +94,18 @@ class GaussianLocate(nn.Module):
         exact = torch.promote_types(query.dtype, torch.float32)
         if state.reference is None:
             predict = require(self.centre, "GaussianLocate(predicts=False)", "QueryState.reference")
-            reference = predict(query).to(exact)
-            state = replace(state, reference=reference, box_anchor=reference)
+            logits = predict(query).to(exact)
+            state = replace(state, reference=logits, box_anchor=logits)
         assert state.reference is not None
-        place = state.reference.sigmoid()
-        # [B, H, Q, 2]: a centre a head, in cells
-        centre = (place[..., :2] * memory.extents[:, None] / self.stride)[:, None]
+        reference = state.reference.sigmoid()
+        # [B, H, Q, 2]: a centre per head, in cells
+        centre = (reference[..., :2] * memory.extents[:, None] / self.stride)[:, None]
         centre = centre + self._by_head(self.offsets[layer](query)).to(exact)
         bias = log_gaussian(centre, self._squares(query, layer), memory, self.steps) / self.smooth
-        return state, replace(geometry, reference=place, bias=bias)
+        return state, replace(geometry, reference=reference, bias=bias)
 
     def _squares(self, query: Tensor, layer: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What multiplies the squared distances across, down, and the product of both: the squared scales, [B, H, Q] or broadcastable."""
+        """Factors of the squared distances in x and in y, and of their product: the squared scales, [B, H, Q] or broadcastable."""
         if self.kind == "type1":
             one = query.new_ones(1, 1, 1, dtype=torch.promote_types(query.dtype, torch.float32))
             return one, one, None

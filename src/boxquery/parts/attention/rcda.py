@@ -1,4 +1,4 @@
-"""Row-column attention: where to look across and where to look down are two decisions (Anchor DETR, "Row-Column Decoupled Attention").
+"""Row-column attention: one softmax over columns and one over rows instead of one over all cells (Anchor DETR).
 
 Shape suffixes as in ``boxquery.parts.attention.dense``; h and w are the rows and columns of the map.
 """
@@ -17,7 +17,7 @@ from boxquery.parts.trace import LayerTrace
 
 
 def at_axes(memory: Memory) -> QueryGeometry:
-    """Every token is where its own column and its own row are."""
+    """A token has the positions of its column and of its row."""
     ((h, w),) = memory.shapes
     ((across, down),) = memory.axes
     return QueryGeometry(axes=(across[:, None].expand(-1, h, -1, -1).flatten(1, 2), down[:, :, None].expand(-1, -1, w, -1).flatten(1, 2)))
@@ -26,9 +26,9 @@ def at_axes(memory: Memory) -> QueryGeometry:
 class RowColumnDecoupledAttention(nn.Module):
     """A cell's weight is its column's times its row's, from two small softmaxes ("Row-Column Decoupled Attention").
 
-    Columns are told apart by the mean of the map over its rows, plus the columns' positions, and rows likewise; values are the cells
-    themselves. One map only. The means take padding in, as the authors' code does: what stands there changes the keys, though no weight
-    falls on it. The packed in-projection holds the queries across and down, the keys across and down, and the values.
+    The key of a column is the mean of the map over its rows plus the column's position, and that of a row likewise; values are the cells
+    themselves. One level only. The means include padding, as in the authors' code: it changes the keys, though no weight falls on it.
+    The packed in-projection holds queries in x and y, keys in x and y, and values.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
@@ -41,7 +41,7 @@ class RowColumnDecoupledAttention(nn.Module):
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         reject_bias(geometry, "RowColumnDecoupledAttention")
-        asked = require(geometry.axes, "RowColumnDecoupledAttention", "QueryGeometry.axes")
+        position_x, position_y = require(geometry.axes, "RowColumnDecoupledAttention", "QueryGeometry.axes")
         query_x, query_y, key_x, key_y, value = zip(self.in_proj.weight.chunk(5), self.in_proj.bias.chunk(5), strict=True)
         ((across, down),) = require(
             memory.axes if len(memory.axes) == 1 else None, "RowColumnDecoupledAttention", "Memory.axes of one level"
@@ -50,12 +50,14 @@ class RowColumnDecoupledAttention(nn.Module):
         (mask,) = (None,) if memory.mask is None else memory.maps(memory.mask)
         # a linear map of a mean is the mean of the linear map, for a fraction of the work
         row = self._weights(
-            F.linear(with_pos(content, asked[0]), *query_x),
+            F.linear(with_pos(content, position_x), *query_x),
             F.linear(with_pos(columns, across), *key_x),
             None if mask is None else mask[:, 0],
         )
         column = self._weights(
-            F.linear(with_pos(content, asked[1]), *query_y), F.linear(with_pos(rows, down), *key_y), None if mask is None else mask[:, :, 0]
+            F.linear(with_pos(content, position_y), *query_y),
+            F.linear(with_pos(rows, down), *key_y),
+            None if mask is None else mask[:, :, 0],
         )
         if trace is not None:
             trace.attention = ((row, column),)
@@ -64,7 +66,7 @@ class RowColumnDecoupledAttention(nn.Module):
         return self.out_proj(weigh_rows_and_columns(row, column, values))
 
     def means(self, memory: Memory) -> tuple[Tensor, Tensor]:
-        """What stands for each column [B, w, D] and for each row [B, h, D]."""
+        """Mean features of each column [B, w, D] and of each row [B, h, D]."""
         (cells,) = memory.maps(memory.tokens)
         return cells.mean(1), cells.mean(2)
 
@@ -85,7 +87,7 @@ def weigh_rows_and_columns(row: Tensor, column: Tensor, value: Tensor) -> Tensor
         column: [B, H, Q, h], a weight for each row of it.
         value: [B, h, w, H, K].
 
-    Returns [B, Q, H * K]. The longer side is summed first: between the sums stands a vector a query and cell of the shorter one.
+    Returns [B, Q, H * K]. The longer side is summed first: the intermediate result has a vector per query and cell of the shorter one.
     """
     cells = value.permute(0, 3, 2, 1, 4) if row.shape[-1] >= column.shape[-1] else value.permute(0, 3, 1, 2, 4)
     first, second = (row, column) if row.shape[-1] >= column.shape[-1] else (column, row)
@@ -95,7 +97,7 @@ def weigh_rows_and_columns(row: Tensor, column: Tensor, value: Tensor) -> Tensor
 
 @torch.no_grad()
 def reset_packed(*modules: nn.Module) -> None:
-    """Anchor DETR's start values: packed in-projections Xavier-uniform as one matrix; all else stays at torch's own."""
+    """Anchor DETR's initialisation: packed in-projections Xavier-uniform as one matrix; all else as torch has it."""
     for module in modules:
         for name, parameter in module.named_parameters():
             if name.endswith("in_proj.weight"):

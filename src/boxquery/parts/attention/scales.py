@@ -18,21 +18,21 @@ from boxquery.parts.trace import LayerTrace
 
 
 class IntraScaleAttention(nn.Module):
-    """Region-region, intra-scale: a token reads the tokens of its own level; one set of weights serves all levels.
+    """Region-region, intra-scale: a token attends to the tokens of its own level; one set of weights serves all levels.
 
     Args:
-        read: how a level reads itself.
+        attention: applied to each level on its own.
     """
 
-    def __init__(self, read: nn.Module):
+    def __init__(self, attention: nn.Module):
         super().__init__()
-        self.read = read
+        self.read = attention
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         """``content`` is the memory's own tokens [B, S, D]."""
         sizes = [h * w for h, w in memory.shapes]
         positions = [None] * len(sizes) if geometry.position is None else geometry.position.split(sizes, 1)
-        out, attention = [], []
+        out, weights_by_level = [], []
         for level, position in enumerate(positions):
             part = memory.level(level)
             record = None if trace is None else LayerTrace(memory=part)
@@ -40,17 +40,17 @@ class IntraScaleAttention(nn.Module):
             if record is not None and record.attention is not None:
                 weights = record.attention[0]
                 assert isinstance(weights, Tensor)
-                # no token of another level read any of this one
-                attention.append(F.pad(weights, (0, 0, 0, 0, sum(sizes[:level]), sum(sizes[level + 1 :]))))
+                # tokens of other levels do not attend to this one
+                weights_by_level.append(F.pad(weights, (0, 0, 0, 0, sum(sizes[:level]), sum(sizes[level + 1 :]))))
         if trace is not None:
-            trace.attention = tuple(attention)
+            trace.attention = tuple(weights_by_level)
         return torch.cat(out, 1)
 
 
 class ScaleSelectionAttention(nn.Module):
-    """Region-object on every level apart, each with keys and values of its own; the query chooses how much of each level it takes.
+    """Region-object on each level separately, with its own keys and values; the query weighs the levels.
 
-    The choice is a softmax over the levels, the same for all heads (section 3.3).
+    The weights are a softmax over the levels, the same for all heads (section 3.3).
     """
 
     takes_bias = True
@@ -69,15 +69,15 @@ class ScaleSelectionAttention(nn.Module):
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         sizes = [h * w for h, w in memory.shapes]
         biases = [None] * len(sizes) if geometry.bias is None else geometry.bias.split(sizes, -1)
-        asked = with_pos(content, geometry.position)
-        q, shares = self._by_head(self.query(asked)), self.selection(asked).softmax(-1)
+        query = with_pos(content, geometry.position)
+        q, shares = self._by_head(self.query(query)), self.selection(query).softmax(-1)
         out, records = torch.zeros_like(content), []
         for level, (key, value, share) in enumerate(zip(self.keys, self.values, shares.unbind(-1), strict=True)):
             part = memory.level(level)
             k, v = self._by_head(key(with_pos(part.tokens, part.position))), self._by_head(value(part.tokens))
             record = None if trace is None else LayerTrace(memory=part)
-            read = dense_attention(q, k, v, replace(geometry, bias=biases[level]), part, self.dropout * self.training, record)
-            out = out + share[..., None] * read
+            output = dense_attention(q, k, v, replace(geometry, bias=biases[level]), part, self.dropout * self.training, record)
+            out = out + share[..., None] * output
             if record is not None:
                 records.append((record, share[:, None, :, None, None]))
         if trace is not None:

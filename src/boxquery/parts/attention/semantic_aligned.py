@@ -1,4 +1,4 @@
-"""SAM-DETR's read: a query asks with features that it first took out of the memory (Zhang et al. 2022, arXiv:2203.06883, section 3).
+"""SAM-DETR's cross-attention: queries are features re-sampled from the memory (Zhang et al. 2022, arXiv:2203.06883, section 3).
 
 Shape suffixes as in ``boxquery.parts.attention.dense``; every head has one salient point.
 """
@@ -21,32 +21,32 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
 from boxquery.parts.trace import LayerTrace
 
-#: cells on a side of the map that a query crops
+#: side of the crop of a query's box, in cells
 CROP = 7
 
 
 class SemanticAlignedAttention(nn.Module):
-    """Region-object, semantically aligned: query and memory are compared in the same space because the query is made of memory.
+    """Region-object, semantically aligned: queries and keys are compared in the same space because queries are made from the memory.
 
     The box's region is cropped to 7 x 7 cells (RoIAlign), ``heads`` salient points are found in it, and the features at each point,
-    re-weighted by what the content says, become the query of one head. The points are taught through these features
+    re-weighted from the content, become the query of one head. The points are trained through these features
     (and the Gaussians), not through their positions, which carry no gradient. Every head compares all ``dim`` features with the
-    same keys and reads its own ``dim / heads`` values. Padding is masked in the attention, but a crop that reaches into it reads it, as
+    same keys and has its own ``dim / heads`` values. Padding is masked in the attention, but a crop that extends into it includes it, as
     published.
 
     Args:
-        level: of the memory, the only one that is read.
+        level: of the memory, the only one attended to.
         gaussian: a Gaussian around each head's salient point is added to its logits (from SMCA).
         attention: False: the memory is not attended. Each head takes its values from its own salient features, which is what attention
-            would return if it fell on the salient point alone; positions play no part then.
+            would return if it fell on the salient point alone; positions are not used then.
     """
 
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, *, level: int = 0, gaussian: bool = False, attention: bool = True):
         super().__init__()
         self.heads, self.dropout, self.level, self.gaussian, self.attention = heads, dropout, level, gaussian, attention
-        squeezed, numbers = dim // 4, heads * (4 if gaussian else 2)
+        squeezed, outputs = dim // 4, heads * (4 if gaussian else 2)
         self.squeeze = nn.Conv2d(dim, squeezed, 1)
-        last = nn.Linear(2 * dim, numbers)
+        last = nn.Linear(2 * dim, outputs)
         nn.init.zeros_(last.bias)
         self.points = nn.Sequential(
             nn.Linear(CROP * CROP * squeezed, dim), nn.ReLU(),
@@ -65,15 +65,13 @@ class SemanticAlignedAttention(nn.Module):
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         reject_bias(geometry, "SemanticAlignedAttention")
-        memory, box = (
-            memory.level(self.level),
-            require_boxes(geometry.reference, "SemanticAlignedAttention", "QueryGeometry.reference").detach(),
-        )
+        memory = memory.level(self.level)
+        box = require_boxes(geometry.reference, "SemanticAlignedAttention", "QueryGeometry.reference").detach()
         crops = crop(memory, box)
-        found = self.points(self.squeeze(crops.to(content.dtype)).relu().flatten(1)).to(box.dtype)
-        found = found.view(*box.shape[:2], -1, self.heads, 2)
+        predicted = self.points(self.squeeze(crops.to(content.dtype)).relu().flatten(1)).to(box.dtype)
+        predicted = predicted.view(*box.shape[:2], -1, self.heads, 2)
         # within the crop, [B, Q, H, 2] in [-1, 1]; and in [0, 1] of the unpadded extent
-        inside = found[:, :, 0].tanh()
+        inside = predicted[:, :, 0].tanh()
         points = box[..., None, :2] + 0.5 * box[..., None, 2:] * inside
         features = F.grid_sample(crops, inside.flatten(0, 1)[:, None].to(crops.dtype), align_corners=False)[:, :, 0]
         features = features.transpose(1, 2).unflatten(0, box.shape[:2]).to(content.dtype)
@@ -86,18 +84,18 @@ class SemanticAlignedAttention(nn.Module):
                 trace.locations, trace.weights = locations, torch.ones_like(locations[..., 0])
             return self.out_proj(self._values_at(features))
         if self.gaussian:
-            geometry = replace(geometry, bias=gaussian(points, found[:, :, 1], memory))
+            geometry = replace(geometry, bias=gaussian(points, predicted[:, :, 1], memory))
         return self.out_proj(self._attended(content, features, points, geometry, memory, trace))
 
     def _attended(
         self, content: Tensor, features: Tensor, points: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None
     ) -> Tensor:
-        """Features [B, Q, H, D] at points [B, Q, H, 2] -> what they find in the memory, [B, Q, D]."""
-        position = require(memory.position, "SemanticAlignedAttention", "Memory.position")
-        place = sine(points.detach().flip(-1), content.shape[-1] // 2).to(content.dtype)
-        place = place * self.position_weights(content).sigmoid().unflatten(-1, (self.heads, -1))
-        q = self.query_content(features) + self.query_position(place)
-        k = self.key_content(memory.tokens) + self.key_position(position.to(content.dtype))
+        """Features [B, Q, H, D] at points [B, Q, H, 2] -> the values they attend to, [B, Q, D]."""
+        key_position = require(memory.position, "SemanticAlignedAttention", "Memory.position")
+        query_position = sine(points.detach().flip(-1), content.shape[-1] // 2).to(content.dtype)
+        query_position = query_position * self.position_weights(content).sigmoid().unflatten(-1, (self.heads, -1))
+        q = self.query_content(features) + self.query_position(query_position)
+        k = self.key_content(memory.tokens) + self.key_position(key_position.to(content.dtype))
         v = self.value(memory.tokens).unflatten(-1, (self.heads, -1))
         k = k[:, None].expand(-1, self.heads, -1, -1)
         return dense_attention(q.transpose(1, 2), k, v.transpose(1, 2), geometry, memory, self.dropout * self.training, trace)
@@ -109,7 +107,7 @@ class SemanticAlignedAttention(nn.Module):
 
 
 def crop(memory: Memory, box: Tensor) -> Tensor:
-    """What lies under each query's box, averaged into 7 x 7 cells by RoIAlign (He et al. 2017), as many samples as the box has cells.
+    """The features in each query's box, averaged into 7 x 7 cells by RoIAlign (He et al. 2017) with as many samples as the box has cells.
 
     Args:
         memory: of one level.
@@ -126,7 +124,7 @@ def crop(memory: Memory, box: Tensor) -> Tensor:
 
 
 def cells(memory: Memory) -> Tensor:
-    """[B, 1, 2]: how many cells across and down the unpadded image takes of the only level."""
+    """[B, 1, 2]: width and height of the unpadded image in cells of the only level."""
     h, w = memory.shapes[0]
     return memory.valid_ratios * memory.valid_ratios.new_tensor((w, h))
 
