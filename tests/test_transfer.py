@@ -4,7 +4,6 @@ import io
 import json
 import re
 import shlex
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import boxquery as bq
 from boxquery.cli import app
 from boxquery.cli import run as command_line
 from boxquery.models.base import DetectionTransformer
-from boxquery.official import AUTHORS, _renamed, load_official
+from boxquery.official import authors_of, load_official, rename
 from boxquery.official.coco import CATEGORIES
 from boxquery.parts.positions import LearnedPosition
 from boxquery.training.config import RunConfig
@@ -273,10 +272,10 @@ def released_detr(path: Path) -> dict[str, Tensor]:
     small = {key: value for key, value in official.SMALL.items() if key not in ("backbone", "heads")}
     torch.manual_seed(0)
     source = shaken(bq.create_model("detr", classes=91, **small))
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS["detr"]).keys(source)]
+    rules = authors_of("detr").keys(source)
     own = source.state_dict()
     keys = [*official.detr_keys(), *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
-    tensors = {key: own[_renamed(key, rules)].clone() for key in keys if not key.endswith("num_batches_tracked")}
+    tensors = {key: own[rename(key, rules)].clone() for key in keys if not key.endswith("num_batches_tracked")}
     torch.save({"model": tensors}, path)
     return tensors
 

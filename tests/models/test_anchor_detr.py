@@ -2,8 +2,6 @@
 
 import copy
 import math
-import re
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import boxquery as bq
 from boxquery.models.anchor_detr import PatternQueries, Positions
 from boxquery.models.base import DetectionTransformer
-from boxquery.official import AUTHORS, _renamed
+from boxquery.official import authors_of, rename
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention, at_axes, weigh_rows_and_columns
 from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.heads import Head
@@ -455,10 +453,10 @@ def checkpoint(seed: int, **options: Any) -> tuple[DetectionTransformer, dict[st
     """A model of ours and the same weights under the authors' names."""
     torch.manual_seed(seed)
     model = bq.create_model("anchor-detr", classes=4, **SMALL, **options)
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS["anchor-detr"]).keys(model)]
+    rules = authors_of("anchor-detr").keys(model)
     own, tensors = model.state_dict(), {}
     for key in (*official_keys(), *(k for k in own if k.startswith("backbone."))):
-        if (name := _renamed(key, rules)) in own:
+        if (name := rename(key, rules)) in own:
             tensors[key] = own[name].clone()
         else:
             assert "adapt_pos1d" in key or "position" in key
@@ -500,7 +498,7 @@ class TestOfficial:
 @pytest.mark.parametrize("attention", ["rcda", "dense"])
 def test_options_from_the_tensors(attention):
     _, tensors = checkpoint(1, attention=attention, patterns=2)
-    classes, options = import_module(AUTHORS["anchor-detr"]).options(tensors)
+    classes, options = authors_of("anchor-detr").options(tensors)
     assert classes == 4
     expected = {k: v for k, v in SMALL.items() if k not in ("backbone", "heads")}
     assert options == {**expected, "backbone": "resnet50", "attention": attention, "patterns": 2}

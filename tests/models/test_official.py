@@ -1,7 +1,5 @@
 """``load_official`` takes all of a checkpoint or none of it, and says which keys are at fault."""
 
-import re
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,7 +9,7 @@ from torch import Tensor
 import boxquery as bq
 from boxquery.cli import run
 from boxquery.models.base import DetectionTransformer
-from boxquery.official import AUTHORS, _renamed
+from boxquery.official import authors_of, rename
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet10t", "hidden_dim": 32, "heads": 4, "ffn_dim": 48, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5,
@@ -103,10 +101,10 @@ def build(system: str, seed: int) -> DetectionTransformer:
 def checkpoint(system: str) -> tuple[DetectionTransformer, dict[str, Tensor]]:
     """A model of ours and the same weights under the authors' names."""
     model = build(system, seed=1)
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[SYSTEMS[system][0]]).keys(model)]
+    rules = authors_of(SYSTEMS[system][0]).keys(model)
     own = model.state_dict()
     keys = [*SYSTEMS[system][2], *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
-    return model, {key: own[_renamed(key, rules)].clone() for key in keys}
+    return model, {key: own[rename(key, rules)].clone() for key in keys}
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -137,8 +135,8 @@ def test_missing(system, key):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(bq.UserError, match="without a tensor: ") as raised:
         bq.load_official(model, tensors)
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[model.config["name"]]).keys(model)]
-    assert _renamed(lost, rules) in str(raised.value)
+    rules = authors_of(model.config["name"]).keys(model)
+    assert rename(lost, rules) in str(raised.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
@@ -190,10 +188,10 @@ def test_import_says_what_no_tensor_shows(tmp_path, capsys, dilation):
     """A DC5 checkpoint has the tensors of a C5 one: what is assumed is said aloud, and can be given."""
     small = {key: value for key, value in SMALL.items() if key not in ("backbone", "heads")}
     source = bq.create_model("detr", classes=91, **small)
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS["detr"]).keys(source)]
+    rules = authors_of("detr").keys(source)
     own = source.state_dict()
     keys = [*detr_keys(), *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
-    torch.save({"model": {key: own[_renamed(key, rules)].clone() for key in keys}}, tmp_path / "theirs.pth")
+    torch.save({"model": {key: own[rename(key, rules)].clone() for key in keys}}, tmp_path / "theirs.pth")
     words = ["import-official", str(tmp_path / "theirs.pth"), "--model", "detr", "--out", str(tmp_path / "ours")]
     assert run(words + (["--option", "dilation=true"] if dilation else [])) == 0
     said = capsys.readouterr().err

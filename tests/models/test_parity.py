@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import re
 from dataclasses import dataclass
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 import boxquery as bq
-from boxquery.official import AUTHORS, _renamed
+from boxquery.official import authors_of, rename
 from tests.conftest import shared_root
 
 #: case -> (our model, our options)
@@ -72,7 +70,7 @@ def load(name: str, dtype: torch.dtype) -> Case:
     out = model(images, mask, trace=True)
     total, terms = model.loss(out, targets)
     total.backward()
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[system]).keys(model)]
+    rules = authors_of(system).keys(model)
     return Case(name, meta, arrays, draw, model, weights, targets, out, total, terms, rules)
 
 
@@ -120,7 +118,7 @@ def test_losses(case):
 
 def gradient_norms(case) -> tuple[np.ndarray, np.ndarray]:
     parameters = dict(case.model.named_parameters())
-    ours = [parameters[_renamed(name, case.rules)].grad.norm().item() for name in case.meta["grad_names"]]
+    ours = [parameters[rename(name, case.rules)].grad.norm().item() for name in case.meta["grad_names"]]
     return np.array(ours), case.arrays["grad_norms"]
 
 
@@ -129,7 +127,7 @@ def test_gradient_norms(case):
     rtol = 5e-4 * looser(case.name, "gradients")
     np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=rtol * 1e-6 * theirs.max())
     trained = {n for n, p in case.model.named_parameters() if p.grad is not None}
-    assert trained == {_renamed(n, case.rules) for n in case.meta["grad_names"]}
+    assert trained == {rename(n, case.rules) for n in case.meta["grad_names"]}
 
 
 def check_answers_in_pixels(case, atol_scores, atol_boxes):
@@ -187,13 +185,13 @@ def test_start_values(name, shared):
     system, options = CASES[name]
     torch.manual_seed(0)
     model = bq.create_model(system, classes=91, **options)
-    rules = [(re.compile(a), b) for a, b in import_module(AUTHORS[system]).keys(model)]
+    rules = authors_of(system).keys(model)
     ours = model.state_dict()
     for key, stats in meta["initial_values"].items():
         if key == "what":
             continue
         mean, std, low, high = stats
-        value = ours[_renamed(key, rules)].double()
+        value = ours[rename(key, rules)].double()
         if std == 0:
             assert value.mean().item() == pytest.approx(mean, abs=1e-4), key
         elif value.numel() < 32:  # a few numbers show no more than the range they are drawn from

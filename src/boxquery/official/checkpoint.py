@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import pickle
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from boxquery.errors import UserError
 from boxquery.models import create_model
 from boxquery.models.interface import Model
-from boxquery.official import AUTHORS, load_official
+from boxquery.official import authors_of, load_official
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
@@ -41,11 +40,9 @@ def open_checkpoint(path: Path, name: str, given: dict[str, Any]) -> tuple[Model
 
     ``given`` are options that the tensors do not show; they win over what was read. The report's ``"assumed"`` has those not given.
     """
-    if name not in AUTHORS:
-        raise UserError(f"no official checkpoint is known for {name!r}; known: {', '.join(AUTHORS)}")
-    tensors = read(path)
+    authors, tensors = authors_of(name), read(path)
     try:
-        classes, options = import_module(AUTHORS[name]).options(tensors)
+        classes, options = authors.options(tensors)
     except KeyError as error:
         raise UserError(f"{path}: no tensor {error} in it: not a checkpoint of {name}") from error
     options |= given

@@ -1,20 +1,18 @@
 """Atten4Vis/ConditionalDETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import CONSTANTS, separate, sizes
-
-__all__ = ["CONSTANTS", "keys", "options"]
+from boxquery.official.patterns import conditional_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours."""
+    """The authors' keys (patterns) -> ours."""
     return [
-        *separate(),
+        *conditional_transformer(),
         (r"transformer\.decoder\.ref_point_head\.(.+)", r"queries.reference.\1"),
         (r"query_embed\.weight", "queries.position"),
     ]
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+    """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     queries, dim = tensors["query_embed.weight"].shape
     return len(tensors["class_embed.bias"]), {**sizes(tensors), "num_queries": queries, "hidden_dim": dim}

@@ -1,29 +1,27 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-Deformable-DETR checkpoints."""
 
-from boxquery.official.patterns import CONSTANTS, backbone, decoder, head_a_layer, packed_self_attention, sampled, sampled_encoder, sizes
-
-__all__ = ["CONSTANTS", "keys", "options"]
+from boxquery.official.patterns import backbone, decoder, deformable_attention, deformable_encoder, head_per_layer, self_attention, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours."""
+    """The authors' keys (patterns) -> ours."""
     return [
         *backbone(),
         (r"input_proj\.(.+)", r"neck.projections.\1"),
-        *sampled_encoder(),
-        *packed_self_attention(),
-        *sampled(),
+        *deformable_encoder(),
+        *self_attention(),
+        *deformable_attention(),
         *decoder(("norm2", "norm1", "norm3")),
         (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1"),
         (r"transformer\.decoder\.ref_point_head\.(.+)", r"place.position.\1"),
         (r"refpoint_embed\.weight", "queries.anchors"),
         (r"tgt_embed\.weight", "queries.content"),
-        *head_a_layer(),
+        *head_per_layer(),
     ]
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count and our options, as the tensors show them."""
+    """The class count and our options, as read from the tensors."""
     levels = len(tensors["transformer.level_embed"])
     queries, dim = tensors["tgt_embed.weight"].shape
     return len(tensors["class_embed.0.bias"]), {

@@ -1,14 +1,12 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-DETR checkpoints."""
 
-from boxquery.official.patterns import CONSTANTS, separate, sizes
-
-__all__ = ["CONSTANTS", "keys", "options"]
+from boxquery.official.patterns import conditional_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours."""
+    """The authors' keys (patterns) -> ours."""
     return [
-        *separate(),
+        *conditional_transformer(),
         (r"transformer\.encoder\.query_scale\.(.+)", r"encoder.place.scale.\1"),
         (r"transformer\.decoder\.ref_point_head\.(.+)", r"place.position.\1"),
         (r"transformer\.decoder\.ref_anchor_head\.(.+)", r"place.size.\1"),
@@ -18,7 +16,7 @@ def keys(model) -> list[tuple[str, str]]:
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+    """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     patterns = tensors.get("transformer.patterns.weight")
     return len(tensors["class_embed.bias"]), {
         **sizes(tensors),

@@ -1,12 +1,10 @@
 """fundamentalvision/Deformable-DETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import CONSTANTS, backbone, decoder, packed_self_attention, sampled, sampled_encoder, sizes
-
-__all__ = ["CONSTANTS", "keys", "options"]
+from boxquery.official.patterns import backbone, decoder, deformable_attention, deformable_encoder, self_attention, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours. Heads stand once a layer, also where one serves all; the last of two-stage is the encoder's."""
+    """The authors' keys (patterns) -> ours. Heads are listed per layer, also where all share one; two-stage's last is the encoder's."""
     rules = [
         *backbone(),
         (r"input_proj\.(.+)", r"neck.projections.\1"),
@@ -16,9 +14,9 @@ def keys(model) -> list[tuple[str, str]]:
         (r"transformer\.enc_output_norm\.(.+)", r"queries.memory_norm.\1"),
         (r"transformer\.pos_trans\.(.+)", r"queries.query_proj.\1"),
         (r"transformer\.pos_trans_norm\.(.+)", r"queries.query_norm.\1"),
-        *sampled_encoder(),
-        *packed_self_attention(),
-        *sampled(),
+        *deformable_encoder(),
+        *self_attention(),
+        *deformable_attention(),
         # theirs are not numbered in the order of use
         *decoder(("norm2", "norm1", "norm3")),
     ]
@@ -31,7 +29,7 @@ def keys(model) -> list[tuple[str, str]]:
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+    """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     first, second = (tensors[f"bbox_embed.{i}.layers.2.bias"] for i in (0, 1))
     two_stage = "transformer.enc_output.weight" in tensors
     levels, dim = tensors["transformer.level_embed"].shape if "transformer.level_embed" in tensors else (1, 256)

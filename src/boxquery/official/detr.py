@@ -1,22 +1,19 @@
 """facebookresearch/detr (Apache-2.0): the keys of its released checkpoints."""
 
 from boxquery.official.patterns import (
-    CONSTANTS,
     DECODER,
     backbone,
     decoder,
     dense_encoder,
-    packed,
-    packed_self_attention,
+    multihead_attention,
+    self_attention,
     shared_head,
     sizes,
 )
 
-__all__ = ["CONSTANTS", "keys", "options"]
-
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours."""
+    """The authors' keys (patterns) -> ours."""
     return [
         *backbone(),
         (r"backbone\.1\.row_embed\.weight", "tokens.position.row"),
@@ -24,8 +21,8 @@ def keys(model) -> list[tuple[str, str]]:
         (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
         *dense_encoder(),
         (r"transformer\.encoder\.norm\.(.+)", r"encoder.norm.\1"),
-        *packed_self_attention(),
-        *packed(DECODER + "multihead_attn", r"layers.\1.read.attention"),
+        *self_attention(),
+        *multihead_attention(DECODER + "multihead_attn", r"layers.\1.read.attention"),
         *decoder(),
         (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
         (r"query_embed\.weight", "queries.position"),
@@ -34,7 +31,7 @@ def keys(model) -> list[tuple[str, str]]:
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count (without "no object") and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+    """The class count (without "no object") and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     queries, dim = tensors["query_embed.weight"].shape
     return len(tensors["class_embed.bias"]) - 1, {
         **sizes(tensors),

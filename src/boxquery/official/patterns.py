@@ -6,14 +6,12 @@ import re
 
 ENCODER = r"transformer\.encoder\.layers\.(\d+)\."
 DECODER = r"transformer\.decoder\.layers\.(\d+)\."
-#: tensors without a meaning for the model
-CONSTANTS = (r".*\.num_batches_tracked",)
 
 Rules = list[tuple[str, str]]
 
 
 def backbone() -> Rules:
-    """Most keep backbone and positions in a sequence, Anchor DETR has the backbone alone."""
+    """Most keep backbone and positions in a sequence; Anchor DETR has the backbone alone."""
     return [(r"backbone\.(?:0\.)?body\.(.+)", r"backbone.body.\1")]
 
 
@@ -29,28 +27,28 @@ def encoder(layer: str = ENCODER) -> Rules:
 
 
 def decoder(order: tuple[str, str, str] = ("norm1", "norm2", "norm3"), layer: str = DECODER) -> Rules:
-    """Feed-forward network and norms of a decoder layer; ``order``: theirs after self-attention, read and feed-forward network."""
+    """Feed-forward network and norms of a decoder layer; ``order``: their norms after self-attention, cross-attention and FFN."""
     rules = norms(layer, "layers", dict(zip(order, ("self_residual", "read_residual", "ffn_residual"), strict=True)))
     return [*rules, (layer + r"((?:linear\d|activation)\..+)", r"layers.\1.ffn.\2")]
 
 
-def packed(theirs: str, ours: str) -> Rules:
-    """An attention with one in-projection; both end before its tensors' names."""
+def multihead_attention(theirs: str, ours: str) -> Rules:
+    """Attention with one in-projection; both arguments are prefixes of its tensors' names."""
     return [(rf"{theirs}\.in_proj_(.+)", rf"{ours}.in_proj.\2"), (rf"{theirs}\.out_proj\.(.+)", rf"{ours}.out_proj.\2")]
 
 
 def dense_encoder() -> Rules:
-    """The encoder that DETR has."""
-    return encoder() + packed(ENCODER + "self_attn", r"encoder.layers.\1.read.attention")
+    """DETR's encoder."""
+    return encoder() + multihead_attention(ENCODER + "self_attn", r"encoder.layers.\1.read.attention")
 
 
-def packed_self_attention(layer: str = DECODER) -> Rules:
-    """Self-attention among queries as DETR has it."""
-    return packed(layer + "self_attn", r"layers.\1.self_attention.attention")
+def self_attention(layer: str = DECODER) -> Rules:
+    """DETR's self-attention among queries."""
+    return multihead_attention(layer + "self_attn", r"layers.\1.self_attention.attention")
 
 
-def separate_self_attention() -> Rules:
-    """Self-attention with maps for content and place (Conditional DETR)."""
+def conditional_self_attention() -> Rules:
+    """Self-attention with separate projections of content and position (Conditional DETR)."""
     names = {
         "sa_qcontent_proj": "query_content", "sa_qpos_proj": "query_position", "sa_kcontent_proj": "key_content",
         "sa_kpos_proj": "key_position", "sa_v_proj": "value", r"self_attn\.out_proj": "out_proj",
@@ -58,8 +56,8 @@ def separate_self_attention() -> Rules:
     return [(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.self_attention.{ours}.\2") for theirs, ours in names.items()]
 
 
-def separate_read() -> Rules:
-    """Cross-attention with maps for content and place (Conditional DETR)."""
+def conditional_cross_attention() -> Rules:
+    """Cross-attention with separate projections of content and position (Conditional DETR)."""
     names = {
         "ca_qcontent_proj": "query_content", "ca_qpos_proj": "query_position", "ca_kcontent_proj": "key_content",
         "ca_kpos_proj": "key_place", "ca_v_proj": "value", "ca_qpos_sine_proj": "query_place", r"cross_attn\.out_proj": "out_proj",
@@ -67,14 +65,14 @@ def separate_read() -> Rules:
     return [(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.read.{ours}.\2") for theirs, ours in names.items()]
 
 
-def separate() -> Rules:
-    """The transformer of Conditional DETR, on which DAB-DETR stands: DETR's encoder, and a decoder that maps content and place apart."""
+def conditional_transformer() -> Rules:
+    """The transformer of Conditional DETR, which DAB-DETR builds on: DETR's encoder, and a decoder with separate content and position."""
     return [
         *backbone(),
         (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
         *dense_encoder(),
-        *separate_self_attention(),
-        *separate_read(),
+        *conditional_self_attention(),
+        *conditional_cross_attention(),
         *decoder(),
         (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
         (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1"),
@@ -82,16 +80,16 @@ def separate() -> Rules:
     ]
 
 
-def sampled(layer: str = DECODER + "cross_attn", ours: str = r"layers.\1.read") -> Rules:
+def deformable_attention(layer: str = DECODER + "cross_attn", ours: str = r"layers.\1.read") -> Rules:
     """Deformable attention (Deformable DETR)."""
     names = r"(sampling_offsets|attention_weights|value_proj)"
     return [(rf"{layer}\.{names}\.(.+)", rf"{ours}.\2.\3"), (rf"{layer}\.output_proj\.(.+)", rf"{ours}.out_proj.\2")]
 
 
-def sampled_encoder() -> Rules:
-    """The encoder that Deformable DETR has."""
+def deformable_encoder() -> Rules:
+    """Deformable DETR's encoder."""
     level = (r"transformer\.level_embed", "tokens.level_embedding")
-    return [level, *encoder(), *sampled(ENCODER + "self_attn", r"encoder.layers.\1.read")]
+    return [level, *encoder(), *deformable_attention(ENCODER + "self_attn", r"encoder.layers.\1.read")]
 
 
 def shared_head() -> Rules:
@@ -102,7 +100,7 @@ def shared_head() -> Rules:
     ]
 
 
-def head_a_layer() -> Rules:
+def head_per_layer() -> Rules:
     """A head for every layer, also listed under the decoder."""
     return [
         (r"(?:transformer\.decoder\.)?class_embed\.(\d+)\.(.+)", r"heads.\1.classes.\2"),
@@ -111,7 +109,7 @@ def head_a_layer() -> Rules:
 
 
 def sizes(tensors, layer: str = "transformer.{}.layers.", ffn: str = "linear1.bias") -> dict:
-    """The options that every paper has, as the tensors show them."""
+    """The options that every paper has, as read from the tensors."""
 
     def layers(part: str) -> int:
         return 1 + max(int(m[1]) for k in tensors if (m := re.match(re.escape(layer.format(part)) + r"(\d+)\.", k)))

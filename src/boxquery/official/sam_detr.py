@@ -1,20 +1,17 @@
 """ZhangGongjie/SAM-DETR (MIT): the keys of its released checkpoints."""
 
 from boxquery.official.patterns import (
-    CONSTANTS,
     DECODER,
     backbone,
+    conditional_self_attention,
     decoder,
+    deformable_encoder,
     dense_encoder,
-    head_a_layer,
-    sampled_encoder,
-    separate_self_attention,
+    head_per_layer,
     sizes,
 )
 
-__all__ = ["CONSTANTS", "keys", "options"]
-
-#: their parts of a decoder layer's read -> ours
+#: their parts of a decoder layer's cross-attention -> ours
 READ = {
     r"point1\.0": "squeeze", "point2": "points", "attn1": "feature_weights", "attn2": "position_weights",
     "ca_qcontent_proj": "query_content", "ca_qpos_sine_proj": "query_position",
@@ -24,21 +21,21 @@ READ = {
 
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours."""
+    """The authors' keys (patterns) -> ours."""
     return [
         *backbone(),
         (r"input_proj\.(.+)", r"neck.projections.\1"),
-        *(dense_encoder() if model.tokens.level_embedding is None else sampled_encoder()),
-        *separate_self_attention(),
+        *(dense_encoder() if model.tokens.level_embedding is None else deformable_encoder()),
+        *conditional_self_attention(),
         *[(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.read.{ours}.\2") for theirs, ours in READ.items()],
         *decoder(),
         (r"query_embed\.weight", "queries.anchors"),
-        *head_a_layer(),
+        *head_per_layer(),
     ]
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count and our options, as the tensors show them; DC5 has the same tensors and must be said."""
+    """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     point_numbers = len(tensors["transformer.decoder.layers.0.point2.6.bias"])
     return len(tensors["class_embed.0.bias"]), {
         **sizes(tensors),

@@ -1,28 +1,25 @@
 """gaopengcuhk/SMCA-DETR (no licence stated): the keys of its released single-scale checkpoints."""
 
 from boxquery.official.patterns import (
-    CONSTANTS,
     DECODER,
     backbone,
     decoder,
     dense_encoder,
-    packed,
-    packed_self_attention,
+    multihead_attention,
+    self_attention,
     shared_head,
     sizes,
 )
 
-__all__ = ["CONSTANTS", "adapt", "keys", "options"]
-
 
 def keys(model) -> list[tuple[str, str]]:
-    """Their key (a pattern) -> ours."""
+    """The authors' keys (patterns) -> ours."""
     return [
         *backbone(),
         (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
         *dense_encoder(),
-        *packed_self_attention(),
-        *packed(DECODER + "multihead_attn", r"layers.\1.read.attention"),
+        *self_attention(),
+        *multihead_attention(DECODER + "multihead_attn", r"layers.\1.read.attention"),
         *decoder(),
         (DECODER + r"norm4\.(.+)", r"place.norms.\1.\2"),
         (r"transformer\.decoder\.layers\.0\.point1\.(.+)", r"place.centre.\1"),
@@ -45,7 +42,7 @@ def adapt(model, tensors):
 
 
 def options(tensors) -> tuple[int, dict]:
-    """The class count (without the spare column) and our options, as the tensors show them; DC5 and ``gaussian_smooth`` must be said."""
+    """The class count (without the spare column) and our options, as read from the tensors; DC5 and ``gaussian_smooth`` must be given."""
     queries, dim = tensors["query_embed.weight"].shape
     heads = len(tensors["transformer.decoder.layers.0.point2.bias"]) // 2
     scales = tensors.get("transformer.decoder.layers.0.point3.bias")
