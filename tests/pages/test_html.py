@@ -88,9 +88,7 @@ def test_bar_stays_in_its_cell():
 
 
 def test_pictures_are_part_of_the_page():
-    image = Image.new("RGB", (4, 3), "red")
-    jpeg, png = encode(image), encode(image.convert("RGBA"))
-    assert (data_uri(jpeg)[:23], data_uri(png)[:22]) == ("data:image/jpeg;base64,", "data:image/png;base64,")
+    png = encode(Image.new("RGBA", (4, 3)))
     text = macro("picture(data, 4, 3, text)", data=png, text='a "b" <c>')
     assert f'src="{data_uri(png)}"' in text
     assert 'width="4" height="3"' in text

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from boxquery.evaluation.coco_matching import intersection
+
 # Okabe and Ito's palette, distinguishable under the common kinds of colour blindness, without black, which is useless on photographs
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
 _SHADES = (1.0, 0.72, 1.3, 0.5)
@@ -199,30 +201,17 @@ def _fit(pen: ImageDraw.ImageDraw, font: _Font, name: str, score: str, room: int
 def _place(size: tuple[int, int], box: _Rectangle, width: int, height: int, line: int, taken: list[_Rectangle]) -> tuple[int, int]:
     """The corner of a tag: the first of nine places along the edges of the box that covers no other tag, else the one that covers least."""
     left, top, right, bottom = box
-    end = right - width + 1
-    wanted = [
-        (left, top - height),  # above
-        (left + line, top + line),  # inside, top left
-        (left, bottom + 1),  # below
-        (end, top - height),
-        (end, bottom + 1),
-        (end - line, top + line),
-        (left + line, bottom - height + 1 - line),
-        (end - line, bottom - height + 1 - line),
-        ((left + right - width) // 2, (top + bottom - height) // 2),
-    ]
-    best, least = (0, 0), float("inf")
-    for rank, (x, y) in enumerate(wanted):
-        corner = max(0, min(x, size[0] - width)), max(0, min(y, size[1] - height))
-        moved = abs(corner[0] - x) + abs(corner[1] - y)
-        covered = sum(
-            max(0, min(corner[0] + width, c) - max(corner[0], a)) * max(0, min(corner[1] + height, d) - max(corner[1], b))
-            for a, b, c, d in taken
-        )
-        cost = 100 * covered + moved * height + rank
-        if cost < least:
-            best, least = corner, cost
-    return best
+    end, foot, extent = right - width + 1, bottom - height + 1, np.array([width, height])
+    wanted = np.array([
+        (left, top - height), (left + line, top + line), (left, bottom + 1),
+        (end, top - height), (end, bottom + 1), (end - line, top + line),
+        (left + line, foot - line), (end - line, foot - line), ((left + right - width) // 2, (top + bottom - height) // 2),
+    ])  # fmt: skip
+    corners = wanted.clip(0, np.maximum(size - extent, 0))
+    moved = np.abs(corners - wanted).sum(1)
+    covered = intersection(np.hstack([corners, corners + extent]), np.reshape(taken, (-1, 4))).sum(1)
+    x, y = corners[np.argmin(100 * covered + moved * height + np.arange(len(wanted)))].tolist()
+    return x, y
 
 
 def _contrast(ink: Colour) -> Colour:
