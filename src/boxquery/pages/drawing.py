@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from boxquery.evaluation.coco_matching import intersection
-
 # Okabe and Ito's palette, distinguishable under the common kinds of colour blindness, without black, which is useless on photographs
 _PALETTE = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (213, 94, 0), (86, 180, 233), (240, 228, 66))
 _SHADES = (1.0, 0.72, 1.3, 0.5)
@@ -209,7 +207,9 @@ def _place(size: tuple[int, int], box: _Rectangle, width: int, height: int, line
     ])  # fmt: skip
     corners = wanted.clip(0, np.maximum(size - extent, 0))
     moved = np.abs(corners - wanted).sum(1)
-    covered = intersection(np.hstack([corners, corners + extent]), np.reshape(taken, (-1, 4))).sum(1)
+    others = np.reshape(taken, (-1, 4))
+    shared = np.minimum((corners + extent)[:, None], others[:, 2:]) - np.maximum(corners[:, None], others[:, :2])
+    covered = shared.clip(0).prod(2).sum(1)
     x, y = corners[np.argmin(100 * covered + moved * height + np.arange(len(wanted)))].tolist()
     return x, y
 

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +36,7 @@ def render(template: str, *, styles: Sequence[str] = ("style.css",), script: str
     if code:
         policy += f"; script-src '{_hash(code)}'"
     text = "" if data is None else json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-    page = {"policy": Markup(policy), "style": Markup(style), "script": Markup(code), "data": Markup(text)}
-    return render_part(template, **context, page=page)
+    return render_part(template, **context, page={"policy": policy, "style": style, "script": code, "data": text})
 
 
 def render_part(template: str, **context: Any) -> Markup:
@@ -56,37 +54,3 @@ def _hash(text: str) -> str:
 
 _FILTERS = (class_name, count, data_uri, duration, encode, number, split_title, three)
 _ENVIRONMENT.filters.update({function.__name__: function for function in _FILTERS})
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{title}</title>
-<style>{style}</style>
-</head>
-<body>
-{body}
-</body>
-</html>
-"""
-
-
-def standalone(title: str, body: str, *, style: str, script: str = "", data: Any = None) -> str:
-    """A whole page; ``title`` is text, ``body`` HTML without styles or scripts of its own, which the page forbids.
-
-    Args:
-        style: CSS, after that which every page has (its colours, light and dark, and its letters).
-        script: JavaScript that runs when the body is there.
-        data: what the script reads as JSON from the element ``data``; None: there is none. No NaN: a ValueError.
-    """
-    style = _read("base.css") + style
-    policy = f"default-src 'none'; img-src data:; style-src '{_hash(style)}'"
-    if data is not None:
-        text = json.dumps(data, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-        body += f'\n<script type="application/json" id="data">{text}</script>'
-    if script:
-        policy += f"; script-src '{_hash(script)}'"
-        body += f"\n<script>{script}</script>"
-    return _PAGE.format(policy=policy, title=escape(title), style=style, body=body)
