@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import boxquery as bq
-from boxquery.compare.measure import gflops, measure
+from boxquery.compare.measure import gflops, measure_run
 from boxquery.compare.plan import Entry, Plan
 from boxquery.data.loading import Batch
 from boxquery.data.preprocessing import Preprocessing
@@ -20,7 +20,7 @@ from tests.training.runs import SMALL, scenes
 
 
 @pytest.mark.parametrize("name", bq.list_models())
-def test_multiply_adds_are_those_of_the_familys_page(name):
+def test_multiply_adds_are_those_of_the_table_of_models(name):
     """Counted there on shapes alone, here on a real pass, in which attention must not hide in one fused operation."""
     model = bq.create_model(name, classes=91, preset="tiny").eval()
     detector = Detector(model, [str(i) for i in range(91)], list(range(91)), Preprocessing(160))
@@ -42,8 +42,8 @@ def test_nms_applied_afterwards_is_nms_in_the_model():
                 np.testing.assert_array_equal(one, other)
 
 
-def test_a_reference_is_the_planned_run_and_measured_with_all_its_answers(tmp_path):
-    """The data chose its anchors, which no plan names; what it suppresses by itself is not taken away at threshold 1."""
+def test_a_baseline_is_the_planned_run_and_measured_without_its_own_nms(tmp_path):
+    """The data chose its anchors, which no plan names; at threshold 1 nothing is suppressed, not even by the model itself."""
     options = {**SMALL, "score": 0.0}
     for name in ("heads", "ffn_dim", "num_queries"):
         options.pop(name)
@@ -57,7 +57,7 @@ def test_a_reference_is_the_planned_run_and_measured_with_all_its_answers(tmp_pa
     config = RunConfig.read(tmp_path / "run")
     assert config.chosen == ["anchor_ratios", "anchor_sizes"]
     assert plan.fits(plan.tasks()[0], config)
-    nms = json.loads(measure(tmp_path / "run").read_text())["nms"]
+    nms = json.loads(measure_run(tmp_path / "run").read_text())["nms"]
     own = json.loads((tmp_path / "run" / "evaluation.json").read_text())["val"]
     assert nms["0.5"]["AP"] == pytest.approx(own["AP"], abs=1e-6), "RetinaNet's own threshold"
     every = bq.load(tmp_path / "run").evaluate(str(data), split="val", nms=1)

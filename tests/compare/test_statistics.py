@@ -32,7 +32,7 @@ def test_intervals_of_more_comparisons_are_wider():
 def test_one_model_alone_is_compared_with_nothing():
     said = conclusion({"a": 0.5}, {"a": np.full(10, 0.5)}, {"a": 1}, "3 epochs", 6)
     assert said == [
-        "After 3 epochs, a has AP 0.500 on 6 validation images (95 % interval 0.500 to 0.500, one seed).",
+        "After 3 epochs, a has AP 0.500 on 6 validation images (95 % interval 0.500 to 0.500, 1 seed).",
         "There is nothing to compare it with.",
     ]
 

@@ -1,7 +1,7 @@
-"""What a finished run is asked beyond its own report, in a process of its own: ``python -m boxquery.compare.measure RUN``.
+"""Measurements of a finished run, in a process of its own: ``python -m boxquery.compare.measure RUN``.
 
-Its best model looks at the validation split once more. ``RUN/compare/measured.json`` then holds size, cost and speed, AP after non-maximum
-suppression, and AP on resampled images; beside it are pictures of a few images, the same for every run on these data.
+Its best model predicts the validation split once more. ``RUN/compare/measured.json`` then holds size, cost and speed, AP after NMS, and AP
+on resampled images; beside it are pictures of a few images, the same for every run on these data.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from boxquery.pages.drawing import draw
 from boxquery.pages.images import encode_within, resize_to
 from boxquery.training.config import RunConfig
 
-#: images whose time is taken, after as many more to warm up
+#: images that are timed, and those before them that warm up
 TIMED, WARM = 30, 4
 PICTURES, PICTURE_SIDE, PICTURE_BYTES = 4, 400, 40_000
 
 
-def measure(run: Path) -> Path:
-    """Write what is measured of a finished run; returns the JSON file. Raises ``UserError``."""
+def measure_run(run: Path) -> Path:
+    """Write the measurements of a finished run; returns the JSON file. Raises ``UserError``."""
     config = RunConfig.read(run)
     data = open_data(config.data, strict=config.strict)
     val = data.splits["val"]
@@ -51,11 +51,11 @@ def measure(run: Path) -> Path:
     ap, ap50 = resampled_ap(val, found, len(data.names), weights)
     after = {}
     for threshold in NMS:
-        if detector.model.has_queries:  # what suppresses by itself has to be asked again
-            answers = found if threshold == 1 else apply_nms(found, threshold)
+        if detector.model.has_queries:  # a model with NMS of its own has to predict again
+            suppressed = found if threshold == 1 else apply_nms(found, threshold)
         else:
-            answers = predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
-        metrics = evaluate(val, answers, data.names, data.ids)
+            suppressed = predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
+        metrics = evaluate(val, suppressed, data.names, data.ids)
         after[f"{threshold:g}"] = {key: metrics[key] for key in ("AP", "AP50", "duplicate_rate")}
     one = _single(detector, val, 0)
     return write_json(
@@ -80,7 +80,7 @@ def measure(run: Path) -> Path:
 @torch.no_grad()
 def gflops(detector: Detector, batch: Batch) -> float:
     """Multiply-adds of one forward pass in billions, counted as in models/sizes.json."""
-    model = copy.deepcopy(detector.model).eval().requires_grad_(False)  # the counter follows gradients and stumbles over some
+    model = copy.deepcopy(detector.model).eval().requires_grad_(False)  # the counter fails on some gradients
     with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
         model(batch.images, batch.mask, last_only=True)
     return flops.get_total_flops() / 2e9
@@ -91,10 +91,9 @@ def _single(detector: Detector, val: Split, position: int) -> Batch:
 
 
 def _seconds(detector: Detector, val: Split) -> float:
-    """Of a forward pass and its answers, one image at a time, the median; processor time of this process, on CUDA the wall's."""
-    cuda, clock = detector.device.type == "cuda", time.process_time
-    if cuda:
-        clock = time.perf_counter
+    """Median time of a forward pass with post-processing, one image at a time: CPU time of this process, on CUDA wall time."""
+    cuda = detector.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
     seconds = []
     for number in range(WARM + TIMED):
         position = number % len(val)
@@ -112,7 +111,7 @@ def _rounded(values: np.ndarray) -> list[float | None]:
 
 
 def _digest(val: Split, weights: np.ndarray) -> str:
-    """Tells whether two runs were measured on the same images and the same draws of them."""
+    """Equal for two runs that were measured on the same images and the same resamples of them."""
     digest = hashlib.sha256(np.ascontiguousarray(weights[0]).astype(np.int64).tobytes())
     for record in val:
         digest.update(f"{record.id} {record.labels.tolist()} {np.round(record.boxes, 2).tolist()}".encode())
@@ -120,7 +119,7 @@ def _digest(val: Split, weights: np.ndarray) -> str:
 
 
 def _chosen(val: Split) -> list[int]:
-    """Images from few to many objects, by nothing that a model said."""
+    """Images with few to many objects, chosen independently of any model."""
     order = sorted((i for i in range(len(val)) if (~val[i].ignore).any()), key=lambda i: (len(val[i].boxes), i))
     return list(dict.fromkeys(order[round(share * (len(order) - 1))] for share in np.linspace(0.2, 0.95, PICTURES))) if order else []
 
@@ -146,7 +145,7 @@ def _draw(folder: Path, val: Split, found: DetectionsByImage, names: list[str], 
 
 if __name__ == "__main__":
     try:
-        measure(Path(sys.argv[1]))
+        measure_run(Path(sys.argv[1]))
     except UserError as error:
         print(f"error: {error.line()}", file=sys.stderr)
         sys.exit(2)

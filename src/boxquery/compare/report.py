@@ -105,7 +105,7 @@ def _charts(
 def _scores(result: Result) -> Table:
     keys = ("AP50", "AP75", "APs", "APm", "APl")
     tested = any(entry["test"]["AP"] is not None for entry in result["entries"])
-    columns = ["", "AP", "95 % interval", "seeds from – to", "below the best", "95 % interval", *keys, "seeds", *["AP on test"] * tested]
+    columns = ["", "AP", "95 % interval", "range over seeds", "below the best", "95 % interval", *keys, "seeds", *["AP on test"] * tested]
     rows = []
     for entry in result["entries"]:
         scores, lower = entry["scores"], result["lower"].get(entry["label"], {})

@@ -1,7 +1,7 @@
 """The files of a comparison, read into one record: ``results.json``. Imports no torch.
 
-DIR holds ``compare.yaml`` (the plan), ``runs/NAME`` (run folders as ``train`` writes them, with ``compare/`` in each for what was measured
-at the end), ``state/`` (who works on what, what was printed, how it ended), ``results.json`` and ``report.html``.
+DIR holds ``compare.yaml`` (the plan), ``runs/NAME`` (run folders as ``train`` writes them, with the measurements of a finished run in
+``compare/``), ``state/`` (locks, what was printed, how it ended), ``results.json`` and ``report.html``.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from boxquery.report.run_files import RunFiles, read_run
 from boxquery.training.config import FILE, RunConfig
 
 RESULTS = "results.json"
-#: in a run folder: what was measured at its end
+#: in a run folder: the measurements of the finished run
 FOLDER, MEASURED = "compare", "measured.json"
-#: IoU above which the worse of two detections of a class goes: none, what ``duplicate_rate`` counts, and what most detectors use
+#: IoU thresholds of NMS: none, what ``duplicate_rate`` counts, and what most detectors use
 NMS = (1.0, 0.7, 0.5)
-#: AP that curves are asked when they reached it
+#: of AP, for which the report says when they were reached
 LEVELS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.8)
 _SHOWN_LEVELS = 4
 _SCORES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate")
@@ -45,10 +45,10 @@ class Progress:
     """How far a run is.
 
     Attributes:
-        status: "waiting", "training", "measuring", "stopped" (begun, and nobody works on it), "failed" or "finished".
-        epoch, epochs: finished and planned; 0 where not yet known.
-        AP, AP50: the last.
-        left: seconds, where an epoch tells.
+        status: "waiting", "training", "measuring", "stopped" (begun, and no process works on it), "failed" or "finished".
+        epoch, epochs: finished and planned; 0 if not yet known.
+        AP, AP50: of the last evaluation.
+        left: seconds, from the first epoch on.
         reason: of a failure.
     """
 
@@ -77,7 +77,7 @@ def finished(folder: Path, task: Task) -> bool:
 
 
 def is_trained(run: Path) -> bool:
-    """Whether ``train`` came to its end there: its report is written last."""
+    """Whether ``train`` finished there: its report is written last."""
     return all((run / name).is_file() for name in ("report.html", "evaluation.json", "metrics.csv")) and (run / "model").is_dir()
 
 
@@ -87,7 +87,7 @@ def is_worked_on(folder: Path, task: Task) -> bool:
 
 
 def read_ending(folder: Path, task: Task) -> dict[str, Any]:
-    """``reason`` of a failure, ``memory`` (bytes at the peak of its processes); what is not known is missing."""
+    """``reason`` of a failure, ``memory`` (peak of the training process in bytes); unknown ones are missing."""
     path = state_file(folder, task, ".json")
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -96,7 +96,7 @@ def read_ending(folder: Path, task: Task) -> dict[str, Any]:
 
 
 def write_ending(folder: Path, task: Task, *, reason: str | None = None, memory: int | None = None) -> None:
-    """Keep how a process ended: a new reason replaces the old one, of memory the largest counts."""
+    """Record how a process ended: a new reason replaces the old one, and the most memory counts."""
     known = read_ending(folder, task)
     most = max(known.get("memory") or 0, memory or 0)
     found = ({"reason": reason} if reason else {}) | ({"memory": most} if most else {})
@@ -105,7 +105,7 @@ def write_ending(folder: Path, task: Task, *, reason: str | None = None, memory:
 
 
 def progress_of(folder: Path, task: Task) -> Progress:
-    """Read from its files how far a run is."""
+    """How far a run is, from its files."""
     run = run_folder(folder, task)
     reason = read_ending(folder, task).get("reason", "")
     working = is_worked_on(folder, task)
@@ -123,49 +123,46 @@ def progress_of(folder: Path, task: Task) -> Progress:
     return Progress(task, status, len(rows), config.epochs, last.get("AP"), last.get("AP50"), left, reason)
 
 
-def joined(folders: Sequence[Path]) -> Plan:
+def read_plan(folders: Sequence[Path]) -> Plan:
     """The plan of several parts of one comparison. Raises ``UserError`` where they contradict each other."""
     plan = Plan.read(folders[0])
     for folder in folders[1:]:
         other = Plan.read(folder)
-        if (
-            Path(other.data).name == Path(plan.data).name
-        ):  # another machine may keep the data elsewhere; ``val`` tells whether they are the same
+        if Path(other.data).name == Path(plan.data).name:  # on another machine; whether images are the same is what ``val`` says
             other = replace(other, data=plan.data)
         plan = plan.joined(other, folders[0])
     return plan
 
 
-def where(folders: Sequence[Path], task: Task) -> Path:
-    """The part that is furthest with a run."""
+def furthest(folders: Sequence[Path], task: Task) -> Path:
+    """The part in which a run is furthest."""
     done = [folder for folder in folders if finished(folder, task)]
     begun = [folder for folder in folders if run_folder(folder, task).is_dir() or state_file(folder, task, ".json").is_file()]
     return (done or begun or list(folders))[0]
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
-    """What is known of a comparison, in one or several parts, as plain values.
+    """The results of a comparison, in one or several parts, as plain values.
 
     - ``plan``: as in ``compare.yaml``. ``clock``: the column of time that counts, "cpu_seconds" ("seconds" on CUDA).
-    - ``runs``: of every planned one ``label``, ``seed``, ``status``, ``reason``, ``folder``; of a finished one also ``curve`` (a row an
-      evaluation), ``scores`` (val, its best model), ``test`` (where the data has a test split), ``nms`` and what it cost.
+    - ``runs``: ``label``, ``seed``, ``status``, ``reason``, ``folder`` of every planned run; of a finished one also ``curve`` (a row per
+      evaluation), ``scores`` (val, its best model), ``test`` (if the data has a test split), ``nms`` and costs.
     - ``entries``: those with a finished run, best AP first: means over seeds, ``interval`` (95 %), ``reached`` (AP level -> where on
       each axis every seed reached it, or None).
     - ``best``, ``lower``: the best entry and how much lower each other one is, with an interval.
-    - ``conclusion``: two sentences. ``notes``: what must be said beside them.
+    - ``conclusion``: two sentences. ``notes``: caveats.
     """
-    plan = joined(folders)
+    plan = read_plan(folders)
     clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
-    runs = [_run(where(folders, task), task) for task in plan.tasks()]
+    runs = [_run(furthest(folders, task), task) for task in plan.tasks()]
     done = [run for run in runs if run["status"] == "finished"]
     levels = _levels(done)
     entries = [_entry(entry, [run for run in done if run["label"] == entry.label], levels, (clock, "images")) for entry in plan.entries]
     entries = sorted((entry for entry in entries if entry["seeds"]), key=lambda entry: -(entry["scores"]["AP"] or 0))
-    result: dict[str, Any] = {"plan": _plan(plan), "clock": clock, "levels": levels, "runs": runs, "entries": entries}
-    result |= _conclusion(plan, entries, done)
+    result = {"plan": _plan(plan), "clock": clock, "levels": levels, "runs": runs, "entries": entries}
+    result |= _conclusion(plan, entries, done) | {"notes": _notes(plan, clock, entries, runs, done)}
     for run in runs:
         run.pop("resampled", None)
-    result["notes"] = _notes(plan, entries, runs, done)
     return result
 
 
@@ -196,7 +193,7 @@ def _run(folder: Path, task: Task) -> dict[str, Any]:
 
 
 def _curve(run: RunFiles) -> list[dict[str, float]]:
-    """A row an evaluation: where it was taken, AP, AP50, and what queries read in the last layer."""
+    """A row per evaluation: epoch, step, images and time, AP, AP50, and the alignment of the last layer."""
     layers = [int(name[7:]) for row in run.epochs for name in row if name.startswith("inside_") and name[7:].isdigit()]
     rows = []
     for row in run.epochs:
@@ -209,7 +206,7 @@ def _curve(run: RunFiles) -> list[dict[str, float]]:
 
 
 def reached(curve: Sequence[Mapping[str, float]], axis: str, level: float) -> float | None:
-    """Where on the axis AP first is ``level``, by a straight line from the evaluation before (from nothing at 0); None if nowhere."""
+    """Where on the axis AP first is ``level``, interpolated linearly from the evaluation before (0 at 0); None if nowhere."""
     before, low = 0.0, 0.0
     for point in curve:
         if axis not in point:
@@ -221,7 +218,7 @@ def reached(curve: Sequence[Mapping[str, float]], axis: str, level: float) -> fl
 
 
 def _levels(runs: Sequence[Mapping[str, Any]]) -> list[float]:
-    """A few of those that some run reached: the highest, and others below it."""
+    """A few of ``LEVELS`` that some run reached: the highest, and some below it."""
     most = max((point["AP"] for run in runs for point in run["curve"]), default=0.0)
     known = [level for level in LEVELS if level <= most]
     known = known[len(known) // 3 :]
@@ -245,43 +242,42 @@ def _entry(entry: Entry, runs: Sequence[dict[str, Any]], levels: Sequence[float]
     found |= {key: _mean(run.get(key) for run in runs) for key in _COSTS} | {"image": runs[0]["image"]}
     found["reached"] = {f"{level:g}": {axis: [reached(run["curve"], axis, level) for run in runs] for axis in axes} for level in levels}
     if len({run["val"] for run in runs}) == 1:
-        found["interval"] = interval(_drawn(entry.label, runs))
+        found["interval"] = interval(_resampled_means(entry.label, runs))
     return found
 
 
 def _mean(values: Any) -> float | None:
-    """None where one of them is not known."""
+    """None if one of them is unknown."""
     known = list(values)
     return mean(known) if known and all(value is not None and math.isfinite(value) for value in known) else None
 
 
-def _drawn(label: str, runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """Resampled means over seeds [R]; the draws of seeds go by the label, so that entries draw theirs apart."""
+def _resampled_means(label: str, runs: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Resampled means over seeds [R]; seeds are resampled by label, so that entries are independent."""
     values = np.array([run["resampled"]["AP"] for run in runs], dtype=float)
     return resample_seeds(values, zlib.crc32(label.encode()))
 
 
 def _conclusion(plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    if not entries:
-        return {"best": None, "lower": {}, "conclusion": ["No run is finished yet.", "Nothing can be said."]}
-    if any(entry["scores"]["AP"] is None for entry in entries):
-        return {"best": None, "lower": {}, "conclusion": ["The validation split has no objects.", "Nothing can be said."]}
     means = {entry["label"]: entry["scores"]["AP"] for entry in entries}
-    if len({run["val"] for run in runs}) > 1:
-        return {
-            "best": None,
-            "lower": {},
-            "conclusion": ["The runs were not measured on the same validation images.", "Nothing can be said."],
-        }
-    drawn = {label: _drawn(label, [run for run in runs if run["label"] == label]) for label in means}
-    best, lower = against_best(means, drawn)
+    nothing = (
+        "No run is finished yet." if not entries
+        else "The validation split has no objects." if None in means.values()
+        else "The runs were not measured on the same validation images." if len({run["val"] for run in runs}) > 1
+        else None
+    )  # fmt: skip
+    if nothing:
+        return {"best": None, "lower": {}, "conclusion": [nothing, "There is no conclusion."]}
+    resampled = {label: _resampled_means(label, [run for run in runs if run["label"] == label]) for label in means}
+    best, lower = against_best(means, resampled)
     seeds, images = {entry["label"]: len(entry["seeds"]) for entry in entries}, runs[0]["images_measured"]
-    said = conclusion(means, drawn, seeds, plan.budget(), images)
-    return {"best": best, "lower": {name: {"by": by, "interval": bounds} for name, (by, bounds) in lower.items()}, "conclusion": said}
+    sentences = conclusion(means, resampled, seeds, plan.budget(), images)
+    differences = {name: {"by": by, "interval": interval} for name, (by, interval) in lower.items()}
+    return {"best": best, "lower": differences, "conclusion": sentences}
 
 
 def _notes(
-    plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]
+    plan: Plan, clock: str, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     notes = []
     if missing := len(runs) - len(done):
@@ -292,7 +288,6 @@ def _notes(
         notes.append("Where an entry has one seed, its interval holds for that trained model only: another seed may reverse a difference.")
     elif 1 < few < 5:
         notes.append(f"With {few} seeds the intervals are rough: the spread between seeds is estimated from {few} values.")
-    clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
     spent = [entry[clock] for entry in entries if entry.get(clock)]
     if plan.minutes is not None and spent and max(spent) > 1.02 * min(spent):
         notes.append(

@@ -1,4 +1,4 @@
-"""How much better one model is than others, and what may be said of it. NumPy only, no torch."""
+"""Differences in AP between models, and the conclusions that they allow. NumPy only, no torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from boxquery.evaluation.bootstrap import Interval, interval
-from boxquery.pages.format import bounds
+from boxquery.pages.format import bounds, count
 
 
-def against_best(means: Mapping[str, float], drawn: Mapping[str, np.ndarray]) -> tuple[str, dict[str, tuple[float, Interval]]]:
+def against_best(means: Mapping[str, float], resampled: Mapping[str, np.ndarray]) -> tuple[str, dict[str, tuple[float, Interval]]]:
     """The highest mean's name, and how much lower each other is, with an interval.
 
     The intervals hold together with 95 %: each is widened for their number (Bonferroni).
@@ -20,46 +20,40 @@ def against_best(means: Mapping[str, float], drawn: Mapping[str, np.ndarray]) ->
     level = 1 - 0.05 / max(len(others), 1)
     found = {}
     for name in others:
-        difference = interval(drawn[best] - drawn[name], level)
+        difference = interval(resampled[best] - resampled[name], level)
         if difference is not None:
             found[name] = means[best] - means[name], difference
     return best, found
 
 
 def conclusion(
-    means: Mapping[str, float], drawn: Mapping[str, np.ndarray], seeds: Mapping[str, int], budget: str, images: int
+    means: Mapping[str, float], resampled: Mapping[str, np.ndarray], seeds: Mapping[str, int], budget: str, images: int
 ) -> list[str]:
-    """Two sentences that the figures support; "no difference shown" is one of the things they may say.
+    """Two sentences that the figures support; they may say that no difference is shown.
 
     Args:
         means: AP by entry, mean over seeds; at least one.
-        drawn: resampled means [R] of the same entries, on the same images.
+        resampled: resampled means [R] of the same entries, on the same images.
         seeds: how many each entry has.
     """
-    best, lower = against_best(means, drawn)
-    own = interval(drawn[best])
-    runs = f"{seeds[best]} seeds" if seeds[best] > 1 else "one seed"
+    best, lower = against_best(means, resampled)
+    own = interval(resampled[best])
     where = f"on {images:,} validation images"
-    first = f"After {budget}, {best} has the highest AP {where}: {means[best]:.3f}"
-    first += f" (95 % interval {bounds(own)}, {runs})." if own else f" ({runs})."
+    uncertainty = f"({f'95 % interval {bounds(own)}, ' if own else ''}{count(seeds[best], 'seed')})"
     if means[best] == 0:
-        return [
-            f"After {budget}, AP is 0 {where} for {'all of them' if len(means) > 1 else best}.",
-            "No difference is shown: they find nothing yet.",
-        ]
+        who = "all of them" if len(means) > 1 else best
+        return [f"After {budget}, AP is 0 {where} for {who}.", "No difference is shown: they find nothing yet."]
     if len(means) == 1:
-        return [
-            f"After {budget}, {best} has AP {means[best]:.3f} {where}{first[first.index(' (') :]}",
-            "There is nothing to compare it with.",
-        ]
+        return [f"After {budget}, {best} has AP {means[best]:.3f} {where} {uncertainty}.", "There is nothing to compare it with."]
+    first = f"After {budget}, {best} has the highest AP {where}: {means[best]:.3f} {uncertainty}."
     shown = [name for name, (_, (low, _)) in lower.items() if low > 0]
     rest = [name for name in means if name != best and name not in shown]
     parts = []
     if shown:
-        said = "; ".join(f"{name} by {lower[name][0]:.3f} ({bounds(lower[name][1])})" for name in shown)
-        parts.append(f"lower by more than chance explains: {said}")
+        listed = "; ".join(f"{name} by {lower[name][0]:.3f} ({bounds(lower[name][1])})" for name in shown)
+        parts.append(f"lower by more than chance explains: {listed}")
     if rest:
-        said = "; ".join(f"{name} ({lower[name][0]:+.3f}, {bounds(lower[name][1])})" if name in lower else name for name in rest)
-        parts.append(f"no difference from it is shown for {said}")
+        listed = "; ".join(f"{name} ({lower[name][0]:+.3f}, {bounds(lower[name][1])})" if name in lower else name for name in rest)
+        parts.append(f"no difference from it is shown for {listed}")
     second = ", and ".join(parts)
     return [first, second[0].upper() + second[1:] + "."]
