@@ -50,7 +50,7 @@ def make_split(name: str, images: int, seed: int) -> Split:
 
 
 def make_predictions(split: Split, seed: int) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """What a fairly good model would say: boxes moved, some lost, some of another class, some twice, some from nowhere."""
+    """Predictions of a fairly good model: boxes moved, some lost, some of another class, some twice, some from nowhere."""
     rng = np.random.default_rng(seed)
     result = {}
     for position, record in enumerate(split):

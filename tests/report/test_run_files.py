@@ -1,4 +1,4 @@
-"""Files are whole or not there."""
+"""Files of a run are written atomically, and read under old and new names."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from boxquery.report.run_files import read_run, write_data, write_evaluation
 from .fake_run import NAMES, make_split
 
 
-def test_written_whole_and_readable_by_others(tmp_path):
+def test_written_atomically_and_readable_by_others(tmp_path):
     path = atomic_write(tmp_path / "deep" / "file.txt", "ä")
     assert path.read_text(encoding="utf-8") == "ä"
     plain = tmp_path / "plain"
