@@ -196,7 +196,7 @@ class DecoderOutputs:
         self.indices: list[Tensor | None] = []
 
     def append(self, prediction: Prediction, state: QueryState) -> None:
-        self.predictions.append(prediction)
+        self.predictions.append(prediction if self.last_only else prediction.computed())
         self.indices.append(state.query_index)
 
     def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -85,6 +85,11 @@ class Prediction:
         """[B, Q, C]."""
         return self.head.classes(self.content)
 
+    def computed(self) -> Prediction:
+        """The same with boxes and logits computed now: gradients are summed in the order in which tensors were used."""
+        _ = self.box, self.logits
+        return self
+
     def only(self, chosen: Tensor) -> Prediction:
         """The queries ``chosen`` [B, K] alone, in that order."""
         kept = Prediction(self.head, chosen_rows(self.content, chosen), None if self.anchor is None else chosen_rows(self.anchor, chosen))
