@@ -64,3 +64,17 @@ def test_images_and_not_values_are_resampled():
     assert found["mean"] == pytest.approx(level.mean())
     assert found["high"] - found["low"] == pytest.approx(2 * 1.96 * level.std() / 50**0.5, rel=0.1)
     assert mean_over_images([np.empty(0)]) == {"mean": None, "low": None, "high": None}
+
+
+def test_mean_over_images_resamples_images_not_values():
+    assert mean_over_images([]) == {"mean": None, "low": None, "high": None}
+    assert mean_over_images([np.array([2.0, 4.0])]) == {"mean": 3, "low": 3, "high": 3}
+    rng = np.random.default_rng(0)
+    groups = [rng.normal(0, 1) + rng.normal(0, 0.1, rng.integers(1, 9)) for _ in range(40)]
+    found = mean_over_images(groups)
+    slow = []
+    for _ in range(2000):
+        drawn = np.concatenate([groups[i] for i in rng.integers(40, size=40)])
+        slow.append(drawn.mean())
+    assert found["mean"] == pytest.approx(np.concatenate(groups).mean())
+    assert [found["low"], found["high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.05)

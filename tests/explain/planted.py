@@ -1,4 +1,4 @@
-"""A model that reads its boxes off the pixels, and scenes for it: every query answers with the box of its own colour."""
+"""A model that finds its boxes in the pixels, and scenes for it: every query predicts the box of its own colour."""
 
 from collections.abc import Sequence
 
@@ -34,6 +34,9 @@ class Reader(nn.Module):
         self.criterion = SetCriterion(Focal())
         self.unused = nn.Parameter(torch.zeros(()))
         self.classes, self.certain = list(classes), list(scores)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return self.criterion.classification.scores(logits)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False, trace: bool = False) -> Output:
         pixels = images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]

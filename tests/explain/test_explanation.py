@@ -209,7 +209,7 @@ def test_sources(tmp_path):
         each.explain(photo(), threshold=2)
 
 
-def test_a_column_without_a_name_is_no_answer():
+def test_a_column_without_a_name_is_never_predicted():
     each = detector("detr")
     with torch.no_grad():
         each.model.heads[0].classes.bias[1] = 50.0

@@ -18,7 +18,7 @@ from boxquery.data.shapes.silhouettes import NAMES
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.explain.explanation import Explanation, explain
-from boxquery.explain.faithfulness import ORDERS, Procedure, bootstrap, faithfulness, faithfulness_over, pointing_game, ranks
+from boxquery.explain.faithfulness import ORDERS, Procedure, faithfulness, faithfulness_over, pointing_game, ranks
 from boxquery.explain.relevance import relevances
 from boxquery.matching.classification import Focal
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -52,6 +52,9 @@ class Planted(nn.Module):
         self.still = nn.Parameter(torch.zeros(1))
         self.criterion = SimpleNamespace(classification=Focal())
         self.seen = 0
+
+    def scores(self, logits: Tensor) -> Tensor:
+        return self.criterion.classification.scores(logits)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, *, last_only: bool = False, trace: bool = False) -> Output:
         self.seen = max(self.seen, len(images))
@@ -290,21 +293,6 @@ def test_an_image_that_cannot_be_read_is_left_out_by_name(tmp_path, capsys):
         judge(1)
 
 
-def test_bootstrap():
-    """Groups are drawn, not values; without any there is no number."""
-    assert bootstrap([]) == bootstrap([np.zeros(0)]) == {"mean": None, "low": None, "high": None}
-    assert bootstrap([np.array([2.0, 4.0])]) == {"mean": 3, "low": 3, "high": 3}
-    rng = np.random.default_rng(0)
-    groups = [rng.normal(0, 1) + rng.normal(0, 0.1, rng.integers(1, 9)) for _ in range(40)]
-    found = bootstrap(groups)
-    slow = []
-    for _ in range(2000):
-        drawn = np.concatenate([groups[i] for i in rng.integers(40, size=40)])
-        slow.append(drawn.mean())
-    assert found["mean"] == pytest.approx(np.concatenate(groups).mean())
-    assert [found["low"], found["high"]] == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=0.05)
-
-
 def test_the_same_detector():
     """Boxes are compared in pixels of the image, whatever its shape."""
     detector = Detector(shaken(create("conditional-detr")), ["a", "b", "c"], [1, 2, 3], Preprocessing(64))
@@ -315,7 +303,7 @@ def test_the_same_detector():
     boxes = cxcywh_to_xyxy(out.boxes[-1, 0]) * torch.tensor([90, 40, 90, 40])
     assert np.allclose(boxes.numpy(), explanation.boxes[-1], atol=1e-2)
     moved = replace(explanation, boxes=explanation.boxes + 500)
-    with pytest.raises(UserError, match="query 0: the detector does not give this detection"):
+    with pytest.raises(UserError, match="query 0: the detector does not predict this detection"):
         faithfulness(detector, moved, [0])
 
 

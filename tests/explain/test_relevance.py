@@ -96,7 +96,7 @@ def test_only_what_is_read_is_relevant(monkeypatch):
     torch.testing.assert_close(heat, expected)
 
 
-def test_nothing_speaks_for_it():
+def test_no_relevance():
     """A head that ignores its input: all zero, and all lost."""
     seen = detector("detr")
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_nothing_speaks_for_it():
     assert heat.lost == 1
 
 
-def test_unnamed_columns_are_no_answer():
+def test_unnamed_columns_are_never_predicted():
     model = shaken(create("anchor-detr"), 0.1).eval()
     images, _ = batch((64, 64))
     best = int(model(images).logits[-1, 0, 0].argmax())

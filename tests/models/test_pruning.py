@@ -224,7 +224,7 @@ def test_trace_keeps_the_numbers(system):
                 before = out.trace.layers[i - 1].reference[image, gone]
                 assert torch.equal(layer.reference[image, gone][:, : before.shape[-1]], before)
             layer.heatmap(int(here[0]), (8, 8), image)
-            with pytest.raises(bq.UserError, match=rf"query {int(gone[0])} was dropped before this layer"):
+            with pytest.raises(bq.UserError, match=rf"query {int(gone[0])} was pruned before this layer"):
                 layer.heatmap(int(gone[0]), (8, 8), image)
 
 
@@ -306,7 +306,7 @@ def test_saved_loaded_and_explained(name, tmp_path):
     assert float(story.heatmap(kept).map.sum()) == pytest.approx(1, abs=1e-4)
     assert story.heatmap(gone, layer=0).map.shape == (64, 96)
     for wrong in (lambda: story.heatmap(gone), lambda: relevance(detector, photo, gone)):
-        with pytest.raises(bq.UserError, match=f"query {gone} was dropped") as raised:
+        with pytest.raises(bq.UserError, match=f"query {gone} was pruned") as raised:
             wrong()
         assert "\n" not in str(raised.value)
     story.rivals(kept)

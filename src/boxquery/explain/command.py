@@ -281,10 +281,10 @@ def _over_data(name: str, detector: Detector, data: Data, split: str, threshold:
 def _open(source: str, split: str, strict: bool, detector: Detector) -> Data:
     """A data set that has the split and only classes that the detector knows; its notes and skipped images are printed on stderr."""
     from boxquery.data.open import open_data
-    from boxquery.explain.inference import records_of
+    from boxquery.explain.inference import open_split
 
     data = open_data(source, strict=strict)
-    records_of(detector, data, split)
+    open_split(detector, data, split)
     for line in [*data.notes, *(f"skipped: {line}" for line in data.skipped)]:
         print(line, file=sys.stderr)
     return data

@@ -1,4 +1,4 @@
-"""What every query of a model did on one image: the answer of ``Detector.explain``. All of it is from the trace; no hooks, no gradients."""
+"""An explanation of one image: what every query attended to and predicted, layer by layer, from the trace of one forward pass."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from boxquery.detector import Detector, ImageSource, to_pil
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import iou
 from boxquery.explain import rivals, rollout
-from boxquery.explain.inference import answer
+from boxquery.explain.inference import run_model
 from boxquery.explain.rivals import Rival
 from boxquery.explain.rollout import Cell
 from boxquery.parts.boxes import cxcywh_to_xyxy
@@ -28,19 +28,19 @@ from boxquery.parts.trace import Heatmap, Trace
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """L decoder layers, Q queries; boxes and points in pixels of the upright image, not clipped to it.
+    """What Q queries did on one image in L decoder layers. Boxes and points are in pixels of the upright image, not clipped.
 
     Attributes:
-        image: RGB; ``path``: its file or what else its user calls it, None if it came without a name.
+        image: RGB; ``path``: its file or another name, None if it has none.
         model: the model's name; ``classes``: names, None for a column without one.
-        threshold: the score from which a query counts as a detection.
-        boxes: float32 [L, Q, 4] xyxy, as each layer predicts them.
+        threshold: the minimum score of a detection.
+        boxes: float32 [L, Q, 4] xyxy, predicted by each layer.
         scores, labels: float32 and int64 [L, Q], of each query's best class.
-        references: float32 [L, Q, 2] points or [L, Q, 4] xyxy boxes that each layer was placed at; None for DETR. Where only
-            some layers have boxes, a point is a box without size.
+        references: float32, points [L, Q, 2] or xyxy boxes [L, Q, 4] that each layer starts from; None for DETR. If only some layers have
+            boxes, a point is a box without size.
         found: the queries that are detections, best first.
-        trace: of this image alone (image 0).
-        chosen: the query that was asked for, where one was.
+        trace: of this image alone.
+        chosen: the one query to explain, if there is one.
     """
 
     image: Image.Image
@@ -58,7 +58,7 @@ class Explanation:
 
     @property
     def shown(self) -> list[int]:
-        """The queries to speak of: the one chosen, else the detections, else the query with the best score."""
+        """The queries to explain: the chosen one, else the detections, else the one with the best score."""
         if self.chosen is not None:
             return [self.chosen]
         return self.found or [int(self.scores[-1].argmax())]
@@ -69,28 +69,28 @@ class Explanation:
         return self.image.height, self.image.width
 
     def name(self, query: int, layer: int = -1) -> str:
-        """The class that the query answers with at a layer."""
+        """The class that the query predicts in a layer."""
         return str(self.classes[self.labels[layer, query]])
 
     def heatmap(self, query: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
-        """What the query read in a decoder layer, as one map over the image that sums to one; of the image's own size unless told."""
+        """What the query attends to in a decoder layer, as one map over the image that sums to one; default size: the image's."""
         return self.trace.layers[layer].heatmap(query, size or self.size)
 
     def heatmaps(self, queries: Sequence[int], layer: int = -1, size: tuple[int, int] | None = None, heads: bool = False) -> Heatmap:
-        """The same of several queries, or of each of their heads: see ``LayerTrace.heatmaps``."""
+        """The same for several queries, or for each of their heads: see ``LayerTrace.heatmaps``."""
         return self.trace.layers[layer].heatmaps(queries, size or self.size, heads=heads)
 
     def nearest(self, x: float, y: float) -> int:
-        """The query whose last box has its centre nearest to a point in pixels; among equals the higher score."""
+        """The query whose last box is centred nearest to a point in pixels; on ties the one with the higher score."""
         check_inside(x, y, self.size)
         centres = (self.boxes[-1, :, :2] + self.boxes[-1, :, 2:]) / 2
         distance = np.hypot(centres[:, 0] - x, centres[:, 1] - y)
         return int(np.lexsort((-self.scores[-1], distance))[0])
 
     def at(self, box: np.ndarray) -> int:
-        """The query for the object in a box [4] xyxy in pixels, of another model perhaps.
+        """The query for the object in a box [4] xyxy in pixels, such as a box of another model.
 
-        It is the detection with the largest IoU if that is 0.5 or more, else the query ``nearest`` to the box's middle.
+        It is the detection with the largest IoU if that is at least 0.5, else the query ``nearest`` to the box's centre.
         """
         overlap = iou(self.boxes[-1, self.found].astype(np.float64), box[None].astype(np.float64))[:, 0]
         if len(overlap) and overlap.max() >= rivals.OVERLAP:
@@ -99,62 +99,62 @@ class Explanation:
         return self.nearest(x, y)
 
     def inside(self, query: int, heat: Tensor) -> float:
-        """The share, 0..1, of a map [h, w] over the image that lies in the query's last box; a pixel counts by the part of it inside."""
+        """The share, 0..1, of a map [h, w] over the image that is inside the query's last box; a pixel counts by its covered part."""
         rows, columns = (torch.from_numpy(covered(n, *ends)) for n, ends in zip(heat.shape, self._ends(query), strict=True))
         return float(rows @ heat.double() @ columns / heat.double().sum().clamp(min=torch.finfo(torch.float64).tiny))
 
     def share(self, query: int) -> float:
-        """The share of the image, 0..1, that the query's last box fills: what an even map has ``inside``."""
+        """The share of the image, 0..1, that the query's last box covers, which is ``inside`` of a uniform map."""
         return float(np.prod([high - low for low, high in self._ends(query)]))
 
     def _ends(self, query: int) -> list[tuple[float, float]]:
-        """Of the last box, clipped to the image: (top, bottom) and (left, right) as shares of the image's sides."""
+        """(top, bottom) and (left, right) of the last box, clipped to the image, relative to its sides."""
         x1, y1, x2, y2 = (float(v) for v in np.clip(self.boxes[-1, query] / np.tile([self.image.width, self.image.height], 2), 0, 1))
         return [(y1, y2), (x1, x2)]
 
     def choose(self, query: int) -> Explanation:
-        """The same about one query; ``UserError`` if there is none of that number."""
+        """The same explanation for one query. Raises ``UserError`` if it does not exist."""
         queries = self.scores.shape[1]
         if not 0 <= query < queries:
             raise UserError(f"query {query}: the model has queries 0 to {queries - 1}")
         return replace(self, chosen=query)
 
     def present(self, query: int) -> int:
-        """The number of decoder layers that the query took part in: all, unless the model drops queries between layers."""
+        """The number of decoder layers that the query is in: all, unless the model prunes queries between layers."""
         return sum(layer.alive is None or bool(layer.alive[0, query]) for layer in self.trace.layers)
 
     def rivals(self, query: int) -> list[Rival]:
-        """The queries that wanted the same object as ``query`` at some layer, and what became of them; the strongest first."""
+        """The queries that competed with ``query`` for its object in some layer, and what became of them; the strongest first."""
         return rivals.rivals(self, [query])[0]
 
     def cells(self, query: int, layer: int = -1, most: int = 5) -> list[Cell]:
-        """The cells of the memory that the query read most in a decoder layer, over all levels; heads count alike."""
+        """The cells of the memory that the query attends to most in a decoder layer, over all levels; mean over heads."""
         return rollout.cells(self.trace, query, layer, most, self.size)
 
     def token_heatmap(self, token: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
-        """What a token of the memory (``Cell.token``) itself read in an encoder layer. ``UserError`` where the model has no encoder."""
+        """What a token of the memory (``Cell.token``) attends to in an encoder layer. Raises ``UserError`` if the model has no encoder."""
         if not self.trace.encoder:
-            raise UserError("the model has no encoder in which every token attends: what its tokens read cannot be shown")
+            raise UserError("the model has no encoder with attention, so its tokens attend to nothing")
         return self.trace.encoder[layer].heatmap(token, size or self.size)
 
     def origin(self, query: int, layer: int = -1, size: tuple[int, int] | None = None) -> Heatmap:
-        """The image region from which came what the query read in a decoder layer, as one map that sums to one.
+        """``heatmap`` traced through the last encoder layer to the image, as one map that sums to one.
 
-        It is the sum over the cells that the query read, each as its share of the reading times what the cell's token had read in the
-        last encoder layer; without an encoder, the cells themselves. What tokens keep of their own by the residual, what earlier encoder
-        layers mixed and the reach of the backbone are not in it.
+        It is the sum over the cells that the query attends to, each as its share of the attention times what the cell's token attends to
+        in the last encoder layer; without an encoder, ``heatmap``. Residual connections, earlier encoder layers and the receptive field of
+        the backbone are not included.
         """
         if not self.trace.encoder:
             return self.heatmap(query, layer, size)
-        found = rollout.origins(self.trace, [query], [layer], size or self.size)
+        found = rollout.attention_rollout(self.trace, [query], [layer], size or self.size)
         return Heatmap(found.map[0, 0], float(found.lost))
 
     def summary(self) -> dict[str, Any]:
         """Plain values: ``{"image", "width", "height", "model", "threshold", "layers", "queries", "chosen", "detections": [..]}``.
 
-        A detection (or the query chosen) has its ``query``, ``class``, ``score`` and ``box``; ``layers``, for each decoder layer ``box``,
-        ``class``, ``score`` and ``reference`` (null for DETR); ``cells``, those read most in the last layer; and ``rivals``.
-        Boxes are xyxy in pixels.
+        A detection (or the chosen query) has ``query``, ``class``, ``score`` and ``box``; ``layers``, per decoder layer ``box``, ``class``,
+        ``score`` and ``reference`` (None for DETR); ``cells``, those attended to most in the last layer; and ``rivals``. Boxes are xyxy in
+        pixels.
         """
         layers, queries = self.scores.shape
         return {
@@ -177,11 +177,11 @@ class Explanation:
 
     def _step(self, query: int, layer: int) -> dict[str, Any]:
         reference = None if self.references is None else self.references[layer, query].tolist()
-        answer = {"class": self.name(query, layer), "score": float(self.scores[layer, query])}
-        return {**answer, "box": self.boxes[layer, query].tolist(), "reference": reference}
+        box, score = self.boxes[layer, query].tolist(), float(self.scores[layer, query])
+        return {"class": self.name(query, layer), "score": score, "box": box, "reference": reference}
 
     def table(self) -> Table:
-        """A row for each detection, or for the query chosen: what it answers, its score by layer, and what became of its rivals."""
+        """A row per detection, or for the chosen query: class, box, score by layer, and what became of its rivals."""
         what = f"query {self.chosen}" if self.chosen is not None else f"{len(self.found)} detections from {self.threshold:.2f}"
         table = Table(title=escape(f"{self.model} on {self.path or 'an image'}: {what}"), title_justify="left")
         for column in ("query", "class", "box", "score by layer", "rivals"):
@@ -198,40 +198,40 @@ class Explanation:
 
 
 def _fates(rivals: Sequence[Rival], most: int = 4) -> str:
-    """Rivals by what became of them, the strongest of each first."""
-    words = []
+    """The rivals' numbers by fate, the strongest first."""
+    parts = []
     for fate in dict.fromkeys(rival.fate for rival in rivals):
         queries = [str(rival.query) for rival in rivals if rival.fate == fate]
-        words.append(f"{fate}: {' '.join(queries[:most])}" + (f" and {len(queries) - most} more" if len(queries) > most else ""))
-    return "; ".join(words) or "-"
+        parts.append(f"{fate}: {' '.join(queries[:most])}" + (f" and {len(queries) - most} more" if len(queries) > most else ""))
+    return "; ".join(parts) or "-"
 
 
 def check_inside(x: float, y: float, size: tuple[int, int]) -> None:
-    """``UserError`` for a point in pixels outside an image of (height, width)."""
+    """Raise ``UserError`` for a point in pixels outside an image of (height, width)."""
     height, width = size
     if not (0 <= x <= width and 0 <= y <= height):
         raise UserError(f"({x:g}, {y:g}) is outside the image, which is {width} x {height} pixels")
 
 
 def covered(cells: int, low: float, high: float) -> np.ndarray:
-    """float64 [cells]: the part of each cell of [0, 1] that lies between ``low`` and ``high``."""
+    """float64 [cells]: [0, 1] is divided into cells; the part of each between ``low`` and ``high``."""
     edges = np.arange(cells + 1) / cells
     return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells
 
 
 @torch.inference_mode()
 def explain(detector: Detector, source: ImageSource, *, threshold: float | None = None) -> Explanation:
-    """What every query did on an image.
+    """Run the detector on an image and keep what every query did.
 
     Args:
         source: a path, PIL image or RGB uint8 array [H, W, 3].
-        threshold: least score of a detection, 0..1; None: the detector's own.
+        threshold: minimum score of a detection, 0..1; default: the detector's own.
 
     Raises ``UserError`` for an image that cannot be read.
     """
     least = detector.min_score(threshold)
     image, model = to_pil(source), detector.transformer
-    out = answer(detector, detector.transform(image)[None].to(detector.device), trace=True)
+    out = run_model(detector, detector.transform(image)[None].to(detector.device), trace=True)
     assert out.trace is not None
     best = model.scores(out.logits[:, 0]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
@@ -252,7 +252,7 @@ def explain(detector: Detector, source: ImageSource, *, threshold: float | None 
 
 
 def _references(layers: Sequence[Tensor | None], image: Image.Image) -> np.ndarray | None:
-    """Per layer [1, Q, 2 or 4] in [0, 1] -> [L, Q, 2] or, where any layer has boxes, [L, Q, 4] in pixels; None if there are none."""
+    """Per layer [1, Q, 2 or 4] in [0, 1] -> in pixels [L, Q, 2], or [L, Q, 4] if any layer has boxes; None without references."""
     found = [reference[0] for reference in layers if reference is not None]
     if not found:
         return None

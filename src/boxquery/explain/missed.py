@@ -18,10 +18,10 @@ from rich.table import Table
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.evaluation.coco_matching import IGNORED, iou
+from boxquery.evaluation.coco_matching import IGNORED, coco_match, flatten_detections, iou
 from boxquery.evaluation.errors import IOU_MISPLACED, IOU_RIGHT
 from boxquery.evaluation.predictions import drop_unreadable
-from boxquery.explain.inference import answer, batches_of, outcomes, pixels, records_of
+from boxquery.explain.inference import open_split, pixel_boxes, run_model, split_batches
 from boxquery.files import atomic_write
 from boxquery.pages.drawing import draw
 from boxquery.pages.html import render
@@ -189,7 +189,7 @@ def missed(
     cannot be read.
     """
     least = detector.min_score(threshold)
-    source, records = records_of(detector, data, split, strict)
+    source, records = open_split(detector, data, split, strict)
     if limit is not None:
         if limit < 1:
             raise UserError(f"limit={limit}: must be at least 1")
@@ -197,12 +197,12 @@ def missed(
     names = [str(name) for name in detector.classes]
     skipped: list[str] = []
     found: dict[int, list[MissedObject]] = {}
-    for batch in batches_of(detector, records, strict, skipped):
-        out = answer(detector, batch.images, batch.mask)
+    for batch in split_batches(detector, records, strict, skipped):
+        out = run_model(detector, batch.images, batch.mask)
         scores = detector.transformer.scores(out.logits).float().cpu().numpy()
         for place, position in enumerate(batch.indices):
             record = records[position]
-            found[position] = explain_misses(record, position, pixels(out, place, record), scores[:, place], names, least)
+            found[position] = explain_misses(record, position, pixel_boxes(out, place, record), scores[:, place], names, least)
     seen, _ = drop_unreadable(records, found)
     objects = Counter(
         (names[label], size_of(area))
@@ -269,7 +269,13 @@ class _Predictions:
     def __init__(self, record: Record, boxes: np.ndarray, scores: np.ndarray, threshold: float):
         self.record, self.boxes, self.scores, self.threshold = record, boxes, scores, threshold
         self.labels, self.best = scores[-1].argmax(-1), scores[-1].max(-1)
-        self.detection, outcome, self.found = outcomes(record, boxes[-1], self.best, self.labels, scores.shape[-1], threshold)
+        self.detection = (self.best >= threshold) & (self.best > 0)
+        shown = np.flatnonzero(self.detection)
+        shown = shown[np.lexsort((-self.best[shown], self.labels[shown]))]  # in the order of ``flatten_detections``
+        detections = {0: (boxes[-1, shown], self.best[shown], self.labels[shown])}
+        table = flatten_detections([record], detections, scores.shape[-1], max(1, len(self.best)))
+        outcome, self.found = np.zeros(len(self.best), np.int64), np.full(len(self.best), -1)
+        outcome[shown], self.found[shown] = coco_match([record], table, IOU_RIGHT)
         self.truth = record.boxes.astype(np.float64)
         self.overlap = iou(boxes[-1], self.truth)
         rivals = np.where(record.ignore, 0.0, self.overlap)

@@ -116,7 +116,7 @@ def _model(explanation: Explanation) -> dict[str, Any]:
     kept, size = kept_queries(explanation), map_size(explanation, _SMALL)
     head_maps = [_heads(explanation, kept, layer) for layer in range(layers)]
     heads = head_maps[0].map.shape[1] - 1
-    rolled = rollout.origins(explanation.trace, kept, range(layers), size) if explanation.trace.encoder else None
+    rolled = rollout.attention_rollout(explanation.trace, kept, range(layers), size) if explanation.trace.encoder else None
     salient = [layer.salient_points[0, kept] for layer in explanation.trace.layers if layer.salient_points is not None]
     sides = np.array(explanation.size[::-1])
     return {

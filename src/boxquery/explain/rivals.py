@@ -1,4 +1,4 @@
-"""Which queries wanted the same object, and how that ended: the self-attention's part of an explanation."""
+"""Rivals: the queries that competed for one object, what became of them, and the self-attention between them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from boxquery.explain.explanation import Explanation
 
-#: IoU from which a box lies on the object
+#: IoU from which a box is on an object
 OVERLAP = 0.5
-#: of the threshold, from which a query has a say; of its own best score, under which it has fallen
+#: a query competes from this share of the threshold, and is silenced below this share of its own best score
 SHARE = 0.2
 
 FATES = DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other class", "moved away", "silenced", "below threshold"
@@ -25,19 +25,19 @@ FATES = DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other clas
 
 @dataclass(frozen=True)
 class Rival:
-    """A query that wanted the object of another one, the winner. Lists have one entry a decoder layer.
+    """A query that competed with another one, the winner, for its object. Lists have one entry per decoder layer.
 
     Attributes:
-        query: its number; ``name``: the class that it answers with in the end.
-        competed: the layers in which it had a say (at least ``SHARE`` of the threshold) and its box lay on the winner's last one (IoU of
-            ``OVERLAP``) or its reference (the centre of one that is a box) within it.
-        scores: of its best class; ``overlaps``: IoU of its box with the winner's last one.
-        read_winner: the share of its self-attention that fell on the winner, mean over heads; ``read_by_winner``: the other way round. With
-            Q queries an even reading gives 1 / Q to each.
-        fate: what it is in the last layer. A detection: ``duplicate`` if it lies on the winner's box with the same class, ``other class``
-            with another, ``moved away`` if it lies elsewhere. No detection: ``silenced`` if it had been one in an earlier layer or fell
-            under ``SHARE`` of its best score, else ``below threshold``.
-        silent_from: the layer from which on it was no detection; None if it is one.
+        query: its number; ``name``: the class that it predicts in the last layer.
+        competed: the layers in which its score was at least ``SHARE`` of the threshold, and its box was on the winner's last box (IoU of
+            ``OVERLAP``) or its reference (or the reference's centre) inside that box.
+        scores: of its best class; ``overlaps``: IoU of its box with the winner's last box.
+        read_winner: the share of its self-attention on the winner, mean over heads; ``read_by_winner``: the reverse. Uniform attention
+            over Q queries is 1 / Q.
+        fate: what it is in the last layer. If a detection: ``duplicate`` on the winner's box with the same class, ``other class`` with
+            another, ``moved away`` elsewhere. If not: ``silenced`` if it was one in an earlier layer or fell below ``SHARE`` of its best
+            score, else ``below threshold``.
+        silent_from: the layer from which on it is no detection; None if it is one.
     """
 
     query: int
@@ -54,31 +54,30 @@ class Rival:
         return asdict(self)
 
 
-def rivals(story: Explanation, queries: Sequence[int], most: int | None = None) -> list[list[Rival]]:
-    """For each of n queries those that competed with it for what its last box holds, the best scores while they did first; all, or the
-    first ``most``."""
-    goals = story.boxes[-1, queries].astype(np.float64)
-    overlaps = np.stack([iou(boxes.astype(np.float64), goals) for boxes in story.boxes])  # [L, Q, n]
+def rivals(explanation: Explanation, queries: Sequence[int], most: int | None = None) -> list[list[Rival]]:
+    """The rivals of each of n queries, those with the best scores while they competed first; all, or the first ``most``."""
+    goals = explanation.boxes[-1, queries].astype(np.float64)
+    overlaps = np.stack([iou(boxes.astype(np.float64), goals) for boxes in explanation.boxes])  # [L, Q, n]
     there = overlaps >= OVERLAP
-    if story.references is not None:
-        there |= _within(story.references, goals)
-    competed = there & (story.scores >= SHARE * story.threshold)[..., None]
+    if explanation.references is not None:
+        there |= _within(explanation.references, goals)
+    competed = there & (explanation.scores >= SHARE * explanation.threshold)[..., None]
     competed[:, queries, range(len(queries))] = False
-    best = np.where(competed, story.scores[..., None], -1.0).max(0)
+    best = np.where(competed, explanation.scores[..., None], -1.0).max(0)
     strongest, counts = np.argsort(-best, axis=0, kind="stable")[:most], np.count_nonzero(best >= 0, axis=0)
-    read, read_by = _read(story, queries)
+    read, read_by = _read(explanation, queries)
     return [
         [
             Rival(
                 query=other,
-                name=story.name(other),
+                name=explanation.name(other),
                 competed=np.flatnonzero(competed[:, other, at]).tolist(),
-                scores=story.scores[:, other].tolist(),
+                scores=explanation.scores[:, other].tolist(),
                 overlaps=overlaps[:, other, at].tolist(),
                 read_winner=read[:, other, at].tolist(),
                 read_by_winner=read_by[:, other, at].tolist(),
-                fate=_fate(story, query, other, bool(overlaps[-1, other, at] >= OVERLAP)),
-                silent_from=_silent_from(story.scores[:, other], story.threshold),
+                fate=_fate(explanation, query, other, bool(overlaps[-1, other, at] >= OVERLAP)),
+                silent_from=_silent_from(explanation.scores[:, other], explanation.threshold),
             )
             for other in strongest[: counts[at], at].tolist()
         ]
@@ -87,30 +86,30 @@ def rivals(story: Explanation, queries: Sequence[int], most: int | None = None) 
 
 
 def _within(references: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-    """[L, Q, n] bool: the point, or the centre of the box, lies in each of ``boxes`` [n, 4]."""
+    """bool [L, Q, n]: whether the point, or the centre of the box, is inside each of ``boxes`` [n, 4]."""
     points = references if references.shape[-1] == 2 else (references[..., :2] + references[..., 2:]) / 2
     return np.all((points[:, :, None] >= boxes[:, :2]) & (points[:, :, None] <= boxes[:, 2:]), axis=-1)
 
 
-def _read(story: Explanation, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Two [L, Q, n]: how much every query read each of n, and each of n every query."""
-    layers = [cast("Tensor", layer.self_attention)[0] for layer in story.trace.layers]
+def _read(explanation: Explanation, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Two [L, Q, n]: self-attention of every query on each of n queries, and of each of these on every query."""
+    layers = [cast("Tensor", layer.self_attention)[0] for layer in explanation.trace.layers]
     read = [layer[:, :, queries].mean(0) for layer in layers]
     read_by = [layer[:, queries].mean(0).T for layer in layers]
     return np.stack([each.float().cpu().numpy() for each in read]), np.stack([each.float().cpu().numpy() for each in read_by])
 
 
 def _silent_from(scores: np.ndarray, threshold: float) -> int | None:
-    spoken = np.flatnonzero(scores >= threshold)
-    silent_from = int(spoken[-1]) + 1 if len(spoken) else 0
+    detected = np.flatnonzero(scores >= threshold)
+    silent_from = int(detected[-1]) + 1 if len(detected) else 0
     return silent_from if silent_from < len(scores) else None
 
 
-def _fate(story: Explanation, winner: int, query: int, on_object: bool) -> str:
-    scores = story.scores[:, query]
-    if scores[-1] >= story.threshold:
+def _fate(explanation: Explanation, winner: int, query: int, on_object: bool) -> str:
+    scores = explanation.scores[:, query]
+    if scores[-1] >= explanation.threshold:
         if not on_object:
             return MOVED
-        return DUPLICATE if story.labels[-1, query] == story.labels[-1, winner] else OTHER_CLASS
-    fell = scores.max() >= story.threshold or scores[-1] < SHARE * scores.max()
+        return DUPLICATE if explanation.labels[-1, query] == explanation.labels[-1, winner] else OTHER_CLASS
+    fell = scores.max() >= explanation.threshold or scores[-1] < SHARE * scores.max()
     return SILENCED if fell else WEAK

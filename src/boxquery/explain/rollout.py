@@ -1,4 +1,4 @@
-"""Where the features that a query read came from: the cells of the memory, and what the encoder had put into them."""
+"""Attention rollout: from what a query attends to in the decoder, through the last encoder layer, to the image."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import Heatmap, LayerTrace, Trace
 
-#: shares (of token and cell) that are unfolded at once
-_NUMBERS = 2**22
+#: attention weights (of token and cell) that are processed at once
+_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the memory that a query read.
+    """A cell of the memory that a query attends to.
 
     Attributes:
-        token: its place among the tokens of all levels, which is its number as a query of an encoder layer.
+        token: its index among the tokens of all levels, as a query of an encoder layer.
         level, row, column: where it is.
-        share: of the query's reading, 0..1, heads counting alike.
-        box: xyxy in pixels of the image, the square that the cell stands for (its features know more, see ``origin``).
+        share: of the query's attention, 0..1, mean over heads.
+        box: xyxy in pixels of the image, the rectangle of the cell (its features come from further away, see ``Explanation.origin``).
     """
 
     token: int
@@ -39,14 +39,14 @@ class Cell:
 
 
 def shares(trace: Trace, queries: Sequence[int], layer: int = -1) -> Tensor:
-    """float64 [n, S]: the share of each query's reading in a decoder layer on each token of the memory; heads count alike."""
-    read = trace.layers[layer]
-    parts = torch.cat([read.masses(level, queries, heads=False).flatten(1) for level in range(len(read.memory.shapes))], 1)
+    """float64 [n, S]: the share of each query's attention in a decoder layer on each token of the memory; mean over heads."""
+    record = trace.layers[layer]
+    parts = torch.cat([record.masses(level, queries, heads=False).flatten(1) for level in range(len(record.memory.shapes))], 1)
     shapes = _memory(trace, layer).shapes
-    if read.memory.shapes == shapes:
+    if record.memory.shapes == shapes:
         return parts
-    # this layer reads one level of several
-    level = shapes.index(read.memory.shapes[0])
+    # this layer attends to one level of several
+    level = shapes.index(record.memory.shapes[0])
     before = sum(h * w for h, w in shapes[:level])
     out = torch.zeros(len(parts), sum(h * w for h, w in shapes), dtype=torch.float64)
     out[:, before : before + parts.shape[1]] = parts
@@ -54,36 +54,36 @@ def shares(trace: Trace, queries: Sequence[int], layer: int = -1) -> Tensor:
 
 
 def cells(trace: Trace, query: int, layer: int, most: int, size: tuple[int, int]) -> list[Cell]:
-    """The ``most`` cells that the query read most in a decoder layer, best first; ``size`` is the image's (height, width)."""
+    """The ``most`` cells with the largest share of the query's attention in a decoder layer; ``size`` is the image's (height, width)."""
     share, memory = shares(trace, [query], layer)[0], _memory(trace, layer)
     best = share.topk(min(most, len(share)))
     found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [_cell(memory, token, value, size) for token, value in found if value > 0]
 
 
-def origins(trace: Trace, queries: Sequence[int], layers: Sequence[int], size: tuple[int, int]) -> Heatmap:
-    """The effective regions of n queries in each of the decoder layers: ``map`` [layers, n, h, w] and ``lost`` [layers, n].
+def attention_rollout(trace: Trace, queries: Sequence[int], layers: Sequence[int], size: tuple[int, int]) -> Heatmap:
+    """Rolled out attention of n queries in each of the decoder layers: ``map`` [layers, n, h, w] and ``lost`` [layers, n].
 
-    A region is over all cells the query's share of the cell times the heat map of what the cell's token read in the last encoder layer,
-    which the trace must have; the sum is scaled to one. ``lost`` is the share of the query's reading that fell outside the image, or on
-    tokens that read nothing inside it.
+    A map is the sum over all cells of the query's share of the cell times the attention map of the cell's token in the last encoder layer,
+    which the trace must have, scaled to sum to one. ``lost`` is the query's attention outside the image, or on tokens that attend to
+    nothing inside it.
     """
     share, last = torch.cat([shares(trace, queries, layer) for layer in layers]), trace.encoder[-1]
     sums = [torch.zeros(len(share), h * w, dtype=torch.float64) for h, w in last.memory.shapes]
-    for tokens in share.any(0).nonzero()[:, 0].split(max(1, _NUMBERS // share.shape[1])):
+    for tokens in share.any(0).nonzero()[:, 0].split(max(1, _AT_ONCE // share.shape[1])):
         kept = 1 - last.heatmaps(tokens, (1, 1)).lost
         factor = torch.where(kept > 0, share[:, tokens] / kept.clamp(min=torch.finfo(kept.dtype).tiny), 0.0)
         rows = factor.any(1).nonzero()[:, 0]
         for level, total in enumerate(sums):
             total[rows] += factor[rows] @ last.masses(level, tokens, heads=False).flatten(1)
-    # one head, whose queries are the rows
+    # as one head, with the rows as queries
     maps = tuple(total.view(1, 1, -1, *shape) for total, shape in zip(sums, last.memory.shapes, strict=True))
     found = LayerTrace(memory=last.memory, attention=maps).heatmaps(range(len(share)), size)
     return Heatmap(found.map.unflatten(0, (len(layers), -1)), found.lost.unflatten(0, (len(layers), -1)))
 
 
 def _memory(trace: Trace, layer: int) -> Memory:
-    """All that a decoder layer could read."""
+    """All levels that a decoder layer may attend to."""
     return trace.encoder[-1].memory if trace.encoder else trace.layers[layer].memory
 
 

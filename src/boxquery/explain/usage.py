@@ -20,7 +20,7 @@ from boxquery.detector import Detector
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
-from boxquery.explain.inference import answer, batches_of, pixels, records_of, without_self_attention
+from boxquery.explain.inference import open_split, pixel_boxes, run_model, split_batches, without_self_attention
 from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
 from boxquery.pages.format import DASH, percent
@@ -221,7 +221,7 @@ def usage(
     cannot be read.
     """
     least = detector.min_score(threshold)
-    source, records = records_of(detector, data, split, strict)
+    source, records = open_split(detector, data, split, strict)
     model, alone, classes = detector.transformer, without_self_attention(detector.transformer), len(detector.classes)
     boxes: dict[int, np.ndarray] = {}
     winners: dict[int, np.ndarray] = {}
@@ -229,13 +229,13 @@ def usage(
     others: DetectionsByImage = {}
     skipped: list[str] = []
     two_stage = False
-    for batch in batches_of(detector, records, strict, skipped):
-        out = answer(detector, batch.images, batch.mask, last_only=True)
+    for batch in split_batches(detector, records, strict, skipped):
+        out = run_model(detector, batch.images, batch.mask, last_only=True)
         two_stage = out.proposals is not None
         for place, (index, (queries, _)) in enumerate(zip(batch.indices, model.match(out, batch.targets)[-1], strict=True)):
             boxes[index], winners[index] = out.boxes[-1, place].float().cpu().numpy(), queries.cpu().numpy()
         found |= _best_classes(model, out, batch, records)
-        others |= _best_classes(model, answer(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
+        others |= _best_classes(model, run_model(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
     order = sorted(found)
     _, others = drop_unreadable(records, others)
     records, found = drop_unreadable(records, found)
@@ -261,7 +261,7 @@ def _best_classes(model: DetectionTransformer, out: Output, batch: Batch, record
     """Every query's last box with its best class, as evaluation takes them."""
     best = model.scores(out.logits[-1]).max(-1)
     scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
-    return {index: (pixels(out, place, records[index])[-1], scores[place], labels[place]) for place, index in enumerate(batch.indices)}
+    return {index: (pixel_boxes(out, place, records[index])[-1], scores[place], labels[place]) for place, index in enumerate(batch.indices)}
 
 
 def _equal_threshold(scores: np.ndarray, others: np.ndarray, threshold: float) -> float:

@@ -31,8 +31,8 @@ class LayerTrace:
             Gaussian, any positive number with ``relative_bias``; None where there is neither.
         locations, weights: [B, Q, heads, levels, points, 2] in [0, 1] of the padded map, and [B, Q, heads, levels, points].
         salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads sampled their query features.
-        alive: [B, Q] bool where queries were dropped before this layer; None: all were here. Row q is query q in every layer; a
-            dropped one keeps its last box and reference, and zeros for everything else.
+        alive: [B, Q] bool where queries were pruned before this layer; None: all were here. Row q is query q in every layer; a
+            pruned one keeps its last box and reference, and zeros for everything else.
     """
 
     memory: Memory = field(repr=False)
@@ -75,17 +75,17 @@ class LayerTrace:
 
         A dense cell spreads its weight evenly over the pixels of the map that it covers; a sampled point gives its weight to the cells
         from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``. Raises
-        ``UserError`` for a query that was dropped before this layer.
+        ``UserError`` for a query that was pruned before this layer.
         """
         if self.alive is not None and not self.alive[image, query]:
-            raise UserError(f"query {query} was dropped before this layer and attended to nothing; choose an earlier layer")
+            raise UserError(f"query {query} was pruned before this layer and attended to nothing; choose an earlier layer")
         found = self.heatmaps([query], size, image)
         return Heatmap(found.map[0], float(found.lost))
 
     def heatmaps(self, queries: Sequence[int] | Tensor, size: tuple[int, int], image: int = 0, heads: bool = False) -> Heatmap:
         """The same for n queries at once: ``map`` [n, h, w] and ``lost`` [n]; with ``heads`` [n, heads, h, w] and [n, heads].
 
-        A query that was dropped before this layer has a map of zeros, all of it lost.
+        A query that was pruned before this layer has a map of zeros, all of it lost.
         """
         total: Tensor | float = 0.0
         for level, (h, w) in enumerate(self.memory.shapes):
