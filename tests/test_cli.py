@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import boxquery as bq
 from boxquery.cli import app, run
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +107,22 @@ def test_models_prints_the_family_and_each_difference(capsys):
             assert heading in describe(row["name"])
     assert run(["models", "deformable-detr"]) == 0
     assert "Differs from DETR in:" in capsys.readouterr().out
+
+
+def test_predict_decodes_each_image_once(tmp_path, monkeypatch, capsys):
+    """For the detector and the picture alike."""
+    opened, open_image = [], Image.open
+    model = bq.create_model("detr", classes=2, preset="tiny", backbone="resnet10t", num_queries=5)
+    bq.Detector(model, ["cat", "owl"], [1, 2], Preprocessing(64)).save(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "photos" / name)
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_image(path))
+    words = ["predict", str(tmp_path / "model"), str(tmp_path / "photos"), "--threshold", "0", "--out", str(tmp_path / "out")]
+    assert run([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["objects"] == 10
+    assert opened == [tmp_path / "photos" / name for name in ("a.png", "b.png")]
+    assert sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir()) == ["a.jpg", "b.jpg"]
 
 
 def test_every_repeated_option_arrives():

@@ -141,12 +141,15 @@ def predict(
     ``image_id`` is the file's name without its ending (as a number where it is one), ``file_name`` tells it apart. An image that
     cannot be read is named and left out.
     """
-    from boxquery.data.images import IMAGE_SUFFIXES
-    from boxquery.files import atomic_open
+    from boxquery.data.images import IMAGE_SUFFIXES, read_image
+    from boxquery.files import atomic_open, atomic_write
+    from boxquery.pages.drawing import draw
+    from boxquery.pages.images import encode
 
     if not sources:
         raise UserError("predict: name images, folders or globs to look at")
     detector = _load(run, device)
+    names = [str(name) for name in detector.classes]
     files = _files(sources)
     first = next(files, None)
     if first is None:
@@ -156,7 +159,7 @@ def predict(
         file.write(b"[")
         for path, base in _chain(first, files):
             try:
-                result = detector.predict(path, threshold=threshold)
+                image = read_image(path)
             except UserError as error:
                 if len(sources) == 1 and path == Path(sources[0]):
                     raise
@@ -164,11 +167,13 @@ def predict(
                 _warn([f"skipped: {error.line()}"])
                 continue
             found += 1
+            result = detector.predict(image, threshold=threshold)
             for row in _coco(result, path, base):
                 file.write(("," if objects else "").encode() + b"\n" + json.dumps(row).encode())
                 objects += 1
             if pictures:
-                _picture(result, path, out / "pictures" / path.relative_to(base).with_suffix(".jpg"), detector)
+                picture = draw(image, result.boxes, result.labels, names, scores=result.scores)
+                atomic_write(out / "pictures" / path.relative_to(base).with_suffix(".jpg"), encode(picture, quality=90))
         if not found:
             raise UserError(f"none of {unreadable} images could be read")
         file.write(b"\n]\n")
@@ -296,14 +301,3 @@ def _coco(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
             "bbox": corner,
             "score": round(score, 5),
         }
-
-
-def _picture(result: Result, path: Path, target: Path, detector: Detector) -> None:
-    from boxquery.data.images import read_image
-    from boxquery.files import atomic_open
-    from boxquery.pages.drawing import draw
-
-    names = [str(name) for name in detector.classes]
-    picture = draw(read_image(path), result.boxes, result.labels, names, scores=result.scores)
-    with atomic_open(target) as file:
-        picture.save(file, "JPEG", quality=90)
