@@ -109,6 +109,34 @@ def test_models_prints_the_family_and_each_difference(capsys):
     assert "Differs from DETR in:" in capsys.readouterr().out
 
 
+def test_models_is_readable_at_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(["models"]) == 0
+    table, _, _ = capsys.readouterr().out.partition("size: ")
+    assert max(map(len, table.splitlines())) <= 80
+    for name in bq.list_models():
+        summary = describe(name).splitlines()[0].partition(": ")[2]
+        assert {name, *summary.split()} <= set(table.split())
+
+
+def test_an_unknown_command_lists_all_that_there_are(capsys):
+    assert run(["frobnicate"]) == 2
+    told = capsys.readouterr().err
+    assert told == f"error: no command 'frobnicate'; choose one of {', '.join(name for name in app if not name.startswith('-'))}\n"
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "compare")])
+def test_help_speaks_of_flags_and_not_of_python(command, capsys, monkeypatch):
+    """Each argument has a sentence; defaults and choices are printed."""
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert not re.search(r"None|True|False|list_models|start_from|``", text)
+    for line in re.findall(r"^│ (.+?) +│$", text, re.MULTILINE):
+        assert re.search(r"[A-Z].*\.( \[.+\])?$", line), line
+    assert "--device" not in text or "[choices: auto, cpu, cuda] [default: auto]" in text
+
+
 def test_predict_decodes_each_image_once(tmp_path, monkeypatch, capsys):
     """For the detector and the picture alike."""
     opened, open_image = [], Image.open

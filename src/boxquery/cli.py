@@ -1,4 +1,4 @@
-"""The command line: names of commands, how results leave, and how errors do."""
+"""The command line: names of commands, how results are printed, and how errors are."""
 
 from __future__ import annotations
 
@@ -9,9 +9,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from cyclopts import App, Parameter
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, UnknownCommandError
 
 from boxquery.errors import UserError
+
+
+def _shown_default(value: Any) -> Any:
+    """A default as ``--help`` prints it; None for one that the flag's text describes."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return None if value is None else str(value)
+
 
 app = App(
     name="boxquery",
@@ -19,7 +27,7 @@ app = App(
     help_epilogue="With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr.",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative_iterable=()),
+    default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
 )
 app.command("boxquery.training.run:train", name="train")
 app.command("boxquery.check.command:check", name="check")
@@ -30,17 +38,19 @@ for command in ("demo", "evaluate", "predict", "models", "import_official"):
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line. Returns the exit status: 0 done, 1 a check did not hold, 2 the input was wrong, 130 interrupted."""
+    """Run one command line. Returns the exit status: 0 done, 1 a check failed, 2 the input was wrong, 130 interrupted."""
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) < len(arguments)
     words = words or ["--help"]
     if words[0] in app.help_flags:
-        for name in app:
-            app[name]  # the page of all commands does not load them by itself, and would have their names alone
+        for name in _commands():
+            app[name]  # commands are imported lazily; without it the list of all commands would have no descriptions
     try:
         result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except UserError as error:
         return _failed(error.line(), error.status)
+    except UnknownCommandError:
+        return _failed(f"no command {words[0]!r}; choose one of {', '.join(_commands())}")
     except CycloptsError as error:
         return _failed(" ".join(str(error).split()).rstrip(".") + "; --help lists what is known")
     except KeyboardInterrupt:
@@ -54,6 +64,10 @@ def run(arguments: Sequence[str]) -> int:
     elif result is not None and hasattr(result, "show"):
         result.show()
     return getattr(result, "status", 0)
+
+
+def _commands() -> list[str]:
+    return [name for name in app if not name.startswith("-")]
 
 
 def _failed(line: str, status: int = 2) -> int:

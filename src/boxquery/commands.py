@@ -1,22 +1,25 @@
-"""The commands that are not a room of their own. Imports nothing heavy: ``--help`` must be instant."""
+"""The commands demo, evaluate, predict, models and import-official. Imports no torch: ``--help`` must be instant."""
 
 from __future__ import annotations
 
 import glob
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import Options
+from boxquery.flags import Device, Options
 
 if TYPE_CHECKING:
     from boxquery.api import Detector
@@ -24,8 +27,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A result that a person reads as a table and a program as JSON."""
+class CommandResult:
+    """What a command prints: plain values with ``--json``, else a table and text."""
 
     values: dict[str, Any]
     table: Table | None = None
@@ -35,33 +38,32 @@ class Shown:
         return self.values
 
     def show(self) -> None:
-        console = Console(soft_wrap=True, highlight=False)
+        console = Console(highlight=False)
         if self.table is not None:
             console.print(self.table)
         if self.text:
-            console.print(self.text, markup=False)
+            console.print(self.text, markup=False, soft_wrap=not console.is_terminal)
 
 
 def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0) -> None:
-    """Train Deformable DETR on built-in scenes and show what it finds; needs no download.
+    """Train Deformable DETR on built-in scenes and show what it detects; needs no download.
 
     Args:
-        minutes: about how long.
-        out: the run folder; None: a new one under ``runs/``.
-        seed: of the run.
+        minutes: Approximate duration.
+        out: Run folder to write. Default: a new one under ``runs/``.
+        seed: Seeds initialisation, data order, augmentation and dropout.
     """
     from boxquery.training.run import train
 
     started = time.monotonic()
-    detector = train("shapes", model="deformable-detr", preset="tiny", minutes=minutes, out=out, seed=seed)
-    run = detector.run
+    run = train("shapes", model="deformable-detr", preset="tiny", minutes=minutes, out=out, seed=seed).run
     assert run is not None
     metrics = json.loads((run / "evaluation.json").read_text())["test"]
     seconds = round(time.monotonic() - started, 1)
     print(
-        f"Deformable DETR (preset tiny) learned the built-in scenes in {seconds:.0f} seconds; "
-        f"on {metrics['images']} scenes it had never seen "
-        f"AP is {metrics['AP']:.2f} and AP50 {metrics['AP50']:.2f}. Open {run / 'report.html'} to see what it finds.",
+        f"Deformable DETR (preset tiny) trained on the built-in scenes for {seconds:.0f} seconds; "
+        f"on {metrics['images']} scenes held out for testing AP is {metrics['AP']:.2f} and AP50 {metrics['AP50']:.2f}. "
+        f"Open {run / 'report.html'} to see what it detects.",
         file=sys.stderr,
     )
     print(json.dumps({"AP": metrics["AP"], "AP50": metrics["AP50"], "run": str(run), "seconds": seconds}))
@@ -75,22 +77,21 @@ def evaluate(
     split: str = "val",
     batch_size: int = 8,
     workers: int = 0,
-    device: str = "auto",
+    device: Device = "auto",
     strict: bool = False,
     nms: float | None = None,
-) -> Shown:
-    """AP as pycocotools defines it, per class, duplicates, false positives on empty images, and the threshold of the best F1.
+) -> CommandResult:
+    """Print AP as pycocotools defines it, per class, with duplicates, false positives on empty images and the best threshold.
 
     Args:
-        run: a run folder, a model folder or a hub id.
-        data: a data set in COCO, Pascal VOC or YOLO layout, or ``shapes``.
-        split: which of its splits.
-        batch_size: images at once.
-        workers: processes that read images.
-        device: "auto", "cpu" or "cuda".
-        strict: boxes and images at fault are fatal instead of skipped.
-        nms: of two answers of a class that overlap by more than this IoU, 0 to 1, only the better counts; 1 counts both, also of a
-            reference; not given: as the model has it.
+        run: A run folder, a model folder or a hub id.
+        data: A data set in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
+        split: Split to evaluate on.
+        batch_size: Images per batch.
+        workers: Processes that read images; 0 reads them in the main one.
+        device: Where the model runs; auto takes CUDA if there is any.
+        strict: Treat invalid boxes and images as errors instead of skipping them.
+        nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
     """
     from boxquery.data.open import open_data
 
@@ -101,22 +102,12 @@ def evaluate(
     table = Table(title=f"{run} on {split} of {data}", title_justify="left")
     for column in ("", "AP", "AP50", "objects"):
         table.add_column(column, justify="left" if not column else "right")
-    table.add_row("all", _number(metrics["AP"]), _number(metrics["AP50"]), str(metrics["objects"]))
-    for row in metrics["per_class"]:
+    for row in [{**metrics, "name": "all"}, *metrics["per_class"]]:
         table.add_row(row["name"], _number(row["AP"]), _number(row["AP50"]), str(row["objects"]))
     others = (
-        "AP75",
-        "APs",
-        "APm",
-        "APl",
-        "best_threshold",
-        "precision",
-        "recall",
-        "f1",
-        "duplicate_rate",
-        "false_positives_per_empty_image",
-    )
-    return Shown(metrics, table, "\n".join(f"{name.replace('_', ' ')}: {_number(metrics[name])}" for name in others))
+        "AP75", "APs", "APm", "APl", "best_threshold", "precision", "recall", "f1", "duplicate_rate", "false_positives_per_empty_image",
+    )  # fmt: skip
+    return CommandResult(metrics, table, "\n".join(f"{name.replace('_', ' ')}: {_number(metrics[name])}" for name in others))
 
 
 def predict(
@@ -125,21 +116,21 @@ def predict(
     *sources: str,
     out: Path = Path("predictions"),
     threshold: float | None = None,
-    device: str = "auto",
+    device: Device = "auto",
     pictures: bool = True,
-) -> Shown:
-    """Find objects in images; writes pictures with boxes and ``predictions.json`` in COCO's result format.
+) -> CommandResult:
+    """Detect objects in images; write pictures with boxes, and ``predictions.json`` in COCO's result format.
+
+    In ``predictions.json``, ``image_id`` is the file's name without its ending (a number if it is one), and ``file_name`` its path. An
+    image that cannot be read is named and skipped.
 
     Args:
-        run: a run folder, a model folder or a hub id.
-        sources: image files, folders (read through), or globs.
-        out: the folder to write to.
-        threshold: least score, 0 to 1; the one of the best F1 in training if not given.
-        device: "auto", "cpu" or "cuda".
-        pictures: draw the boxes.
-
-    ``image_id`` is the file's name without its ending (as a number where it is one), ``file_name`` tells it apart. An image that
-    cannot be read is named and left out.
+        run: A run folder, a model folder or a hub id.
+        sources: Image files, folders (searched recursively) or globs.
+        out: Folder to write to.
+        threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
+        device: Where the model runs; auto takes CUDA if there is any.
+        pictures: Write pictures with boxes.
     """
     from boxquery.data.images import IMAGE_SUFFIXES, read_image
     from boxquery.files import atomic_open, atomic_write
@@ -150,14 +141,14 @@ def predict(
         raise UserError("predict: name images, folders or globs to look at")
     detector = _load(run, device)
     names = [str(name) for name in detector.classes]
-    files = _files(sources)
+    files = _image_files(sources, IMAGE_SUFFIXES)
     first = next(files, None)
     if first is None:
         raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for)")
-    found = unreadable = objects = 0
+    images = unreadable = objects = 0
     with atomic_open(out / "predictions.json") as file:
         file.write(b"[")
-        for path, base in _chain(first, files):
+        for path, base in chain([first], files):
             try:
                 image = read_image(path)
             except UserError as error:
@@ -166,82 +157,86 @@ def predict(
                 unreadable += 1
                 _warn([f"skipped: {error.line()}"])
                 continue
-            found += 1
+            images += 1
             result = detector.predict(image, threshold=threshold)
-            for row in _coco(result, path, base):
+            for row in _coco_rows(result, path, base):
                 file.write(("," if objects else "").encode() + b"\n" + json.dumps(row).encode())
                 objects += 1
             if pictures:
                 picture = draw(image, result.boxes, result.labels, names, scores=result.scores)
                 atomic_write(out / "pictures" / path.relative_to(base).with_suffix(".jpg"), encode(picture, quality=90))
-        if not found:
+        if not images:
             raise UserError(f"none of {unreadable} images could be read")
         file.write(b"\n]\n")
-    values = {"images": found, "objects": objects, "unreadable": unreadable, "out": str(out), "predictions": str(out / "predictions.json")}
-    return Shown(values, text=f"{objects} objects in {found} images; {unreadable} could not be read; see {out}")
+    values = {"images": images, "objects": objects, "unreadable": unreadable, "out": str(out), "predictions": str(out / "predictions.json")}
+    return CommandResult(values, text=f"{objects} objects in {images} images; {unreadable} could not be read; see {out}")
 
 
-def models(name: str | None = None, /) -> Shown:
-    """The family on one page; with a name, how that model differs from DETR.
+def models(name: str | None = None, /) -> CommandResult:
+    """List the models, or describe one: its paper, how it differs from DETR, and its presets.
 
     Args:
-        name: one of the family, or a reference.
+        name: A model or baseline to describe. Default: list all.
     """
-    from boxquery.models import describe, differences, facts, list_baselines, papers, sizes
+    from boxquery.models import describe, list_baselines, papers
 
-    known = papers()
-    if name in list_baselines():
-        return Shown({"name": name, **{key.lower(): value for key, value in facts(name).items()}}, text=describe(name))
-    if name is not None and name not in known:
-        raise UserError(f"no model {name!r}; choose one of {', '.join(known)}, or to compare with {', '.join(list_baselines())}")
-    rows = []
-    for each in known if name is None else [name]:
-        lines = {key.lower().replace("-", "_"): value for key, value in facts(each).items()}
-        summary = describe(each).splitlines()[0].partition(": ")[2]
-        rows.append({"name": each, "summary": summary, **lines, "sizes": sizes(each), "differs_from_detr_in": differences(each)})
+    family, baselines = papers(), list_baselines()
     if name is not None:
-        row = rows[0]
-        bullets = "\n".join(f"- {line}" for line in row["differs_from_detr_in"])
-        counts = "\n".join(f"- {preset}: {_size(count)}, {count['image']}" for preset, count in row["sizes"].items())
-        text = f"{name}: {row['summary']}\n\nPaper: {row['paper']}\nPublished: {row['published']}"
-        return Shown(row, text=f"{text}\n\nDiffers from DETR in:\n{bullets}\n\nPresets:\n{counts}")
-    table = Table(show_lines=True, caption="size: parameters and multiply-adds of preset paper at 800 x 1333, in millions and billions")
+        if name not in [*family, *baselines]:
+            raise UserError(f"no model {name!r}; choose one of {', '.join(family)}, or to compare with {', '.join(baselines)}")
+        values = _model(name)
+        presets = [f"- {preset}: {_size(count)} at {count['image']}" for preset, count in values.get("sizes", {}).items()]
+        return CommandResult(values, text="\n".join([describe(name), *(["", "Presets:", *presets] if presets else [])]))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1)
     table.add_column("model", no_wrap=True)
-    for column in ("queries", "encoder", "cross-attention", "refinement", "matching", "size", "published, R50 on COCO"):
-        table.add_column(column, overflow="fold")
+    table.add_column("in one line")
+    for column in ("size", "AP", "epochs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = [_model(each) for each in family]
     for row in rows:
-        axes = (row[axis] for axis in ("queries", "encoder", "cross_attention", "refinement", "matching"))
-        venue = f"{row['paper'].partition(' et al.')[0].split(',')[0]} {row['year']}\n{row['paper'].rpartition(' ')[2]}"
-        table.add_row(f"[bold]{row['name']}[/bold]\n{venue}", *axes, _size(row["sizes"]["paper"]), row["published"])
-    others = ", ".join(list_baselines())
-    return Shown(
-        {"models": rows, "baselines": list_baselines()}, table, f"Not of the family, to compare with: {others} (docs/baselines.md)"
+        ap, epochs = re.findall(r"([\d.]+) AP in (\d+) epochs", row["published"])[0]
+        table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
+    text = (
+        "size: parameters of preset paper; AP: published, ResNet-50 on COCO val2017, after that many epochs.\n"
+        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
     )
+    return CommandResult({"models": rows, "baselines": baselines}, table, text)
+
+
+def _model(name: str) -> dict[str, Any]:
+    """What is known of a model: plain values."""
+    from boxquery.models import describe, differences, facts, papers, sizes
+
+    lines = {key.lower().replace("-", "_"): value for key, value in facts(name).items()}
+    values = {"name": name, "summary": describe(name).splitlines()[0].partition(": ")[2], **lines}
+    return {**values, "sizes": sizes(name), "differs_from_detr_in": differences(name)} if name in papers() else values
 
 
 def _size(count: dict[str, Any]) -> str:
-    return f"{count['parameters'] / 1e6:.1f} M, {count['gflops']:.{0 if count['gflops'] >= 10 else 1}f} G"
+    gflops = count["gflops"]
+    return f"{count['parameters'] / 1e6:.1f} M parameters, {gflops:.{0 if gflops >= 10 else 1}f} G multiply-adds"
 
 
-def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800, options: Options = None) -> Shown:
-    """Turn a paper's released COCO checkpoint into a model folder.
+def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800, options: Options = None) -> CommandResult:
+    """Convert a paper's released COCO checkpoint to a model folder.
 
     Args:
-        checkpoint: the authors' file; only tensors are read from it.
-        model: which of the family it is; its options are read off the tensors.
-        out: the model folder to write.
-        image_size: short side of the input in pixels.
-        options: what the tensors do not show, as ``--option name=value``, repeated: ``dilation=true`` for a DC5 checkpoint.
+        checkpoint: The authors' file; only tensors are read from it, nothing in it is executed.
+        model: Model that the checkpoint is of; its options are read from the tensors.
+        out: Model folder to write.
+        image_size: Shortest side of the input in pixels.
+        options: An option that the tensors do not show, as name=value; may be repeated. ``dilation=true`` for a DC5 checkpoint.
     """
     from boxquery.model_folder import open_official, save
+    from boxquery.official.checkpoint import assumptions
 
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
     detector, report = open_official(checkpoint, model, image_size, options or {})
     save(detector, out)
-    _warn([f"the tensors do not show {name}; taken as {value} (--option {name}=...)" for name, value in report["assumed"].items()])
+    _warn(assumptions(report))
     text = f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}"
-    return Shown({**report, "out": str(out)}, text=text)
+    return CommandResult({**report, "out": str(out)}, text=text)
 
 
 def _load(run: str, device: str) -> Detector:
@@ -260,44 +255,31 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _files(sources: Iterable[str]) -> Iterator[tuple[Path, Path]]:
-    """(image, the folder that its picture's path is relative to), one folder's names in memory at a time."""
-    from boxquery.data.images import IMAGE_SUFFIXES
-
+def _image_files(sources: Iterable[str], endings: frozenset[str]) -> Iterator[tuple[Path, Path]]:
+    """Images, each with the folder that its picture's path is relative to; holds one folder's names at a time."""
     for source in sources:
         path = Path(source)
         if path.is_dir():
             for folder, folders, names in os.walk(path):
                 folders.sort()
-                for name in sorted(names):
-                    if Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                        yield Path(folder) / name, path
+                yield from ((Path(folder) / name, path) for name in sorted(names) if Path(name).suffix.lower() in endings)
         elif path.is_file():
             yield path, path.parent
         else:
-            matches = glob.iglob(source, recursive=True)
+            matches = map(Path, glob.iglob(source, recursive=True))
             first = next(matches, None)
             if first is None:
                 raise UserError(f"{source}: no such image or folder, and no match as a glob")
-            for match in _chain(first, matches):
-                if Path(match).suffix.lower() in IMAGE_SUFFIXES:
-                    yield Path(match), Path(match).parent
+            yield from ((match, match.parent) for match in chain([first], matches) if match.suffix.lower() in endings)
 
 
-def _chain(first: Any, rest: Iterable[Any]) -> Iterator[Any]:
-    yield first
-    yield from rest
-
-
-def _coco(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
+def _coco_rows(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
     image = int(path.stem) if path.stem.isdecimal() else path.stem
-    for box, score, category in zip(result.boxes.tolist(), result.scores.tolist(), result.ids, strict=True):
-        x1, y1, x2, y2 = box
-        corner = [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)]
+    for (x1, y1, x2, y2), score, category in zip(result.boxes.tolist(), result.scores.tolist(), result.ids, strict=True):
         yield {
             "image_id": image,
             "file_name": str(path.relative_to(base)),
             "category_id": category,
-            "bbox": corner,
+            "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 5),
         }

@@ -27,7 +27,7 @@ from boxquery.model_folder import CONFIG, WEIGHTS, load, open_official
 from boxquery.models import preset
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import list_official
-from boxquery.official.checkpoint import UNSEEN
+from boxquery.official.checkpoint import UNSEEN, assumptions
 from boxquery.parts.attention.deformable import DeformableAttention
 
 FILE = "transfer.json"
@@ -150,7 +150,7 @@ def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] 
         raise UserError(f"{path}: the file does not say which model it is of; add --model, one of {', '.join(list_official())}")
     given = {name: value for name, value in (options or {}).items() if name in UNSEEN}
     detector, report = open_official(path, model, preset(model).recipe.image_size, given)
-    return detector, [f"the tensors do not show {n}; taken as {v} (--option {n}=...)" for n, v in report["assumed"].items()]
+    return detector, assumptions(report)
 
 
 def fingerprint(detector: Detector) -> str:

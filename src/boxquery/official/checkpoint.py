@@ -51,3 +51,8 @@ def open_checkpoint(path: Path, name: str, given: dict[str, Any]) -> tuple[Model
     built = model.config["options"]
     assumed = {key: built[key] for key in UNSEEN if key in built and key not in options}
     return model, {"model": name, "options": options, "assumed": assumed, **counts}
+
+
+def assumptions(report: dict[str, Any]) -> list[str]:
+    """What ``open_checkpoint`` assumed, one line per option."""
+    return [f"the tensors do not show {name}; taken as {value} (--option {name}=...)" for name, value in report["assumed"].items()]
