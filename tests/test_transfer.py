@@ -292,7 +292,7 @@ def test_the_file_of_a_released_checkpoint(tmp_path):
     assert report.classes == {"Person": "person", "helmet": None}
     assert len(report.left) == len(CATEGORIES) - 1
     assert torch.equal(target.heads[0].classes.weight[[0, 2]], tensors["class_embed.weight"][[1, 91]])
-    with pytest.raises(bq.UserError, match="does not say which model it is of; add --model"):
+    with pytest.raises(bq.UserError, match="does not say which model it is; add --model"):
         read_source(tmp_path / "theirs.pth")
     with pytest.raises(bq.UserError, match="not a checkpoint of deformable-detr"):
         read_source(tmp_path / "theirs.pth", "deformable-detr")
@@ -362,7 +362,7 @@ def test_the_table_fits_a_terminal(first):
     assert "class heads" in text
     assert "from [first]" in text
     assert "1 of 2 classes by name" in text
-    assert report.said().startswith(f"classes known to it: {source.classes[1].upper()} (there {source.classes[1]}); new: [odd]")
+    assert report.summary().startswith(f"classes taken over: {source.classes[1].upper()} (from {source.classes[1]}); new: [odd]")
 
 
 def test_stopped_and_resumed_it_is_the_same_run(first, second, tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
-"""A new model that starts from a trained one: every tensor is copied by what its rows mean, not by where they stand.
+"""Starting a model from a trained one of the same kind: tensors are copied by what their rows mean, not by their index.
 
-Classes are matched by name, levels by the stage of the backbone that they come from, queries, patterns and layers by number; the rest must
-have the same shape. What the source does not have keeps the new model's own start values, and the report says so.
+Classes are matched by name, levels by backbone stage, queries, patterns and layers by number; other tensors must have the same shape. What
+the source lacks keeps its initial values, and the report says so.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from boxquery.official import list_official
 from boxquery.official.checkpoint import UNSEEN, assumptions
 from boxquery.parts.attention.deformable import DeformableAttention
 
-FILE = "transfer.json"
+TRANSFER_FILE = "transfer.json"
 
-#: names of tensors (patterns) -> what their first dimension counts
+#: names of tensors (patterns) -> what their first dimension indexes
 COUNTED: tuple[tuple[str, str], ...] = (
     (r"heads\.\d+\.classes\..+", "columns"),
     (r"queries\.denoising\.labels", "classes"),
-    # every object is column 0 to a proposal: its columns have no names
+    # proposals are class-agnostic: column 0 is any object, the others have no meaning
     (r"queries\.head\.classes\..+", "proposal columns"),
     (r"queries\.(position|embedding|anchors|centres|points)|(place\.)+table", "queries"),
     (r"queries\.content", "contents"),
@@ -46,11 +46,11 @@ COUNTED: tuple[tuple[str, str], ...] = (
     (r"tokens\.position\.(row|column)", "cells"),
 )
 
-#: modules that stand once a level
+#: modules that exist once per level
 PER_LEVEL = re.compile(r"(neck\.projections|.+\.read\.(?:keys|values))\.(\d+)\.(.+)")
 CLASS_HEAD = re.compile(r"heads\.(\d+)\.classes\.(.+)")
 
-#: beginnings of names (patterns) -> what the table calls the group
+#: beginnings of names (patterns) -> groups of the table
 GROUPS: tuple[tuple[str, str], ...] = (
     (r"backbone\.", "backbone"),
     (r"neck\.", "neck"),
@@ -59,7 +59,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (r"queries\.head\.", "proposal head"),
     (r"queries\.denoising\.", "denoising labels"),
     (r"queries\.", "queries"),
-    (r"place\.", "place"),
+    (r"place\.", "query geometry"),
     (r"layers\.", "decoder"),
     (r"heads\.\d+\.classes\.", "class heads"),
     (r"heads\.", "box heads"),
@@ -69,7 +69,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
 
 @dataclass
 class Group:
-    """How many numbers of a part of the model were kept in their place, moved from another, or start anew, and what decided it."""
+    """How many values of a part of the model were kept at their index, moved from another, or newly initialised, and why."""
 
     name: str
     kept: int = 0
@@ -77,23 +77,23 @@ class Group:
     new: int = 0
     how: list[str] = field(default_factory=list)
 
-    def say(self, why: str) -> None:
-        if why and why not in self.how:
-            self.how.append(why)
+    def note(self, reason: str) -> None:
+        if reason and reason not in self.how:
+            self.how.append(reason)
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What became of a model that started from another.
+    """What a model took over from its source.
 
     Attributes:
         model: the name of both.
         groups: the parts of the new model.
-        classes: for each class of the new model the source's name whose rows it has, or None where they are new.
-        left: classes of the source that nobody took.
-        unused: tensors of the source that have no place in the new model.
+        classes: per class of the new model, the source's class whose rows it has; None if they are new.
+        left: classes of the source that the new model lacks.
+        unused: tensors of the source that the new model lacks.
         notes: options that differ.
-        backbone: whether it is the source's.
+        backbone: whether it was taken over.
     """
 
     model: str
@@ -105,24 +105,23 @@ class Transfer:
     backbone: bool
 
     def values(self) -> dict[str, Any]:
-        """Plain values, as ``transfer.json`` has them."""
+        """Plain values, as in ``transfer.json``."""
         return asdict(self)
 
-    def said(self) -> str:
-        """The classes in a line, then what differs and what was left out."""
-        known = [name if origin == name else f"{name} (there {origin})" for name, origin in self.classes.items() if origin is not None]
+    def summary(self) -> str:
+        """Lines about classes, options that differ, and what was left out."""
+        known = [name if origin == name else f"{name} (from {origin})" for name, origin in self.classes.items() if origin is not None]
         new = [name for name, origin in self.classes.items() if origin is None]
-        lines = [f"classes known to it: {', '.join(known) or 'none'}; new: {', '.join(new) or 'none'}"]
+        lines = [f"classes taken over: {', '.join(known) or 'none'}; new: {', '.join(new) or 'none'}"]
         if self.notes:
-            lines.append(f"other than there: {'; '.join(self.notes)}")
+            lines.append(f"options that differ: {'; '.join(self.notes)}")
         if self.unused:
-            lines.append(f"{len(self.unused)} tensors of the source have no place here")
+            lines.append(f"{len(self.unused)} tensors of the source are not used")
         return "\n".join(lines)
 
     def table(self, title: str) -> Table:
-        table = Table(
-            title=Text(title), title_justify="left", caption="numbers; moved: from another row, level or layer", caption_justify="left"
-        )
+        caption = "numbers of values; moved: from another row, level or layer"
+        table = Table(title=Text(title), title_justify="left", caption=caption, caption_justify="left")
         table.add_column("part", no_wrap=True)
         for column in ("kept", "moved", "new"):
             table.add_column(column, justify="right")
@@ -133,13 +132,13 @@ class Transfer:
 
 
 def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] | None = None) -> tuple[Detector, list[str]]:
-    """What ``--from`` names: a run folder, a model folder, a hub id, or a paper's released checkpoint. Nothing in it is executed.
+    """Load what ``--from`` names: a run folder, a model folder, a hub id, or a paper's released checkpoint. Nothing in it is executed.
 
     Args:
-        model: which of the family a released checkpoint is of; its file does not say.
-        options: of those, what a checkpoint's tensors do not show is taken for it too (``dilation``).
+        model: the model that a released checkpoint is of; its file does not say.
+        options: the new model's; those that a released checkpoint's tensors do not show (``dilation``) hold for the source, too.
 
-    Returns the detector and what had to be assumed, one line each. Raises ``UserError``.
+    Returns the detector and what had to be assumed, one line per option. Raises ``UserError``.
     """
     path = Path(source)
     if not path.is_file():
@@ -147,14 +146,14 @@ def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] 
     if path.name in (CONFIG, WEIGHTS, "last.ckpt"):
         raise UserError(f"{path}: give the folder of the run or model, not a file in it")
     if not model:
-        raise UserError(f"{path}: the file does not say which model it is of; add --model, one of {', '.join(list_official())}")
+        raise UserError(f"{path}: the file does not say which model it is; add --model, one of {', '.join(list_official())}")
     given = {name: value for name, value in (options or {}).items() if name in UNSEEN}
     detector, report = open_official(path, model, preset(model).recipe.image_size, given)
     return detector, assumptions(report)
 
 
 def fingerprint(detector: Detector) -> str:
-    """A hash (SHA-256) of the class names and every tensor: equal where a transfer would give the same."""
+    """SHA-256 of model name, class names and all tensors: equal if a transfer would give the same."""
     digest = hashlib.sha256(json.dumps([detector.model.config["name"], detector.classes]).encode())
     for name, value in sorted(detector.model.state_dict().items()):
         digest.update(f"{name} {list(value.shape)} {value.dtype}".encode())
@@ -163,16 +162,16 @@ def fingerprint(detector: Detector) -> str:
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Name -> (before, now) of the options of ``now`` that are others; sequences that a file made lists are the same."""
+    """Name -> (before, now) for the options of ``now`` that differ; tuples and lists are equal, as in JSON."""
     before, now = (json.loads(json.dumps(options)) for options in (before, now))
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
 
 
 def check_same_model(source: DetectionTransformer, name: str) -> None:
-    """Raises ``UserError`` where the tensors of one mean nothing to the other."""
+    """Raises ``UserError`` if the source is another model, whose tensors have another meaning."""
     if (theirs := source.config["name"]) != name:
         raise UserError(
-            f"the source is a {theirs}, the new model a {name}: weights pass only between models of one name; use --model {theirs}"
+            f"the source is a {theirs}, the new model a {name}: weights can only be taken over from the same model; use --model {theirs}"
         )
 
 
@@ -180,56 +179,51 @@ def check_same_model(source: DetectionTransformer, name: str) -> None:
 def transfer(
     source: DetectionTransformer, target: DetectionTransformer, source_classes: Sequence[str | None], target_classes: Sequence[str | None]
 ) -> Transfer:
-    """Fill ``target`` with what ``source`` has learned; the source is not changed.
+    """Copy what ``source`` has learned into ``target``; the source is not changed.
 
     Args:
-        source, target: two models of one name (``config["name"]``); classes, queries, levels, layers and every option may differ.
-        source_classes, target_classes: their class names, one a logit column; None for a column without a name, which is matched by none.
+        source, target: two models with the same ``config["name"]``; classes, queries, levels, layers and any option may differ.
+        source_classes, target_classes: class names, one per logit column; None for a column without a name, which matches nothing.
 
-    - Class rows (heads of every layer, or a shared one, and denoising's label embeddings) by name (``match_names``); "no object" of
-      a softmax goes along, a new class keeps the target's start values. The columns of a two-stage model's proposal head have no names: the
-      first one is "an object", so they go by number.
-    - Queries by number. Fewer: the first ones; they were drawn at random, so any choice is as good, and this one keeps their numbers and
-      undoes an extension. More: those beyond have the target's start values. Anchors and patterns are stored apart, so patterns stay.
-    - Levels by the stage of the backbone that they stand for. A learned table of positions is resampled.
-    - A head that all layers shared gives its classes to every layer, its boxes to the first: later ones are measured from elsewhere.
-    - Another backbone is new as a whole, and with it the neck's maps of it.
+    - Class rows (heads of all layers, or a shared one, and the label embeddings of denoising) are matched by name (``match_names``), a
+      softmax's "no object" with its like. Columns of a two-stage model's proposal head have no names, the first is "an object": by number.
+    - Queries go by number; of fewer, the first ones are kept (they were initialised at random, so any choice is as good). Anchors and
+      patterns are stored separately, so patterns stay patterns.
+    - Levels are matched by backbone stage. A learned table of positions is resampled.
+    - A head shared by all layers gives its classes to every layer, its boxes only to the first: later layers have another reference.
+    - With another backbone, the backbone and the neck's projections of it are new.
 
-    Raises ``UserError`` for models of different names or class names that are not one a column.
+    What the source lacks keeps the target's initial values. Raises ``UserError`` for different models, or not one class name per column.
     """
     check_same_model(source, target.config["name"])
     for model, classes in ((source, source_classes), (target, target_classes)):
         if len(classes) != model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names were given")
     copier = _Copier(source, target, match_names(target_classes, source_classes))
-    groups = copier.copy()
-    rows = copier.classes
     changed = changed_options(source.config["options"], target.config["options"])
-    notes = [f"{name}: {before} became {now}" for name, (before, now) in changed.items()]
+    pairs = zip(target_classes, copier.classes, strict=True)
     return Transfer(
         model=target.config["name"],
-        groups=groups,
-        classes={
-            str(name): source_classes[i] if i >= 0 else None for name, i in zip(target_classes, rows, strict=True) if name is not None
-        },
-        left=[name for i, name in enumerate(source_classes) if name is not None and i not in rows],
+        groups=copier.copy(),
+        classes={name: source_classes[i] if i >= 0 else None for name, i in pairs if name is not None},
+        left=[name for i, name in enumerate(source_classes) if name is not None and i not in copier.classes],
         unused=copier.unused(),
-        notes=notes,
+        notes=[f"{name}: {before} became {now}" for name, (before, now) in changed.items()],
         backbone=copier.same_backbone,
     )
 
 
-#: of one dimension of a tensor: how many rows the source has, and for each of ours which of them (-1: none)
+#: of one dimension of a tensor: number of rows in the source, and per row of ours its index there (-1: none)
 Rows = tuple[int, list[int]]
 
 
 class _Copier:
-    """Two models, and for every way of counting which row of the source is which of the target."""
+    """Copies tensors of one model to another, row by row."""
 
     def __init__(self, source: DetectionTransformer, target: DetectionTransformer, classes: list[int]):
         self.source, self.target, self.classes = source, target, classes
         self.theirs, self.ours = source.state_dict(), target.state_dict()
-        # a level is told by the stage of the backbone that it stands for, counted from the last
+        # levels are matched by backbone stage, counted from the last
         ours, theirs, shift = len(target.neck.projections), len(source.neck.projections), source.neck.inputs - target.neck.inputs
         self.levels = [i + shift if 0 <= i + shift < theirs else -1 for i in range(ours)]
         self.same_backbone = source.backbone.name == target.backbone.name and _shapes(self.theirs) == _shapes(self.ours)
@@ -238,7 +232,7 @@ class _Copier:
     def copy(self) -> list[Group]:
         groups = {title: Group(title) for _, title in GROUPS}
         for name, tensor in self.ours.items():
-            if _means_something(name):
+            if _is_learned(name):
                 group = groups[next(title for beginning, title in GROUPS if re.match(beginning, name))]
                 known, kept = self._fill(name, tensor, group)
                 group.kept += kept
@@ -247,23 +241,23 @@ class _Copier:
         return [group for group in groups.values() if group.kept + group.moved + group.new]
 
     def unused(self) -> list[str]:
-        return [name for name in self.theirs if name not in self.used and _means_something(name)]
+        return [name for name in self.theirs if name not in self.used and _is_learned(name)]
 
     def _fill(self, name: str, ours: Tensor, group: Group) -> tuple[int, int]:
-        """How many numbers of a tensor the source gave, and how many of them stand where they stood."""
+        """Number of values copied to a tensor, and how many of them kept their index."""
         if not self.same_backbone and self._of_backbone(name):
-            group.say("another backbone")
+            group.note("another backbone")
             return 0, 0
         origin = self._origin(name)
         theirs = self.theirs.get(origin)
         if theirs is None:
-            levels = PER_LEVEL.fullmatch(name)
-            group.say(self._said("levels", (len(self.source.neck.projections), self.levels)) if levels else "some are not in the source")
+            levels = (len(self.source.neck.projections), self.levels)
+            group.note(self._describe("levels", levels) if PER_LEVEL.fullmatch(name) else "some are not in the source")
             return 0, 0
         kind = next((kind for pattern, kind in COUNTED if re.fullmatch(pattern, name)), "")
         rows = self._rows(kind, name, origin, ours, theirs)
         if rows is None and (kind or ours.shape != theirs.shape):
-            group.say("some have another shape")
+            group.note("some have another shape")
             return 0, 0
         self.used.add(origin)
         if rows is None:
@@ -271,9 +265,9 @@ class _Copier:
             return ours.numel(), ours.numel() if origin == name else 0
         if kind == "cells" and ours.shape != theirs.shape:
             ours.copy_(torch.nn.functional.interpolate(theirs.T[None], size=len(ours), mode="linear", align_corners=True)[0].T)
-            group.say(f"resampled from {len(theirs)} to {len(ours)} cells")
+            group.note(f"resampled from {len(theirs)} to {len(ours)} cells")
             return ours.numel(), 0
-        group.say(self._said(kind, rows[-1]))
+        group.note(self._describe(kind, rows[-1]))
         copied, kept = _copy_rows(ours, theirs, rows)
         return copied, kept if origin == name else 0
 
@@ -283,7 +277,7 @@ class _Copier:
         return name.startswith("backbone.") or (name.startswith("neck.") and bool(level) and int(level[2]) <= self.target.neck.inputs)
 
     def _origin(self, name: str) -> str:
-        """What the source calls a tensor of ours; "" where it cannot have it."""
+        """The source's name of a tensor of ours; empty if it cannot have it."""
         if (found := PER_LEVEL.fullmatch(name)) is not None:
             level = self.levels[int(found[2])]
             return f"{found[1]}.{level}.{found[3]}" if level >= 0 else ""
@@ -292,7 +286,7 @@ class _Copier:
         return name
 
     def _rows(self, kind: str, name: str, origin: str, ours: Tensor, theirs: Tensor) -> list[Rows] | None:
-        """Of each leading dimension; None where a tensor counts nothing, or what it counts cannot be compared."""
+        """Per leading dimension that is matched; None if there is none, or if the rows have another shape."""
         if not kind:
             return None
         if kind == "samples":
@@ -301,13 +295,12 @@ class _Copier:
             return None
         by_number = [i if i < len(theirs) else -1 for i in range(len(ours))]
         if kind in ("classes", "columns"):
-            # "no object" stands behind the classes
-            spare = range(len(self.classes), len(ours))
-            return [(len(theirs), [*self.classes, *(len(theirs) - len(ours) + i for i in spare)])]
+            no_object = [len(theirs) - len(ours) + i for i in range(len(self.classes), len(ours))]  # comes after the classes
+            return [(len(theirs), [*self.classes, *no_object])]
         return [(len(theirs), self.levels if kind == "levels" else by_number)]
 
-    def _said(self, kind: str, rows: Rows) -> str:
-        """What became of rows, in words; "" where all are as they were."""
+    def _describe(self, kind: str, rows: Rows) -> str:
+        """What was done with rows, in words; empty if all kept their index."""
         theirs, ours = rows
         if ours == list(range(theirs)):
             return ""
@@ -319,7 +312,7 @@ class _Copier:
         return f"{'the first ' if ours == list(range(known)) else ''}{known} of {theirs} {what}"
 
     def _samples(self, name: str, origin: str) -> list[Rows] | None:
-        """Sampled attention: heads, levels, points (and x, y), in this order."""
+        """Of deformable attention, whose rows are heads x levels x points (x 2)."""
         ours, theirs = (m.get_submodule(n.rsplit(".", 2)[0]) for m, n in ((self.target, name), (self.source, origin)))
         if not isinstance(ours, DeformableAttention) or not isinstance(theirs, DeformableAttention):
             return None
@@ -329,7 +322,7 @@ class _Copier:
 
 
 def _copy_rows(ours: Tensor, theirs: Tensor, rows: list[Rows]) -> tuple[int, int]:
-    """Copy every combination of known rows; how many numbers that is, and how many of them stand where they stood."""
+    """Copy all combinations of matched rows; returns the number of values, and how many of them kept their index."""
     known = [[(i, j) for i, j in enumerate(axis) if j >= 0] for _, axis in rows]
     here, there = (
         torch.meshgrid(*(torch.tensor([p[side] for p in axis], dtype=torch.int64) for axis in known), indexing="ij") for side in (0, 1)
@@ -340,9 +333,9 @@ def _copy_rows(ours: Tensor, theirs: Tensor, rows: list[Rows]) -> tuple[int, int
     return here[0].numel() * mine.shape[-1], same * mine.shape[-1]
 
 
-def _means_something(name: str) -> bool:
+def _is_learned(name: str) -> bool:
     return not name.endswith("num_batches_tracked")
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in tensors.items() if name.startswith("backbone.") and _means_something(name)}
+    return {name: value.shape for name, value in tensors.items() if name.startswith("backbone.") and _is_learned(name)}

@@ -160,7 +160,7 @@ def transfer(run: RunFiles) -> dict[str, Any]:
     keys = ("kept", "moved", "new")
     parts = [[part["name"], *(number(part[key] or None) for key in keys), "; ".join(part["how"])] for part in found["groups"]]
     origins = {class_name(name): None if origin is None else class_name(origin) for name, origin in found["classes"].items()}
-    known = [name if name == origin else f"{name} (there {origin})" for name, origin in origins.items() if origin]
+    known = [name if name == origin else f"{name} (from {origin})" for name, origin in origins.items() if origin]
     return {**found, "parts": parts, "known": known, "new": [name for name, origin in origins.items() if not origin]}
 
 

@@ -41,8 +41,7 @@ from boxquery.training.processes import attempt, everywhere, join, neighbours, r
 from boxquery.training.progress import LiveBar
 from boxquery.training.settings import PRECISIONS, like, resolved, run_folder, same
 from boxquery.training.state import StateFiles, newest, run_lock
-from boxquery.transfer import FILE as TRANSFERRED
-from boxquery.transfer import fingerprint, read_source, transfer
+from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 
 
 def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detector:
@@ -132,7 +131,7 @@ class Run:
         self.config = replace(c, frozen=frozen)
         self.transferred = found.values() | {"from": c.start_from, "hash": c.start_hash, "frozen": frozen}
         self.console.print(found.table(f"from {c.start_from}"))
-        self.console.print(found.said(), markup=False)
+        self.console.print(found.summary(), markup=False)
         self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
 
     def begin(self) -> None:
@@ -177,7 +176,7 @@ class Run:
         if state is None and rank() == 0:
             write_data(self.folder, self.data)
             if self.transferred:
-                write_json(self.folder / TRANSFERRED, self.transferred)
+                write_json(self.folder / TRANSFER_FILE, self.transferred)
         module = Training(self.model, self.recipe, c.schedule_steps or c.steps, [r.id for r in self.data.splits["train"]], c.seed)
         bar = LiveBar(self.console, c.batches, c.seen() // (c.batch_size * c.world))
         keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
