@@ -25,6 +25,11 @@ class CheckFailed(UserError):
     status = 1
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's message in one line; its class name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an exception's message; its class name where it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from boxquery.data.folder import Folder, one_line, split_name
+from boxquery.data.folder import Folder, split_name
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
-from boxquery.errors import UserError
+from boxquery.errors import UserError, one_line
 
 _SAMPLE = 20  # images tried when the image folder is looked for
 _LONGEST = 255  # characters of a file name that an operating system will look at
@@ -33,7 +33,7 @@ def find(root: Path) -> list[Path]:
 
 
 def read(root: Path, files: list[Path], *, whole: bool = False) -> RawDataset:
-    """Lists what the files say.
+    """What the files say.
 
     Args:
         root: the data folder.
@@ -45,14 +45,13 @@ def read(root: Path, files: list[Path], *, whole: bool = False) -> RawDataset:
             clear, a path that leaves the folder.
     """
     folder = Folder(root)
-    root, files = folder.root, [Path(os.path.abspath(file)) for file in files]
     by_split: dict[str, Path] = {}
-    for file in files:
+    for file in (Path(os.path.abspath(file)) for file in files):
         folder.check_link(file, folder.show(file))
         name = "" if whole else split_name(file.parent.name if file.stem == "_annotations.coco" else file.stem) or ""
         if name in by_split:
             both = f"{folder.show(by_split[name])} and {folder.show(file)}"
-            raise UserError(f"{root}: {both} are both {name or 'without a split'}; name the one to use")
+            raise UserError(f"{folder.root}: {both} are both {name or 'without a split'}; name the one to use")
         by_split[name] = file
     if "" in by_split and len(by_split) > 1:
         raise UserError(f"{folder.show(by_split[''])}: is it train, val or test? Put the word into its name, or name the one file to use")
@@ -60,10 +59,10 @@ def read(root: Path, files: list[Path], *, whole: bool = False) -> RawDataset:
     names = _categories(folder, by_split, contents)
     ids = sorted(names)
     labels = {number: label for label, number in enumerate(ids)}
-    listing = RawDataset("coco", [names[i] for i in ids], ids, {})
+    raw = RawDataset("coco", [names[i] for i in ids], ids, {})
     for name, content in contents.items():
-        listing.splits[name] = _images(folder, by_split[name], content, labels, listing.orphans)
-    return listing
+        raw.splits[name] = _images(folder, by_split[name], content, labels, raw.orphans)
+    return raw
 
 
 def _load(folder: Folder, file: Path) -> dict[str, Any]:
@@ -91,16 +90,15 @@ def _categories(folder: Folder, files: dict[str, Path], contents: dict[str, dict
         where = folder.show(files[split])
         seen: set[int] = set()
         for number, category in enumerate(content["categories"]):
-            identity = category.get("id") if isinstance(category, dict) else None
-            if not isinstance(identity, int) or isinstance(identity, bool) or not isinstance(category.get("name"), str):
+            category_id = _value(category, "id", int)
+            if category_id is None or not isinstance(category.get("name"), str):
                 raise UserError(f"{where} categories[{number}]: needs an integer 'id' and a 'name'")
-            if identity in seen:
-                raise UserError(f"{where} categories[{number}]: category id {identity} is already taken; make ids unique")
-            seen.add(identity)
-            name = category["name"].strip() or f"category {identity}"
-            if names.setdefault(identity, name) != name:
-                other = names[identity]
-                raise UserError(f"{where}: category {identity} is {name!r} here, but {other!r} in another split; use one list for all")
+            if category_id in seen:
+                raise UserError(f"{where} categories[{number}]: category id {category_id} is already taken; make ids unique")
+            seen.add(category_id)
+            name = category["name"].strip() or f"category {category_id}"
+            if (other := names.setdefault(category_id, name)) != name:
+                raise UserError(f"{where}: category {category_id} is {name!r} here, but {other!r} in another split; use one list for all")
     if not names:
         raise UserError(f"{folder.show(next(iter(files.values())))}: no categories; list them under 'categories'")
     return names
@@ -111,37 +109,41 @@ def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[in
     base = _image_folder(folder, file, content["images"])
     images: dict[int | str, RawImage] = {}
     for number, entry in enumerate(content["images"]):
-        identity = entry.get("id") if isinstance(entry, dict) else None
-        if not isinstance(identity, (int, str)) or isinstance(identity, bool):
+        image_id = _value(entry, "id", int, str)
+        if image_id is None:
             raise UserError(f"{where} images[{number}]: needs an 'id' that is an integer or a string")
-        if identity in images:
-            raise UserError(f"{where} images[{number}]: image id {identity!r} is already taken; make ids unique")
-        name = entry.get("file_name")
-        text = f"{where} image {identity!r}"
+        if image_id in images:
+            raise UserError(f"{where} images[{number}]: image id {image_id!r} is already taken; make ids unique")
+        name, text = entry.get("file_name"), f"{where} image {image_id!r}"
         path = folder.join(base, name, text) if isinstance(name, str) and name else None
         size = (as_number(entry.get("width")), as_number(entry.get("height")))
-        images[identity] = RawImage(identity, path, text, size if size[0] > 0 and size[1] > 0 else None)
+        images[image_id] = RawImage(image_id, path, text, size if size[0] > 0 and size[1] > 0 else None)
     for number, entry in enumerate(content["annotations"]):
         if not isinstance(entry, dict):
             orphans.append(f"{where} annotations[{number}]: not an object")
             continue
         text = f"{where} annotation {entry.get('id', f'[{number}]')}"
-        image = entry.get("image_id")
-        if not isinstance(image, (int, str)) or isinstance(image, bool) or image not in images:
-            orphans.append(f"{text}: unknown image {image!r}")
+        image_id = _value(entry, "image_id", int, str)
+        if image_id not in images:
+            orphans.append(f"{text}: unknown image {entry.get('image_id')!r}")
             continue
-        category = entry.get("category_id")
-        images[image].objects.append(
+        images[image_id].objects.append(
             RawObject(
-                where=f"{text} (image {image!r})",
-                label=labels.get(category) if isinstance(category, int) and not isinstance(category, bool) else None,
+                where=f"{text} (image {image_id!r})",
+                label=labels.get(_value(entry, "category_id", int)),
                 box=_box(entry.get("bbox")),
-                raw=(category, entry.get("bbox")),
+                raw=(entry.get("category_id"), entry.get("bbox")),
                 ignore=as_number(entry.get("iscrowd", 0)) == 1,
                 area=as_number(entry.get("area")),
             )
         )
     return list(images.values())
+
+
+def _value(entry: object, key: str, *types: type) -> Any:
+    """The value of a key, or None if it is not of these types (a bool is no int)."""
+    value = entry.get(key) if isinstance(entry, dict) else None
+    return value if isinstance(value, types) and not isinstance(value, bool) else None
 
 
 def _box(value: object) -> tuple[float, float, float, float] | None:

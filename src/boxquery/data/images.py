@@ -1,4 +1,4 @@
-"""Files to upright 8-bit RGB pixels, and a look at the header that costs no decoding."""
+"""Reading image files as upright 8-bit RGB pixels, and their headers without decoding."""
 
 from __future__ import annotations
 
@@ -12,25 +12,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, one_line
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
 """Suffixes, in lower case, of files that count as images when a folder is listed."""
 
+#: what Pillow raises for broken files, beside OSError (which includes a truncated file and PIL.UnidentifiedImageError)
 _BROKEN = (
-    OSError,  # includes PIL.UnidentifiedImageError and a truncated file
-    SyntaxError,  # Pillow's word for a broken PNG or TIFF header
-    ValueError,
-    TypeError,
-    EOFError,
-    IndexError,
-    KeyError,
-    OverflowError,
-    MemoryError,
-    struct.error,
-    zlib.error,
+    OSError, SyntaxError, ValueError, TypeError, EOFError, IndexError, KeyError, OverflowError, MemoryError, struct.error, zlib.error,
     Image.DecompressionBombError,
-)
+)  # fmt: skip
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,7 +37,7 @@ _WHITE = (255, 255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the header says: upright ``width`` and ``height`` in pixels, and the EXIF ``orientation`` (1..8) that makes it upright."""
+    """Of an image file: upright ``width`` and ``height`` in pixels, and the EXIF ``orientation`` (1..8) that makes it upright."""
 
     width: int
     height: int
@@ -60,8 +51,8 @@ def read_image(path: str | Path) -> Image.Image:
     becomes 255) whatever its content, so that equal pixels stay equal across a data set. Of an animation, the first frame.
 
     Raises:
-        UserError: the file is missing, not an image, truncated, too large to be honest (Pillow's decompression bomb limit), or of a
-            pixel type that has no RGB meaning. The text names the file.
+        UserError: the file is missing, not an image, truncated, too large (Pillow's decompression bomb limit), or of a
+            pixel type that has no RGB meaning. The message names the file.
     """
     try:
         with Image.open(_file(path)) as image:
@@ -74,7 +65,7 @@ def read_header(path: str | Path) -> Header:
     """Upright size and orientation, and a cheap check that the file ends where its format ends; pixels are decoded only in doubt.
 
     Raises:
-        UserError: as ``read_image``; the text does not name the file, since callers name it in their own way.
+        UserError: as ``read_image``; the message does not name the file, since callers do.
     """
     try:
         with Image.open(_file(path)) as image:
@@ -90,16 +81,16 @@ def read_header(path: str | Path) -> Header:
 
 
 def _file(path: str | Path) -> str | Path:
-    """The path itself; an OSError for a pipe, a device or a folder, which may never end."""
+    """The path itself. Raises OSError for a pipe, a device or a folder, reading from which may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError("not a file")
     return path
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow image to a new upright 8-bit RGB one, by the rules of ``read_image``; its EXIF is left behind, being obeyed.
+    """Any Pillow image as a new upright 8-bit RGB one, by the rules of ``read_image``, without EXIF.
 
-    Raises ValueError where a mode has no RGB meaning, and whatever Pillow raises for a broken file.
+    Raises ValueError for a mode without RGB meaning, and whatever Pillow raises for a broken file.
     """
     turn = _TURN.get(_orientation(image))
     if image.mode.startswith("I") or image.mode == "F":
@@ -116,7 +107,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> np.ndarray:
-    """Boxes of the image as stored, to the upright image.
+    """Boxes of the stored image as boxes of the upright image.
 
     Args:
         boxes: float [N, 4], xyxy in pixels of the stored image.
@@ -134,7 +125,7 @@ def turn_boxes(boxes: np.ndarray, orientation: int, width: int, height: int) -> 
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1..8, from what precedes the pixels: never decodes."""
+    """EXIF orientation, 1..8, from what precedes the pixels, without decoding."""
     if image.format == "TIFF" or (image.format == "PNG" and "exif" not in image.info):
         return 1  # Pillow turns TIFF itself; for PNG it would decode everything to look for a late chunk
     value = image.getexif().get(_ORIENTATION, 1)
@@ -172,5 +163,4 @@ def _reason(error: BaseException) -> str:
         return "not an image"
     if isinstance(error, Image.DecompressionBombError):
         return "more pixels than Pillow allows (decompression bomb)"
-    text = " ".join(str(error).split()) or type(error).__name__
-    return f"cannot be read ({text})"
+    return f"cannot be read ({one_line(error)})"

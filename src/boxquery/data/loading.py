@@ -1,15 +1,15 @@
-"""From a split to batches: what an image looks like in an epoch depends on seed, epoch and image alone.
+"""From a split to batches. The augmentation of an image depends on seed, epoch and image alone.
 
-Chance never comes from a worker's own generator, so neither the number of workers, nor the order, nor a resumed run changes a picture. The
-sampler yields (epoch, index) pairs, which is how the epoch reaches workers that live longer than one.
+Random numbers never come from a worker's own generator, so neither the number of workers, nor the order, nor a resumed run changes an
+image. The sampler yields (epoch, index) pairs, which is how the epoch reaches workers that live longer than one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NotRequired, TypedDict
 
 import torch
@@ -30,7 +30,7 @@ class Sample(TypedDict):
     """One image for the model.
 
     ``image`` float32 [3, H, W] normalised; ``target`` {"labels": int64 [N], "boxes": float32 [N, 4] cxcywh in 0..1 of this image};
-    ``index`` its position in the split; ``unreadable``, where that is another than was asked for, a line for each image passed over.
+    ``index`` its position in the split; ``unreadable`` one line per image that was skipped to get to this one.
     """
 
     image: Tensor
@@ -48,7 +48,7 @@ class Batch:
         mask: bool [B, H, W], True on padding; None if no image is padded.
         targets: as in ``Sample``, boxes still relative to each image's own extent.
         indices: positions in the split.
-        unreadable: a line for each image that others stand in for.
+        unreadable: one line per image that was replaced by another.
     """
 
     images: Tensor
@@ -59,23 +59,15 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
-        return Batch(
-            self.images.to(device, non_blocking=non_blocking),
-            None if self.mask is None else self.mask.to(device, non_blocking=non_blocking),
-            [{name: value.to(device, non_blocking=non_blocking) for name, value in target.items()} for target in self.targets],
-            self.indices,
-            self.unreadable,
-        )
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """The same batch in pinned memory; ``DataLoader`` calls this."""
-        return Batch(
-            self.images.pin_memory(),
-            None if self.mask is None else self.mask.pin_memory(),
-            [{name: value.pin_memory() for name, value in target.items()} for target in self.targets],
-            self.indices,
-            self.unreadable,
-        )
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        targets = [{name: move(value) for name, value in target.items()} for target in self.targets]
+        return replace(self, images=move(self.images), mask=None if self.mask is None else move(self.mask), targets=targets)
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -95,16 +87,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class DetectionDataset(Dataset[Sample]):
-    """A split through a transform.
+    """A split as a PyTorch data set.
 
     Args:
-        split: where records and pixels come from.
-        transform: what happens to them; a ``TrainTransform`` draws from (``seed``, epoch, image id).
+        split: records and their pixels.
+        transform: applied to them; the random numbers of a ``TrainTransform`` depend on (``seed``, epoch, image id).
         seed: of the whole run.
-        cache: keep decoded images in memory where all of the split fits into ``CACHE_LIMIT``. Forked workers share them; under other
+        cache: keep decoded images in memory if the whole split fits into ``CACHE_LIMIT``. Forked workers share them; under other
             start methods each worker decodes for itself.
-        strict: an image whose pixels cannot be read is fatal; else the next one that can be read stands in for it (a header may be
-            whole where the pixels are not, and only reading shows it).
+        strict: an image whose pixels cannot be read is fatal; else the next readable one replaces it (validation reads only the header).
     """
 
     def __init__(
@@ -138,17 +129,17 @@ class DetectionDataset(Dataset[Sample]):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": None}  # shared memory crosses a fork, not a pickle
 
-    def _readable(self, asked: int) -> tuple[Tensor, int, list[str]]:
-        """The pixels of the image that was asked for, or of the first after it that can be read, its index, and what was passed over."""
-        passed: list[str] = []
-        for index in [*range(asked, len(self.split)), *range(asked)]:
+    def _readable(self, wanted: int) -> tuple[Tensor, int, list[str]]:
+        """The pixels of an image, or of the first readable one after it; its index; one line per image that was skipped."""
+        skipped: list[str] = []
+        for index in [*range(wanted, len(self.split)), *range(wanted)]:
             try:
-                return self._pixels(index), index, passed
+                return self._pixels(index), index, skipped
             except UserError as error:
                 if self.strict:
                     raise
-                passed.append(error.line())
-        raise UserError(f"no image of split {self.split.name!r} can be read: {passed[0]}")
+                skipped.append(error.line())
+        raise UserError(f"no image of split {self.split.name!r} can be read: {skipped[0]}")
 
     def _pixels(self, index: int) -> Tensor:
         """Uint8 [3, H, W], not to be written to."""
@@ -193,8 +184,8 @@ class _Cache:
 class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, index) pairs in an order that depends on seed and epoch alone.
 
-    With several processes each takes every ``world``-th of the same order, which is continued from its beginning until all have equally
-    many: of every index at least one process has it.
+    With several processes each takes every ``world``-th of the same order, which is repeated from its beginning until all have equally
+    many, so that every index is in at least one process.
 
     Args:
         n: number of items.
@@ -221,6 +212,6 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
 
 def generator(seed: int, epoch: int, name: int | str) -> torch.Generator:
-    """A generator of its own for everything with a name in an epoch of a run."""
+    """The random generator of something with a name in an epoch of a run."""
     digest = hashlib.blake2b(f"{seed}/{epoch}/{name!r}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

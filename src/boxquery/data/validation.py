@@ -58,16 +58,13 @@ class ImportReport:
         self.problem(line)
 
     def notes(self) -> list[str]:
-        notes = []
-        if self.boxes_skipped:
-            notes.append(f"{self.boxes_kept} of {self.boxes_total} boxes kept, {self.boxes_skipped} skipped")
-        if self.images_invalid:
-            notes.append(f"{self.images_invalid} of {self.images_total} images unreadable or not of the stated size")
-        if self.clipped:
-            notes.append(f"{self.clipped} box(es) reached beyond their image and were clipped to it")
-        if self.rotated:
-            notes.append(f"{self.rotated} image(s) were annotated before EXIF rotation; their boxes were rotated with the image")
-        return notes
+        notes = (
+            (self.boxes_skipped, f"{self.boxes_kept} of {self.boxes_total} boxes kept, {self.boxes_skipped} skipped"),
+            (self.images_invalid, f"{self.images_invalid} of {self.images_total} images unreadable or not of the stated size"),
+            (self.clipped, f"{self.clipped} box(es) reached beyond their image and were clipped to it"),
+            (self.rotated, f"{self.rotated} image(s) were annotated before EXIF rotation; their boxes were rotated with the image"),
+        )
+        return [note for count, note in notes if count]
 
 
 def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[Data, ImportReport]:

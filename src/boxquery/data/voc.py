@@ -19,10 +19,10 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from boxquery.data.folder import Folder, one_line, split_name
+from boxquery.data.folder import Folder, split_name
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
-from boxquery.errors import UserError
+from boxquery.errors import UserError, one_line
 
 _ANNOTATIONS = ("Annotations", "annotations", "Annotations/xmls", "annotations/xmls")
 _IMAGES = ("JPEGImages", "images", "Images")
@@ -39,38 +39,37 @@ def find(root: Path) -> bool:
 
 
 def read(root: Path) -> RawDataset:
-    """Lists what the XML files say.
+    """What the XML files say.
 
     Raises:
         UserError: no XML files, broken XML, no named object, an image listed twice, a path that leaves the folder.
     """
     folder = Folder(root)
-    root = folder.root
-    listing = RawDataset("voc", [], [], {})
+    root, notes = folder.root, []
     place = _annotations(root)
-    groups = _flat(folder) if place is None else _standard(folder, place, listing)
+    groups = _flat(folder) if place is None else _standard(folder, place, notes)
     if not any(file for group in groups.values() for file in group.files.values()):
         raise UserError(f"{root}: no .xml annotations; put them into Annotations/ or beside the images")
     trees = {file: _parse(folder, file) for group in groups.values() for file in group.files.values() if file is not None}
     names = sorted({name for tree in trees.values() for entry in tree.findall("object") if (name := _text(entry, "name"))})
     if not names:
         raise UserError(f"{root}: no categories: no object in the .xml files has a name")
-    listing.names, listing.ids = names, list(range(len(names)))
     labels = {name: label for label, name in enumerate(names)}
+    splits: dict[str, list[RawImage]] = {}
     for split, group in groups.items():
         images = _by_id(folder, group.images)
-        listing.splits[split] = [
-            RawImage(identity, None, f"{group.where} {identity}", fault="has no annotation")
+        splits[split] = [
+            RawImage(image_id, None, f"{group.where} {image_id}", fault="has no annotation")
             if file is None
-            else _image(folder, identity, file, trees[file], group.images, images, labels)
-            for identity, file in group.files.items()
+            else _image(folder, image_id, file, trees[file], group.images, images, labels)
+            for image_id, file in group.files.items()
         ]
-    return listing
+    return RawDataset("voc", names, list(range(len(names))), splits, notes)
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The annotation files of a split by image id (None: listed, but missing), the folder of its images, and who says so."""
+    """The annotation files of a split by image id (None: listed, but missing), the folder of its images, and what lists them."""
 
     files: dict[str, Path | None]
     images: Path
@@ -84,15 +83,15 @@ def _annotations(root: Path) -> Path | None:
     return places[0] if found is None and places[0].is_dir() else found
 
 
-def _by_id(folder: Folder, place: Path, endings: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files below a folder by their path there without its ending; of several, the first in alphabetical order."""
+def _by_id(folder: Folder, place: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
+    """Files below a folder by their path there without suffix; of several, the first in alphabetical order."""
     files: dict[str, Path] = {}
-    for file in folder.files(place, endings):
+    for file in folder.files(place, suffixes):
         files.setdefault(os.path.splitext(os.path.relpath(file, place))[0].replace(os.sep, "/"), file)
     return files
 
 
-def _standard(folder: Folder, place: Path, listing: RawDataset) -> dict[str, _Group]:
+def _standard(folder: Folder, place: Path, notes: list[str]) -> dict[str, _Group]:
     """Annotation files by split, from the annotation folder and ``ImageSets/Main/``."""
     images = next((path for name in _IMAGES if (path := folder.root / name).is_dir()), folder.root)
     files = _by_id(folder, place, _XML)
@@ -103,21 +102,16 @@ def _standard(folder: Folder, place: Path, listing: RawDataset) -> dict[str, _Gr
     if not found:
         return {"": _Group(dict(files), images, folder.show(place))}
     groups = {name: _Group(_listed(folder, path, files), images, folder.show(path)) for name, path in found.items()}
-    left = set(files) - {identity for group in groups.values() for identity in group.files}
+    left = set(files) - {image_id for group in groups.values() for image_id in group.files}
     if left:
-        listing.notes.append(f"{len(left)} annotation file(s) are in none of the lists in ImageSets/Main and are left out")
+        notes.append(f"{len(left)} annotation file(s) are in none of the lists in ImageSets/Main and are left out")
     return groups
 
 
 def _listed(folder: Folder, path: Path, files: dict[str, Path]) -> dict[str, Path | None]:
-    """The annotation files of the image ids that a list names, one a line."""
+    """The annotation files of the image ids in a list, one per line."""
     result: dict[str, Path | None] = {}
-    folder.check_link(path, folder.show(path))
-    for number, line in enumerate(folder.text(path).splitlines(), 1):
-        name = line.strip()
-        if not name:
-            continue
-        where = f"{folder.show(path)} line {number}"
+    for where, name in folder.lines(path):
         folder.join(folder.root / "Annotations", f"{name}.xml", where)
         if name not in files and Path(name).suffix.lower() in IMAGE_SUFFIXES | _XML:
             name = Path(name).with_suffix("").as_posix()
@@ -129,14 +123,8 @@ def _listed(folder: Folder, path: Path, files: dict[str, Path]) -> dict[str, Pat
 
 def _flat(folder: Folder) -> dict[str, _Group]:
     """Annotation files beside their images, by split folder if there are any."""
-    groups: dict[str, _Group] = {}
-    for place in sorted(p for p in folder.root.iterdir() if p.is_dir()):
-        name = split_name(place.name)
-        files = _by_id(folder, place, _XML) if name else {}
-        if name and files:
-            if name in groups:
-                raise UserError(f"{folder.root}: two folders look like {name}; keep one")
-            groups[name] = _Group(dict(files), place, folder.show(place))
+    found = folder.splits(folder.root, lambda place: _by_id(folder, place, _XML))
+    groups = {name: _Group(dict(files), place, folder.show(place)) for name, (place, files) in found.items()}
     return groups or {"": _Group(dict(_by_id(folder, folder.root, _XML)), folder.root, str(folder.root))}
 
 
@@ -160,13 +148,13 @@ def _text(element: Element, path: str) -> str:
 
 
 def _image(
-    folder: Folder, identity: str, file: Path, tree: Element, base: Path, images: dict[str, Path], labels: dict[str, int]
+    folder: Folder, image_id: str, file: Path, tree: Element, base: Path, images: dict[str, Path], labels: dict[str, int]
 ) -> RawImage:
-    """The image of an annotation file: the one of the same name; else the one that its ``filename`` names."""
+    """The image of an annotation file: the one of the same name, or else the one that its ``filename`` names."""
     where = folder.show(file)
     filename = _text(tree, "filename")
     named = folder.join(base, filename, where) if filename else None
-    path = images.get(identity, named)
+    path = images.get(image_id, named)
     if named is not None and named.stem == file.stem and named.is_file():
         path = named  # of a.jpg and a.png, the one that a.xml means
     objects = []
@@ -184,4 +172,4 @@ def _image(
             )
         )
     size = (as_number(_text(tree, "size/width")), as_number(_text(tree, "size/height")))
-    return RawImage(identity, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)
+    return RawImage(image_id, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)

@@ -1,24 +1,25 @@
-"""YOLO: one text file per image, a line per object: class, then centre x, centre y, width, height in 0..1, or a polygon's corners.
+"""YOLO: one text file per image, one line per object: class, then centre x, centre y, width, height in 0..1, or a polygon's corners.
 
 Layouts: a ``data.yaml`` with ``names`` and ``train``, ``val``, ``test`` (folders, lists of folders, or text files of image paths); or
 ``classes.txt`` with ``images/{train,val}`` and ``labels/{train,val}``, with ``train/{images,labels}``, or with images and labels side by
 side. The label file of ``.../images/.../a.jpg`` is ``.../labels/.../a.txt``, or beside the image. A polygon becomes the box around it. An
-image without a label file is one without objects.
+image without a label file has no objects.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from boxquery.data.folder import Folder, one_line, split_name
+from boxquery.data.folder import Folder
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
-from boxquery.errors import UserError
+from boxquery.errors import UserError, one_line
 
 _SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _CLASSES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -27,7 +28,7 @@ _SPLITS = (("train", ("train",)), ("val", ("val", "valid", "validation")), ("tes
 
 
 def find(root: Path) -> Path | None:
-    """The settings or class list of a folder in one of the layouts (a folder without is given back itself); None if it is none."""
+    """The settings or class list of a folder in one of the layouts, or the folder itself if it has neither; None in no layout."""
     for name in (*_SETTINGS, *_CLASSES):
         if (root / name).is_file():
             return root / name
@@ -38,7 +39,7 @@ def find(root: Path) -> Path | None:
 
 
 def read(root: Path, head: Path) -> RawDataset:
-    """Lists what the label files say.
+    """What the label files say.
 
     Args:
         root: the data folder.
@@ -49,31 +50,31 @@ def read(root: Path, head: Path) -> RawDataset:
     """
     folder = Folder(root)
     root, head = folder.root, Path(os.path.abspath(head))
-    listing = RawDataset("yolo", [], [], {})
     settings: dict[str, Any] = {}
+    names: dict[int, str] = {}
     if head.suffix.lower() in (".yaml", ".yml"):
-        folder.check_link(head, folder.show(head))
         settings = _settings(folder, head)
         names = _names(settings, folder.show(head))
-    else:
-        names = dict(enumerate(_class_list(folder, head)))
+    elif not head.is_dir():
+        names = dict(enumerate(line for _, line in folder.lines(head)))
     if not names:
         raise UserError(f"{root}: no categories; list them under 'names' in data.yaml, or one a line in classes.txt")
-    listing.ids = sorted(names)
-    listing.names = [names[i] for i in listing.ids]
-    labels = {number: label for label, number in enumerate(listing.ids)}
-    found = _from_settings(folder, head, settings, listing.notes) if any(key in settings for key, _ in _SPLITS) else _from_folders(folder)
+    ids = sorted(names)
+    raw = RawDataset("yolo", [names[i] for i in ids], ids, {})
+    labels = {number: label for label, number in enumerate(ids)}
+    listed = any(key in settings for key, _ in _SPLITS)
+    splits = _splits_of_settings(folder, head, settings, raw.notes) if listed else _splits_of_folders(folder)
     missing = total = 0
-    for split, source in found.items():
-        listing.splits[split] = images = []
+    for split, source in splits.items():
+        raw.splits[split] = images = []
         used: set[Path] = set()
-        for identity, path in source.images:
+        for image_id, path in source.images:
             text = _label_file(folder, path)
             missing += text is None
             total += 1
             used |= {text} if text else set()
             objects = [] if text is None else _objects(folder, text, labels)
-            images.append(RawImage(identity, path, folder.show(path), None, objects, relative=True))
+            images.append(RawImage(image_id, path, folder.show(path), None, objects, relative=True))
         texts = [file for place in source.labels for file in folder.files(place, _TEXT)] if images else []
         for text in texts:
             if text not in used and text.name not in _CLASSES:
@@ -82,16 +83,16 @@ def read(root: Path, head: Path) -> RawDataset:
     if total and missing == total:
         raise UserError(f"{root}: no label files for {total} images; they belong in labels/ beside images/, or beside the images")
     if missing:
-        listing.notes.append(f"{missing} of {total} images have no label file: taken as images without objects")
-    return listing
+        raw.notes.append(f"{missing} of {total} images have no label file: taken as images without objects")
+    return raw
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Source:
     """The images of a split with their ids, and the folders whose label files should all belong to one of them."""
 
-    images: list[tuple[str, Path]] = field(default_factory=list)
-    labels: list[Path] = field(default_factory=list)
+    images: list[tuple[str, Path]]
+    labels: list[Path]
 
 
 def _settings(folder: Folder, file: Path) -> dict[str, Any]:
@@ -116,15 +117,8 @@ def _names(settings: dict[str, Any], where: str) -> dict[int, str]:
     return {i: str(name).strip() or f"class {i}" for i, name in names.items()}
 
 
-def _class_list(folder: Folder, head: Path) -> list[str]:
-    if head.is_dir():
-        return []
-    folder.check_link(head, folder.show(head))
-    return [line.strip() for line in folder.text(head).splitlines() if line.strip()]
-
-
-def _from_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: list[str]) -> dict[str, _Source]:
-    """The splits, from the entries of a settings file."""
+def _splits_of_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: list[str]) -> dict[str, _Source]:
+    """The splits that a settings file lists."""
     where = folder.show(head)
     base = folder.root
     if settings.get("path") not in (None, "", "."):
@@ -136,19 +130,16 @@ def _from_settings(folder: Folder, head: Path, settings: dict[str, Any], notes: 
             notes.append(f"{where}: 'path' points elsewhere; the folder of the file itself is used")
     splits: dict[str, _Source] = {}
     for split, keys in _SPLITS:
-        entry = next((settings[key] for key in keys if settings.get(key)), None)
-        if entry is None:
-            continue
-        entries = entry if isinstance(entry, list) else [entry]
-        if not all(isinstance(item, str) for item in entries):
-            raise UserError(f"{where} {split}: should be a folder, a list of folders, or a text file of image paths")
-        places = [_place(folder, base, item, f"{where} {split}", notes) for item in entries]
-        splits[split] = _source(folder, base, places)
+        if entry := next((settings[key] for key in keys if settings.get(key)), None):
+            entries = entry if isinstance(entry, list) else [entry]
+            if not all(isinstance(item, str) for item in entries):
+                raise UserError(f"{where} {split}: should be a folder, a list of folders, or a text file of image paths")
+            splits[split] = _source(folder, base, [_place(folder, base, item, f"{where} {split}", notes) for item in entries])
     return splits
 
 
 def _place(folder: Folder, base: Path, name: str, where: str, notes: list[str]) -> Path:
-    """The folder or list that an entry means."""
+    """The folder or list that an entry names."""
     inner = name.replace("\\", "/")
     while inner.startswith("../"):
         inner = inner[3:]
@@ -161,84 +152,63 @@ def _place(folder: Folder, base: Path, name: str, where: str, notes: list[str]) 
     return place
 
 
-def _source(folder: Folder, base: Path, places: list[Path]) -> _Source:
+def _splits_of_folders(folder: Folder) -> dict[str, _Source]:
+    """The splits, from the names of folders."""
+    root = folder.root
+    for base in (root / "images", root):
+        if found := folder.splits(base, folder.images):
+            inner = {name: place / "images" for name, (place, _) in found.items()}
+            return {name: _source(folder, root, [inner[name] if inner[name].is_dir() else place]) for name, (place, _) in found.items()}
+    return {"": _source(folder, root, [root / "images" if (root / "images").is_dir() else root])}
+
+
+def _source(folder: Folder, base: Path, places: Sequence[Path]) -> _Source:
     """Folders and lists of images as the source of one split."""
-    source = _Source()
-    for place in places:
-        source.images += _images(folder, base, place, alone=len(places) == 1)
-        labels = _labels_place(folder, place) if place.is_dir() else None
-        if labels is not None and labels.is_dir():
-            source.labels.append(labels)
-    return source
+    images = [pair for place in places for pair in _images(folder, base, place, alone=len(places) == 1)]
+    labels = [_labels_folder(folder, place) for place in places if place.is_dir()]
+    return _Source(images, [place for place in labels if place is not None and place.is_dir()])
 
 
 def _images(folder: Folder, base: Path, place: Path, *, alone: bool) -> list[tuple[str, Path]]:
-    """Images of a folder or of a text file of paths, with ids: their path in that folder, or in ``base``, without ending."""
+    """Images of a folder or of a text file of paths, with ids: their path in that folder, or in ``base``, without suffix."""
     if place.is_dir():
-        images = folder.images(place)
         start = place if alone else base
-        return [(path.relative_to(start).with_suffix("").as_posix(), path) for path in images]
+        return [(path.relative_to(start).with_suffix("").as_posix(), path) for path in folder.images(place)]
     pairs = []
-    for number, line in enumerate(folder.text(place).splitlines(), 1):
-        name = line.strip()
-        if name:
-            where = f"{folder.show(place)} line {number}"
-            path = folder.join(base, name, where)
-            if not path.is_file() and (place.parent / name).is_file():
-                path = folder.join(place.parent, name, where)
-            pairs.append((Path(folder.show(path)).with_suffix("").as_posix(), path))
+    for where, name in folder.lines(place):
+        path = folder.join(base, name, where)
+        if not path.is_file() and (place.parent / name).is_file():
+            path = folder.join(place.parent, name, where)
+        pairs.append((Path(folder.show(path)).with_suffix("").as_posix(), path))
     return pairs
-
-
-def _from_folders(folder: Folder) -> dict[str, _Source]:
-    """The splits, from the names of folders."""
-    root = folder.root
-    splits: dict[str, _Source] = {}
-    for base in (root / "images", root):
-        for place in sorted(p for p in base.iterdir() if p.is_dir()) if base.is_dir() else ():
-            name = split_name(place.name)
-            images = folder.images(place) if name else []
-            if name and images:
-                if name in splits:
-                    raise UserError(f"{root}: two folders look like {name}; keep one")
-                start = place / "images" if (place / "images").is_dir() else place
-                splits[name] = _source(folder, root, [start])
-        if splits:
-            return splits
-    place = root / "images" if (root / "images").is_dir() else root
-    return {"": _source(folder, root, [place])}
 
 
 def _label_file(folder: Folder, image: Path) -> Path | None:
     """The label file of an image, or None where there is none."""
     beside = image.with_suffix(".txt")
-    labels = _labels_place(folder, image.parent)
+    labels = _labels_folder(folder, image.parent)
     for place in (beside,) if labels is None else (labels / beside.name, beside):
         if place.is_file():
-            folder.check_link(place, folder.show(place))
             return place
     return None
 
 
-def _labels_place(folder: Folder, images: Path) -> Path | None:
+def _labels_folder(folder: Folder, images: Path) -> Path | None:
     """The folder of the label files of an absolute image folder: its last part "images" replaced by "labels", if it has one."""
-    root = folder.root
-    parts = images.relative_to(root).parts
+    parts = images.relative_to(folder.root).parts
     if "images" not in parts:
         return None
     last = max(i for i, part in enumerate(parts) if part == "images")
-    return root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
+    return folder.root.joinpath(*parts[:last], "labels", *parts[last + 1 :])
 
 
 def _objects(folder: Folder, file: Path, labels: dict[int, int]) -> list[RawObject]:
-    objects, where = [], folder.show(file)
-    for number, line in enumerate(folder.text(file).splitlines(), 1):
-        fields = line.split()
-        if not fields:
-            continue
-        category = as_number(fields[0])
+    objects = []
+    for where, line in folder.lines(file):
+        first, *rest = line.split()
+        category = as_number(first)
         label = labels.get(int(category)) if math.isfinite(category) and category == int(category) else None
-        objects.append(RawObject(f"{where} line {number}", label, _box(fields[1:]), line))
+        objects.append(RawObject(where, label, _box(rest), line))
     return objects
 
 
