@@ -58,12 +58,16 @@ def test_the_table_names_what_exists_and_points_up():
 
 
 def test_imports_are_those_of_the_table():
-    """The table's rows may import the first row, themselves, and the rows that they name."""
+    """A room imports the first row, itself, and the rooms that the table names for it: all of these."""
     rows = table()
     allowed = {(i, j) for i, (_, listed) in enumerate(rows) for j, (room, _) in enumerate(rows) if j in (0, i) or set(listed) & set(room)}
     rooms = {module: room_of(module) for module in FILES}
     wrong = {(module, imported) for module, imported in EDGES if (rooms[module], rooms[imported]) not in allowed}
     assert sorted(wrong - KNOWN) == []
+    used = {(rooms[module], rooms[imported]) for module, imported in EDGES}
+    everything = {i for i, (_, listed) in enumerate(rows) if len(listed) == sum(len(room) for room, _ in rows[:i])}
+    unused = [(rows[i][0], rows[j][0]) for i, j in allowed - used if j not in (0, i) and i not in everything]
+    assert unused == [], "the table allows what nothing needs"
 
 
 def test_what_is_known_is_still_there():

@@ -11,7 +11,7 @@ class UserError(ValueError):
     status = 2
 
     def line(self) -> str:
-        """The text in one line; what a data loader's worker wrapped around it is taken off."""
+        """The message in one line, without what a data loader's worker wraps around it."""
         text = str(self)
         marker = f"{type(self).__name__}: "
         if text.startswith("Caught ") and marker in text:
@@ -20,7 +20,7 @@ class UserError(ValueError):
 
 
 class CheckFailed(UserError):
-    """Input that can be used, but that a check refuses, since the run would be worth nothing; ``--force`` goes on."""
+    """Usable input that a check rejects, since training would be pointless; ``--force`` overrides it."""
 
     status = 1
 
