@@ -1,4 +1,4 @@
-"""Faults of a whole data set, planted in all three layouts and in records, and named; clean data, about which nothing is said."""
+"""Faults of a whole data set, planted in all three layouts and in records, and named; clean data, in which nothing is found."""
 
 import json
 from dataclasses import replace
@@ -220,7 +220,7 @@ def test_labels_shifted_in_one_split():
     assert finding.name == "labels-shifted"
     assert "labelled square look like train's circle" in finding.text
     unlike = [replace(image, labels=(image.labels + 1) % 5) for image in sample_images(scenes().splits["val"])]
-    assert check_labels(sample_images(scenes().splits["train"]), unlike, "val", data.names) is None  # size and colour say nothing
+    assert check_labels(sample_images(scenes().splits["train"]), unlike, "val", data.names) is None  # size and colour tell nothing
 
 
 def test_a_few_boxes_whose_labels_look_swapped_stop_no_run():
@@ -231,10 +231,10 @@ def test_a_few_boxes_whose_labels_look_swapped_stop_no_run():
     for label in (0, 2):
         known[label] = next(image for image in images["train"] if (image.labels == label).any())
 
-    def boxes(label: int, said: int, count: int) -> list:
+    def boxes(label: int, given: int, count: int) -> list:
         image = known[label]
         box = image.boxes[image.labels == label][:1]
-        return [replace(image, boxes=box, labels=np.array([said])) for _ in range(count)]
+        return [replace(image, boxes=box, labels=np.array([given])) for _ in range(count)]
 
     train = boxes(0, 0, 40) + boxes(2, 1, 40)
     few = boxes(0, 1, 8) + boxes(2, 0, 8) + boxes(0, 0, 2) + boxes(2, 1, 2)
@@ -253,7 +253,7 @@ def test_colours_swapped_in_one_split():
     assert "BGR" in finding.text
 
 
-def test_few_images_say_less():
+def test_few_images_give_a_warning_or_nothing():
     images = sample_images(scenes(12).splits["train"])
     wrong = [replace(a, boxes=b.boxes, labels=b.labels) for a, b in zip(images, images[1:] + images[:1], strict=True)]
     found = measure_fit(wrong)
@@ -274,7 +274,7 @@ def test_too_few_steps_and_a_rate_far_off(monkeypatch):
     assert [f.name for f in check_steps(replace(PLAN, steps=600, lr=0.1))] == ["rate-too-high"]
 
 
-def test_the_command_writes_and_says_what_it_found(tmp_path, capsys):
+def test_the_command_writes_and_prints_what_it_found(tmp_path, capsys):
     data = write(tmp_path / "data", "voc", pictures())
     assert run(["check", data, "--model", "detr", "--preset", "tiny", "--image-size", "96", "--out", str(tmp_path / "out"), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
@@ -291,7 +291,7 @@ def test_the_command_writes_and_says_what_it_found(tmp_path, capsys):
     assert "epochs=-3: must be a finite number above 0" in capsys.readouterr().err
 
 
-def test_check_is_quick_and_says_what_the_data_is(capsys):
+def test_check_prints_what_the_data_is(capsys):
     result = check("shapes", model="detr", preset="tiny")
     assert result.status == 0
     result.show()

@@ -19,9 +19,7 @@ from tests.training.runs import SMALL
 
 @pytest.mark.slow
 def test_a_sound_pipeline_learns(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "boxquery.check.overfit.overfit_batch", partial(overfit_batch, seconds=900)
-    )  # a busy machine may need more than a minute
+    monkeypatch.setattr("boxquery.check.overfit.overfit_batch", partial(overfit_batch, seconds=900))  # for a busy machine
     data = write(tmp_path / "data", "coco", pictures(12, 6))
     assert run(["check", data, "--model", "deformable-detr", "--preset", "tiny", "--overfit", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)["overfit"]
@@ -66,7 +64,7 @@ def test_a_loss_that_is_not_finite_ends_the_test(monkeypatch, what):
 
 
 @pytest.mark.parametrize(
-    ("losses", "any_class", "near", "repeated", "said"),
+    ("losses", "any_class", "near", "repeated", "verdict"),
     [
         ([9.0, float("nan")], 0.0, 0.0, 0.0, "became NaN or inf"),
         ([9.0, 8.0], 0.0, 0.0, 0.0, "did not fall"),
@@ -77,11 +75,11 @@ def test_a_loss_that_is_not_finite_ends_the_test(monkeypatch, what):
         ([9.0, 1.0], 0.1, 0.1, 0.0, "still missed"),
     ],
 )
-def test_what_failed_is_named(losses, any_class, near, repeated, said):
-    assert said in _verdict(losses, any_class, near, repeated)
+def test_what_failed_is_named(losses, any_class, near, repeated, verdict):
+    assert verdict in _verdict(losses, any_class, near, repeated)
 
 
-def test_visible_images_of_different_classes_are_choose_images():
+def test_visible_images_of_different_classes_are_chosen():
     data = scenes(40)
     data = changed(data, "train", lambda r: kept(r, np.full(len(r.boxes), int(str(r.id).split("/")[1]) >= 20)))
     four = choose_images(data.splits["train"])

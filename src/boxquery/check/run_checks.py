@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,6 @@ class CheckResult:
     preview: Image.Image | None
     seconds: float
     overfit: dict[str, Any] | None = None
-    files: dict[str, str] = field(default_factory=dict)
 
     @property
     def errors(self) -> list[Finding]:
@@ -68,7 +67,7 @@ class CheckResult:
         """For JSON."""
         return {
             "status": self.status, **self.facts, "findings": [finding.values() for finding in self.findings],
-            "overfit": self.overfit, "seconds": round(self.seconds, 2), **self.files,
+            "overfit": self.overfit, "seconds": round(self.seconds, 2), "picture": PREVIEW if self.preview is not None else None,
         }  # fmt: skip
 
     def write(self, folder: Path) -> None:
@@ -77,7 +76,6 @@ class CheckResult:
             stream = io.BytesIO()
             self.preview.save(stream, "PNG")
             atomic_write(folder / PREVIEW, stream.getvalue())
-            self.files["picture"] = PREVIEW
         write_json(folder / FILE, self.values())
 
     def raise_if_failed(self) -> None:

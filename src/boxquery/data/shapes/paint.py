@@ -1,4 +1,4 @@
-"""The pixels of the built-in scenes: a busy ground, and silhouettes filled with gradients and textures of their own."""
+"""The pixels of the built-in scenes: a textured background, and silhouettes filled with gradients and textures of their own."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 _FINE = 3  # outlines are drawn this many times larger, then averaged
-_CONTRAST = 70.0  # least distance in RGB levels of a fill from the ground it lies on
+_CONTRAST = 70.0  # least distance in RGB levels of a fill from the background under it
 
 
 def paint(rng: np.random.Generator, size: int, things: list[tuple[np.ndarray, np.ndarray]]) -> Image.Image:
-    """A scene.
+    """Render a scene.
 
     Args:
         size: side in pixels.
-        things: outlines, float [n, 2] in the unit square, with their box, float [4] xyxy in pixels; the hindmost first.
+        things: outlines, float [n, 2] in the unit square, with their box, float [4] xyxy in pixels, from back to front.
     """
     canvas = _ground(rng, size)
     for corners, box in things:
@@ -29,7 +29,7 @@ def paint(rng: np.random.Generator, size: int, things: list[tuple[np.ndarray, np
 
 
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Float32 [size, size, 3], around 0..255: slow colour, two straight edges, stripes."""
+    """Float32 [size, size, 3], around 0..255: smooth colours, two straight edges, stripes."""
     cells = int(rng.integers(3, 6))
     grid = Image.fromarray(rng.integers(30, 226, (cells, cells, 3), dtype=np.uint8))
     canvas = np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC)).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Built-in scenes: silhouettes on textured ground, drawn from a seed, so that everything runs without a download.
+"""The built-in scenes: silhouettes on a textured background, rendered from a seed, so that everything runs without a download.
 
-A scene is a *layout* (which silhouettes, where; cheap, no pixels) and its *pixels*, painted when they are asked for. Colour and texture
-say nothing about the class, only the silhouette does, and the ground is as busy as the objects: thresholding does not solve it.
+A scene is a *layout* (which silhouettes, where; cheap, no pixels) and its *pixels*, rendered when they are read. Colour and texture are
+independent of the class, only the silhouette shows it, and the background is as textured as the objects: thresholding does not solve it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from boxquery.data.shapes.silhouettes import NAMES, outline
 from boxquery.errors import UserError
 
 SIDES = (0.06, 0.12, 0.60)
-"""Smallest side, where small ends, and largest side of an object, as fractions of the image side."""
+"""Smallest side, upper limit of "small", and largest side of an object, as fractions of the image side."""
 
-_SMALL = 0.27  # share of objects drawn with both sides under SIDES[1]; larger ones find room less often, which makes it 30 %
+_SMALL = 0.27  # share of objects drawn with both sides under SIDES[1]; larger ones find a place less often, which makes it 30 %
 _TALLEST = 1.5  # largest ratio of sides
-_FULL = 0.55  # boxes are drawn anew when together they would fill more of the image than this
-_MOST = 30  # objects of a scene; of so many one draw in some thousand leaves room, of 40 not one in a million
-_DRAWS = 200_000  # of the sides of one scene, before it is given up
-_COVERED = 0.70  # no object is hidden by later ones to more than this
+_FULL = 0.55  # boxes are drawn again if together they would fill more of the image than this
+_MOST = 30  # objects per scene; of draws with 30 one in some thousand fits into the image, of draws with 40 not one in a million
+_DRAWS = 200_000  # attempts at the sides of one scene
+_COVERED = 0.70  # largest share of an object that later ones may hide
 _TRIES = 96  # candidate positions per object
 _SPLITS = ("train", "val", "test")
 _WORD = 2**32
@@ -43,10 +43,10 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scenes(Sequence[Record]):
-    """The records of one split, made when asked for: ``scenes[i]`` depends on the fields and ``i`` alone.
+    """The records of one split, made on access: ``scenes[i]`` depends on the fields and ``i`` alone.
 
     Attributes:
-        split: "train", "val" or "test"; each draws from seeds of its own.
+        split: "train", "val" or "test"; each has seeds of its own.
         length: number of scenes; any number up to 2**32 costs the same.
         size: side of the square image in pixels.
         seed: 0..2**32 - 1.
@@ -82,11 +82,11 @@ class Scenes(Sequence[Record]):
         )
 
     def rng(self, index: int, use: int) -> np.random.Generator:
-        """Numbers of one scene, apart for its layout (``use`` 0) and its pixels (1). All words are below 2**32, so none run together."""
+        """The generator of a scene's layout (``use`` 0) or pixels (1). All words are below 2**32, so that no two seeds are equal."""
         return np.random.default_rng([self.seed, _SPLITS.index(self.split), index, use])
 
     def layout(self, index: int) -> tuple[Thing, ...]:
-        """The objects of a scene, the hindmost first."""
+        """The objects of a scene, from back to front."""
         return _layout(self, index)
 
     def draw(self, record: Record) -> Image.Image:
@@ -109,9 +109,9 @@ def shapes_data(
     """The built-in scenes as a data set.
 
     Args:
-        train, val, test: scenes per split, 1..2**32; a scene is made when it is asked for, so a large split costs nothing.
+        train, val, test: scenes per split, 1..2**32; scenes are made on access, so a large split costs nothing.
         size: side of the square images in pixels, at least 32.
-        seed: 0..2**32 - 1. No scene of one split or seed is drawn from the numbers of another.
+        seed: 0..2**32 - 1. No two splits or seeds share random numbers.
         crowding: share of objects that overlap another, 0..1.
         max_objects: a scene has 1 to this many, at most 30: more would fill the image.
 
