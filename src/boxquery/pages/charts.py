@@ -94,48 +94,32 @@ def line_chart(
     series = {name: line for name, line in series.items() if line}
     if not series:
         raise ValueError("a chart needs at least one point")
-    kinds = kinds or {name: f"s{i}" for i, name in enumerate(series)}
     bands = {name: band for name, band in (bands or {}).items() if len(band) > 1}
+    texts = _texts(series, last, width)
     values_per_row = max(int(width / _HOVER_LETTER / (max(map(len, series)) + 8)), 1)
-    names = _names(series, last, width)
 
     columns = sorted({x for line in series.values() for x, _ in line})
     low, high = columns[0], columns[-1]
     heights = [y for line in series.values() for _, y in line] + [y for band in bands.values() for _, *ends in band for y in ends]
     y_ticks = ticks(min(0.0, *heights), max(heights))
-    alone = low == high
-    x = _Scale(low - alone, high + alone, _LEFT, round(width - 14 - max(map(len, names.values())) * _LETTER, 1))
+    x_ticks = [value for value in ticks(low, high, whole=True) if low <= value <= high] if high > low else [low]
+    around = int(low == high)
+    x = _Scale(low - around, high + around, _LEFT, round(width - 14 - max(map(len, texts.values())) * _LETTER, 1))
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP + _HOVER_ROW * (len(series) // values_per_row))
-    x_ticks = [low] if alone else [value for value in ticks(low, high, whole=True) if low <= value <= high]
     end = max([x.stop, *(x(value) + len(number(value)) * _LETTER / 2 for value in x_ticks[-1:])])
-
-    def path(points: Sequence[Point]) -> str:
-        return " ".join(f"{x(a)},{y(b)}" for a, b in points)
-
-    places = spread([y(line[-1][1]) for line in series.values()], _ROW, y.stop, y.start)
-    return render_part(
-        "chart.html",
-        width=width,
-        height=height,
-        label=f"{title}. Last: {', '.join(f'{name} {number(line[-1][1])}' for name, line in series.items())}.",
-        x=x,
-        y=y,
-        x_ticks=x_ticks,
-        y_ticks=y_ticks,
-        unit=unit,
-        unit_place=round(end + 9, 1),
-        kinds=kinds,
-        bands={name: path([(a, top) for a, _, top in band] + [(a, low) for a, low, _ in reversed(band)]) for name, band in bands.items()},
-        lines=[
-            (name, names[name], path(line), line[-1], round(place + 4, 1))
-            for (name, line), place in zip(series.items(), places, strict=True)
-        ],
-        best=(best, max(series[best], key=lambda point: point[1])) if best in series and len(series[best]) > 1 else None,
-        hovers=_hovers(series, columns, unit, values_per_row),
-    )
+    context = {
+        "series": series,
+        "bands": {name: [(a, top) for a, _, top in band] + [(a, foot) for a, foot, _ in reversed(band)] for name, band in bands.items()},
+        "kinds": kinds or {name: f"s{i}" for i, name in enumerate(series)},
+        "places": dict(zip(series, spread([y(line[-1][1]) for line in series.values()], _ROW, y.stop, y.start), strict=True)),
+        "hovers": _hovers(series, columns, unit, values_per_row),
+        "hover_row": _HOVER_ROW,
+    }
+    axes = {"x": x, "y": y, "x_ticks": x_ticks, "y_ticks": y_ticks, "unit": unit, "unit_at": round(end + 9, 1)}
+    return render_part("chart.html", title=title, width=width, height=height, texts=texts, best=best, **context, **axes)
 
 
-def _names(series: Mapping[str, Sequence[Point]], last: bool, width: int) -> dict[str, str]:
+def _texts(series: Mapping[str, Sequence[Point]], last: bool, width: int) -> dict[str, str]:
     """What is written at the end of each line: its name, cut to leave half of the chart to the lines, and its last value."""
     if len(series) == 1:  # the caption names it
         return {name: number(line[-1][1]) for name, line in series.items()}
