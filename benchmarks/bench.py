@@ -50,7 +50,10 @@ from torch import Tensor, nn
 from boxquery.data.loading import Batch, generator
 from boxquery.models import create_model, preset
 from boxquery.models.base import DetectionTransformer
+from boxquery.optimization import training_step
+from boxquery.training.config import RunConfig
 from boxquery.training.module import Training
+from boxquery.training.run_length import RunLength
 
 CLASSES = 80
 SMALL: dict[str, Any] = {"backbone": "resnet18", "hidden_dim": 128, "heads": 8, "ffn_dim": 512, "decoder_layers": 3, "num_queries": 100}
@@ -219,18 +222,19 @@ def diagnosis(repetitions: int) -> Watching:
     model, recipe = create_model(WATCHED, classes=CLASSES, preset="tiny"), preset(WATCHED, "tiny").recipe
     images, _ = batch(*[(recipe.image_size, recipe.image_size)] * 4)
     drawn = Batch(images, None, objects(7, 3, 5, 2, classes=CLASSES), [0, 1, 2, 3])
-    module = Training(model, replace(recipe, ema=0.0), 1000, ["a", "b", "c", "d"], 0)
-    optimizer = module.configure_optimizers()["optimizer"]
-    module.trainer = SimpleNamespace(optimizers=[optimizer], current_epoch=0, global_rank=0)  # pyright: ignore[reportAttributeAccessIssue]
+    length = RunLength(epochs=1, schedule_steps={0: 1000}).with_data(1000, 4)
+    config = RunConfig(
+        data="", model=WATCHED, preset="tiny", image_size=recipe.image_size, batch_size=4, lr=recipe.lr, precision="float32", length=length
+    )
+    module = Training(model, replace(recipe, ema=0.0), config, ["a", "b", "c", "d"])
+    optimization = module.configure_optimizers() and module.optimization
+    module.trainer = SimpleNamespace(current_epoch=0, global_rank=0, is_last_batch=False)  # pyright: ignore[reportAttributeAccessIssue]
+    module.manual_backward = Tensor.backward
     module.on_train_epoch_start()
 
     def step() -> None:
         module.on_train_batch_start(drawn, 0)
-        loss = module.training_step(drawn, 0)
-        optimizer.zero_grad()
-        loss.backward()
-        module.configure_gradient_clipping(optimizer, recipe.clip)
-        optimizer.step()
+        module.training_step(drawn, 0)
         module.on_train_batch_end(None, drawn, 0)
 
     step()
@@ -238,23 +242,22 @@ def diagnosis(repetitions: int) -> Watching:
     out = model(images, targets=drawn.targets)
     ready = model.loss(out, drawn.targets)
     model.forward, model.loss = lambda *_, **__: out, lambda *_: ready
+    still: Any = SimpleNamespace(param_groups=optimization.optimizer.param_groups, zero_grad=lambda: None, step=lambda: None, last_epoch=0)
+    optimization.optimizer = optimization.schedule = still
+    module.manual_backward = lambda loss: None
 
     def watched() -> None:
         for _ in range(CALLS):
-            module.on_train_batch_start(drawn, 0)
-            module.training_step(drawn, 0)
-            module.configure_gradient_clipping(optimizer, recipe.clip)
-            module.on_train_batch_end(None, drawn, 0)
+            step()
 
     def unwatched() -> None:
         sums: dict[str, Tensor] = {}
         for _ in range(CALLS):
             torch.manual_seed(generator(0, 0, "step 0 of 0").initial_seed())
-            loss, terms = model.loss(model(images, None, targets=drawn.targets), drawn.targets)
-            for name, value in {"loss": loss, **terms}.items():
-                value = value.detach()[-1] if value.dim() else value.detach()
+            result = training_step(model, drawn, still, clip=recipe.clip, backward=lambda loss: None)
+            for name, value in {"loss": result.loss, **result.terms}.items():
+                value = value[-1] if value.dim() else value
                 sums[name] = sums[name] + value if name in sums else value
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
 
     extra = []
     for run in (watched, unwatched):

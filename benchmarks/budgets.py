@@ -13,20 +13,21 @@ import argparse
 from pathlib import Path
 
 from boxquery.report.run_files import read_run
-from boxquery.training.budget import allowed, computing
 from boxquery.training.config import RunConfig
+from boxquery.training.timing import counts_cpu
 
 
 def told(run: Path) -> str:
     config, rows = RunConfig.read(run), read_run(run).epochs
-    clock = "cpu_seconds" if computing(config) else "seconds"
+    length = config.length
+    clock = "cpu_seconds" if counts_cpu(config) else "seconds"
     paces = []
     for before, row in zip([{}, *rows], rows, strict=False):
         if "AP" not in row:
             paces.append(1000 * (row[clock] - before.get(clock, 0)) / (row["step"] - before.get("step", 0)))
     drift = f"; {min(paces):.0f} to {max(paces):.0f} ms a step: {', '.join(f'{pace:.0f}' for pace in paces)}" if paces else ""
-    spent = f"{rows[-1][clock]:.1f} of {allowed(config):.1f} s"
-    return f"{run.name}: {spent}, {config.steps:,} of {config.schedule_steps:,} steps{drift}"
+    spent = f"{rows[-1][clock]:.1f} of {length.seconds:.1f} s"
+    return f"{run.name}: {spent}, {length.total_steps:,} of {length.schedule_steps[0]:,} steps{drift}"
 
 
 def main() -> None:

@@ -715,7 +715,7 @@ def both(spoil: Callable[[Path], object]) -> Callable[[Path], object]:
 
 def foreign(folder: Path) -> None:
     """A sound state, of another model."""
-    state = {"optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {"Keeper": {}}, "state_dict": {"a": torch.zeros(1)}}
+    state = {"optimizer_states": [], "lr_schedulers": [], "loops": {}, "callbacks": {"EpochEnd": {}}, "state_dict": {"a": torch.zeros(1)}}
     StateFiles({}).save_checkpoint(state, folder / "last.ckpt")
 
 
@@ -739,7 +739,7 @@ resumed("both states gone", "refused", "is missing, though 2 epochs were finishe
 resumed("a state that would run a function", "refused", "would have to be executed", lambda f: torch.save(Hostile(), f / "last.ckpt"))
 resumed("the state of another model", "refused", "the state of another model", foreign)
 resumed("a state that is a list", "refused", "not the state of a run", lambda f: torch.save([1], f / "last.ckpt"))
-resumed("no configuration", "refused", "no run to go on with", lambda f: (f / "config.yaml").unlink())
+resumed("no configuration", "refused", "no run to resume", lambda f: (f / "config.yaml").unlink())
 resumed(
     "a configuration with a YAML tag that would run a function",
     "refused",
@@ -749,9 +749,9 @@ resumed(
 resumed("a configuration nested 5,000 deep", "refused", "not a run's configuration", write("config.yaml", "[" * 5000))
 resumed("a configuration that is not text", "refused", "not a run's configuration", write("config.yaml", b"\xff\xfe\x00"))
 resumed("a configuration without a model", "refused", "not a run's configuration", write("config.yaml", "data: shapes"))
-resumed("a configuration whose epochs are a word", "refused", "not a run's configuration", settings(epochs="many"))
+resumed("a configuration whose epochs are a word", "refused", "not a run's configuration", settings(length={"epochs": "many"}))
 resumed("a configuration whose options are a list", "refused", "not a run's configuration", settings(options=[1]))
-resumed("a run of two processes on one", "refused", "was started with 2 processes", settings(world=2))
+resumed("a run of two processes on one", "refused", "was started with 2 processes", settings(world_size=2))
 resumed("other settings than the run's", "refused", "was started with seed=0", id, "--seed", "9")
 resumed("metrics.csv is not text", "gone on", "epoch 2/2", lambda f: (cut(f / "last.ckpt"), (f / "metrics.csv").write_bytes(b"\xff")))
 resumed("evaluation.json cut short", "refused", "evaluation.json: cannot be read", lambda f: (f / "evaluation.json").write_text('{"val":'))
@@ -766,7 +766,7 @@ def option(what: str, says: str, *words: str) -> None:
 
 
 option("a model that does not exist", "no model 'dert'", "--model", "dert")
-option("a preset that does not exist", "no preset 'huge'", "--preset", "huge")
+option("a preset that does not exist", 'Choose from: "paper"', "--preset", "huge")
 option("an option that does not exist", "unknown option 'layers'", "--option", "layers=3")
 option("an option of the wrong type", "must be a whole number", "--option", "num_queries=many")
 option("heads that do not divide the width", "heads", "--option", "heads=5")
@@ -784,8 +784,8 @@ option("a rate of 0", "lr=0", "--lr", "0")
 option("a rate that is NaN", "lr=nan", "--lr", "nan")
 option("an infinite rate", "lr=inf", "--lr", "inf")
 option("images of 3 pixels", "image_size=3", "--image-size", "3")
-option("a device that does not exist", "device='tpu'", "--device", "tpu")
-option("a precision that does not exist", "precision='fp8'", "--precision", "fp8")
+option("a device that does not exist", 'Choose from: "auto", "cpu", "cuda"', "--device", "tpu")
+option("a precision that does not exist", 'Choose from: "auto", "float32"', "--precision", "fp8")
 option("negative patience", "patience=-2", "--patience", "-2")
 option("negative workers", "workers=-1", "--workers", "-1")
 option("nothing to accumulate", "accumulate=0", "--accumulate", "0")
@@ -935,7 +935,7 @@ disk(
 def somebody_else(folder: Path) -> Iterator[None]:
     """Another process trains in the folder."""
     script = (
-        "import fcntl, sys\nfile = open(sys.argv[1], 'a+')\nfcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "import fcntl, sys\nfile = open(sys.argv[1], 'a+')\nfcntl.flock(file, fcntl.LOCK_EX)\n"
         "file.write('process 7 on this machine')\nfile.flush()\nprint(flush=True)\nsys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", script, str(folder / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -156,14 +156,14 @@ def test_predict_decodes_each_image_once(tmp_path, monkeypatch, capsys):
 def test_every_repeated_option_arrives():
     words = ["train", "x", "--option", "levels=3", "--option", "box-refine=false", "--option", "anchor_size=[0.1, 1.0e-2]"]
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    assert bound.arguments["options"] == {"levels": 3, "box_refine": False, "anchor_size": [0.1, 0.01]}
+    assert bound.arguments["flags"].options == {"levels": 3, "box_refine": False, "anchor_size": [0.1, 0.01]}
 
 
 def test_interrupted_is_130(monkeypatch, capsys):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("boxquery.training.run.RunConfig", interrupted)
+    monkeypatch.setattr("boxquery.training.run.TrainFlags.check", interrupted)
     assert run(["train", "shapes"]) == 130
 
 

@@ -367,9 +367,9 @@ def test_the_table_fits_a_terminal(first):
 
 def test_stopped_and_resumed_it_is_the_same_run(first, second, tmp_path, monkeypatch):
     """Also where the source has gone, and whether or not the source and options are said again."""
-    from boxquery.training.keeper import Keeper
+    from boxquery.training.epoch_end import EpochEnd
 
-    keep = Keeper._keep
+    keep = EpochEnd.keep
     source = tmp_path / "source"
     bq.load(first).save(source)
 
@@ -377,10 +377,10 @@ def test_stopped_and_resumed_it_is_the_same_run(first, second, tmp_path, monkeyp
         keep(self, trainer)
         raise Stop
 
-    monkeypatch.setattr(Keeper, "_keep", pull_the_plug)
+    monkeypatch.setattr(EpochEnd, "keep", pull_the_plug)
     with pytest.raises(Stop):
         bq.train(scenes(), start_from=source, epochs=2, out=tmp_path / "run", options={"num_queries": 8}, **SETTINGS)
-    monkeypatch.setattr(Keeper, "_keep", keep)
+    monkeypatch.setattr(EpochEnd, "keep", keep)
     (source / "model.safetensors").unlink()
     for wrong in ({"start_from": first}, {"options": {"num_queries": 9}}):
         with pytest.raises(bq.UserError, match="was started with"):
@@ -435,4 +435,5 @@ def test_the_page_names_commands_that_exist():
     assert len(commands) >= 5
     for words in commands:
         parsed = app.parse_args(words[1:], exit_on_error=False, print_error=False)[1].arguments
-        assert str(parsed.get("start_from")) == (words[words.index("--from") + 1] if "--from" in words else "None")
+        source = getattr(parsed.get("flags"), "start_from", None)
+        assert source == (words[words.index("--from") + 1] if "--from" in words else None)

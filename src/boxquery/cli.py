@@ -29,7 +29,7 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
 )
-app.command("boxquery.training.run:train", name="train")
+app.command("boxquery.training.run:command", name="train")
 app.command("boxquery.check.command:check", name="check")
 app.command("boxquery.explain.command:explain", name="explain")
 app.command("boxquery.compare.command:compare", name="compare")

@@ -16,6 +16,8 @@ DEFAULT_MODEL, DEFAULT_PRESET = "deformable-detr", "small"
 Device = Literal["auto", "cpu", "cuda"]
 Precision = Literal["auto", "float32", "bf16"]
 Preset = Literal["paper", "small", "tiny"]
+#: a flag that is off unless it is given
+Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 
 
 def parse_options(kind: Any, tokens: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from boxquery.compare.results import FOLDER, MEASURED, NMS, run_folder, write_en
 from boxquery.files import write_json
 from boxquery.report.run_files import write_evaluation
 from boxquery.training.config import RunConfig
+from boxquery.training.run_length import RunLength
 
 #: label -> how good it gets
 QUALITY = {"deformable-detr": 0.55, "dab-detr": 0.4, "dab-twin": 0.395, "<b>detr": 0.1}
@@ -27,8 +28,8 @@ def make_plan(**changes) -> Plan:
 def write_config(plan: Plan, task: Task, run: Path, **changes) -> RunConfig:
     entry = task.entry
     common = {name: getattr(plan, name) for name in ("data", "image_size", "batch_size", "pretrained", "precision", "strict")}
-    settings = {**entry.settings(), **common, "epochs": EPOCHS, "batches": 25, "steps": 25 * EPOCHS, "seed": task.seed, **changes}
-    config = RunConfig(**settings)
+    length = RunLength(epochs=EPOCHS).with_data(25, 4)
+    config = RunConfig(**{**entry.settings(), **common, "length": length, "seed": task.seed, **changes})
     config.write(run)
     return config
 

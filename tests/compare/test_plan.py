@@ -9,6 +9,7 @@ import boxquery as bq
 from boxquery.compare.plan import Plan, Task, entries_of, settled
 from boxquery.flags import option_word, parse_options
 from boxquery.training.config import RunConfig
+from boxquery.training.run_length import RunLength
 
 from .fake_comparison import make_plan, write_config
 
@@ -121,20 +122,26 @@ def test_a_run_is_the_planned_one_by_its_configuration(tmp_path):
     assert not plan.fits(task, anchored)
     assert plan.fits(task, replace(anchored, chosen=["anchor_sizes"])), "what the data chose nobody planned"
     for change in (
-        {"seed": 1}, {"lr": 0.5}, {"options": {}}, {"epochs": 9}, {"model": "dab-detr"}, {"precision": "bf16"}, {"data": "other"},
-        {"pretrained": True}, {"image_size": 65}, {"minutes": 3.0}, {"accumulate": 2}, {"patience": 1}, {"batch_size": 2}, {"world": 2},
+        {"seed": 1}, {"lr": 0.5}, {"options": {}}, {"model": "dab-detr"}, {"precision": "bf16"}, {"data": "other"},
+        {"pretrained": True}, {"image_size": 65}, {"patience": 1}, {"batch_size": 2}, {"world_size": 2},
     ):  # fmt: skip
         assert not plan.fits(task, replace(config, **change)), change
+
+    def lasting(**change):
+        return config.with_length(replace(config.length, **change))
+
+    for change in ({"epochs": 9}, {"minutes": 3.0}, {"accumulate": 2}):
+        assert not plan.fits(task, lasting(**change)), change
     seen = replace(plan, epochs=None, images_seen=800)
-    assert config.seen() == 800
+    assert config.length.images_total == 800
     assert seen.fits(task, config)
-    assert seen.fits(task, replace(config, batches=99, epochs=2, images_seen=800))
-    assert not seen.fits(task, replace(config, batches=97, epochs=2))
+    assert seen.fits(task, lasting(epochs=None, images_seen=800, total_batches=198))
+    assert not seen.fits(task, lasting(total_batches=194))
     timed = replace(plan, epochs=None, minutes=2.0)
-    assert timed.fits(task, replace(config, minutes=2.0, clock="processor", by_clock=True))
-    assert not timed.fits(task, replace(config, minutes=2.0, clock="processor"))
-    assert not timed.fits(task, replace(config, minutes=2.5, clock="processor", by_clock=True))
-    assert not timed.fits(task, replace(config, images_seen=400))
+    assert timed.fits(task, lasting(epochs=None, minutes=2.0, clock="cpu"))
+    assert not timed.fits(task, lasting(minutes=2.0, clock="cpu"))
+    assert not timed.fits(task, lasting(epochs=None, minutes=2.5, clock="cpu"))
+    assert not timed.fits(task, lasting(epochs=None, images_seen=400))
     assert not timed.fits(task, config)
 
 
@@ -147,13 +154,15 @@ def test_the_words_train_the_planned_run():
     task = Task(replace(plan.entries[0], options=options), 3)
     words = plan.words(task, Path("out"))
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
-    given = bound.arguments
-    assert given["options"] == options
-    assert (given["data"], given["seed"], given["lr"], given["minutes"], given["clock"]) == (plan.data, 3, 1e-3, 2.0, "processor")
-    assert (given["precision"], given["strict"], given["image_size"], given["batch_size"]) == ("bf16", True, 64, 4)
-    worth = RunConfig("d", "m", "p", epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0, schedule_steps=23)
+    given = bound.arguments["flags"]
+    assert given.options == options
+    assert (bound.arguments["data"], given.seed, given.lr, given.minutes, given.clock) == (plan.data, 3, 1e-3, 2.0, "cpu")
+    assert (given.precision, given.strict, given.image_size, given.batch_size) == ("bf16", True, 64, 4)
+    length = RunLength(minutes=2.0, clock="cpu", schedule_steps={0: 23}, val_every=2).with_data(7, 4)
+    worth = RunConfig(data="d", model="m", preset="p", image_size=64, batch_size=4, lr=0.1, length=length)
     _, bound, _ = app.parse_args(plan.words(task, Path("out"), worth), exit_on_error=False, print_error=False)
-    assert (bound.arguments["minutes"], bound.arguments["schedule_steps"], bound.arguments["val_every"]) == (2.0, 23, 2)
+    given = bound.arguments["flags"]
+    assert (given.minutes, given.schedule_steps, given.val_every) == (2.0, {0: 23}, 2)
 
 
 @pytest.mark.parametrize("value", [1, 1e-5, 2.5, True, None, "text", "yes", "1", "a: b", [1, [2.0, "x"]], {"a": {"b": (1, 2)}}, "ä" * 200])

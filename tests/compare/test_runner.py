@@ -161,17 +161,19 @@ def test_seeds_share_what_minutes_are_worth(tmp_path, monkeypatch):
     plan = Plan(**{**vars(plan), "entries": plan.entries[:1]})
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom boxquery.training.config import RunConfig\n"
+        "from boxquery.training.run_length import RunLength\n"
         "a = sys.argv[1:]\nout = Path(a[a.index('--out') + 1])\n"
         "if '--schedule-steps' not in a:\n    time.sleep(0.5)\n"
-        "    RunConfig('d', 'detr', 'tiny', epochs=3, batches=7, batch_size=4, val_every=2, minutes=2.0, schedule_steps=20).write(out)\n"
+        "    length = RunLength(minutes=2.0, clock='cpu', schedule_steps={0: 20}, val_every=2).with_data(7, 4)\n"
+        "    RunConfig(data='d', model='detr', preset='tiny', image_size=64, batch_size=4, lr=0.1, length=length).write(out)\n"
         "sys.exit(1)"
     )
     work, said = runner(plan, tmp_path, monkeypatch, code)
     work.run()
     assert len(said) == 2
-    assert "--minutes 2.0 --clock processor" in said[0]
+    assert "--minutes 2.0 --clock cpu" in said[0]
     assert "--schedule-steps" not in said[0]
-    assert "--minutes 2.0 --clock processor --schedule-steps 20 --val-every 2" in said[1]
+    assert "--minutes 2.0 --clock cpu --schedule-steps 20 --val-every 2" in said[1]
 
 
 def test_two_runners_share_the_work(tmp_path, monkeypatch):

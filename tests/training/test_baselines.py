@@ -8,7 +8,7 @@ import yaml
 import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.models import list_baselines
-from boxquery.training.keeper import Keeper
+from boxquery.training.epoch_end import EpochEnd
 from tests.models.baselines.builders import SMALL as NARROW
 from tests.training.runs import Stop, rows, scenes, settings
 
@@ -53,16 +53,16 @@ def test_its_anchors_are_measured_and_written_down(finished):
 
 def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch):
     name, whole, _ = finished
-    keep = Keeper._keep
+    keep = EpochEnd.keep
 
     def pull_the_plug(self, trainer):
         keep(self, trainer)
         raise Stop
 
-    monkeypatch.setattr(Keeper, "_keep", pull_the_plug)
+    monkeypatch.setattr(EpochEnd, "keep", pull_the_plug)
     with pytest.raises(Stop):
         bq.train(scenes(), epochs=2, out=tmp_path / "run", **settings(name, SMALL[name]))
-    monkeypatch.setattr(Keeper, "_keep", keep)
+    monkeypatch.setattr(EpochEnd, "keep", keep)
     with pytest.raises(bq.UserError, match="was started with options"):
         bq.train(scenes(), out=tmp_path / "run", resume=True, **settings(name, {**SMALL[name], "nms": 0.7}))
     bq.train(scenes(), out=tmp_path / "run", resume=True, **settings(name, SMALL[name]))

@@ -20,11 +20,11 @@ from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import atomic_write
 from boxquery.locks import RUN_LOCK
 from boxquery.training.config import RunConfig
+from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.fit import Run
-from boxquery.training.keeper import Keeper
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
-from boxquery.training.state import LAST, PREVIOUS, damage, newest, run_lock
+from boxquery.training.state import LAST, PREVIOUS, damage, latest_checkpoint, run_lock
 from tests.data import writers
 
 from .processes import FORK, FRESH, apart, in_two, script
@@ -43,7 +43,7 @@ def whole(tmp_path_factory):
 @pytest.fixture
 def stopped(tmp_path, monkeypatch):
     """A run that died when its second epoch was kept."""
-    keep = Keeper._keep
+    keep = EpochEnd.keep
 
     def pull_the_plug(self, trainer):
         keep(self, trainer)
@@ -51,7 +51,7 @@ def stopped(tmp_path, monkeypatch):
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "_keep", pull_the_plug)
+        patch.setattr(EpochEnd, "keep", pull_the_plug)
         with pytest.raises(Stop):
             bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
     return tmp_path / "run"
@@ -99,12 +99,12 @@ def test_a_damaged_state_falls_back_to_the_one_before(stopped, whole, capsys, ho
 def test_every_damage_is_seen(whole, tmp_path, how):
     for name in (LAST, PREVIOUS, "metrics.csv"):
         atomic_write(tmp_path / name, (whole / name).read_bytes())
-    assert newest(tmp_path) == (tmp_path / LAST, "")
+    assert latest_checkpoint(tmp_path) == (tmp_path / LAST, "")
     SPOILT[how](tmp_path / LAST)
-    assert newest(tmp_path)[0] == tmp_path / PREVIOUS
+    assert latest_checkpoint(tmp_path)[0] == tmp_path / PREVIOUS
     SPOILT[how](tmp_path / PREVIOUS)
     with pytest.raises(bq.UserError, match=f"{LAST}.+restore it from a copy"):
-        newest(tmp_path)
+        latest_checkpoint(tmp_path)
 
 
 def test_no_flipped_bit_passes(tmp_path):
@@ -294,10 +294,10 @@ def test_an_image_found_unreadable_while_training_is_named_and_skipped(photos, t
 def test_images_found_unreadable_are_known_after_a_resume(whole, capsys):
     """Also where nothing is read any more, so that the report of a run that died while it finished names them."""
     config, data = RunConfig.read(whole), scenes()
-    made = [Keeper(whole, config, bq.load(whole), data.splits["val"], LiveBar(Console(), 1, 1), 12) for _ in range(2)]
-    made[0]._skipped("val", "p.png: cannot be read")
+    made = [EpochEnd(whole, config, bq.load(whole), data.splits["val"], LiveBar(Console(), config.length), 12) for _ in range(2)]
+    made[0].skipped("val", "p.png: cannot be read")
     made[1].load_state_dict(json.loads(json.dumps(made[0].state_dict())))
-    made[1]._skipped("val", "p.png: cannot be read")
+    made[1].skipped("val", "p.png: cannot be read")
     assert made[1].unreadable == {"train": [], "val": ["p.png: cannot be read"]}
     assert capsys.readouterr().err.count("p.png") == 1
 

@@ -18,11 +18,11 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
 from boxquery.models.options import Recipe
-from boxquery.training import fit
-from boxquery.training import keeper as keeping
-from boxquery.training.config import UNSET, RunConfig
-from boxquery.training.keeper import Keeper
-from boxquery.training.module import parameter_groups, rate
+from boxquery.optimization import parameter_groups, rate_factor
+from boxquery.training import evaluator, fit
+from boxquery.training.config import RunConfig, TrainFlags
+from boxquery.training.epoch_end import EpochEnd
+from boxquery.training.run_length import RunLength
 from boxquery.training.settings import same
 from tests.data.writers import drawn, write_coco_file, write_voc_lower_case
 
@@ -85,7 +85,7 @@ def test_a_run_logs_what_its_queries_read(finished):
     assert all(0 <= float(row["query_changes"]) <= 1 for row in others)
     assert len({row["inside_even"] for row in (first, *others)}) == 1
     state = torch.load(folder / "last.ckpt", weights_only=True)
-    keeper = state["callbacks"]["Keeper"]
+    kept = state["callbacks"]["EpochEnd"]["evaluator"]
     config = json.loads((folder / "model/config.json").read_text())["model"]
     model = bq.create_model(name, classes=5, preset="tiny", **config["options"])
     model.load_state_dict({k.removeprefix("average."): v for k, v in state["state_dict"].items() if k.startswith("average.")})
@@ -93,7 +93,7 @@ def test_a_run_logs_what_its_queries_read(finished):
     detector = Detector(model, data.names, data.ids, Preprocessing(64))
     found = measure_split(detector, data.splits["val"], only=with_objects(data.splits["val"], 1))
     assert {k: float(others[-1][k]) for k in found.columns()} == pytest.approx(found.columns(), abs=1e-6)
-    assert keeper["finders"] == found.query.tolist()
+    assert kept["finders"] == found.query.tolist()
 
 
 @pytest.mark.parametrize("ignored", [False, True])
@@ -126,18 +126,18 @@ def test_loaded_it_answers_as_before(finished):
 @pytest.mark.parametrize("stopped_after", [1, 2])
 def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch, stopped_after):
     name, whole, _ = finished
-    keep = Keeper._keep
+    keep = EpochEnd.keep
 
     def pull_the_plug(self, trainer):
         keep(self, trainer)
         if trainer.current_epoch + 1 == stopped_after:
             raise Stop
 
-    monkeypatch.setattr(Keeper, "_keep", pull_the_plug)
+    monkeypatch.setattr(EpochEnd, "keep", pull_the_plug)
     with pytest.raises(Stop):
         bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings(name))
     assert len(rows(tmp_path / "run")) == stopped_after
-    monkeypatch.setattr(Keeper, "_keep", keep)
+    monkeypatch.setattr(EpochEnd, "keep", keep)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(whole)
     ours, theirs = (json.loads((f / "evaluation.json").read_text()) for f in (tmp_path / "run", whole))
@@ -172,11 +172,11 @@ def test_workers_do_not_change_a_run(finished, tmp_path):
 
 def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
     bq.train(scenes(), minutes=0.03, out=tmp_path / "run", **settings("detr"))
-    config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())
-    assert config["minutes"] == 0.03
+    config, length = yaml.safe_load((tmp_path / "run/config.yaml").read_text()), RunConfig.read(tmp_path / "run").length
     assert len(rows(tmp_path / "run")) == config["epochs"]
     assert int(rows(tmp_path / "run")[-1]["step"]) == config["steps"]
-    assert int(rows(tmp_path / "run")[-1]["images"]) == RunConfig.read(tmp_path / "run").seen()
+    assert int(rows(tmp_path / "run")[-1]["images"]) == length.images_total
+    assert length.minutes == 0.03
 
 
 def _stop(*_, **__):
@@ -185,17 +185,17 @@ def _stop(*_, **__):
 
 def test_of_minutes_and_epochs_what_is_over_first_counts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("boxquery.training.fit.L.Trainer.fit", _stop)
-    monkeypatch.setattr("boxquery.training.budget.os.getloadavg", lambda: (9.5, 1.0, 1.0))
-    monkeypatch.setattr("boxquery.training.budget.os.cpu_count", lambda: 2)
+    monkeypatch.setattr("boxquery.training.timing.os.getloadavg", lambda: (9.5, 1.0, 1.0))
+    monkeypatch.setattr("boxquery.training.timing.os.cpu_count", lambda: 2)
     found = {}
     for name, given in {"few": {"epochs": 1}, "many": {"epochs": 100_000}, "open": {}}.items():
         for resume in (False, True):  # the same command goes on
             with pytest.raises(Stop):
                 bq.train(scenes(), minutes=0.1, resume=resume, out=tmp_path / name, **given, **settings("detr"))
-        found[name] = yaml.safe_load((tmp_path / name / "config.yaml").read_text())
-    assert (found["few"]["epochs"], found["few"]["batches"]) == (1, 3), "an epoch that was asked for is a whole one"
-    assert 1 < found["many"]["epochs"] < 100_000
-    assert found["open"]["epochs"] > 1
+        found[name] = RunConfig.read(tmp_path / name).length
+    assert (found["few"].total_epochs, found["few"].total_batches) == (1, 3), "an epoch that was asked for is a whole one"
+    assert 1 < found["many"].total_epochs < 100_000
+    assert found["open"].total_epochs > 1
     assert capsys.readouterr().err.count("load 9.5 on 2 cores") == 3, "a busy machine is the reason for few steps, and says so"
 
 
@@ -208,7 +208,7 @@ def test_the_seed_of_a_run_holds_out_the_images_that_evaluation_does(tmp_path):
     assert [said] == open_data(str(source)).notes
 
 
-def test_the_processors_minutes_do_not_count_waiting(tmp_path, monkeypatch):
+def test_minutes_of_cpu_time_do_not_count_waiting(tmp_path, monkeypatch):
     """A machine that is busy with other things leaves a run as many steps; one on the wall's clock gets fewer."""
     import time
 
@@ -218,17 +218,17 @@ def test_the_processors_minutes_do_not_count_waiting(tmp_path, monkeypatch):
     monkeypatch.setattr("boxquery.training.fit.L.Trainer.fit", _stop)
     monkeypatch.setattr(DetectionTransformer, "forward", lambda *a, **k: (time.sleep(0.1), forward(*a, **k))[1])
     steps = {}
-    for clock in ("wall", "processor"):
+    for clock in ("wall", "cpu"):
         with pytest.raises(Stop):
             bq.train(scenes(), minutes=0.1, clock=clock, out=tmp_path / clock, **settings("detr"))
-        config = yaml.safe_load((tmp_path / clock / "config.yaml").read_text())
-        steps[clock] = config["steps"]
-        assert config["clock"] == clock
-    assert steps["processor"] > 1.2 * steps["wall"]
+        length = RunConfig.read(tmp_path / clock).length
+        steps[clock] = length.total_steps
+        assert length.clock == clock
+    assert steps["cpu"] > 1.2 * steps["wall"]
 
 
 def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("boxquery.training.keeper.evaluate", lambda *_: dict.fromkeys(METRICS, 0.25))
+    monkeypatch.setattr("boxquery.training.evaluator.evaluate", lambda *_: dict.fromkeys(METRICS, 0.25))
     bq.train(scenes(), epochs=9, patience=2, out=tmp_path / "run", **settings("deformable-detr") | {"precision": "bf16"})
     assert len(rows(tmp_path / "run")) == 3
     assert "--patience 2" in yaml.safe_load((tmp_path / "run/config.yaml").read_text())["command"]
@@ -272,7 +272,7 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"clock": "sun"}, "clock='sun'"),
         ({"val_every": -1}, "val_every=-1"),
         ({"schedule_steps": -5}, "schedule_steps=-5"),
-        ({"resume": True}, "no run to go on with"),
+        ({"resume": True}, "no run to resume"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_is_written(wrong, said, tmp_path):
@@ -302,27 +302,32 @@ def test_resuming_with_other_settings_is_refused(finished):
         bq.train("elsewhere", out=folder, resume=True)
 
 
+def run_of(batch_size: int, batches: int) -> RunConfig:
+    length = RunLength(epochs=1).with_data(batches, batch_size)
+    return RunConfig(data="shapes", model="detr", preset="tiny", image_size=64, batch_size=batch_size, lr=1e-3, length=length)
+
+
 def test_resumed_it_runs_and_reads_where_it_is_asked_to(tmp_path, monkeypatch):
     """As the advice after a reader's death says (``--resume --workers 0``), and on another machine; a clock has been read by then."""
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    config = RunConfig("shapes", "detr", "tiny", device="cuda", workers=4, batch_size=4, batches=3, clock="wall")
-    asked = same(config, replace(UNSET, device="cpu", workers=0, clock="processor"), tmp_path)
+    config = replace(run_of(batch_size=4, batches=3), device="cuda", workers=4)
+    asked = same(config, "shapes", TrainFlags(device="cpu", workers=0, clock="cpu"), tmp_path)
     assert asked == replace(config, device="cpu", workers=0)
     with pytest.raises(bq.UserError, match="no CUDA device"):
-        same(config, UNSET, tmp_path)
+        same(config, "shapes", TrainFlags(), tmp_path)
     config = replace(config, device="cpu")
-    assert same(config, UNSET, tmp_path) == config
+    assert same(config, "shapes", TrainFlags(), tmp_path) == config
 
 
 @pytest.mark.parametrize(("own", "batches", "asked", "fits"), [(4, 3, 4, True), (4, 1, 8, True), (4, 3, 8, False), (4, 1, 2, False)])
 def test_resumed_it_has_batches_of_the_same_size(tmp_path, own, batches, asked, fits):
     """Which is less than was asked for where there were no more images."""
-    config, wish = RunConfig("shapes", "detr", "tiny", batch_size=own, batches=batches), replace(UNSET, batch_size=asked)
+    config, requested = run_of(batch_size=own, batches=batches), TrainFlags(batch_size=asked)
     if fits:
-        assert same(config, wish, tmp_path).batch_size == own
+        assert same(config, "shapes", requested, tmp_path).batch_size == own
     else:
         with pytest.raises(bq.UserError, match="was started with batch_size=4"):
-            same(config, wish, tmp_path)
+            same(config, "shapes", requested, tmp_path)
 
 
 def test_without_an_average_it_goes_on_training(tmp_path, monkeypatch):
@@ -359,7 +364,7 @@ def test_numbers_that_are_none_stop_the_run_and_name_the_images(tmp_path, monkey
                 self.model.heads[0].boxes.layers[2].weight.fill_(float("nan"))
 
     monkeypatch.setattr(Training, "on_train_epoch_start", break_a_weight)
-    with pytest.raises(bq.UserError, match=r"epoch 1, batch 0 \(images .+\).+not finite"):
+    with pytest.raises(bq.UserError, match=r"epoch 1, batch 0 \(images .+\).+NaN or inf"):
         bq.train(scenes(), epochs=3, out=tmp_path / "run", **settings("detr"))
     assert len(rows(tmp_path / "run")) == 1
     assert (tmp_path / "run/last.ckpt").is_file()
@@ -386,11 +391,11 @@ def test_interrupted_it_says_so_and_can_go_on(finished, tmp_path, monkeypatch):
 
 def test_numbers_of_queries_by_layer_from_the_command_line(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr(fit, "start", lambda data, out, wish, *more: asked.append(wish))
+    monkeypatch.setattr(fit, "start", lambda data, out, requested, *more: asked.append(requested))
     for word in ("num_queries=[100,50,30]", "num_queries=[100, 50, 30]"):
         command_line(["train", "shapes", "--option", word])
-    assert [wish.options for wish in asked] == [{"num_queries": [100, 50, 30]}] * 2
-    assert "--option 'num_queries=[100, 50, 30]'" in replace(asked[0], data="shapes", model="detr", preset="tiny").command("runs/x")
+    assert [flags.options for flags in asked] == [{"num_queries": [100, 50, 30]}] * 2
+    assert "num_queries=[100, 50, 30]" in list(asked[0].words())
 
 
 def test_queries_are_dropped_in_a_whole_run(tmp_path):
@@ -403,13 +408,13 @@ def test_queries_are_dropped_in_a_whole_run(tmp_path):
     photo = np.zeros((64, 80, 3), np.uint8)
     story = detector.explain(photo, threshold=0.0)
     assert len(story.found) == 11
-    assert "heads_lost" in write_page([story], tmp_path / "page.html").read_text()
+    assert "head_maps" in write_page([story], tmp_path / "page.html").read_text()
 
 
 def test_schedules():
-    step = rate(Recipe(decay="step", decay_at=0.8, warmup=0.1), 100)
+    step = rate_factor(Recipe(decay="step", decay_at=0.8, warmup=0.1), {0: 100})
     assert [round(step(i), 3) for i in (0, 9, 10, 79, 80)] == [0.091, 0.909, 1.0, 1.0, 0.1]
-    cosine = rate(Recipe(decay="cosine"), 100)
+    cosine = rate_factor(Recipe(decay="cosine"), {0: 100})
     assert cosine(0) == 1
     assert cosine(50) == pytest.approx(0.5)
     assert cosine(100) == 0.01
@@ -429,18 +434,18 @@ def shared(start: Path) -> dict:
 
 def run_and_tell(start: Path, out: Path, batch_size: int) -> None:
     """Train, and write down beside the run the scores that every image got in the last evaluation."""
-    evaluate = keeping.evaluate
+    evaluate = evaluator.evaluate
 
     def told(split, found, *names):
         if os.environ.get("RANK", "0") == "0":
             out.with_suffix(".json").write_text(json.dumps({i: found[i][1].tolist() for i in sorted(found)}))
         return evaluate(split, found, *names)
 
-    keeping.evaluate = told
+    evaluator.evaluate = told
     try:
         bq.train(scenes(train=16, val=7), out=out, **{**shared(start), "batch_size": batch_size})
     finally:
-        keeping.evaluate = evaluate
+        evaluator.evaluate = evaluate
 
 
 def weights(run: Path) -> torch.Tensor:

@@ -26,6 +26,7 @@ from boxquery.evaluation.errors import IOU_MISPLACED, find_duplicates
 from boxquery.evaluation.metrics import evaluate
 from boxquery.models import create_model, preset
 from boxquery.models.interface import Model
+from boxquery.optimization import training_step
 
 SIDE, IMAGES, GOAL = 160, 4, 0.9
 #: the preset that is trained here, whatever is trained later: the published sizes overfit nothing within a minute on a CPU
@@ -116,16 +117,12 @@ def overfit_batch(
     found: dict[int, ImageDetections] | None = None  # with the weights as they are
     while step < planned and not reached and time.monotonic() - started < seconds:
         step, found = step + 1, None
-        loss, _ = model.loss(model(batch.images, batch.mask, targets=batch.targets), batch.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if not torch.isfinite(loss.detach() + norm):
+        loss, _, norm = training_step(model, batch, optimizer, clip=1.0)
+        if norm is None or not torch.isfinite(loss + norm):
             losses.append(math.nan)
             found = {}
             break
-        losses.append(float(loss.detach()))
-        optimizer.step()
+        losses.append(float(loss))
         schedule.step()
         if step % EVERY == 0 or step == planned:
             found = _predict(model, batch, split)

@@ -91,9 +91,9 @@ class Plan:
         entry = task.entry
         words = ["train", self.data, "--model", entry.model, "--preset", entry.preset, "--lr", str(entry.lr), "--seed", str(task.seed)]
         if self.minutes is not None:
-            words += ["--minutes", str(self.minutes), "--clock", "processor"]
+            words += ["--minutes", str(self.minutes), "--clock", "cpu"]
             if worth is not None:
-                words += ["--schedule-steps", str(worth.schedule_steps), "--val-every", str(worth.val_every)]
+                words += ["--schedule-steps", str(worth.length.schedule_steps[0]), "--val-every", str(worth.length.val_every)]
         else:
             words += ["--epochs", str(self.epochs)] if self.epochs is not None else ["--images-seen", str(self.images_seen)]
         for name in ("image_size", "batch_size", "device", "precision"):
@@ -112,13 +112,14 @@ class Plan:
         own = vars(config) | {"options": {name: value for name, value in config.options.items() if name not in config.chosen}}
         if any(_plain(own[name]) != _plain(value) for name, value in wanted.items()):
             return False
-        if (config.seed, config.accumulate, config.patience, config.world) != (task.seed, 1, 0, 1) or not same_data(self.data, config.data):
+        length, usual = config.length, (task.seed, 1, 0, 1)
+        if (config.seed, length.accumulate, config.patience, config.world_size) != usual or not same_data(self.data, config.data):
             return False
         if self.epochs is not None:
-            return config.epochs == self.epochs and config.minutes is None and config.images_seen is None
+            return length.epochs == self.epochs and length.minutes is None
         if self.images_seen is not None:
-            return abs(config.seen() - self.images_seen) <= CLOSE * self.images_seen
-        return config.minutes == self.minutes and config.by_clock
+            return abs(length.images_total - self.images_seen) <= CLOSE * self.images_seen
+        return length.minutes == self.minutes and length.ends_by_clock
 
     def write(self, folder: Path) -> None:
         """Raises ``UserError`` where the folder cannot be written."""

@@ -118,9 +118,9 @@ def progress_of(folder: Path, task: Task) -> Progress:
     left = None
     if rows and status == "training" and (run / "metrics.csv").is_file():
         since = time.time() - (run / "metrics.csv").stat().st_mtime
-        left = max(rows[-1].get("seconds", 0) / len(rows) * (config.epochs - len(rows)) - since, 0)
+        left = max(rows[-1].get("seconds", 0) / len(rows) * (config.length.total_epochs - len(rows)) - since, 0)
     last = scored[-1] if scored else {}
-    return Progress(task, status, len(rows), config.epochs, last.get("AP"), last.get("AP50"), left, reason)
+    return Progress(task, status, len(rows), config.length.total_epochs, last.get("AP"), last.get("AP50"), left, reason)
 
 
 def read_plan(folders: Sequence[Path]) -> Plan:

@@ -166,7 +166,7 @@ class Runner:
             return None
         runs = [run_folder(self.folder, other) for other in self._alike(task)]
         known = [RunConfig.read(run) for run in runs if (run / FILE).exists()]
-        return next((config for config in known if config.minutes is not None), None)
+        return next((config for config in known if config.length.minutes is not None), None)
 
     def _timed_now(self, task: Task) -> bool:
         return any(is_worked_on(self.folder, other) for other in self._alike(task))

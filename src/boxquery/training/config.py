@@ -1,162 +1,163 @@
-"""Everything that is needed to repeat a run, in one frozen record and one file. Imports no torch."""
-
-from __future__ import annotations
+"""What a run is: the flags of ``boxquery train`` as asked for, and the complete record in ``config.yaml``. Imports no torch."""
 
 import shlex
+import types
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
 
 import yaml
+from cyclopts import Parameter
 
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
-from boxquery.flags import option_word
+from boxquery.flags import Device, Options, Precision, Preset, Switch, check_above_zero, option_word
+from boxquery.training.migration import FORMAT, migrate_config
+from boxquery.training.run_length import LengthFlags, RunLength
 
 FILE = "config.yaml"
-#: what the values of a field may be, by its annotation
-_KINDS = {
-    "str": str,
-    "int": int,
-    "float": int | float,
-    "float | None": int | float | None,
-    "bool": bool,
-    "dict[str, Any]": dict,
-    "list[str]": list,
-}
 
 
-def usual_val_every(epochs: int) -> int:
-    """Epochs from one evaluation to the next where nobody said: about 50 evaluations in all."""
-    return max(1, round(epochs / 50))
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """What is trained, on what and how; ``None`` is not given.
+
+    Attributes:
+        start_from: Trained model to start from: a run or model folder, a hub id, or a paper's checkpoint. Classes are matched by name and
+            may differ, as may any option. Options not given are taken from the source.
+        model: Model to train; `boxquery models` lists them. Default: deformable-detr, or that of --from.
+        preset: Size and recipe; with --from the recipe alone. Default: small, or that of --from.
+        options: Model option as name=value, repeatable; `boxquery models NAME` lists them.
+        image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
+        batch_size: Images per batch of one process. Default: the preset's.
+        lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
+        patience: Stop after this many evaluations without a better AP; 0 never stops.
+        pretrained: Start from backbone weights of the hub.
+        freeze_backbone: Do not train the backbone.
+        device: Where to train; auto takes CUDA if there is any.
+        precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
+        workers: Processes that read images. Default: 0 on a CPU, up to 8 for CUDA.
+        seed: Seeds initialisation, data order, augmentation and dropout, but not the train/val split.
+        strict: Fail on invalid boxes and images instead of skipping them.
+        force: Train even where the check before the first epoch fails.
+    """
+
+    start_from: Annotated[str | None, Parameter(name="--from")] = None
+    model: str | None = None
+    preset: Preset | None = None
+    options: Options = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    patience: int = 0
+    pretrained: Switch = False
+    freeze_backbone: Switch = False
+    device: Device = "auto"
+    precision: Precision = "auto"
+    workers: int | None = None
+    seed: int = 0
+    strict: Switch = False
+    force: Switch = False
 
 
-@dataclass(frozen=True)
-class RunConfig:
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(LengthFlags, RunFlags):
+    """The flags of ``boxquery train``, which are the keywords of ``boxquery.train``."""
+
+    def check(self) -> None:
+        """Raise ``UserError`` for values that no run can have."""
+        super().check()
+        check_above_zero(image_size=self.image_size, batch_size=self.batch_size, lr=self.lr)
+        for name in ("workers", "patience"):
+            if (getattr(self, name) or 0) < 0:
+                raise UserError(f"{name}={getattr(self, name)}: must be 0 or more")
+
+    def words(self) -> Iterator[str]:
+        """The command line that gives these flags; those at their default are left out."""
+        for flag in fields(self):
+            value, name = getattr(self, flag.name), "--" + ("from" if flag.name == "start_from" else flag.name.replace("_", "-"))
+            if flag.name == "options":
+                yield from (word for option in (value or {}).items() for word in ("--option", option_word(*option)))
+            elif value is True:
+                yield name
+            elif value != flag.default:
+                text = ",".join(f"{k}:{v}" if k else str(v) for k, v in value.items()) if isinstance(value, dict) else str(value)
+                yield from [f"{name}={text}"] if text.startswith("-") else [name, text]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(RunFlags):
     """A run, complete: written to ``config.yaml`` before the first step.
 
     Attributes:
-        data: what the user named; ``scenes`` is how the built-in ones are drawn.
-        options: the model's options that differ from the preset.
-        chosen: which of these the data chose (anchors), not the user.
-        start_from, start_hash: the trained model whose weights it began with, as the user named it, and what they were (see
-            ``boxquery.transfer.fingerprint``).
-        frozen: stem, first stage and batch norm of the backbone kept what that model had.
-        image_size: short side in pixels.
-        batch_size, accumulate: images a step of one process, and steps whose gradients are added up.
-        epochs, steps: passes over the data, and optimizer steps in all (per process).
-        batches, last: batches of an epoch, and of the last one where it is cut short (0: it is not).
-        minutes: what the user asked for, if that is how ``epochs`` came about.
-        clock: whose minutes: "wall", or "processor" (the time that this process computes, which a busy machine does not shorten). On CUDA,
-            where the processor only waits, both are the wall's.
-        by_clock: whether that clock ends the run. ``epochs``, ``last`` and ``steps`` are then what was planned, and from the end of the run
-            on what came of it.
-        schedule_steps: optimizer steps that the schedule of the rate is made for; 0: those of the run.
-        images_seen: what the user asked for, if that is how ``epochs`` and ``last`` came about.
-        val_every: epochs from one evaluation to the next.
-        patience: stop after so many evaluations without a better AP; 0: never.
-        precision: "float32" or "bf16".
-        world: processes.
-        force: train even where the check says that it is worth nothing.
+        data: what the user named.
+        options: the model's options that differ from the preset; chosen: which of them the data chose (anchors), not the user.
+        start_hash: what the weights that it started from were, see ``boxquery.transfer.fingerprint``.
+        frozen: whether stem, first stage and batch norm of the backbone keep what the source had.
+        world_size: number of processes.
     """
 
     data: str
-    model: str
-    preset: str
+    # field(): a default would be inherited otherwise
+    model: str = field()
+    preset: str = field()
     options: dict[str, Any] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
-    pretrained: bool = False
-    freeze_backbone: bool = False
-    start_from: str = ""
     start_hash: str = ""
     frozen: bool = False
-    image_size: int = 800
-    batch_size: int = 2
-    accumulate: int = 1
-    epochs: int = 1
-    steps: int = 1
-    batches: int = 1
-    last: int = 0
-    minutes: float | None = None
-    clock: str = "wall"
-    by_clock: bool = False
-    schedule_steps: int = 0
-    images_seen: int | None = None
-    lr: float = 1e-4
-    val_every: int = 1
-    patience: int = 0
-    device: str = "cpu"
-    precision: str = "float32"
+    image_size: int = field()
+    batch_size: int = field()
+    lr: float = field()
     workers: int = 0
-    world: int = 1
-    seed: int = 0
-    strict: bool = False
-    force: bool = False
+    world_size: int = 1
+    length: RunLength
 
     def command(self, out: Path | str) -> str:
-        """The command line that repeats the run; ``--minutes`` has become the images that it was worth here."""
-        words = ["boxquery", "train", self.data, "--model", self.model, "--preset", self.preset]
-        shortened = self.minutes is not None or self.images_seen is not None
-        words += ["--images-seen", str(self.seen())] if shortened else ["--epochs", str(self.epochs)]
-        if self.schedule_steps not in (0, self.steps):
-            words += ["--schedule-steps", str(self.schedule_steps)]
-        if self.val_every != usual_val_every(self.epochs):
-            words += ["--val-every", str(self.val_every)]
-        for name in ("image_size", "batch_size", "lr", "seed", "precision"):
-            words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
-        for name, usual in (("accumulate", 1), ("patience", 0)):
-            if getattr(self, name) != usual:
-                words += [f"--{name}", str(getattr(self, name))]
-        words += ["--from", self.start_from] * bool(self.start_from)
-        for name in ("pretrained", "freeze_backbone", "strict", "force"):
-            words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
-        for name, value in self.options.items():
-            words += ["--option", option_word(name, value)]
-        return shlex.join([*words, "--out", str(out)])
+        """The command line that repeats the run, wherever that is."""
+        own = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"device": "auto", "workers": None}
+        flags = TrainFlags(**own, **vars(self.length.as_flags()))
+        return shlex.join(["boxquery", "train", self.data, *flags.words(), "--out", str(out)])
 
-    def seen(self) -> int:
-        """Images that the whole run sees, all processes together."""
-        return ((self.epochs - 1) * self.batches + (self.last or self.batches)) * self.batch_size * self.world
-
-    def lasting(self, batches: int) -> RunConfig:
-        """This run with so many batches of one process in all: whole epochs and, if anything is left, a last one that is cut short.
-
-        It is cut between two updates, or the gradients since the last one would be lost: up to ``accumulate - 1`` batches fewer, and at
-        least one update.
-        """
-        whole, rest = divmod(max(batches, min(self.accumulate, self.batches)), self.batches)
-        last = rest - rest % self.accumulate
-        steps = whole * -(-self.batches // self.accumulate) + last // self.accumulate
-        return replace(self, epochs=whole + (last > 0), last=last, steps=steps)
+    def with_length(self, length: RunLength) -> Self:
+        return replace(self, length=length)
 
     def write(self, folder: Path) -> None:
-        atomic_write(
-            folder / FILE,
-            yaml.safe_dump({**asdict(self), "boxquery": version("boxquery"), "command": self.command(folder)}, sort_keys=False).encode(),
-        )
+        """``config.yaml``; what starts with ``epochs`` is for readers and follows from the rest."""
+        readable = {"epochs": self.length.total_epochs, "steps": self.length.total_steps, "command": self.command(folder)}
+        values = {"format": FORMAT, "boxquery": version("boxquery"), **asdict(self), **readable}
+        atomic_write(folder / FILE, yaml.safe_dump(values, sort_keys=False))
 
     @classmethod
-    def read(cls, folder: Path) -> RunConfig:
+    def read(cls, folder: Path) -> Self:
         """Raises ``UserError`` where there is no run or its configuration cannot be understood."""
+        file = folder / FILE
         try:
-            text = (folder / FILE).read_text(encoding="utf-8")
+            values = migrate_config(yaml.safe_load(file.read_text(encoding="utf-8")), file)
+            return cls(**_known(cls, values | {"length": RunLength(**_known(RunLength, values["length"]))}))
         except OSError as error:
-            raise UserError(f"{folder / FILE}: no run to go on with ({error.strerror}); leave out --resume to start one") from error
+            raise UserError(f"{file}: no run to resume ({error.strerror}); leave out --resume to start one") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"{folder / FILE}: not a run's configuration (not text)") from error
-        try:
-            given = yaml.safe_load(text)
-            kinds = {f.name: _KINDS.get(str(f.type), object) for f in fields(cls)}
-            known = {k: v for k, v in given.items() if k in kinds}
-            if wrong := [f"{k} is a {type(v).__name__}" for k, v in known.items() if not isinstance(v, kinds[k])]:
-                raise TypeError(wrong[0])
-            return cls(**known)
-        except (yaml.YAMLError, AttributeError, TypeError, RecursionError) as error:
-            raise UserError(f"{folder / FILE}: not a run's configuration ({first_line(error)})") from error
+            raise UserError(f"{file}: not a run's configuration (not text)") from error
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}: not a run's configuration ({first_line(error)})") from error
 
 
-#: a wish of somebody who says nothing: what can be chosen is open
-UNSET = RunConfig(
-    data="", model="", preset="", image_size=0, batch_size=0, epochs=0, lr=0.0, val_every=0, workers=-1, device="auto", precision="auto"
-)  # fmt: skip
+def _known(record: type, values: dict[str, Any]) -> dict[str, Any]:
+    """The values of a dataclass's fields. Raises ``TypeError`` for one of another type."""
+    hints = get_type_hints(record)
+    known = {name: value for name, value in values.items() if name in hints}
+    for name, value in known.items():
+        if not _is(value, hints[name]):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+    return known
+
+
+def _is(value: Any, hint: Any) -> bool:
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return value in arguments
+    if origin in (Union, types.UnionType):
+        return any(_is(value, argument) for argument in arguments)
+    return isinstance(value, (int, float) if hint is float else origin or hint)

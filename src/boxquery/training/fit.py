@@ -32,36 +32,37 @@ from boxquery.models import create_model, preset
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import write_data, write_evaluation
-from boxquery.training.budget import busy, computing, timed, within
-from boxquery.training.config import FILE, RunConfig, usual_val_every
-from boxquery.training.keeper import Keeper
+from boxquery.training.config import FILE, RunConfig, TrainFlags
+from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
-from boxquery.training.preflight import check, enough_queries, keep, tell_data
-from boxquery.training.processes import attempt, everywhere, join, neighbours, rank
+from boxquery.training.preflight import check, enough_queries, keep, report_data
+from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import LiveBar
-from boxquery.training.settings import PRECISIONS, like, resolved, run_folder, same
-from boxquery.training.state import StateFiles, newest, run_lock
+from boxquery.training.settings import like, resolve, run_folder, same
+from boxquery.training.state import StateFiles, latest_checkpoint, run_lock
+from boxquery.training.timing import busy_note, counts_cpu, evaluation_seconds, measure_costs
 from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 
 
-def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detector:
-    """Train as ``wish`` says; what is 0, "auto" or -1 there is chosen. See ``boxquery.training.run.train``."""
+def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) -> Detector:
+    """Train as requested. See ``boxquery.training.run.train``."""
     console = Console(stderr=True, quiet=rank() > 0, soft_wrap=True)
-    # torchrun has started it again after one of its processes died: then it goes on
+    data = source.source if isinstance(source, Data) else str(source)
+    # torchrun has started it again after one of its processes died: then it is resumed
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
     origin = None
-    if wish.start_from and not resume:
-        origin, remarks = read_source(wish.start_from, wish.model, wish.options)
-        wish = like(origin, wish)
+    if requested.start_from and not resume:
+        origin, remarks = read_source(requested.start_from, requested.model or "", requested.options or {})
+        requested = like(origin, requested)
         for line in remarks:
             console.print(f"note: {line}", markup=False)
-    folder = run_folder(out, wish, resume)
-    config = same(RunConfig.read(folder), wish, folder) if resume else resolved(wish)
-    opened, findings = (data, []) if isinstance(data, Data) else open_checked(config.data, strict=config.strict)
-    tell_data(console, opened)
+    folder = run_folder(out, data, requested, resume)
+    config = same(RunConfig.read(folder), data, requested, folder) if resume else resolve(data, requested)
+    opened, findings = (source, []) if isinstance(source, Data) else open_checked(config.data, strict=config.strict)
+    report_data(console, opened)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
-        state, note = newest(folder) if resume else (None, "")
+        state, note = latest_checkpoint(folder) if resume else (None, "")
         if note:
             console.print(note, markup=False)
         if resume and state is None and config.start_from:
@@ -79,7 +80,7 @@ def start(data: Any, out: Path | None, wish: RunConfig, resume: bool) -> Detecto
 
 def _same_source(config: RunConfig) -> Detector:
     """What a run started from that has no state yet. Raises ``UserError`` where it is no longer what it was."""
-    origin, _ = read_source(config.start_from, config.model, config.options)
+    origin, _ = read_source(config.start_from or "", config.model, config.options)
     if fingerprint(origin) != config.start_hash:
         raise UserError(f"{config.start_from} is not what the run started from any more; train again in another --out")
     return origin
@@ -103,10 +104,11 @@ class Run:
         train, self.val = data.splits["train"], data.splits["val"]
         enough_queries(self.model, train)
         if not resume:
-            size = max(min(config.batch_size, len(train) // config.world), 1)
-            config = replace(config, batch_size=size, batches=max(len(train) // config.world // size, 1))
+            size = max(min(config.batch_size, len(train) // config.world_size), 1)
+            length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
             chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, Preprocessing(config.image_size))))
-            config = replace(config, options=config.options | chosen, chosen=sorted(chosen))
+            options = config.options | chosen
+            config = replace(config, batch_size=size, length=length, options=options, chosen=sorted(chosen))
         self.config = config
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(Preprocessing(config.image_size), self.augment)
@@ -115,7 +117,7 @@ class Run:
 
     def loader(self) -> DataLoader:
         c = self.config
-        sampler = EpochSampler(len(self.train), c.seed, rank(), c.world)
+        sampler = EpochSampler(len(self.train), c.seed, rank(), c.world_size)
         return DataLoader(
             self.train, c.batch_size, sampler=sampler, collate_fn=collate, drop_last=True, num_workers=c.workers,
             persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
@@ -128,31 +130,25 @@ class Run:
         frozen = found.backbone and (c.preset == "paper" or c.freeze_backbone or origin.model.config["frozen"])
         if frozen and not c.pretrained:
             self.model.freeze()
-        self.config = replace(c, frozen=frozen)
-        self.transferred = found.values() | {"from": c.start_from, "hash": c.start_hash, "frozen": frozen}
+        self.config = replace(c, frozen=frozen, start_hash=fingerprint(origin))
+        self.transferred = found.values() | {"from": c.start_from, "hash": self.config.start_hash, "frozen": frozen}
         self.console.print(found.table(f"from {c.start_from}"))
         self.console.print(found.summary(), markup=False)
         self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
 
     def begin(self) -> None:
-        """Fix the number of steps, warn of what can be seen beforehand, write the configuration."""
+        """Turn minutes into steps, say what will be trained, write the configuration."""
         c = self.config
-        if c.minutes is not None:
-            c = everywhere(self._worth())[0]  # the first process's clock decides for all
-            whose = " of the processor" if computing(c) else ""
-            about = "about " if c.by_clock else ""
-            self.console.print(f"{c.minutes:g} min{whose} are time for {about}{c.steps:,} steps here")
-            if note := busy(c):
+        if c.length.needs_timing:
+            costs = measure_costs(c, self.recipe, self.model, self.loader(), self.detector, self.val)
+            self.config = c = c.with_length(everywhere(c.length.plan(costs))[0])  # the first process's clock decides for all
+        length = c.length
+        if length.minutes is not None:
+            whose, about = " of CPU time" * counts_cpu(c), "about " * length.ends_by_clock
+            self.console.print(f"{length.minutes:g} min{whose} are time for {about}{length.total_steps:,} steps here")
+            if note := busy_note(c):
                 self.console.print(note, markup=False)
-        elif c.images_seen is not None:
-            c = c.lasting(round(c.images_seen / (c.batch_size * c.world)))
-        else:
-            c = c.lasting(c.epochs * c.batches)
-        self.config = replace(c, val_every=c.val_every or usual_val_every(c.epochs))
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
-        length = f"{c.epochs} epoch{'s' * (c.epochs > 1)} of {c.batches} x {c.batch_size} images"
-        if c.last:
-            length = f"{length}, the last of {c.last}" if c.epochs > 1 else f"{c.last} x {c.batch_size} images of an epoch's {c.batches}"
         self.console.print(
             f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, {length}, {c.precision} on {c.device}"
         )
@@ -160,15 +156,7 @@ class Run:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.config.write(self.folder)
-
-    def _worth(self) -> RunConfig:
-        """The configuration with what its minutes are worth. A run that its clock ends needs a plan only for the schedule of its rate."""
-        c = self.config
-        if c.by_clock and c.schedule_steps:
-            return c.lasting(c.schedule_steps * c.accumulate)
-        c = within(c, timed(c, self.model, self.loader(), self.detector, self.val))
-        return replace(c, schedule_steps=c.steps) if c.by_clock else c
+            c.write(self.folder)
 
     def fit(self, state: Path | None) -> Detector:
         """Train from a state, or from the beginning."""
@@ -177,23 +165,21 @@ class Run:
             write_data(self.folder, self.data)
             if self.transferred:
                 write_json(self.folder / TRANSFER_FILE, self.transferred)
-        module = Training(self.model, self.recipe, c.schedule_steps or c.steps, [r.id for r in self.data.splits["train"]], c.seed)
-        bar = LiveBar(self.console, c.batches, c.seen() // (c.batch_size * c.world))
-        keeper = Keeper(self.folder, c, self.detector, self.val, bar, len(self.train))
-        if c.by_clock:
-            keeper.prepare()
+        module = Training(self.model, self.recipe, c, [r.id for r in self.data.splits["train"]])
+        bar = LiveBar(self.console, c.length)
+        end = EpochEnd(self.folder, c, self.detector, self.val, bar, len(self.train))
+        if c.length.ends_by_clock:  # its clock should not count what is done once
+            end.evaluator.read_images()
+            end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, end.evaluator.images)
         with _quiet():
             trainer = L.Trainer(
                 accelerator="gpu" if c.device == "cuda" else "cpu",
-                devices=neighbours(),
-                num_nodes=c.world // neighbours(),
-                strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world > 1 else "auto",
-                precision=PRECISIONS[c.precision],
-                max_epochs=-1 if c.by_clock else c.epochs,
-                limit_train_batches=c.batches,
-                accumulate_grad_batches=c.accumulate,
-                gradient_clip_val=self.recipe.clip or None,
-                callbacks=[keeper, bar],
+                devices=local_world_size(),
+                num_nodes=c.world_size // local_world_size(),
+                strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world_size > 1 else "auto",
+                max_epochs=-1,
+                limit_train_batches=c.length.epoch_batches,
+                callbacks=[end, bar],
                 plugins=[StateFiles(module.state_dict())],
                 logger=False,
                 enable_checkpointing=False,
@@ -211,16 +197,16 @@ class Run:
                 if not str(error).startswith("DataLoader worker"):
                     raise
                 raise UserError(
-                    f"{self.folder}: a process that reads images died ({error}), as where memory ends; go on with --resume --workers 0"
+                    f"{self.folder}: a process that reads images died ({error}), as where memory ends; resume with --resume --workers 0"
                 ) from error
         if rank() == 0:
-            self._note(keeper.unreadable)
+            self._note(end.unreadable)
             return self.finish()
         return load(self.folder)
 
     def _note(self, unreadable: dict[str, list[str]]) -> None:
         """Into ``data.json``, and with it into the report, what only reading showed."""
-        lines = [f"{name} image {line}; skipped" for name, told in unreadable.items() for line in told]
+        lines = [f"{name} image {line}; skipped" for name, skipped in unreadable.items() for line in skipped]
         if lines:
             write_data(self.folder, replace(self.data, skipped=[*self.data.skipped, *lines]))
 

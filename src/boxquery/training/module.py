@@ -1,21 +1,21 @@
-"""What one step does: the only thing that Lightning is told about a model."""
+"""What Lightning is told about a model: what to do with a batch, and what belongs to the state."""
 
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from boxquery.data.loading import Batch, generator
-from boxquery.errors import UserError
 from boxquery.models.interface import Model
 from boxquery.models.options import Recipe
+from boxquery.optimization import NoLoss, Optimization
+from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Step, not_finite
 
 
@@ -26,19 +26,19 @@ class Training(L.LightningModule):
     ``AveragedModel`` asks the device for its count at every step.)
 
     Args:
-        recipe: rates and schedule.
-        steps: optimizer steps of the whole run.
         ids: image ids by position in the training split, to name the images of a failed step.
-        seed: of everything that a step draws (dropout, denoising); set anew for every step, so that a resumed run draws the same.
     """
 
-    def __init__(self, model: Model, recipe: Recipe, steps: int, ids: Sequence[int | str], seed: int):
+    def __init__(self, model: Model, recipe: Recipe, config: RunConfig, ids: Sequence[int | str]):
         super().__init__()
-        self.model, self.recipe, self.steps, self.ids, self.seed = model, recipe, steps, ids, seed
+        self.automatic_optimization = False
+        self.model, self.recipe, self.config, self.ids = model, recipe, config, ids
         self.average = copy.deepcopy(model).requires_grad_(False) if recipe.ema else None
+        #: of the rate; what is put into it counts from the next step on
+        self.schedule = dict(config.length.schedule_steps)
         #: sums over the epoch so far, on the device: the total, and every term of the last layer
         self.sums: dict[str, Tensor] = {}
-        #: of the epoch so far, a number a step, still on the device: losses, norms of the gradient
+        #: of the epoch so far, one number per batch and per update, still on the device
         self.losses: list[Tensor] = []
         self.norms: list[Tensor] = []
         #: seconds of the epoch that passed in waiting for images, and its beginning and the last step's end on the host's clock
@@ -51,6 +51,13 @@ class Training(L.LightningModule):
         """The model to evaluate and to save."""
         return self.model if self.average is None else self.average
 
+    def configure_optimizers(self) -> Any:
+        self.optimization = Optimization(
+            self.model, self.recipe, self.schedule, average=self.average, precision=self.config.precision,
+            accumulate=self.config.length.accumulate,
+        )  # fmt: skip
+        return {"optimizer": self.optimization.optimizer, "lr_scheduler": self.optimization.schedule}
+
     def on_train_epoch_start(self) -> None:
         self.sums, self.losses, self.norms = {}, [], []
         self.waited, self.began = 0.0, time.monotonic()
@@ -58,28 +65,30 @@ class Training(L.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self.waited += time.monotonic() - self.ended
-        # loaders draw from the same generator when they start: a seed a step is what neither workers nor a resume can shift
-        torch.manual_seed(generator(self.seed, self.current_epoch, f"step {batch_idx} of {self.global_rank}").initial_seed())
+        # set anew for every step, so that dropout and denoising draw the same after a resume; loaders draw from this generator, too
+        torch.manual_seed(generator(self.config.seed, self.current_epoch, f"step {batch_idx} of {self.global_rank}").initial_seed())
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        out = self.model(batch.images, batch.mask, targets=batch.targets)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        rate = self.optimization.optimizer.param_groups[0]["lr"]
         step = Step(self.current_epoch, batch_idx, [self.ids[i] for i in batch.indices], batch.images.shape[-2:], rate)
         try:
-            loss, terms = self.model.loss(out, batch.targets)
-        except UserError as error:
+            result = self.optimization.step(batch, batch_idx, end=self.trainer.is_last_batch, backward=self.manual_backward)
+        except NoLoss as error:
             broken = self.previous if self.previous is not None and self.previous.broken() else step
-            raise not_finite(broken, str(error), out if self.model.has_queries else None, self.model, self.kept()) from error
-        step.loss, step.terms = loss.detach(), {name: value.detach() for name, value in terms.items()}
+            raise not_finite(broken, str(error), error.out if self.model.has_queries else None, self.model, self.kept()) from error
+        step.loss, step.terms, step.norm = result
         self.previous = step
-        self.losses.append(step.loss)
-        shown = {"loss": step.loss, **{k: v[-1] if v.dim() else v for k, v in step.terms.items()}}
-        for name, value in shown.items():
+        self.losses.append(result.loss)
+        if result.norm is not None:
+            self.norms.append(result.norm)
+        for name, value in {"loss": result.loss, **{k: v[-1] if v.dim() else v for k, v in result.terms.items()}}.items():
             self.sums[name] = self.sums[name] + value if name in self.sums else value
-        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self.ended = time.monotonic()
 
     def kept(self) -> str:
-        """What state there is to go on from, in words."""
+        """Which state a broken run can be resumed from, for a message."""
         done = self.current_epoch
         return f"last.ckpt and model/ hold the state of {done} finished epochs." if done else "no epoch was finished."
 
@@ -87,71 +96,3 @@ class Training(L.LightningModule):
         """At an epoch's end, where the last step is not followed by one that would notice. Raises ``NotFinite``."""
         if self.previous is not None and self.previous.broken():
             raise not_finite(self.previous, "", None, self.model, self.kept())
-
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        self.ended = time.monotonic()
-        done = batch_idx + 1
-        if self.average is not None and (done % self.trainer.accumulate_grad_batches == 0 or self.trainer.is_last_batch):
-            average(self.average, self.model, self.recipe.ema, self.global_step)
-
-    def configure_gradient_clipping(
-        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
-    ) -> None:
-        # Lightning refuses to clip for a fused optimizer in mixed precision, since half precision would need unscaling; bf16 has no scale
-        parameters = list(self.model.parameters())  # once: to walk through the modules takes longer than all else here
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if gradient_clip_val:
-            # scaled by a NaN all would be none; by 0 those alone that are to be named
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm.where(~norm.isnan(), torch.inf))
-        self.norms.append(norm)
-        if self.previous is not None:
-            self.previous.norm = norm
-
-    def configure_optimizers(self) -> Any:
-        groups, decay = parameter_groups(self.model, self.recipe), self.recipe.weight_decay
-        if self.recipe.optimizer == "sgd":
-            optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=decay, fused=True)
-        else:
-            optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate(self.recipe, self.steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
-    """Rates of the transformer, the backbone, what the paper trains slower (reference points, offsets), and what is learned a query."""
-    own = {id(parameter) for parameter in model.query_parameters()}
-    groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": [], "queries": []}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            slow = any(part in name for part in model.low_lr_patterns)
-            kind = "backbone" if name.startswith("backbone.") else "slow" if slow else "queries" if id(parameter) in own else "transformer"
-            groups[kind].append(parameter)
-    rates = {
-        "transformer": recipe.lr,
-        "backbone": recipe.backbone_lr,
-        "slow": recipe.lr * recipe.slow,
-        "queries": recipe.lr * recipe.queries,
-    }
-    return [{"params": parameters, "lr": rates[name], "name": name} for name, parameters in groups.items() if parameters]
-
-
-def rate(recipe: Recipe, steps: int):
-    """Step number -> factor on the rate: a linear warm-up, then a drop to a tenth, or half a cosine down to a hundredth."""
-    warmup = max(round(recipe.warmup * steps), 0)
-
-    def factor(step: int) -> float:
-        rise = min(1.0, (step + 1) / (warmup + 1))
-        done = min(step / max(steps, 1), 1.0)
-        if recipe.decay == "step":
-            return rise * (0.1 if done >= recipe.decay_at else 1.0)
-        return rise * max(0.5 * (1 + math.cos(math.pi * done)), 0.01)
-
-    return factor
-
-
-@torch.no_grad()
-def average(averaged: nn.Module, current: nn.Module, decay: float, step: int) -> None:
-    """The moving average of the weights; it forgets faster at the start, when there is little to remember. Buffers are copied."""
-    share = 1 - min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), share)
-    torch._foreach_copy_(list(averaged.buffers()), list(current.buffers()))

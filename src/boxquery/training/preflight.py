@@ -18,7 +18,7 @@ from boxquery.training.config import RunConfig
 from boxquery.training.processes import rank
 
 
-def tell_data(console: Console, data: Data) -> None:
+def report_data(console: Console, data: Data) -> None:
     """What was read. Raises ``UserError`` where nothing can be trained or evaluated on it, or where labels are beyond the classes."""
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     console.print(f"{data.source}: {data.format}, {counts} images, {len(data.names)} classes: {', '.join(data.names[:12])}", markup=False)
@@ -50,7 +50,7 @@ def enough_queries(model: Model, split: Split) -> None:
 def check(config: RunConfig, model: Model, data: Data, augment: Augment, findings: list[Finding], console: Console) -> CheckResult:
     """The findings of the check, printed. Raises ``CheckFailed`` for an error among them, unless ``force``."""
     result = run_checks(data, findings, _plan(config, model), augment, seed=config.seed, preview=rank() == 0)
-    _say(console, result.findings)
+    _print(console, result.findings)
     if not config.force:
         result.raise_if_failed()
     return result
@@ -58,8 +58,8 @@ def check(config: RunConfig, model: Model, data: Data, augment: Augment, finding
 
 def keep(result: CheckResult, config: RunConfig, model: Model, folder: Path, console: Console) -> None:
     """The check into the run folder, with what only the number of steps tells."""
-    late = list(check_steps(_plan(config, model, config.steps)))
-    _say(console, late)
+    late = list(check_steps(_plan(config, model, config.length.total_steps)))
+    _print(console, late)
     result.add(late)
     if rank() == 0:
         result.write(folder)
@@ -68,10 +68,10 @@ def keep(result: CheckResult, config: RunConfig, model: Model, folder: Path, con
 def _plan(config: RunConfig, model: Model, steps: int = 0) -> FeasibilityPlan:
     """What the check looks at the data for; ``steps`` once they are known."""
     start = "" if config.start_from else "trained" if config.pretrained else "random"
-    seen = config.batch_size * config.accumulate * config.world
+    seen = config.batch_size * config.length.accumulate * config.world_size
     return FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, batch_size=seen, lr=config.lr, start=start)
 
 
-def _say(console: Console, findings: Iterable[Finding]) -> None:
+def _print(console: Console, findings: Iterable[Finding]) -> None:
     for finding in findings:
         console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)

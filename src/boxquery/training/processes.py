@@ -11,16 +11,16 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """The number of this process; 0 writes and speaks."""
+    """The number of this process; 0 writes files and messages."""
     return int(os.environ.get("RANK", 0))
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def neighbours() -> int:
+def local_world_size() -> int:
     """How many of them are on this machine, this one included."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
@@ -35,7 +35,7 @@ def join(device: str) -> None:
 
     Not left to Lightning: torchrun keeps one store over restarts, where a process that comes early would find addresses of the dead.
     """
-    if world() == 1 or torch.distributed.is_initialized():
+    if world_size() == 1 or torch.distributed.is_initialized():
         return
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))

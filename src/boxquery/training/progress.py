@@ -1,4 +1,4 @@
-"""What a person sees while it trains: one live line on a terminal, one line an epoch elsewhere; always on stderr."""
+"""What a person sees while it trains: one live line on a terminal, one line per epoch elsewhere; always on stderr."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import lightning as L
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from boxquery.training.run_length import RunLength
+
 
 class LiveBar(L.Callback):
     """Losses, AP and time left of the whole run.
 
     Args:
-        batches: of an epoch.
-        total: of the run, as planned.
+        length: of the run, as planned.
     """
 
-    def __init__(self, console: Console, batches: int, total: int):
-        self.console, self.batches, self.total = console, batches, total
+    def __init__(self, console: Console, length: RunLength):
+        self.console, self.length = console, length
         self.progress: Progress | None = None
         self.task: Any = None
         self.score = ""
-        self.looked = 0.0
+        self.refreshed = 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.console.is_terminal:
@@ -38,23 +39,25 @@ class LiveBar(L.Callback):
         ]
         self.progress = Progress(*columns, console=self.console)
         self.progress.start()
-        self.task = self.progress.add_task("training", total=self.total, completed=trainer.current_epoch * self.batches)
+        self.task = self.progress.add_task(
+            "training", total=self.length.total_batches, completed=trainer.current_epoch * self.length.epoch_batches
+        )
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.progress is None:
             return
         self.progress.advance(self.task)
         # reading a number from the device waits for it: twice a second is enough to watch
-        if time.monotonic() - self.looked > 0.5:
-            self.looked = time.monotonic()
+        if time.monotonic() - self.refreshed > 0.5:
+            self.refreshed = time.monotonic()
             means = {k: float(v) / (batch_idx + 1) for k, v in pl_module.sums.items() if "." not in k}
             shown = "  ".join(f"{k} {v:.3g}" for k, v in means.items())
             self.progress.update(self.task, description=f"epoch {self._of(trainer.current_epoch + 1)}  {shown}{self.score}")
 
     def _of(self, epoch: int) -> str:
-        return f"{epoch}/{max(-(-self.total // self.batches), epoch)}"
+        return f"{epoch}/{max(self.length.total_epochs, epoch)}"
 
-    def told(self, row: dict[str, Any]) -> None:
+    def report(self, row: dict[str, Any]) -> None:
         """A finished epoch."""
         if row.get("AP") is not None:
             self.score = f"  AP {row['AP']:.3f}"

@@ -1,9 +1,9 @@
-"""What a user wished, turned into the settings of a run: what was left open is chosen, what no run can have is refused."""
+"""From the flags of a user to the settings of a run: what was not given is chosen, what no run can have is refused."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,80 +12,77 @@ from boxquery.device import choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
 from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET
 from boxquery.models import preset
-from boxquery.training.config import FILE, UNSET, RunConfig
-from boxquery.training.processes import rank, world
-from boxquery.transfer import changed_options, check_same_model, fingerprint
-
-CLOCKS = ("wall", "processor")
-#: ours -> Lightning's
-PRECISIONS: dict[str, Any] = {"float32": "32-true", "bf16": "bf16-mixed"}
+from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
+from boxquery.training.processes import rank, world_size
+from boxquery.training.run_length import LengthFlags, RunLength
+from boxquery.transfer import changed_options, check_same_model
 
 
-def resolved(wish: RunConfig) -> RunConfig:
-    """What was left open is the preset's, or this machine's. Raises ``UserError`` for values that no run can have."""
-    wish = replace(wish, model=wish.model or DEFAULT_MODEL, preset=wish.preset or DEFAULT_PRESET)
-    recipe = preset(wish.model, wish.preset).recipe
-    device = choose_device(wish.device)
-    open_to_choose = ("image_size", "batch_size", "lr", *(() if wish.minutes is not None else ("epochs",)))
-    config = replace(
-        wish,
-        device=device,
-        precision=choose_precision(wish.precision, device),
-        by_clock=wish.minutes is not None and wish.clock == "processor" and not wish.epochs and world() == 1,
-        world=world(),
-        workers=default_workers(device) if wish.workers < 0 else wish.workers,
-        **{name: getattr(wish, name) or getattr(recipe, name) for name in open_to_choose},
-    )
-    if config.images_seen is not None and (config.minutes is not None or wish.epochs):
-        raise UserError("--images-seen goes with neither --minutes nor --epochs: each says how long; give one of them")
-    if config.clock not in CLOCKS:
-        raise UserError(f"clock={config.clock!r}: choose {' or '.join(CLOCKS)}")
-    if config.patience < 0:
-        raise UserError(f"patience={config.patience}: must not be below 0")
-    return config
+def resolve(data: str, requested: TrainFlags) -> RunConfig:
+    """The settings of a run: flags that were not given are the preset's, or suit this machine. Raises ``UserError``."""
+    model, size = requested.model or DEFAULT_MODEL, requested.preset or DEFAULT_PRESET
+    recipe, device = preset(model, size).recipe, choose_device(requested.device)
+    asked, by_preset = vars(requested), ("image_size", "batch_size", "lr")
+    values: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(RunFlags)}
+    values |= {name: getattr(recipe, name) for name in by_preset if values[name] is None}
+    values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
+    values |= {"options": requested.options or {}, "workers": default_workers(device) if requested.workers is None else requested.workers}
+    long: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(LengthFlags)} | {"schedule_steps": _schedule(requested)}
+    if requested.epochs is None and requested.minutes is None and requested.images_seen is None:
+        long["epochs"] = recipe.epochs
+    length = RunLength(**long)
+    if length.ends_by_clock and world_size() > 1:
+        raise UserError("--clock cpu counts the time of one process; with several give --clock wall")
+    return RunConfig(**values, data=data, world_size=world_size(), length=length)
 
 
-def like(origin: Detector, wish: RunConfig) -> RunConfig:
-    """What was not said is as the source has it: its options, so that weights fit, and its image size, unless a preset is asked for."""
+def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
+    """Flags that were not given are as in the source: its options, so that weights fit, and its image size, unless a preset is given."""
     made = origin.model.config
-    check_same_model(origin.transformer, wish.model or made["name"])
-    size = wish.preset or made["preset"]
+    check_same_model(origin.transformer, requested.model or made["name"])
+    size = requested.preset or made["preset"]
     options = {name: own for name, (_, own) in changed_options(asdict(preset(made["name"], size).options), made["options"]).items()}
     return replace(
-        wish,
+        requested,
         model=made["name"],
         preset=size,
-        options=options | wish.options,
-        image_size=wish.image_size or (0 if wish.preset else origin.image_size),
-        start_hash=fingerprint(origin),
+        options=options | (requested.options or {}),
+        image_size=requested.image_size or (None if requested.preset else origin.image_size),
     )
 
 
-def same(config: RunConfig, wish: RunConfig, folder: Path) -> RunConfig:
-    """The run's own settings, but for where it runs and how it reads. Raises ``UserError`` where the user asked for others."""
-    for name, asked in vars(wish).items():
-        own = getattr(config, name)
+def same(config: RunConfig, data: str, requested: TrainFlags, folder: Path) -> RunConfig:
+    """The run's own settings, except for where it runs and how it reads. Raises ``UserError`` where the flags contradict them."""
+    known = vars(config.length) | vars(config)
+    given = {flag.name: value for flag in fields(requested) if (value := getattr(requested, flag.name)) not in (None, flag.default)}
+    for name, asked in {"data": data, **given}.items():
+        own = known[name]
         # the clock is of no use once minutes have become steps
-        if name in ("device", "workers", "clock") or asked in (getattr(UNSET, name), own):
+        if name in ("device", "workers", "clock") or asked == own:
             continue
-        if name == "batch_size" and asked > own and config.batches == 1:  # it was larger than the data
+        if name == "batch_size" and asked > own and config.length.epoch_batches == 1:  # it was larger than the data
             continue
-        if name == "epochs" and asked > own and config.minutes is not None:  # the minutes ended first
+        if name == "schedule_steps" and _schedule(requested) == own:
             continue
-        if name in ("data", "start_from") and own and Path(str(asked)).resolve() == Path(own).resolve():
+        if name in ("data", "start_from") and own and Path(asked).resolve() == Path(own).resolve():
             continue
-        # what was said is among what the source, the user and the data chose; a file makes lists of sequences
+        # options are among what the source, the user and the data chose; a file makes lists of sequences
         if name == "options" and all(key in own and own[key] == value for key, value in json.loads(json.dumps(asked)).items()):
             continue
         raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
-    if (processes := world()) != config.world:
-        raise UserError(f"{folder} was started with {config.world} processes, not {processes}: resume it with as many")
-    device = choose_device(config.device if wish.device == "auto" else wish.device)
-    return replace(config, device=device, workers=config.workers if wish.workers < 0 else wish.workers)
+    if (processes := world_size()) != config.world_size:
+        raise UserError(f"{folder} was started with {config.world_size} processes, not {processes}: resume it with as many")
+    device = choose_device(config.device if requested.device == "auto" else requested.device)
+    return replace(config, device=device, workers=config.workers if requested.workers is None else requested.workers)
 
 
-def run_folder(out: Path | None, wish: RunConfig, resume: bool) -> Path:
-    """The run folder; an existing run is never written over."""
+def _schedule(requested: TrainFlags) -> dict[int, int]:
+    steps = requested.schedule_steps
+    return {0: steps} if isinstance(steps, int) else dict(steps or {})
+
+
+def run_folder(out: Path | None, data: str, requested: TrainFlags, resume: bool) -> Path:
+    """The run folder; an existing run is never overwritten."""
     if out is not None:
         try:
             if not resume and (out / FILE).exists() and rank() == 0:
@@ -96,10 +93,10 @@ def run_folder(out: Path | None, wish: RunConfig, resume: bool) -> Path:
             raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
         return out
     if resume:
-        raise UserError("--resume needs --out, the folder of the run to go on with")
-    if world() > 1:
+        raise UserError("--resume needs --out, the folder of the run to resume")
+    if world_size() > 1:
         raise UserError("several processes need --out, a folder for all of them")
-    stem = f"{wish.model or DEFAULT_MODEL}-{wish.preset or DEFAULT_PRESET}-{Path(wish.data).name}"
+    stem = f"{requested.model or DEFAULT_MODEL}-{requested.preset or DEFAULT_PRESET}-{Path(data).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
     return Path("runs") / f"{stem}-{number}"

@@ -18,6 +18,7 @@ from boxquery.errors import UserError
 from boxquery.files import atomic_open, clear_leftovers
 from boxquery.locks import RUN_LOCK, Lock, holder
 from boxquery.model_folder import first_mismatch
+from boxquery.training.migration import migrate_state
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 #: hexadecimal digits of the digest, which is the comment that ends the zip file that a checkpoint is
@@ -55,11 +56,11 @@ class StateFiles(CheckpointIO):
             state = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
             raise UserError(f"{path}: not a state, or one that would have to be executed; restore the run's own") from error
-        if not isinstance(state, dict) or not state.keys() >= _PARTS or "Keeper" not in state["callbacks"]:
+        if not isinstance(state, dict) or not state.keys() >= _PARTS or not state["callbacks"].keys() & {"EpochEnd", "Keeper"}:
             raise UserError(f"{path}: not the state of a run; restore the file that belongs here, or train again in another --out")
         if wrong := first_mismatch(state["state_dict"], self.model):
             raise UserError(f"{path}: the state of another model ({wrong}); restore the run's own")
-        return state
+        return migrate_state(state)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -89,21 +90,21 @@ def damage(path: Path) -> str | None:
         return f"cannot be read ({error.strerror})"
 
 
-def newest(folder: Path) -> tuple[Path | None, str]:
+def latest_checkpoint(folder: Path) -> tuple[Path | None, str]:
     """The newest state of a run that is whole, and what to say about a newer one that is not.
 
     None where no epoch was finished yet. Raises ``UserError`` where states were lost.
     """
-    told = []
+    damaged = []
     for name in (LAST, PREVIOUS):
         path = folder / name
         if path.exists():
             if (wrong := damage(path)) is None:
-                return path, "; ".join([*told, f"going on from {name}"]) if told or name == PREVIOUS else ""
-            told.append(f"{path} {wrong}")
+                return path, "; ".join([*damaged, f"going on from {name}"]) if damaged or name == PREVIOUS else ""
+            damaged.append(f"{path} {wrong}")
     rows = _finished(folder)
-    if told or rows > 1:  # the row of an epoch is written before its state
-        what = "; ".join(told) or f"{folder / LAST} is missing, though {rows} epochs were finished"
+    if damaged or rows > 1:  # the row of an epoch is written before its state
+        what = "; ".join(damaged) or f"{folder / LAST} is missing, though {rows} epochs were finished"
         raise UserError(f"{what}; restore it from a copy, or train in another --out; model/ has the best")
     return None, "no epoch was finished: starting from the beginning"
 

@@ -1,0 +1,45 @@
+"""The best model of a run by AP, and how long it has been the best."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from boxquery.detector import Detector
+from boxquery.model_folder import save
+from boxquery.models.interface import Model
+
+
+class BestModel:
+    """Keeps the best model of a run in a folder.
+
+    Args:
+        detector: classes and preprocessing of the model.
+        patience: evaluations without a better AP after which the run stops; 0: none.
+    """
+
+    def __init__(self, folder: Path, detector: Detector, patience: int):
+        self.folder, self.detector, self.patience = folder, detector, patience
+        self.best, self.waited = -1.0, 0
+
+    def update(self, metrics: dict[str, Any], model: Model, write: bool) -> None:
+        """Compare a model by its metrics with the best so far, and ``write`` it if it is better."""
+        score = metrics["AP"] if metrics["AP"] is not None else 0.0
+        self.waited += 1
+        if score > self.best:
+            self.best, self.waited = score, 0
+            self.detector.threshold = metrics["best_threshold"] if metrics["best_threshold"] is not None else 0.5
+            if write:
+                d = self.detector
+                save(Detector(model, d.classes, d.ids, d.preprocessing, d.threshold), self.folder)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= self.waited
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best, self.waited = state_dict["best"], state_dict["waited"]

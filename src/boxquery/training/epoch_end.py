@@ -1,0 +1,152 @@
+"""What Lightning calls: when a run is over, and what happens after an epoch: evaluate, keep the best model, write the row and the state."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from boxquery.check.findings import Finding
+from boxquery.data.dataset import Split
+from boxquery.data.loading import Batch
+from boxquery.data.validation import fail_if_too_many
+from boxquery.detector import Detector
+from boxquery.report.page import write_report
+from boxquery.training.best_model import BestModel
+from boxquery.training.clock import Clock
+from boxquery.training.config import RunConfig
+from boxquery.training.diagnosis import Diagnosis, NotFinite
+from boxquery.training.evaluator import COLUMNS, Evaluator
+from boxquery.training.metrics_table import MetricsTable
+from boxquery.training.module import Training
+from boxquery.training.processes import everywhere
+from boxquery.training.progress import LiveBar
+from boxquery.training.state import LAST
+from boxquery.training.timing import counts_cpu
+
+
+class EpochEnd(L.Callback):
+    """Composes the parts that act at the end of an epoch; their states are in the checkpoint.
+
+    Args:
+        images: number of training images.
+
+    Attributes:
+        unreadable: images whose pixels could not be read, a line each, by split.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, images: int):
+        self.folder, self.config, self.bar, self.images = folder, config, bar, images
+        self.clock = Clock(config.length, counts_cpu(config))
+        self.evaluator = Evaluator(config, detector, val, lambda line: self.skipped("val", line))
+        self.best = BestModel(folder / "model", detector, config.patience)
+        self.table = MetricsTable(folder / "metrics.csv")
+        self.diagnosis = Diagnosis(folder, config, val)
+        self.unreadable: dict[str, list[str]] = {"train": [], "val": []}
+        #: epochs that this process has seen end
+        self.seen = 0
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        return {"clock": self.clock, "evaluator": self.evaluator, "best": self.best, "table": self.table, "diagnosis": self.diagnosis}
+
+    @property
+    def state_key(self) -> str:
+        return "EpochEnd"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"unreadable": self.unreadable, **{name: part.state_dict() for name, part in self.parts.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.unreadable = state_dict["unreadable"]
+        for name, part in self.parts.items():
+            part.load_state_dict(state_dict[name])
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.clock.start(trainer.current_epoch)
+        trainer.should_stop |= self.clock.over or self.best.exhausted  # it may have died after it had decided to stop
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        for line in batch.unreadable:
+            self.skipped("train", line)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        trainer.should_stop |= self.clock.after_batch(trainer.current_epoch, batch_idx + 1)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        assert isinstance(pl_module, Training)
+        epochs, began, first = trainer.current_epoch + 1, self.clock.seconds(), trainer.is_global_zero
+        pl_module.stop_if_broken()
+        if self.clock.after_epoch(trainer.current_epoch, len(pl_module.losses)) and self.config.length.ends_by_clock:
+            self.config = self.config.with_length(self.clock.length)
+            if first:
+                self.config.write(self.folder)
+        row, evaluation = self._row(trainer, pl_module), 0.0
+        findings = self._judge(pl_module, row)
+        if self.clock.is_due(epochs):
+            start = self.clock.seconds()
+            metrics, found = self.evaluator.evaluate(pl_module.best_guess)
+            self.clock.evaluation = evaluation = self.clock.seconds() - start
+            findings += self.diagnosis.after_evaluation(row, metrics, found)
+            row |= {name: metrics[name] for name in COLUMNS}
+            self.best.update(metrics, pl_module.best_guess, write=first)
+        if first:  # no part of it waits for other processes
+            row |= self.evaluator.alignment(pl_module.best_guess)
+        pl_module.model.train()  # without an average it is what was evaluated
+        row["seconds"], row["cpu_seconds"] = (round(seconds, 1) for seconds in self.clock.spent())
+        self.clock.closing = self.clock.seconds() - began - evaluation
+        self.table.add(row, write=first)
+        new = self.diagnosis.add(findings, epochs)
+        if first:
+            self.bar.report(row)
+            self.diagnosis.write()
+        for finding in new:
+            self.bar.console.print(finding.line(), style="yellow", markup=False, highlight=False)
+        trainer.should_stop |= self.clock.over or self.best.exhausted
+        self.keep(trainer)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: Any, exception: BaseException) -> None:
+        """A run whose loss became NaN or inf leaves a report that says so."""
+        if isinstance(exception, NotFinite) and trainer.is_global_zero:
+            self.diagnosis.add([exception.finding], trainer.current_epoch + 1)
+            self.diagnosis.write()
+            write_report(self.folder)
+
+    def keep(self, trainer: L.Trainer) -> None:
+        """The state that a run is resumed from."""
+        trainer.save_checkpoint(self.folder / LAST)
+
+    def skipped(self, split: str, line: str) -> None:
+        """Name an image that cannot be read, once."""
+        known = self.unreadable[split]
+        if line not in known:
+            known.append(line)
+            print(f"skipped: {line}", file=sys.stderr)  # by whichever process met it
+            if split == "train":
+                fail_if_too_many(len(known), self.images, "training images cannot be read")
+
+    def _judge(self, module: Training, row: dict[str, Any]) -> list[Finding]:
+        """What losses, gradients and waiting times of the epoch show."""
+        self.seen += 1
+        numbers = torch.stack([*module.losses, *module.norms]).float().tolist()
+        losses, norms = numbers[: len(module.losses)], numbers[len(module.losses) :]
+        waiting = module.waited / max(module.ended - module.began, 1e-9)
+        return self.diagnosis.after_epoch(row, losses, norms, waiting, self.seen > 1)
+
+    def _row(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
+        batches = len(module.losses)
+        total = trainer.current_epoch * self.config.length.epoch_batches + batches
+        # a process whose batches held no object at all lacks the terms of denoising
+        names = list(dict.fromkeys(name for part in everywhere(list(module.sums)) for name in part))
+        sums = torch.stack([module.sums.get(name, torch.zeros((), device=module.device)).float() for name in names])
+        means = (trainer.strategy.reduce(sums, reduce_op="mean") / batches).tolist()
+        return {
+            "epoch": trainer.current_epoch + 1,
+            "step": module.optimization.steps,
+            "images": total * self.config.length.batch_images,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            **dict(zip(names, means, strict=True)),
+        }

@@ -1,0 +1,56 @@
+"""Run folders that older versions wrote, read in today's terms. Imports no torch.
+
+Format 1 is that of boxquery 0.1.0, whose ``config.yaml`` names no format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from boxquery.errors import UserError
+
+FORMAT = 2
+#: columns of ``metrics.csv`` in format 1
+COLUMNS = {"processor_seconds": "cpu_seconds"}
+
+
+def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """The values of a ``config.yaml`` in today's format. Raises ``UserError`` for those of a newer version."""
+    if (number := values.get("format", 1)) not in (1, FORMAT):
+        raise UserError(f"{file}: written by boxquery {values.get('boxquery')} (format {number}); read it with that version")
+    if number == FORMAT:
+        return values
+    minutes, by_clock, batches = values.get("minutes"), values.get("by_clock", False), values.get("batches", 1)
+    length = {
+        "epochs": None if by_clock or values.get("images_seen") is not None else values["epochs"],
+        "minutes": minutes,
+        "clock": "cpu" if values.get("clock") == "processor" else "wall",
+        "images_seen": values.get("images_seen"),
+        "schedule_steps": {0: values.get("schedule_steps") or values["steps"]},
+        "accumulate": values.get("accumulate", 1),
+        "val_every": values.get("val_every", 1),
+        "epoch_batches": batches,
+        "batch_images": values["batch_size"] * values.get("world", 1),
+        "total_batches": (values["epochs"] - 1) * batches + (values.get("last") or batches),
+    }
+    start_from = values.get("start_from") or None
+    return values | {"start_from": start_from, "world_size": values.get("world", 1), "length": length}
+
+
+def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The state in ``last.ckpt``, in today's format."""
+    if (old := state["callbacks"].pop("Keeper", None)) is None:
+        return state
+    rows = [{COLUMNS.get(name, name): value for name, value in row.items()} for row in old["rows"]]
+    last = rows[-1] if rows else {"seconds": 0.0, "cpu_seconds": 0.0}
+    clock = {name: old.get(before, 0.0) for name, before in (("evaluation", "look"), ("closing", "closing"))}
+    state["callbacks"]["EpochEnd"] = {
+        "clock": clock | {"spent": (last["seconds"], last["cpu_seconds"]), "over": old.get("over", False)},
+        "evaluator": {"finders": old.get("finders", [])},
+        "best": {"best": old["best"], "waited": old["waited"]},
+        "table": {"rows": rows},
+        "diagnosis": old.get("diagnosis", {"said": [], "first": {}}),
+        "unreadable": old.get("unreadable", {"train": [], "val": []}),
+    }
+    return state

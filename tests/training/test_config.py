@@ -1,0 +1,117 @@
+"""The flags of a run are its command line: what a configuration prints is read back as the same configuration."""
+
+import shlex
+from dataclasses import fields, replace
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import boxquery as bq
+from boxquery.cli import app, run
+from boxquery.training.config import RunConfig, RunFlags, TrainFlags
+from boxquery.training.run_length import RunLength
+
+COUNT = st.integers(1, 10**6)
+RATE = st.floats(1e-9, 10.0)
+TEXT = st.text(st.characters(codec="ascii", exclude_categories=("Cc",)), min_size=1)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner),
+    max_leaves=6,
+)
+NOT_GIVEN = st.none()
+FLAGS = st.builds(
+    TrainFlags,
+    start_from=NOT_GIVEN | TEXT,
+    model=NOT_GIVEN | st.sampled_from(bq.list_models()),
+    preset=NOT_GIVEN | st.sampled_from(["paper", "small", "tiny"]),
+    options=NOT_GIVEN | st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]*", fullmatch=True), VALUES, min_size=1),
+    image_size=NOT_GIVEN | COUNT, batch_size=NOT_GIVEN | COUNT, lr=NOT_GIVEN | RATE, patience=st.integers(0, 99),
+    pretrained=st.booleans(), freeze_backbone=st.booleans(), strict=st.booleans(), force=st.booleans(),
+    device=st.sampled_from(["auto", "cpu", "cuda"]), precision=st.sampled_from(["auto", "float32", "bf16"]),
+    workers=NOT_GIVEN | st.integers(0, 64), seed=st.integers(-(2**40), 2**40),
+    epochs=NOT_GIVEN | COUNT, minutes=NOT_GIVEN | st.floats(1e-3, 1e6), clock=st.sampled_from(["wall", "cpu"]),
+    images_seen=NOT_GIVEN | COUNT, accumulate=COUNT, val_every=NOT_GIVEN | COUNT,
+    schedule_steps=NOT_GIVEN | st.builds(lambda first, later: {0: first, **later}, COUNT, st.dictionaries(COUNT, COUNT, max_size=3)),
+)  # fmt: skip
+
+
+def parse(words: list[str]) -> dict:
+    command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    assert command.__name__ == "command"
+    return {"flags": TrainFlags(), **bound.arguments}
+
+
+@given(FLAGS)
+def test_flags_are_read_back_from_their_words(flags):
+    assert parse(["train", "data", *flags.words()]) == {"data": "data", "flags": flags}
+
+
+@given(FLAGS, st.integers(1, 2000), st.integers(1, 400), st.integers(1, 10**5))
+def test_the_command_of_a_run_repeats_it(flags, epoch_batches, batch, epochs):
+    own = {name: value for flag in fields(RunFlags) if (value := getattr(flags, name := flag.name)) is not None}
+    length = RunLength(epochs=epochs, accumulate=flags.accumulate, val_every=flags.val_every).with_data(epoch_batches, batch)
+    config = RunConfig(**{"model": "detr", "preset": "tiny", "image_size": 64, "batch_size": 2, "lr": 0.1, **own}, data="d", length=length)
+    found = parse(shlex.split(config.command("out"))[1:])
+    assert (found["data"], str(found["out"])) == ("d", "out")
+    again = found["flags"]
+    assert replace(again, device=config.device, workers=config.workers, options=again.options or {}) == TrainFlags(
+        **{flag.name: getattr(config, flag.name) for flag in fields(RunFlags)}, **vars(length.as_flags())
+    )
+    repeated = RunLength(**vars(length.as_flags()) | {"schedule_steps": {}}).with_data(epoch_batches, batch)
+    assert repeated == length
+
+
+def test_a_configuration_is_read_back(tmp_path):
+    length = RunLength(minutes=2.5, clock="cpu", schedule_steps={0: 30, 8: 40}).with_data(7, 8).with_total_batches(33)
+    options = {"num_queries": [9, 8], "backbone_options": {"channels": [8]}}
+    config = RunConfig(data="d", model="detr", preset="tiny", options=options, image_size=64, batch_size=4, lr=0.1, length=length)
+    config.write(tmp_path)
+    assert RunConfig.read(tmp_path) == config
+    written = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert (written["format"], written["epochs"], written["steps"]) == (2, 5, 33)
+    assert "--images-seen 264 --schedule-steps 30,8:40" in written["command"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": "fast"}, "lr is a str"),
+        ({"device": "tpu"}, "device is a str"),
+        ({"length": {"epochs": "many"}}, "epochs is a str"),
+        ({"length": None}, "not a run's configuration"),
+        ({"format": 3, "boxquery": "9.0"}, r"written by boxquery 9\.0 \(format 3\)"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_line(tmp_path, change, said):
+    config = RunConfig(data="d", model="detr", preset="tiny", image_size=64, batch_size=4, lr=0.1, length=RunLength().with_data(3, 4))
+    config.write(tmp_path)
+    values = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | change))
+    with pytest.raises(bq.UserError, match=said):
+        RunConfig.read(tmp_path)
+
+
+def test_python_takes_the_flags_as_keywords():
+    import inspect
+
+    names = list(inspect.signature(bq.train).parameters)
+    assert names[:3] == ["data", "out", "resume"]
+    assert set(names[3:]) == {flag.name for flag in fields(TrainFlags)}
+    with pytest.raises(TypeError, match="epoch"):
+        bq.train("shapes", epoch=3)
+
+
+def test_help_prints_defaults_and_choices_and_no_python(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert run(["train", "--help"]) == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "[choices: wall, cpu] [default: wall]" in text
+    assert "[choices: paper, small, tiny]" in text
+    for leak in ("None", "False", "True", "start_from", "``", "list_models", "boxquery."):
+        assert leak not in text, leak
+    for flag in fields(TrainFlags):
+        name = {"start_from": "from", "options": "option"}.get(flag.name, flag.name.replace("_", "-"))
+        assert f"--{name} " in text
