@@ -59,13 +59,13 @@ def test_choice():
 
 def test_images_without_a_mistake_are_not_worst():
     records = [record([[0, 0, 100, 100]], [0]), record([], [])]
-    picked = pick_pictures(records, {0: detections((0, 0, 100, 100, 0.9, 0))}, 1, threshold=0.5)
+    picked = pick_pictures(records, {0: detections((0, 0, 100, 100, 0.9, 0))}, 1, typical=6, worst=6, threshold=0.5)
     assert [(p.kind, p.position) for p in picked] == [("typical", 0)]
 
 
 @pytest.mark.parametrize("records", [[], [record([], [])]])
 def test_nothing_there(records):
-    assert len(pick_pictures(records, {}, 1, threshold=0.3)) == len(records)
+    assert len(pick_pictures(records, {}, 1, typical=6, worst=6, threshold=0.3)) == len(records)
 
 
 def test_files(tmp_path):

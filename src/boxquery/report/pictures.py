@@ -43,8 +43,8 @@ def pick_pictures(
     predictions: Mapping[int, ImageDetections],
     num_classes: int,
     *,
-    typical: int = 6,
-    worst: int = 6,
+    typical: int,
+    worst: int,
     threshold: float | None,
 ) -> list[Picked]:
     """Choose images by how well the detections with score >= threshold fit.

@@ -55,7 +55,7 @@ Figure = tuple[Markup, str, str]
 
 def values(run: RunFiles) -> dict[str, Any]:
     """All sections by name; empty where the run has nothing to show."""
-    sections = (origin, facts, names, curves, alignment, log, scores, classes, pictures, transfer, dataset, check, settings)
+    sections = (origin, facts, curves, alignment, log, scores, classes, pictures, transfer, dataset, check, settings)
     return {section.__name__: section(run) for section in sections}
 
 
@@ -82,12 +82,6 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
     if train := run.data.get("splits", {}).get("train"):
         facts.append(("Trained on", f"{train['images']:,}", "images"))
     return facts
-
-
-def names(run: RunFiles) -> list[str]:
-    """Of its classes."""
-    found = [item["name"] for item in run.result["per_class"]] if run.result else run.data.get("names", [])
-    return [class_name(name) for name in found]
 
 
 def curves(run: RunFiles) -> list[list[Figure]]:
