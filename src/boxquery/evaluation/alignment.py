@@ -141,7 +141,7 @@ def _inside_and_entropy(layer: LayerTrace, image: int, query: Tensor, boxes: Ten
         mass = layer.masses(level, query, image, heads=False)
         columns, rows = (layer.memory.valid_ratios[image, level].cpu().double() * torch.tensor([w, h])).round().long().tolist()
         mass = mass[:, :rows, :columns]
-        across, down = _covered(columns, boxes[:, 0::2]), _covered(rows, boxes[:, 1::2])
+        across, down = covered(columns, boxes[:, 0::2]), covered(rows, boxes[:, 1::2])
         inside = inside + torch.einsum("mhw,mh,mw->m", mass, down, across)
         cells.append(mass.flatten(1))
     mass = torch.cat(cells, 1)
@@ -149,7 +149,7 @@ def _inside_and_entropy(layer: LayerTrace, image: int, query: Tensor, boxes: Ten
     return inside, torch.special.entr(share).sum(1) / torch.log(torch.tensor(share.shape[1], dtype=torch.float64))
 
 
-def _covered(cells: int, sides: Tensor) -> Tensor:
+def covered(cells: int, sides: Tensor) -> Tensor:
     """[M, cells]: the share of each cell along one axis of the unpadded image that an object from and to ``sides`` [M, 2] covers."""
     edges = torch.arange(cells + 1, dtype=torch.float64)
     low, high = torch.maximum(edges[:-1], sides[:, :1] * cells), torch.minimum(edges[1:], sides[:, 1:] * cells)

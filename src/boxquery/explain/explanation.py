@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from boxquery.detector import Detector, ImageSource, to_pil
 from boxquery.errors import UserError
+from boxquery.evaluation.alignment import covered
 from boxquery.evaluation.coco_matching import iou
 from boxquery.explain import rivals, rollout
 from boxquery.explain.inference import run_model
@@ -82,7 +83,8 @@ class Explanation:
 
     def nearest(self, x: float, y: float) -> int:
         """The query whose last box is centred nearest to a point in pixels; on ties the one with the higher score."""
-        check_inside(x, y, self.size)
+        if not (0 <= x <= self.image.width and 0 <= y <= self.image.height):
+            raise UserError(f"({x:g}, {y:g}) is outside the image, which is {self.image.width} x {self.image.height} pixels")
         centres = (self.boxes[-1, :, :2] + self.boxes[-1, :, 2:]) / 2
         distance = np.hypot(centres[:, 0] - x, centres[:, 1] - y)
         return int(np.lexsort((-self.scores[-1], distance))[0])
@@ -100,17 +102,18 @@ class Explanation:
 
     def inside(self, query: int, heat: Tensor) -> float:
         """The share, 0..1, of a map [h, w] over the image that is inside the query's last box; a pixel counts by its covered part."""
-        rows, columns = (torch.from_numpy(covered(n, *ends)) for n, ends in zip(heat.shape, self._ends(query), strict=True))
-        return float(rows @ heat.double() @ columns / heat.double().sum().clamp(min=torch.finfo(torch.float64).tiny))
+        box, (h, w), heat = self._last_box(query), heat.shape, heat.double()
+        inside = covered(h, box[None, 1::2])[0] @ heat @ covered(w, box[None, 0::2])[0]
+        return float(inside / heat.sum().clamp(min=torch.finfo(heat.dtype).tiny))
 
     def share(self, query: int) -> float:
         """The share of the image, 0..1, that the query's last box covers, which is ``inside`` of a uniform map."""
-        return float(np.prod([high - low for low, high in self._ends(query)]))
+        box = self._last_box(query)
+        return float((box[2:] - box[:2]).prod())
 
-    def _ends(self, query: int) -> list[tuple[float, float]]:
-        """(top, bottom) and (left, right) of the last box, clipped to the image, relative to its sides."""
-        x1, y1, x2, y2 = (float(v) for v in np.clip(self.boxes[-1, query] / np.tile([self.image.width, self.image.height], 2), 0, 1))
-        return [(y1, y2), (x1, x2)]
+    def _last_box(self, query: int) -> Tensor:
+        """float64 [4]: xyxy, relative to the image and clipped to it."""
+        return (torch.from_numpy(self.boxes[-1, query]).double() / torch.tensor([self.image.width, self.image.height] * 2)).clamp(0, 1)
 
     def choose(self, query: int) -> Explanation:
         """The same explanation for one query. Raises ``UserError`` if it does not exist."""
@@ -166,19 +169,22 @@ class Explanation:
             "layers": layers,
             "queries": queries,
             "chosen": self.chosen,
-            "detections": [self._detection(query) for query in self.shown if self.chosen is not None or query in self.found],
+            "detections": [self._detection(query) for query in (self.found if self.chosen is None else [self.chosen])],
         }
 
     def _detection(self, query: int) -> dict[str, Any]:
-        steps = [self._step(query, layer) for layer in range(len(self.scores))]
-        last = {key: steps[-1][key] for key in ("class", "score", "box")}
+        layers = [
+            {
+                "class": self.name(query, layer),
+                "score": float(self.scores[layer, query]),
+                "box": self.boxes[layer, query].tolist(),
+                "reference": None if self.references is None else self.references[layer, query].tolist(),
+            }
+            for layer in range(len(self.scores))
+        ]
+        last = {key: layers[-1][key] for key in ("class", "score", "box")}
         cells, rivals = ([each.summary() for each in found] for found in (self.cells(query), self.rivals(query)))
-        return {"query": query, **last, "layers": steps, "cells": cells, "rivals": rivals}
-
-    def _step(self, query: int, layer: int) -> dict[str, Any]:
-        reference = None if self.references is None else self.references[layer, query].tolist()
-        box, score = self.boxes[layer, query].tolist(), float(self.scores[layer, query])
-        return {"class": self.name(query, layer), "score": score, "box": box, "reference": reference}
+        return {"query": query, **last, "layers": layers, "cells": cells, "rivals": rivals}
 
     def table(self) -> Table:
         """A row per detection, or for the chosen query: class, box, score by layer, and what became of its rivals."""
@@ -186,7 +192,7 @@ class Explanation:
         table = Table(title=escape(f"{self.model} on {self.path or 'an image'}: {what}"), title_justify="left")
         for column in ("query", "class", "box", "score by layer", "rivals"):
             table.add_column(column, justify="right" if column == "query" else "left", overflow="fold")
-        for query in self.shown if self.chosen is not None else self.found:
+        for query in self.found if self.chosen is None else [self.chosen]:
             box = " ".join(f"{value:.0f}" for value in self.boxes[-1, query])
             scores = " ".join(f"{value:.2f}" for value in self.scores[:, query])
             table.add_row(str(query), escape(self.name(query)), box, scores, _fates(self.rivals(query)))
@@ -204,19 +210,6 @@ def _fates(rivals: Sequence[Rival], most: int = 4) -> str:
         queries = [str(rival.query) for rival in rivals if rival.fate == fate]
         parts.append(f"{fate}: {' '.join(queries[:most])}" + (f" and {len(queries) - most} more" if len(queries) > most else ""))
     return "; ".join(parts) or "-"
-
-
-def check_inside(x: float, y: float, size: tuple[int, int]) -> None:
-    """Raise ``UserError`` for a point in pixels outside an image of (height, width)."""
-    height, width = size
-    if not (0 <= x <= width and 0 <= y <= height):
-        raise UserError(f"({x:g}, {y:g}) is outside the image, which is {width} x {height} pixels")
-
-
-def covered(cells: int, low: float, high: float) -> np.ndarray:
-    """float64 [cells]: [0, 1] is divided into cells; the part of each between ``low`` and ``high``."""
-    edges = np.arange(cells + 1) / cells
-    return np.clip(np.minimum(edges[1:], high) - np.maximum(edges[:-1], low), 0, None) * cells
 
 
 @torch.inference_mode()

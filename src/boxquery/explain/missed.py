@@ -25,6 +25,7 @@ from boxquery.explain.inference import open_split, pixel_boxes, run_model, split
 from boxquery.files import atomic_write
 from boxquery.pages.drawing import draw
 from boxquery.pages.html import render
+from boxquery.pages.images import resize_to
 
 #: in the order in which they are tried: the first that holds is the reason, see ``missed``
 REASONS = {
@@ -228,29 +229,28 @@ def explain_misses(
         boxes, scores: [L, Q, 4] xyxy in pixels and [L, Q, C], of every decoder layer.
         names: of the C classes.
     """
-    image = _Predictions(record, boxes, scores, threshold)
+    image = _Predictions(record, boxes, scores, names, threshold)
     result = []
-    for number in np.flatnonzero(~record.ignore & ~np.isin(np.arange(len(record.boxes)), image.found)):
-        reason, query, extra = _reason(image, int(number), names)
-        label, overlap = int(record.labels[number]), float(image.overlap[query, number])
-        predicted, best, score = int(image.labels[query]), float(image.best[query]), float(scores[-1, query, label])
+    for number in np.flatnonzero(~record.ignore & ~np.isin(np.arange(len(record.boxes)), image.found)).tolist():
+        reason, query, details = _reason(image, number)
+        label = int(record.labels[number])
         result.append(
             MissedObject(
                 image=record.id,
                 position=position,
-                object=int(number),
+                object=number,
                 name=names[label],
                 box=tuple(record.boxes[number].tolist()),
                 area=float(record.areas[number]),
                 size=size_of(record.areas[number]),
                 reason=reason,
-                details=extra or _details(reason, query, names[predicted], best, names[label], score, overlap, threshold),
+                details=details,
                 query=query,
                 query_box=tuple(boxes[-1, query].tolist()),
-                predicted=names[predicted],
-                predicted_score=best,
-                overlap=overlap,
-                score=score,
+                predicted=names[int(image.labels[query])],
+                predicted_score=float(image.best[query]),
+                overlap=float(image.overlap[query, number]),
+                score=float(scores[-1, query, label]),
             )
         )
     return result
@@ -262,12 +262,12 @@ class _Predictions:
     Attributes:
         best, labels: [Q], score and index of each query's best class.
         detection: bool [Q]; ``found``: [Q], the object that a query found, or -1; ``ignored``: bool [Q], in an ignored region.
-        overlap: [Q, N], IoU in the last layer.
+        overlap: [Q, N], IoU in the last layer; ``counted``: the same, but 0 with ignored objects.
         own: bool [Q, N]; of ignored objects never.
     """
 
-    def __init__(self, record: Record, boxes: np.ndarray, scores: np.ndarray, threshold: float):
-        self.record, self.boxes, self.scores, self.threshold = record, boxes, scores, threshold
+    def __init__(self, record: Record, boxes: np.ndarray, scores: np.ndarray, names: Sequence[str], threshold: float):
+        self.record, self.boxes, self.scores, self.names, self.threshold = record, boxes, scores, names, threshold
         self.labels, self.best = scores[-1].argmax(-1), scores[-1].max(-1)
         self.detection = (self.best >= threshold) & (self.best > 0)
         shown = np.flatnonzero(self.detection)
@@ -276,34 +276,49 @@ class _Predictions:
         table = flatten_detections([record], detections, scores.shape[-1], max(1, len(self.best)))
         outcome, self.found = np.zeros(len(self.best), np.int64), np.full(len(self.best), -1)
         outcome[shown], self.found[shown] = coco_match([record], table, IOU_RIGHT)
-        self.truth = record.boxes.astype(np.float64)
+        self.truth, self.ignored = record.boxes.astype(np.float64), outcome == IGNORED
         self.overlap = iou(boxes[-1], self.truth)
-        rivals = np.where(record.ignore, 0.0, self.overlap)
-        self.ignored = outcome == IGNORED
-        self.own = (~self.ignored & (self.found < 0))[:, None] & (self.overlap >= rivals.max(-1, keepdims=True, initial=0.0))
+        self.counted = np.where(record.ignore, 0.0, self.overlap)
+        self.own = (~self.ignored & (self.found < 0))[:, None] & (self.overlap >= self.counted.max(-1, keepdims=True, initial=0.0))
+
+    def predicted(self, query: int) -> str:
+        return f"{self.names[int(self.labels[query])]} {self.best[query]:.2f}"
 
 
-def _reason(image: _Predictions, number: int, names: Sequence[str]) -> tuple[str, int, str]:
-    """The reason, the query that it is about, and a sentence with details if ``_details`` has none."""
-    label, overlap, own = image.record.labels[number], image.overlap[:, number], image.own[:, number]
-    at = overlap >= IOU_RIGHT
+def _reason(image: _Predictions, number: int) -> tuple[str, int, str]:
+    """Why an object was missed, the query that the reason is about, and a sentence with numbers."""
+    label, overlap, own = int(image.record.labels[number]), image.overlap[:, number], image.own[:, number]
+    name, scores, at = image.names[label], image.scores[-1, :, label], overlap >= IOU_RIGHT
     if (wrong := own & at & image.detection).any():
-        return "wrong class", _first(wrong, image.best), ""
+        query = _first(wrong, image.best)
+        details = f"query {query} predicts {image.predicted(query)}, and {name} {scores[query]:.2f}; IoU {overlap[query]:.2f}"
+        return "wrong class", query, details
     if (beside := own & image.detection & (image.labels == label) & (overlap >= IOU_MISPLACED)).any():
-        return "badly localised", _first(beside, overlap), ""
+        query = _first(beside, overlap)
+        return "badly localised", query, f"query {query} predicts {image.predicted(query)}, but with an IoU of {overlap[query]:.3f}"
     if (silent := own & at).any():
-        return "below threshold", _first(silent, image.scores[-1, :, label]), ""
+        query = _first(silent, scores)
+        other = "" if image.labels[query] == label else f"; its best class is {image.predicted(query)}"
+        details = f"query {query} predicts {name} {scores[query]:.2f}, the threshold is {image.threshold:.2f}{other}"
+        return "below threshold", query, f"{details}; IoU {overlap[query]:.2f}"
     if at.any():
         query = _first(at, np.where(image.found >= 0, 1 + image.best, image.best))
-        return "taken over", query, _neighbour(image, query, number, names)
+        return "taken over", query, _neighbour(image, query, overlap[query])
     for layer in range(len(image.boxes) - 2, -1, -1):
         earlier = image.scores[layer]
         had = (iou(image.boxes[layer], image.truth[[number]])[:, 0] >= IOU_RIGHT) & (earlier.argmax(-1) == label)
         if (left := had & (earlier.max(-1) >= image.threshold) & (image.found >= 0)).any():
             query = _first(left, earlier.max(-1))
-            neighbour = names[int(image.record.labels[image.found[query]])]
+            neighbour = image.names[int(image.record.labels[image.found[query]])]
             return "taken over", query, f"query {query} had found it in layer {layer + 1} and then moved to a {neighbour}"
-    return "never proposed", _nearest(image, number), ""
+    if overlap.any():
+        query = int(overlap.argmax())
+        details = f"the best box, of query {query} ({image.predicted(query)}), has an IoU of {overlap[query]:.2f}"
+    else:
+        centres, centre = (boxes.reshape(-1, 2, 2).mean(1) for boxes in (image.boxes[-1], image.truth[number]))
+        query = int(np.hypot(*(centres - centre).T).argmin())
+        details = f"no query's box overlaps it; the nearest is that of query {query} ({image.predicted(query)})"
+    return "never proposed", query, details
 
 
 def _first(among: np.ndarray, by: np.ndarray) -> int:
@@ -311,38 +326,15 @@ def _first(among: np.ndarray, by: np.ndarray) -> int:
     return int(np.argmax(np.where(among, by, -np.inf)))
 
 
-def _nearest(image: _Predictions, number: int) -> int:
-    if image.overlap[:, number].any():
-        return int(image.overlap[:, number].argmax())
-    centre, boxes = image.truth[number].reshape(2, 2).mean(0), image.boxes[-1]
-    return int(np.hypot(*((boxes[:, :2] + boxes[:, 2:]) / 2 - centre).T).argmin())
-
-
-def _neighbour(image: _Predictions, query: int, number: int, names: Sequence[str]) -> str:
-    """The object that a query at this one belongs to, in a sentence."""
-    overlap = image.overlap[query, number]
+def _neighbour(image: _Predictions, query: int, overlap: float) -> str:
+    """The object that a query at another one belongs to, in a sentence."""
     if image.ignored[query]:
-        predicted = f"{names[int(image.labels[query])]} {image.best[query]:.2f}"
-        return f"query {query} ({predicted}, IoU {overlap:.2f}) is in an ignored region of its class"
+        return f"query {query} ({image.predicted(query)}, IoU {overlap:.2f}) is in an ignored region of its class"
     other, verb = int(image.found[query]), "found"
     if other < 0:
-        other, verb = int(np.where(image.record.ignore, 0.0, image.overlap[query]).argmax()), "fits better on"
-    name = names[int(image.record.labels[other])]
+        other, verb = int(image.counted[query].argmax()), "fits better on"
+    name = image.names[int(image.record.labels[other])]
     return f"query {query} {verb} a {name} beside it: IoU {image.overlap[query, other]:.2f} there, {overlap:.2f} here"
-
-
-def _details(reason: str, query: int, predicted: str, best: float, name: str, score: float, overlap: float, threshold: float) -> str:
-    match reason:
-        case "wrong class":
-            return f"query {query} predicts {predicted} {best:.2f}, and {name} {score:.2f}; IoU {overlap:.2f}"
-        case "badly localised":
-            return f"query {query} predicts {predicted} {best:.2f}, but with an IoU of {overlap:.3f}"
-        case "below threshold":
-            other = "" if predicted == name else f"; its best class is {predicted} {best:.2f}"
-            return f"query {query} predicts {name} {score:.2f}, the threshold is {threshold:.2f}{other}; IoU {overlap:.2f}"
-    if overlap == 0:
-        return f"no query's box overlaps it; the nearest is that of query {query} ({predicted} {best:.2f})"
-    return f"the best box, of query {query} ({predicted} {best:.2f}), has an IoU of {overlap:.2f}"
 
 
 def _counted(objects: int, items: Iterable[MissedObject]) -> dict[str, int]:
@@ -359,9 +351,6 @@ def _picture(records: Split, item: MissedObject) -> Image.Image:
     low, high = np.minimum(low, box[:2] - margin), np.maximum(high, box[2:] + margin)
     low, high = np.floor(np.clip(low, 0, image.size)), np.ceil(np.clip(high, 0, image.size))
     window = image.crop((*low.astype(int).tolist(), *high.astype(int).tolist()))
-    scale = _LONG_SIDE / max(window.size)
-    size = max(1, round(window.width * scale)), max(1, round(window.height * scale))
-    shift = np.tile(low, 2)
-    window = window.resize(size, Image.Resampling.LANCZOS)
-    object_, query = ((box - shift) * scale)[None], ((other - shift) * scale)[None]
+    window, scale = resize_to(window, _LONG_SIDE)
+    object_, query = ((each - np.tile(low, 2))[None] * scale for each in (box, other))
     return draw(window, query, [0], [item.predicted, item.name], scores=[item.predicted_score], dashed=(object_, np.array([1])))

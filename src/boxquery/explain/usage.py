@@ -19,7 +19,7 @@ from boxquery.data.loading import Batch
 from boxquery.detector import Detector
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
-from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable
+from boxquery.evaluation.predictions import drop_unreadable
 from boxquery.explain.inference import open_split, pixel_boxes, run_model, split_batches, without_self_attention
 from boxquery.files import atomic_write
 from boxquery.models.base import DetectionTransformer
@@ -94,7 +94,7 @@ class Usage:
     @cached_property
     def dead(self) -> list[int]:
         """The queries that are a detection in no image."""
-        return [int(query) for query in np.flatnonzero(self.detections == 0)]
+        return np.flatnonzero(self.detections == 0).tolist()
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -108,15 +108,11 @@ class Usage:
 
     def summary(self) -> dict[str, Any]:
         """Everything but the boxes, as plain values; an undefined number is None."""
-        columns = ("x", "y", "width", "height")
+        keys = ("x", "y", "width", "height")
+        columns = (each.tolist() for each in (self.detections, self.matched, self.mean, self.spread))
         queries = [
-            {
-                "detections": int(self.detections[query]),
-                "matched": int(self.matched[query]),
-                "mean": dict(zip(columns, self.mean[query].tolist(), strict=True)),
-                "spread": dict(zip(columns, self.spread[query].tolist(), strict=True)),
-            }
-            for query in range(len(self.matched))
+            {"detections": d, "matched": m, "mean": dict(zip(keys, mean, strict=True)), "spread": dict(zip(keys, spread, strict=True))}
+            for d, m, mean, spread in zip(*columns, strict=True)
         ]
         return {
             "model": self.model,
@@ -223,23 +219,19 @@ def usage(
     least = detector.min_score(threshold)
     source, records = open_split(detector, data, split, strict)
     model, alone, classes = detector.transformer, without_self_attention(detector.transformer), len(detector.classes)
-    boxes: dict[int, np.ndarray] = {}
-    winners: dict[int, np.ndarray] = {}
-    found: DetectionsByImage = {}
-    others: DetectionsByImage = {}
+    images: dict[int, tuple[np.ndarray, np.ndarray, ImageDetections, ImageDetections]] = {}
     skipped: list[str] = []
     two_stage = False
     for batch in split_batches(detector, records, strict, skipped):
-        out = run_model(detector, batch.images, batch.mask, last_only=True)
+        out, other = (run_model(detector, batch.images, batch.mask, model=each, last_only=True) for each in (model, alone))
         two_stage = out.proposals is not None
-        for place, (index, (queries, _)) in enumerate(zip(batch.indices, model.match(out, batch.targets)[-1], strict=True)):
-            boxes[index], winners[index] = out.boxes[-1, place].float().cpu().numpy(), queries.cpu().numpy()
-        found |= _best_classes(model, out, batch, records)
-        others |= _best_classes(model, run_model(detector, batch.images, batch.mask, model=alone, last_only=True), batch, records)
-    order = sorted(found)
-    _, others = drop_unreadable(records, others)
-    records, found = drop_unreadable(records, found)
-    scores, other_scores = (np.stack([each[i][1] for i in range(len(records))]) for each in (found, others))
+        matched = [queries.cpu().numpy() for queries, _ in model.match(out, batch.targets)[-1]]
+        columns = out.boxes[-1].float().cpu().numpy(), matched, *(_best_classes(model, each, batch, records) for each in (out, other))
+        images |= dict(zip(batch.indices, zip(*columns, strict=True), strict=True))
+    records, images = drop_unreadable(records, dict(sorted(images.items())))
+    boxes, matched, *detections = zip(*images.values(), strict=True)
+    found, others = (dict(enumerate(each)) for each in detections)
+    scores, other_scores = (np.stack([scores for _, scores, _ in each]) for each in detections)
     return Usage(
         model=detector.model.config["name"],
         data=source,
@@ -247,9 +239,9 @@ def usage(
         threshold=least,
         two_stage=two_stage,
         objects=sum(int((~record.ignore).sum()) for record in records),
-        boxes=np.stack([boxes[i] for i in order]),
+        boxes=np.stack(boxes),
         scores=scores,
-        matched=np.bincount(np.concatenate([winners[i] for i in order]), minlength=scores.shape[1]),
+        matched=np.bincount(np.concatenate(matched), minlength=scores.shape[1]),
         with_self_attention=quality(records, found, classes, least),
         without_self_attention=quality(records, others, classes, least),
         equal_count=quality(records, others, classes, _equal_threshold(scores, other_scores, least)),
@@ -257,11 +249,11 @@ def usage(
     )
 
 
-def _best_classes(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> DetectionsByImage:
-    """Every query's last box with its best class, as evaluation takes them."""
+def _best_classes(model: DetectionTransformer, out: Output, batch: Batch, records: Split) -> list[ImageDetections]:
+    """Per image every query's last box with the score and index of its best class."""
     best = model.scores(out.logits[-1]).max(-1)
-    scores, labels = best.values.float().cpu().numpy(), best.indices.cpu().numpy()
-    return {index: (pixel_boxes(out, place, records[index])[-1], scores[place], labels[place]) for place, index in enumerate(batch.indices)}
+    boxes = [pixel_boxes(out, image, records[index])[-1] for image, index in enumerate(batch.indices)]
+    return list(zip(boxes, best.values.float().cpu().numpy(), best.indices.cpu().numpy(), strict=True))
 
 
 def _equal_threshold(scores: np.ndarray, others: np.ndarray, threshold: float) -> float:
@@ -305,7 +297,7 @@ def gini(wins: np.ndarray) -> float | None:
 
 def most_used(result: Usage, count: int) -> list[int]:
     """The queries that are detections most often; on ties those matched most often."""
-    return [int(query) for query in np.lexsort((-result.matched, -result.detections))[:count]]
+    return np.lexsort((-result.matched, -result.detections))[:count].tolist()
 
 
 # -- maps -------------------------------------------------------------------------------------------------------------------------
