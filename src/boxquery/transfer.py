@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +103,6 @@ class Transfer:
     unused: list[str]
     notes: list[str]
     backbone: bool
-
-    def values(self) -> dict[str, Any]:
-        """Plain values, as in ``transfer.json``."""
-        return asdict(self)
 
     def summary(self) -> str:
         """Lines about classes, options that differ, and what was left out."""
@@ -256,18 +252,16 @@ class _Copier:
             return 0, 0
         kind = next((kind for pattern, kind in COUNTED if re.fullmatch(pattern, name)), "")
         rows = self._rows(kind, name, origin, ours, theirs)
-        if rows is None and (kind or ours.shape != theirs.shape):
+        if rows is None:
             group.note("some have another shape")
             return 0, 0
         self.used.add(origin)
-        if rows is None:
-            ours.copy_(theirs)
-            return ours.numel(), ours.numel() if origin == name else 0
         if kind == "cells" and ours.shape != theirs.shape:
             ours.copy_(torch.nn.functional.interpolate(theirs.T[None], size=len(ours), mode="linear", align_corners=True)[0].T)
             group.note(f"resampled from {len(theirs)} to {len(ours)} cells")
             return ours.numel(), 0
-        group.note(self._describe(kind, rows[-1]))
+        if rows:
+            group.note(self._describe(kind, rows[-1]))
         copied, kept = _copy_rows(ours, theirs, rows)
         return copied, kept if origin == name else 0
 
@@ -286,17 +280,17 @@ class _Copier:
         return name
 
     def _rows(self, kind: str, name: str, origin: str, ours: Tensor, theirs: Tensor) -> list[Rows] | None:
-        """Per leading dimension that is matched; None if there is none, or if the rows have another shape."""
-        if not kind:
-            return None
+        """Per leading dimension that is matched; None if tensors or rows have another shape."""
         if kind == "samples":
             return self._samples(name, origin)
+        if not kind:
+            return [] if ours.shape == theirs.shape else None
         if ours.shape[1:] != theirs.shape[1:]:
             return None
-        by_number = [i if i < len(theirs) else -1 for i in range(len(ours))]
         if kind in ("classes", "columns"):
             no_object = [len(theirs) - len(ours) + i for i in range(len(self.classes), len(ours))]  # comes after the classes
             return [(len(theirs), [*self.classes, *no_object])]
+        by_number = [i if i < len(theirs) else -1 for i in range(len(ours))]
         return [(len(theirs), self.levels if kind == "levels" else by_number)]
 
     def _describe(self, kind: str, rows: Rows) -> str:
@@ -322,15 +316,15 @@ class _Copier:
 
 
 def _copy_rows(ours: Tensor, theirs: Tensor, rows: list[Rows]) -> tuple[int, int]:
-    """Copy all combinations of matched rows; returns the number of values, and how many of them kept their index."""
-    known = [[(i, j) for i, j in enumerate(axis) if j >= 0] for _, axis in rows]
-    here, there = (
-        torch.meshgrid(*(torch.tensor([p[side] for p in axis], dtype=torch.int64) for axis in known), indexing="ij") for side in (0, 1)
-    )
-    mine, yours = ours.view(*(len(axis) for _, axis in rows), -1), theirs.reshape(*(count for count, _ in rows), -1)
-    mine[here] = yours[there].to(mine)
-    same = math.prod(sum(i == j for i, j in axis) for axis in known)
-    return here[0].numel() * mine.shape[-1], same * mine.shape[-1]
+    """Copy matched rows, or all for no dimensions; returns the number of values copied, and how many of them kept their index."""
+    index = torch.zeros(1, dtype=torch.int64)  # per row of ours the row of theirs, all dimensions flattened; -1: none
+    for count, axis in rows:
+        inner, outer = torch.tensor(axis), index[:, None]
+        index = torch.where((inner >= 0) & (outer >= 0), outer * count + inner, -1).flatten()
+    known, width = index >= 0, ours.numel() // len(index)
+    ours.view(-1, width)[known] = theirs.reshape(-1, width)[index[known]].to(ours)
+    same = math.prod(sum(i == j for i, j in enumerate(axis)) for _, axis in rows)
+    return int(known.sum()) * width, same * width
 
 
 def _is_learned(name: str) -> bool:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +131,7 @@ class Run:
         if frozen and not c.pretrained:
             self.model.freeze()
         self.config = replace(c, frozen=frozen, start_hash=fingerprint(origin))
-        self.transferred = found.values() | {"from": c.start_from, "hash": self.config.start_hash, "frozen": frozen}
+        self.transferred = asdict(found) | {"from": c.start_from, "hash": self.config.start_hash, "frozen": frozen}
         self.console.print(found.table(f"from {c.start_from}"))
         self.console.print(found.summary(), markup=False)
         self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
