@@ -13,21 +13,13 @@ from cyclopts.exceptions import CycloptsError, UnknownCommandError
 
 from boxquery.errors import UserError
 
-
-def _shown_default(value: Any) -> Any:
-    """A default as ``--help`` prints it; None for one that the flag's text describes."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return None if value is None else str(value)
-
-
 app = App(
     name="boxquery",
     help="Detection transformers: train, understand, compare and ship a DETR.",
     help_epilogue="With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr.",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
-    default_parameter=Parameter(negative_iterable=(), show_default=_shown_default),
+    default_parameter=Parameter(negative_iterable=()),
 )
 app.command("boxquery.training.run:command", name="train")
 app.command("boxquery.check.command:check", name="check")

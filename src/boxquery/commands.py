@@ -12,14 +12,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import Device, Options
+from boxquery.flags import Device, Options, Switch
 
 if TYPE_CHECKING:
     from boxquery.api import Detector
@@ -78,7 +79,7 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 0,
     device: Device = "auto",
-    strict: bool = False,
+    strict: Switch = False,
     nms: float | None = None,
 ) -> CommandResult:
     """Print AP as pycocotools defines it, per class, with duplicates, false positives on empty images and the best threshold.
@@ -117,7 +118,7 @@ def predict(
     out: Path = Path("predictions"),
     threshold: float | None = None,
     device: Device = "auto",
-    pictures: bool = True,
+    pictures: Annotated[bool, Parameter(show_default="--pictures")] = True,
 ) -> CommandResult:
     """Detect objects in images; write pictures with boxes, and ``predictions.json`` in COCO's result format.
 
@@ -130,7 +131,7 @@ def predict(
         out: Folder to write to.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
         device: Where the model runs; auto takes CUDA if there is any.
-        pictures: Write pictures with boxes.
+        pictures: Write pictures with boxes, or not.
     """
     from boxquery.data.images import IMAGE_SUFFIXES, read_image
     from boxquery.files import atomic_open, atomic_write
@@ -222,7 +223,7 @@ def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: i
 
     Args:
         checkpoint: The authors' file; only tensors are read from it, nothing in it is executed.
-        model: Model that the checkpoint is of; its options are read from the tensors.
+        model: Model that the checkpoint is of (detr, dab-detr, ...); its options are read from the tensors.
         out: Model folder to write.
         image_size: Shortest side of the input in pixels.
         options: An option that the tensors do not show, as name=value; may be repeated. ``dilation=true`` for a DC5 checkpoint.

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options, Preset, check_above_zero
+from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan
@@ -80,9 +80,9 @@ def check(
     options: Options = None,
     image_size: int | None = None,
     epochs: int | None = None,
-    overfit: bool = False,
+    overfit: Switch = False,
     out: Path | None = None,
-    strict: bool = False,
+    strict: Switch = False,
     seed: int = 0,
 ) -> ShownCheck:
     """Report what the data is, what is wrong with it, and what will go wrong in training. Exit status 1: training would be pointless;
@@ -92,7 +92,7 @@ def check(
         data: Data set in COCO, Pascal VOC or YOLO layout, or shapes for the built-in scenes.
         model: Model to be trained; `boxquery models` lists them.
         preset: Size and recipe of the model.
-        options: Model option as name=value, repeatable; `boxquery models NAME` lists them.
+        options: Model option as name=value, repeatable; docs/options.md lists them.
         image_size: Short side of the images in pixels. Default: the preset's.
         epochs: Planned length of the training. Default: the preset's.
         overfit: Also test, for at most a minute, whether the model can overfit four of the images (at 160 pixels, preset tiny).

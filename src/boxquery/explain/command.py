@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 
 from boxquery.errors import UserError
 from boxquery.files import atomic_write
-from boxquery.flags import Device
+from boxquery.flags import Device, Switch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -80,12 +80,12 @@ def explain(
     split: str = "val",
     threshold: float | None = None,
     against: str | None = None,
-    faithful: bool = False,
-    relevance: bool = False,
+    faithful: Switch = False,
+    relevance: Switch = False,
     figure: Path | None = None,
     out: Path = Path("explanation"),
     device: Device = "auto",
-    strict: bool = False,
+    strict: Switch = False,
 ) -> ExplainResult:
     """Show what every query attends to in each layer, which queries compete for an object, and why objects are missed.
 

@@ -29,7 +29,7 @@ class RunFlags:
             may differ, as may any option. Options not given are taken from the source.
         model: Model to train; `boxquery models` lists them. Default: deformable-detr, or that of --from.
         preset: Size and recipe; with --from the recipe alone. Default: small, or that of --from.
-        options: Model option as name=value, repeatable; `boxquery models NAME` lists them.
+        options: Model option as name=value, repeatable; docs/options.md lists them.
         image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
         batch_size: Images per batch of one process. Default: the preset's.
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
