@@ -21,7 +21,7 @@ from boxquery.data.transforms import Augment
 from tests.check.planted import SIDE, changed, kept, pictures, scenes, write
 from tests.data.writers import Picture, coco_content
 
-PLAN = FeasibilityPlan("detr", "tiny", queries=12, stride=8, image_size=SIDE, steps=0, batch_size=4, lr=1e-3, usual_lr=1e-3)
+PLAN = FeasibilityPlan("detr", "tiny", queries=12, stride=8, image_size=SIDE, steps=0, lr=1e-3, usual_lr=1e-3)
 LAYOUTS = ["coco", "voc", "yolo"]
 
 

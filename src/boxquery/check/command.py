@@ -140,9 +140,8 @@ def _plan(data: Data, model: str, preset: str, options: dict[str, Any], image_si
     recipe, images = known_preset(model, preset).recipe, len(data.split("train"))
     with torch.device("meta"):
         built = create_model(model, classes=len(data.names), preset=preset, **options)
-    batch = min(recipe.batch_size, images)
-    steps = (epochs or recipe.epochs) * max(images // batch, 1)
-    return FeasibilityPlan.of(built, image_size=image_size or recipe.image_size, steps=steps, batch_size=batch)
+    steps = (epochs or recipe.epochs) * max(images // min(recipe.batch_size, images), 1)
+    return FeasibilityPlan.of(built, image_size=image_size or recipe.image_size, steps=steps)
 
 
 @contextmanager

@@ -34,7 +34,7 @@ class FeasibilityPlan:
         queries: most predictions per image; limit: the option that sets it.
         stride: pixels per cell of the finest feature map.
         image_size: shortest side in pixels.
-        steps: optimizer steps, 0 if not known yet; batch_size: images per step, over all processes.
+        steps: optimizer steps, 0 if not known yet.
         lr, usual_lr: the learning rate, and the preset's.
         start: "random", "trained" (a pretrained backbone), or "" for a whole trained model, whose steps are not checked.
         drops: later layers have fewer queries; ``queries`` are then those of the last layer, which every object needs.
@@ -46,7 +46,6 @@ class FeasibilityPlan:
     stride: int
     image_size: int
     steps: int
-    batch_size: int
     lr: float
     usual_lr: float
     start: str = "random"
@@ -54,15 +53,13 @@ class FeasibilityPlan:
     limit: str = "num_queries"
 
     @classmethod
-    def of(
-        cls, model: Model, *, image_size: int, steps: int, batch_size: int, lr: float | None = None, start: str = "random"
-    ) -> FeasibilityPlan:
+    def of(cls, model: Model, *, image_size: int, steps: int, lr: float | None = None, start: str = "random") -> FeasibilityPlan:
         """Of a model that ``create_model`` built; without ``lr`` at the preset's."""
         name, size = model.config["name"], model.config["preset"]
         usual = preset(name, size).recipe.lr
         return cls(
-            name, size, model.num_queries_per_layer[-1], model.backbone.strides[0], image_size, steps, batch_size, lr or usual, usual,
-            start, drops_queries(model), "num_queries" if model.has_queries else "detections",
+            name, size, model.num_queries_per_layer[-1], model.backbone.strides[0], image_size, steps, lr or usual, usual, start,
+            drops_queries(model), "num_queries" if model.has_queries else "detections",
         )  # fmt: skip
 
 

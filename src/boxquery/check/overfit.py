@@ -22,7 +22,7 @@ from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import EvalTransform
 from boxquery.evaluation.coco_matching import RIGHT, ImageDetections, coco_match, flatten_detections
-from boxquery.evaluation.errors import IOU_MISPLACED, find_duplicates
+from boxquery.evaluation.errors import IOU_MISPLACED
 from boxquery.evaluation.metrics import evaluate
 from boxquery.models import create_model, preset
 from boxquery.models.interface import Model
@@ -51,7 +51,7 @@ class OverfitResult:
         AP50: on them, with the weights after the last step.
         AP50_any_class: with all classes merged into one.
         near: share of objects with a detection of their class at IoU 0.1.
-        duplicates: share of duplicates among the detections above the best threshold.
+        duplicates: duplicate rate of ``evaluate``.
         loss: the first and the last; NaN if it or its gradient was not finite.
         reached: AP50 above ``GOAL``.
         verdict: what failed, in words; "" if nothing did.
@@ -174,9 +174,7 @@ def _result(
     any_class = evaluate(merged, alike, ["object"], [0])["AP50"] or 0.0
     detections = flatten_detections(split, found, len(data.names), 100)
     near = float((coco_match(split, detections, IOU_MISPLACED)[0] == RIGHT).sum() / metrics["objects"])
-    shown = detections.scores >= (metrics["best_threshold"] or 0.5)
-    repeated = float(find_duplicates(detections, shown)[shown].mean()) if shown.any() else 0.0
-    best = metrics["AP50"] or 0.0
+    repeated, best = metrics["duplicate_rate"] or 0.0, metrics["AP50"] or 0.0
     return OverfitResult(
         name, PRESET, *steps, round(seconds, 1), [r.id for r in split], best, any_class, near, repeated, (losses[0], losses[-1]),
         best > GOAL, "" if best > GOAL else _verdict(losses, any_class, near, repeated),

@@ -7,6 +7,7 @@ image. The sampler yields (epoch, index) pairs, which is how the epoch reaches w
 from __future__ import annotations
 
 import hashlib
+import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,7 +106,7 @@ class DetectionDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.strict = strict
-        self.cache = _Cache.of(split) if cache else None
+        self.cache = _Cache(split.records) if cache and _fits_into_cache(split) else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -143,10 +144,11 @@ class DetectionDataset(Dataset[Sample]):
 
     def _pixels(self, index: int) -> Tensor:
         """Uint8 [3, H, W], not to be written to."""
-        if self.cache is None:
+
+        def read() -> Tensor:
             return pil_to_tensor(self.split.read(index))
-        pixels = self.cache.get(index)
-        return self.cache.put(index, pil_to_tensor(self.split.read(index))) if pixels is None else pixels
+
+        return read() if self.cache is None else self.cache.get(index, read)
 
 
 class _Cache:
@@ -154,31 +156,22 @@ class _Cache:
 
     def __init__(self, records: Sequence[Record]):
         self._shapes = [(3, record.height, record.width) for record in records]
-        sizes = torch.tensor([3 * record.height * record.width for record in records])
-        self._ends = sizes.cumsum(0).tolist()
+        self._ends = torch.tensor([math.prod(shape) for shape in self._shapes]).cumsum(0).tolist()
         self._pixels = torch.frombuffer(mmap.mmap(-1, self._ends[-1]), dtype=torch.uint8)
         self._filled = torch.frombuffer(mmap.mmap(-1, len(records)), dtype=torch.uint8)
 
-    @classmethod
-    def of(cls, split: Split) -> _Cache | None:
-        """A cache for the split, or None where it is too large."""
-        if len(split) > _COUNT_LIMIT or sum(3 * record.height * record.width for record in split.records) > CACHE_LIMIT:
-            return None
-        return cls(split.records)
-
-    def get(self, index: int) -> Tensor | None:
-        return self._slot(index) if self._filled[index] else None
-
-    def put(self, index: int, pixels: Tensor) -> Tensor:
-        slot = self._slot(index)
-        slot.copy_(pixels)
-        self._filled[index] = 1
+    def get(self, index: int, read: Callable[[], Tensor]) -> Tensor:
+        """The pixels [3, H, W] of an image, which ``read`` decodes the first time."""
+        shape, end = self._shapes[index], self._ends[index]
+        slot = self._pixels[end - math.prod(shape) : end].view(shape)
+        if not self._filled[index]:
+            slot.copy_(read())
+            self._filled[index] = 1
         return slot
 
-    def _slot(self, index: int) -> Tensor:
-        channels, height, width = self._shapes[index]
-        end = self._ends[index]
-        return self._pixels[end - channels * height * width : end].view(channels, height, width)
+
+def _fits_into_cache(split: Split) -> bool:
+    return len(split) <= _COUNT_LIMIT and sum(3 * record.height * record.width for record in split) <= CACHE_LIMIT
 
 
 class EpochSampler(Sampler[tuple[int, int]]):

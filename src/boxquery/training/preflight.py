@@ -68,8 +68,7 @@ def keep(result: CheckResult, config: RunConfig, model: Model, folder: Path, con
 def _plan(config: RunConfig, model: Model, steps: int = 0) -> FeasibilityPlan:
     """What the check looks at the data for; ``steps`` once they are known."""
     start = "" if config.start_from else "trained" if config.pretrained else "random"
-    seen = config.batch_size * config.length.accumulate * config.world_size
-    return FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, batch_size=seen, lr=config.lr, start=start)
+    return FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, lr=config.lr, start=start)
 
 
 def _print(console: Console, findings: Iterable[Finding]) -> None:
