@@ -34,7 +34,7 @@ from convergence import curve
 
 INK, GOLD, TEAL, QUIET = "#1f2933", "#e0a100", "#0f8b8d", "#8a949e"
 #: the untrained model is measured on the objects of at most N images, as in training
-SAMPLE = 32
+MEASURED_IMAGES = 32
 #: a query has turned to its object from this multiple of the share that uniform attention has inside it
 TURNED = 1.5
 
@@ -86,9 +86,9 @@ def curves(out: Path, runs: dict[str, str], data: Data) -> None:
     rows = -(-len(runs) // columns)
     figure = Figure(figsize=(2.75 * columns, 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, sharey=True)
-    sample = with_objects(data.splits["val"], SAMPLE)
+    positions = with_objects(data.splits["val"], MEASURED_IMAGES)
     for axis, (name, run) in zip(axes.flat, runs.items(), strict=False):
-        start = measure_split(detector_of(f"{run}@0", data), data.splits["val"], only=sample).columns()
+        start = measure_split(detector_of(f"{run}@0", data), data.splits["val"], only=positions).columns()
         points = [{"images": 0.0, "AP50": 0.0, **start}, *curve(Path(run))]
         _panel(axis, name, points)
     lines, labels = axes.flat[0].get_legend_handles_labels()

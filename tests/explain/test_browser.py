@@ -12,7 +12,7 @@ import pytest
 from boxquery.explain.page import write_page
 from tests.models.builders import systems
 
-from .test_page import NAMES, stand_in, story
+from .test_page import NAMES, explained, stand_in
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -88,7 +88,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def dab():
-    return story("dab-detr")
+    return explained("dab-detr")
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +118,13 @@ def test_shows_the_best_query_and_its_map(chrome, dab, single):
 
 def test_hover_shows_another_map_and_leaving_brings_it_back(chrome, dab, single):
     page = Page(chrome, single)
-    before, told = page.heat(), page.text()
+    before, text = page.heat(), page.text()
     item = page.all("[role=option]")[1]
     page.hover(item)
-    assert page.text() != told
+    assert page.text() != text
     assert (page.heat() != before).any()
     page.hover(page.one("h1"))
-    assert page.text() == told
+    assert page.text() == text
     assert (page.heat() == before).all()
 
 
@@ -216,12 +216,12 @@ def test_rivals_are_listed_drawn_and_gone_to(chrome, dab, single):
     rivals = dab.rivals(best)
     assert 0 < len(rows(page)) == min(len(rivals), 6)
     first = rivals[0]
-    told = rows(page)[0].text.replace("\n", " ")
+    text = rows(page)[0].text.replace("\n", " ")
     scores = " ".join(f"{score:.2f}" for score in first.scores)
-    assert told.startswith(f"{first.name} {first.fate}")
-    assert f"query {first.query} score {scores}" in told
-    shares = [float(share) for share in re.findall(r"([\d.]+) %", told)]
-    assert shares == pytest.approx([100 * first.read_winner[-1], 100 * first.read_by_winner[-1]], abs=0.51)
+    assert text.startswith(f"{first.name} {first.fate}")
+    assert f"query {first.query} score {scores}" in text
+    shares = [float(share) for share in re.findall(r"([\d.]+) %", text)]
+    assert shares == pytest.approx([100 * first.attention_to_winner[-1], 100 * first.attention_from_winner[-1]], abs=0.51)
     assert ("there are more" in page.text(".rivals")) == (len(rivals) > 6)
 
     def drawn():
@@ -297,7 +297,7 @@ def test_cross_attention_and_the_same_through_the_encoder(chrome, dab, single, t
     assert (page.heat() == read).all()
     assert page.one("select").is_enabled()
     assert page.complaints() == []
-    page = Page(chrome, write_page([story("detr", encoder_layers=0)], tmp_path / "page.html"))
+    page = Page(chrome, write_page([explained("detr", encoder_layers=0)], tmp_path / "page.html"))
     before = page.heat()
     page.press("o")
     assert (page.heat() == before).all()
@@ -334,7 +334,7 @@ def test_keyboard_reaches_everything_in_sight(chrome, single):
 
 
 def test_two_models_step_together(chrome, dab, tmp_path):
-    other = story("deformable-detr", decoder_layers=2)
+    other = explained("deformable-detr", decoder_layers=2)
     page = Page(chrome, write_page([dab, other], tmp_path / "page.html"))
     tops = [round(stage.rect["y"]) for stage in page.all(".stage")]
     assert tops[0] == tops[1]
@@ -344,17 +344,17 @@ def test_two_models_step_together(chrome, dab, tmp_path):
     assert [element.text[-len("layer 1 of 3") :] for element in page.all("p.now")] == ["layer 1 of 3", "layer 1 of 2"]
     assert all((page.heat(i) != before[i]).any() for i in (0, 1))
     assert "layer 1 of 3, Box, " in page.js("return document.querySelector('[aria-live]').textContent")
-    told = page.all("p.now")[1].text
+    text = page.all("p.now")[1].text
     page.all(".panel")[0].find_elements("css selector", "[role=option]")[4].click()
-    assert page.all("p.now")[1].text != told
+    assert page.all("p.now")[1].text != text
     page.press(keys().ARROW_RIGHT, keys().ARROW_RIGHT)
     for place in range(4):  # the same object, as a figure and the command have it
         page.all(".panel")[0].find_elements("css selector", "[role=option]")[place].click()
         assert f"query {other.at(dab.boxes[-1, dab.found[place]])}, " in page.all("p.now")[1].text
     page.one("#follow").click()
-    told = page.all("p.now")[1].text
+    text = page.all("p.now")[1].text
     page.all(".panel")[0].find_elements("css selector", "[role=option]")[2].click()
-    assert page.all("p.now")[1].text == told
+    assert page.all("p.now")[1].text == text
     assert page.complaints() == []
 
 
@@ -362,7 +362,9 @@ def test_two_models_step_together(chrome, dab, tmp_path):
 def test_phone_has_no_sideways_scrolling(chrome, dab, dark, tmp_path):
     scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
     chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
-    path = write_page([dab, story("detr"), story("sam-detr", seed=1)], tmp_path / "page.html", titles=["a-long-name-" * 6, "b", "c"])
+    path = write_page(
+        [dab, explained("detr"), explained("sam-detr", seed=1)], tmp_path / "page.html", titles=["a-long-name-" * 6, "b", "c"]
+    )
     page = Page(chrome, path, 375, 800)
     page.one("#all").click()
     page.one("summary").click()
@@ -374,7 +376,7 @@ def test_phone_has_no_sideways_scrolling(chrome, dab, dark, tmp_path):
 
 
 def test_heads_of_row_column_attention(chrome, tmp_path):
-    known = story("anchor-detr")
+    known = explained("anchor-detr")
     page = Page(chrome, write_page([known], tmp_path / "page.html"))
     page.press("h")
     exact = known.heatmaps(known.found[:1], -1, page.heat().shape[:2], heads=True).map[0, 0].numpy()
@@ -383,7 +385,7 @@ def test_heads_of_row_column_attention(chrome, tmp_path):
 
 def test_starts_with_the_chosen_query(chrome, tmp_path):
     name, options = systems()["deformable-detr-refined"]
-    known = story(name, threshold=1.0, **options)
+    known = explained(name, threshold=1.0, **options)
     page = Page(chrome, write_page([replace(known, chosen=7)], tmp_path / "page.html"))
     assert "query 7," in page.text()
     assert page.one("select").is_enabled()
@@ -398,7 +400,7 @@ def test_starts_with_the_chosen_query(chrome, tmp_path):
 
 
 def test_a_pruned_query_says_so_in_the_layers_after(chrome, tmp_path):
-    known = story("dab-detr", decoder_layers=3, num_queries=[12, 7, 4])
+    known = explained("dab-detr", decoder_layers=3, num_queries=[12, 7, 4])
     gone = next(query for query in range(12) if known.present(query) == 1)
     page = Page(chrome, write_page([replace(known, chosen=gone)], tmp_path / "page.html"))
     assert "pruned after layer 1" in page.text()

@@ -92,7 +92,7 @@ def indicator(*where: slice, size: int = SIDE) -> np.ndarray:
 
 
 def test_the_right_map():
-    """Its curves are what the loop over pixels says; it is as good as the box, which is the region, and better than chance."""
+    """Its curves are those of the loop over pixels; it is as good as the box, which is the region, and better than chance."""
     detector, explanation = planted(indicator(*REGION))
     found = faithfulness(detector, explanation, truth=(BOX[None], np.array([1])), procedure=Procedure(steps=12, seeds=4))
     (one,) = found.detections
@@ -112,7 +112,7 @@ def test_the_right_map():
 
 
 def test_the_wrong_map():
-    """It says where the object is not: the region goes last, the maximum misses, and the box does better."""
+    """It points where the object is not: the region goes last, the maximum misses, and the box does better."""
     elsewhere = np.ones((SIDE, SIDE))
     elsewhere[REGION] = 0
     elsewhere[-1, 0] = 2
@@ -158,7 +158,7 @@ def test_followed_is_score_times_overlap():
 
 
 def test_another_query_may_take_over():
-    """Query 1 says the same with 0.2; that it is surer of another class is nothing."""
+    """Query 1 predicts the same with 0.2; its higher score for another class does not count."""
     detector, explanation = planted(indicator(*REGION), other=0.2)
     (one,) = faithfulness(detector, explanation).detections
     assert one.deletion["map"][-1] == pytest.approx(0.2 / SCORE, abs=1e-3)

@@ -1,4 +1,4 @@
-"""Heat maps of every model are what its queries read: against slow loops, against plain formulas, and with known patterns planted."""
+"""Heat maps of every model are what its queries attend to: against slow loops, against plain formulas, and with known patterns planted."""
 
 import math
 from collections.abc import Callable
@@ -37,7 +37,7 @@ QUERIES = [3, 0]
 
 @dataclass
 class Reading:
-    """One call of a part that reads: what it was given, what it left in its trace, and what came out."""
+    """One call of a cross-attention: its input, its trace and its output."""
 
     read: nn.Module
     content: Tensor
@@ -132,11 +132,11 @@ def by_head(trace: LayerTrace, image: int, query: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def test_masses_are_what_was_read(watched):
+def test_masses_make_the_output(watched):
     """Each head's masses times the values of the cells, through the last linear map, is what the query was given: nothing else was read."""
     for reading in (*watched.encoder, *watched.decoder):
         if isinstance(reading.read, SemanticAlignedAttention) and not reading.read.attention:
-            continue  # it reads no values of cells: what it sampled was averaged and weighed before (test_salient_points)
+            continue  # it has no values of cells: its samples were averaged and weighted before (test_salient_points)
         values, last = values_of(reading)
         heads, size = reading.trace.masses(0, [0]).shape[1], values.shape[-1]
         values = values.unflatten(-1, (heads, size // heads))
@@ -265,7 +265,7 @@ WIDTHS = {SIZES[0][1] // stride for stride in (8, 16, 32)}
 
 
 def plant(model: DetectionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every head of every decoder layer reads its query's cell, whatever the model had learned."""
+    """Every head of every decoder layer attends to its query's cell, whatever the weights."""
     monkeypatch.setattr(attention, "cross_attention_bias", only_the_cell)
     monkeypatch.setattr(attention, "attend", by_turns)
     monkeypatch.setattr(RowColumnDecoupledAttention, "_weights", only_its_line)
@@ -351,13 +351,13 @@ def test_explain_gives_the_planted_pattern(system, monkeypatch):
     model = shaken(create(name, **options), 0.05).eval()
     plant(model, monkeypatch)
     pixels = np.random.default_rng(0).integers(0, 256, (*SIZES[0], 3), dtype=np.uint8)
-    story = explain(Detector(model, ["disc", "square", "triangle"], [1, 2, 3], Preprocessing(SIZES[0][0])), Image.fromarray(pixels))
-    for i, layer in enumerate(story.trace.layers):
+    explanation = explain(Detector(model, ["disc", "square", "triangle"], [1, 2, 3], Preprocessing(SIZES[0][0])), Image.fromarray(pixels))
+    for i, layer in enumerate(explanation.trace.layers):
         for query in QUERIES:
             expected, _ = planted(layer, 0, query)
-            torch.testing.assert_close(story.heatmap(query, i, SMALL).map.double(), expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(explanation.heatmap(query, i, SMALL).map.double(), expected, atol=1e-4, rtol=0)
             (h, w), row, column = layer.memory.shapes[0], ROWS[query % 2], COLUMNS[query % 2]
-            y, x = (story.heatmap(query, i).map > 1e-6).nonzero(as_tuple=True)
+            y, x = (explanation.heatmap(query, i).map > 1e-6).nonzero(as_tuple=True)
             assert [int(y.min()), int(y.max()) + 1] == [row * SIZES[0][0] // h, (row + 1) * SIZES[0][0] // h]
             assert [int(x.min()), int(x.max()) + 1] == [column * SIZES[0][1] // w, (column + 1) * SIZES[0][1] // w]
 

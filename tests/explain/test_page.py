@@ -24,7 +24,7 @@ from tests.models.builders import create, shaken, systems
 NAMES = ["disc", "<script>alert('x')</script>", "a & b"]
 
 
-def story(name="detr", threshold=0.0, size=(96, 128), seed=0, **options):
+def explained(name="detr", threshold=0.0, size=(96, 128), seed=0, **options):
     model = shaken(create(name, **options), 0.1).eval()
     image = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
     return explain(Detector(model, NAMES, [1, 2, 3], Preprocessing(96)), image, threshold=threshold)
@@ -51,7 +51,7 @@ def assert_close(found, expected):
 @pytest.mark.parametrize("system", systems())
 def test_maps_are_the_explanations(system, tmp_path):
     name, options = systems()[system]
-    known = story(name, **options)
+    known = explained(name, **options)
     [image] = data_of(write_page([known], tmp_path / "page.html"))
     [model] = image["models"]
     layers, queries, heads, kept = model["layers"], model["queries"], model["heads"], model["kept"]
@@ -72,7 +72,7 @@ def test_maps_are_the_explanations(system, tmp_path):
 @pytest.mark.parametrize("system", ["detr", "anchor-detr", "dab-detr", "sam-detr", "deformable-detr-refined"])
 def test_boxes_and_predictions(system, tmp_path):
     name, options = systems()[system]
-    known = story(name, **options)
+    known = explained(name, **options)
     [image] = data_of(write_page([known], tmp_path / "page.html"))
     [model] = image["models"]
     assert (image["height"], image["width"]) == known.size
@@ -96,7 +96,7 @@ def test_boxes_and_predictions(system, tmp_path):
 @pytest.mark.parametrize("system", ["detr", "anchor-detr", "deformable-detr-two-stage"])
 def test_origins(system, tmp_path):
     name, options = systems()[system]
-    known = story(name, **options)
+    known = explained(name, **options)
     [model] = data_of(write_page([known], tmp_path / "page.html"))[0]["models"]
     layers, kept = model["layers"], model["kept"]
     maps, lost = maps_of(model, "origins", layers, len(kept))
@@ -109,12 +109,12 @@ def test_origins(system, tmp_path):
 
 
 def test_no_origins_without_an_encoder(tmp_path):
-    [model] = data_of(write_page([story("detr", encoder_layers=0)], tmp_path / "page.html"))[0]["models"]
+    [model] = data_of(write_page([explained("detr", encoder_layers=0)], tmp_path / "page.html"))[0]["models"]
     assert model["origins"] is None
 
 
 def test_rivals(tmp_path):
-    known = story("dab-detr")
+    known = explained("dab-detr")
     boxes = known.boxes.copy()
     boxes[:, :9] = boxes[:, :1]  # more on one object than the page shows
     known = replace(known, boxes=boxes, threshold=float(np.median(known.scores)))
@@ -127,21 +127,23 @@ def test_rivals(tmp_path):
         for shown, rival in zip(found["shown"], rivals, strict=False):
             fate = f"{rival.fate} from layer {rival.silent_from + 1} on" if rival.silent_from else rival.fate
             assert (shown["query"], shown["fate"]) == (rival.query, fate)
-            np.testing.assert_allclose([shown["reads"], shown["read_by"]], [rival.read_winner, rival.read_by_winner], atol=1e-5)
+            np.testing.assert_allclose(
+                [shown["attends_to"], shown["attended_by"]], [rival.attention_to_winner, rival.attention_from_winner], atol=1e-5
+            )
             fates.add(rival.fate)
     assert any(found["more"] for found in model["rivals"])
     assert len(fates) >= 3
 
 
 def test_nothing_found_keeps_the_ten_best(tmp_path):
-    known = story(threshold=1.0)
+    known = explained(threshold=1.0)
     [image] = data_of(write_page([known], tmp_path / "page.html"))
     assert image["models"][0]["found"] == []
     assert image["models"][0]["kept"] == np.argsort(-known.scores[-1], kind="stable").tolist()[:10]
 
 
 def test_query_that_was_asked_for_has_its_heads(tmp_path):
-    known = story("anchor-detr", threshold=1.0)
+    known = explained("anchor-detr", threshold=1.0)
     worst = int(known.scores[-1].argmin())
     [image] = data_of(write_page([replace(known, chosen=worst)], tmp_path / "page.html"))
     assert image["models"][0]["chosen"] == worst
@@ -161,7 +163,7 @@ class Tags(HTMLParser):
 
 def test_nothing_from_outside_and_names_are_escaped(tmp_path):
     title = "<script>alert(1)</script>"
-    text = write_page([story()], tmp_path / "page.html", titles=[title]).read_text(encoding="utf-8")
+    text = write_page([explained()], tmp_path / "page.html", titles=[title]).read_text(encoding="utf-8")
     tags = Tags(text).tags
     assert [tag for tag, _ in tags].count("script") == 2
     for tag, attributes in tags:
@@ -179,7 +181,7 @@ def test_nothing_from_outside_and_names_are_escaped(tmp_path):
 
 
 def test_same_image_stands_side_by_side(tmp_path):
-    first, second, other = story(), story(), story(seed=1)
+    first, second, other = explained(), explained(), explained(seed=1)
     images = data_of(write_page([first, other, second], tmp_path / "page.html"))
     assert [[m["title"] for m in image["models"]] for image in images] == [["detr (1)", "detr (2)"], ["detr"]]
     images = data_of(write_page([first, second], tmp_path / "page.html", titles=["early", "late"]))
@@ -190,7 +192,7 @@ def test_wrong_arguments(tmp_path):
     with pytest.raises(UserError, match="at least one"):
         write_page([], tmp_path / "page.html")
     with pytest.raises(UserError, match="one for each"):
-        write_page([story()], tmp_path / "page.html", titles=["a", "b"])
+        write_page([explained()], tmp_path / "page.html", titles=["a", "b"])
     assert not list(tmp_path.iterdir())
 
 

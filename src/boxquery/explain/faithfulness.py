@@ -212,7 +212,7 @@ def faithfulness(
     detections = []
     for query, heat in zip(chosen, maps, strict=True):
         orders = {"map": [ranks(heat)], "box": [_box_ranks(explanation, query, heat.shape)]}
-        orders["random"] = [_moved(orders["map"][0], seed, query) for seed in range(procedure.seeds)]
+        orders["random"] = [_shifted(orders["map"][0], seed, query) for seed in range(procedure.seeds)]
         every = torch.from_numpy(np.stack([rank for each in orders.values() for rank in each])).to(detector.device)
         curves = _curves(image, blurred, every, fractions, _tracker(detector, explanation, query), procedure.batch_size)
         whole = curves[0, 0, 0]
@@ -296,7 +296,7 @@ def pointing_game(
 def ranks(heat: np.ndarray) -> np.ndarray:
     """int64 [h, w]: 0 for the map's highest pixel; of pixels that tie, those with higher surroundings come first."""
     around = gaussian_filter(heat.astype(np.float64), min(heat.shape) * BLUR, mode="wrap")
-    return _places(np.lexsort((-_levelled(around).ravel(), -_levelled(heat).ravel()))).reshape(heat.shape)
+    return np.lexsort((-_levelled(around).ravel(), -_levelled(heat).ravel())).argsort().reshape(heat.shape)
 
 
 def _box_ranks(explanation: Explanation, query: int, size: tuple[int, ...]) -> np.ndarray:
@@ -304,20 +304,11 @@ def _box_ranks(explanation: Explanation, query: int, size: tuple[int, ...]) -> n
     x1, y1, x2, y2 = explanation.boxes[-1, query].astype(np.float64)
     x, y = _pixel_centres(explanation, size)
     across, down = np.abs(x - (x1 + x2) / 2) / (x2 - x1), np.abs(y - (y1 + y2) / 2) / (y2 - y1)
-    return _places(np.maximum(across[None], down[:, None]).ravel().argsort(kind="stable")).reshape(size)
+    return np.maximum(across[None], down[:, None]).ravel().argsort(kind="stable").argsort().reshape(size)
 
 
-def _moved(rank: np.ndarray, seed: int, query: int) -> np.ndarray:
-    h, w = rank.shape
-    down, across = np.random.default_rng([seed, query]).integers((h, w))
-    return np.roll(rank, (down, across), (0, 1))
-
-
-def _places(order: np.ndarray) -> np.ndarray:
-    """The inverse of a permutation."""
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    return rank
+def _shifted(rank: np.ndarray, seed: int, query: int) -> np.ndarray:
+    return np.roll(rank, np.random.default_rng([seed, query]).integers(rank.shape), (0, 1))
 
 
 def _levelled(heat: np.ndarray) -> np.ndarray:

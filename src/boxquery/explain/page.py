@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,13 +51,13 @@ def explanation_page(explanations: Sequence[Explanation], *, titles: Sequence[st
     groups: dict[tuple[tuple[int, int], bytes], list[int]] = {}
     for i, explanation in enumerate(explanations):
         groups.setdefault((explanation.size, explanation.image.tobytes()), []).append(i)
-    names = list(titles) or _model_names(explanations, list(groups.values()))
-    images = [
-        _picture(explanations[group[0]]) | {"models": [{"id": f"p{i}", "title": names[i]} | _model(explanations[i]) for i in group]}
-        for group in groups.values()
-    ]
-    title = f"What {names[0]} attends to" if len(explanations) == 1 else "What the queries attend to"
+    images = []
+    for group in groups.values():
+        names = [titles[i] for i in group] if titles else _numbered([explanations[i].model for i in group])
+        models = [{"id": f"p{i}", "title": name} | _model(explanations[i]) for i, name in zip(group, names, strict=True)]
+        images.append(_picture(explanations[group[0]]) | {"models": models})
     models = [model for image in images for model in image["models"]]
+    title = f"What {models[0]['title']} attends to" if len(models) == 1 else "What the queries attend to"
     data = zlib.compress(json.dumps(images, allow_nan=False, separators=(",", ":")).encode(), 9)
     return render(
         "explanation.html",
@@ -89,14 +88,9 @@ def map_size(explanation: Explanation, longest: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def _model_names(explanations: Sequence[Explanation], groups: list[list[int]]) -> list[str]:
-    names = [explanation.model for explanation in explanations]
-    for group in groups:
-        often = Counter(names[i] for i in group)
-        for name in [name for name, count in often.items() if count > 1]:
-            for number, i in enumerate([i for i in group if names[i] == name], 1):
-                names[i] = f"{name} ({number})"
-    return names
+def _numbered(names: list[str]) -> list[str]:
+    """The names, with a number where one occurs twice."""
+    return [f"{name} ({names[: i + 1].count(name)})" if names.count(name) > 1 else name for i, name in enumerate(names)]
 
 
 def _order(explanation: Explanation) -> list[int]:
@@ -181,8 +175,8 @@ def _rivals(explanation: Explanation) -> list[dict[str, Any]]:
                 {
                     "query": rival.query,
                     "fate": rival.fate + (f" from layer {rival.silent_from + 1} on" if rival.silent_from else ""),
-                    "reads": _rounded(np.array(rival.read_winner), 5),
-                    "read_by": _rounded(np.array(rival.read_by_winner), 5),
+                    "attends_to": _rounded(np.array(rival.attention_to_winner), 5),
+                    "attended_by": _rounded(np.array(rival.attention_from_winner), 5),
                 }
                 for rival in found[:_RIVALS]
             ],

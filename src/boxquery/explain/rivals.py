@@ -32,8 +32,8 @@ class Rival:
         competed: the layers in which its score was at least ``SHARE`` of the threshold, and its box was on the winner's last box (IoU of
             ``OVERLAP``) or its reference (or the reference's centre) inside that box.
         scores: of its best class; ``overlaps``: IoU of its box with the winner's last box.
-        read_winner: the share of its self-attention on the winner, mean over heads; ``read_by_winner``: the reverse. Uniform attention
-            over Q queries is 1 / Q.
+        attention_to_winner: the share of its self-attention on the winner, mean over heads; ``attention_from_winner``: the reverse.
+            Uniform attention over Q queries is 1 / Q.
         fate: what it is in the last layer. If a detection: ``duplicate`` on the winner's box with the same class, ``other class`` with
             another, ``moved away`` elsewhere. If not: ``silenced`` if it was one in an earlier layer or fell below ``SHARE`` of its best
             score, else ``below threshold``.
@@ -45,8 +45,8 @@ class Rival:
     competed: list[int]
     scores: list[float]
     overlaps: list[float]
-    read_winner: list[float]
-    read_by_winner: list[float]
+    attention_to_winner: list[float]
+    attention_from_winner: list[float]
     fate: str
     silent_from: int | None
 
@@ -65,7 +65,7 @@ def rivals(explanation: Explanation, queries: Sequence[int], most: int | None = 
     competed[:, queries, range(len(queries))] = False
     best = np.where(competed, explanation.scores[..., None], -1.0).max(0)
     strongest, counts = np.argsort(-best, axis=0, kind="stable")[:most], np.count_nonzero(best >= 0, axis=0)
-    read, read_by = _read(explanation, queries)
+    attention = np.stack([cast("Tensor", layer.self_attention)[0].mean(0).float().cpu().numpy() for layer in explanation.trace.layers])
     return [
         [
             Rival(
@@ -74,8 +74,8 @@ def rivals(explanation: Explanation, queries: Sequence[int], most: int | None = 
                 competed=np.flatnonzero(competed[:, other, at]).tolist(),
                 scores=explanation.scores[:, other].tolist(),
                 overlaps=overlaps[:, other, at].tolist(),
-                read_winner=read[:, other, at].tolist(),
-                read_by_winner=read_by[:, other, at].tolist(),
+                attention_to_winner=attention[:, other, query].tolist(),
+                attention_from_winner=attention[:, query, other].tolist(),
                 fate=_fate(explanation, query, other, bool(overlaps[-1, other, at] >= OVERLAP)),
                 silent_from=_silent_from(explanation.scores[:, other], explanation.threshold),
             )
@@ -89,14 +89,6 @@ def _within(references: np.ndarray, boxes: np.ndarray) -> np.ndarray:
     """bool [L, Q, n]: whether the point, or the centre of the box, is inside each of ``boxes`` [n, 4]."""
     points = references if references.shape[-1] == 2 else (references[..., :2] + references[..., 2:]) / 2
     return np.all((points[:, :, None] >= boxes[:, :2]) & (points[:, :, None] <= boxes[:, 2:]), axis=-1)
-
-
-def _read(explanation: Explanation, queries: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Two [L, Q, n]: self-attention of every query on each of n queries, and of each of these on every query."""
-    layers = [cast("Tensor", layer.self_attention)[0] for layer in explanation.trace.layers]
-    read = [layer[:, :, queries].mean(0) for layer in layers]
-    read_by = [layer[:, queries].mean(0).T for layer in layers]
-    return np.stack([each.float().cpu().numpy() for each in read]), np.stack([each.float().cpu().numpy() for each in read_by])
 
 
 def _silent_from(scores: np.ndarray, threshold: float) -> int | None:

@@ -328,10 +328,10 @@ class Panel {
     this.rivalRows.forEach((row, i) => {
       row.hidden = i >= shown.length;
       if (row.hidden) return;
-      const { query: other, fate, reads, read_by } = shown[i];
+      const { query: other, fate, attends_to, attended_by } = shown[i];
       const scores = m.scores.flatMap((each, at) => [make(at === layer ? "b" : "span", {}, each[other].toFixed(2)), " "]);
       const text = [m.name(m.layers - 1, other), fate, `query ${other}`, ["score ", ...scores],
-        `attends to this query ${percent(reads[layer])}, is attended to ${percent(read_by[layer])}`];
+        `attends to this query ${percent(attends_to[layer])}, is attended to ${percent(attended_by[layer])}`];
       text.forEach((part, at) => row.children[at].replaceChildren(...[part].flat()));
     });
     const note = `Self-attention of layer ${layer + 1}; uniform attention is ${percent(1 / m.queries)}.`;
