@@ -1,17 +1,12 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-Deformable-DETR checkpoints."""
 
-from boxquery.official.patterns import backbone, decoder, deformable_attention, deformable_encoder, head_per_layer, self_attention, sizes
+from boxquery.official.patterns import deformable_transformer, head_per_layer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
     """The authors' keys (patterns) -> ours."""
     return [
-        *backbone(),
-        (r"input_proj\.(.+)", r"neck.projections.\1"),
-        *deformable_encoder(),
-        *self_attention(),
-        *deformable_attention(),
-        *decoder(("norm2", "norm1", "norm3")),
+        *deformable_transformer(),
         (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1"),
         (r"transformer\.decoder\.ref_point_head\.(.+)", r"place.position.\1"),
         (r"refpoint_embed\.weight", "queries.anchors"),

@@ -1,24 +1,18 @@
 """fundamentalvision/Deformable-DETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import backbone, decoder, deformable_attention, deformable_encoder, self_attention, sizes
+from boxquery.official.patterns import deformable_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
     """The authors' keys (patterns) -> ours. Heads are listed per layer, also where all share one; two-stage's last is the encoder's."""
     rules = [
-        *backbone(),
-        (r"input_proj\.(.+)", r"neck.projections.\1"),
+        *deformable_transformer(),
         (r"query_embed\.weight", "queries.embedding"),
         (r"transformer\.reference_points\.(.+)", r"queries.reference_points.\1"),
         (r"transformer\.enc_output\.(.+)", r"queries.memory_proj.\1"),
         (r"transformer\.enc_output_norm\.(.+)", r"queries.memory_norm.\1"),
         (r"transformer\.pos_trans\.(.+)", r"queries.query_proj.\1"),
         (r"transformer\.pos_trans_norm\.(.+)", r"queries.query_norm.\1"),
-        *deformable_encoder(),
-        *self_attention(),
-        *deformable_attention(),
-        # theirs are not numbered in the order of use
-        *decoder(("norm2", "norm1", "norm3")),
     ]
     proposing = len(model.layers)
     for theirs, ours in (("class_embed", "classes"), ("bbox_embed", "boxes")):

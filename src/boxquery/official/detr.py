@@ -1,32 +1,15 @@
 """facebookresearch/detr (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import (
-    DECODER,
-    backbone,
-    decoder,
-    dense_encoder,
-    multihead_attention,
-    self_attention,
-    shared_head,
-    sizes,
-)
+from boxquery.official.patterns import detr_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
     """The authors' keys (patterns) -> ours."""
     return [
-        *backbone(),
+        *detr_transformer(),
         (r"backbone\.1\.row_embed\.weight", "tokens.position.row"),
         (r"backbone\.1\.col_embed\.weight", "tokens.position.column"),
-        (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
-        *dense_encoder(),
         (r"transformer\.encoder\.norm\.(.+)", r"encoder.norm.\1"),
-        *self_attention(),
-        *multihead_attention(DECODER + "multihead_attn", r"layers.\1.read.attention"),
-        *decoder(),
-        (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
-        (r"query_embed\.weight", "queries.position"),
-        *shared_head(),
     ]
 
 

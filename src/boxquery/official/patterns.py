@@ -20,16 +20,16 @@ def norms(layer: str, ours: str, names: dict[str, str]) -> Rules:
     return [(rf"{layer}{theirs}\.(.+)", rf"{ours}.\1.{name}.norm.\2") for theirs, name in names.items()]
 
 
-def encoder(layer: str = ENCODER) -> Rules:
+def encoder() -> Rules:
     """Feed-forward network and norms of an encoder layer."""
-    rules = norms(layer, "encoder.layers", {"norm1": "read_residual", "norm2": "ffn_residual"})
-    return [*rules, (layer + r"((?:linear\d|activation)\..+)", r"encoder.layers.\1.ffn.\2")]
+    rules = norms(ENCODER, "encoder.layers", {"norm1": "read_residual", "norm2": "ffn_residual"})
+    return [*rules, (ENCODER + r"((?:linear\d|activation)\..+)", r"encoder.layers.\1.ffn.\2")]
 
 
-def decoder(order: tuple[str, str, str] = ("norm1", "norm2", "norm3"), layer: str = DECODER) -> Rules:
+def decoder(order: tuple[str, str, str] = ("norm1", "norm2", "norm3")) -> Rules:
     """Feed-forward network and norms of a decoder layer; ``order``: their norms after self-attention, cross-attention and FFN."""
-    rules = norms(layer, "layers", dict(zip(order, ("self_residual", "read_residual", "ffn_residual"), strict=True)))
-    return [*rules, (layer + r"((?:linear\d|activation)\..+)", r"layers.\1.ffn.\2")]
+    rules = norms(DECODER, "layers", dict(zip(order, ("self_residual", "read_residual", "ffn_residual"), strict=True)))
+    return [*rules, (DECODER + r"((?:linear\d|activation)\..+)", r"layers.\1.ffn.\2")]
 
 
 def multihead_attention(theirs: str, ours: str) -> Rules:
@@ -42,9 +42,9 @@ def dense_encoder() -> Rules:
     return encoder() + multihead_attention(ENCODER + "self_attn", r"encoder.layers.\1.read.attention")
 
 
-def self_attention(layer: str = DECODER) -> Rules:
+def self_attention() -> Rules:
     """DETR's self-attention among queries."""
-    return multihead_attention(layer + "self_attn", r"layers.\1.self_attention.attention")
+    return multihead_attention(DECODER + "self_attn", r"layers.\1.self_attention.attention")
 
 
 def conditional_self_attention() -> Rules:
@@ -65,19 +65,30 @@ def conditional_cross_attention() -> Rules:
     return [(rf"{DECODER}{theirs}\.(.+)", rf"layers.\1.read.{ours}.\2") for theirs, ours in names.items()]
 
 
-def conditional_transformer() -> Rules:
-    """The transformer of Conditional DETR, which DAB-DETR builds on: DETR's encoder, and a decoder with separate content and position."""
+def _single_scale(*attention: tuple[str, str]) -> Rules:
+    """A transformer with DETR's encoder and one head, around the attention of its decoder."""
     return [
         *backbone(),
         (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
         *dense_encoder(),
-        *conditional_self_attention(),
-        *conditional_cross_attention(),
+        *attention,
         *decoder(),
         (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
-        (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1"),
-        *shared_head(),
+        (r"class_embed\.(.+)", r"heads.0.classes.\1"),
+        (r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"heads.0.boxes.layers.\1"),
     ]
+
+
+def detr_transformer() -> Rules:
+    """DETR's transformer with its queries."""
+    cross_attention = multihead_attention(DECODER + "multihead_attn", r"layers.\1.read.attention")
+    return [*_single_scale(*self_attention(), *cross_attention), (r"query_embed\.weight", "queries.position")]
+
+
+def conditional_transformer() -> Rules:
+    """The transformer of Conditional DETR, which DAB-DETR builds on."""
+    scale = (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1")
+    return [*_single_scale(*conditional_self_attention(), *conditional_cross_attention()), scale]
 
 
 def deformable_attention(layer: str = DECODER + "cross_attn", ours: str = r"layers.\1.read") -> Rules:
@@ -92,12 +103,10 @@ def deformable_encoder() -> Rules:
     return [level, *encoder(), *deformable_attention(ENCODER + "self_attn", r"encoder.layers.\1.read")]
 
 
-def shared_head() -> Rules:
-    """One head for all layers."""
-    return [
-        (r"class_embed\.(.+)", r"heads.0.classes.\1"),
-        (r"(?:transformer\.decoder\.)?bbox_embed\.layers\.(.+)", r"heads.0.boxes.layers.\1"),
-    ]
+def deformable_transformer() -> Rules:
+    """The transformer of Deformable DETR; norms are not numbered in the order of use."""
+    neck = (r"input_proj\.(.+)", r"neck.projections.\1")
+    return [*backbone(), neck, *deformable_encoder(), *self_attention(), *deformable_attention(), *decoder(("norm2", "norm1", "norm3"))]
 
 
 def head_per_layer() -> Rules:

@@ -1,33 +1,16 @@
 """gaopengcuhk/SMCA-DETR (no licence stated): the keys of its released single-scale checkpoints."""
 
-from boxquery.official.patterns import (
-    DECODER,
-    backbone,
-    decoder,
-    dense_encoder,
-    multihead_attention,
-    self_attention,
-    shared_head,
-    sizes,
-)
+from boxquery.official.patterns import DECODER, detr_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
     """The authors' keys (patterns) -> ours."""
     return [
-        *backbone(),
-        (r"input_proj\.(.+)", r"neck.projections.0.0.\1"),
-        *dense_encoder(),
-        *self_attention(),
-        *multihead_attention(DECODER + "multihead_attn", r"layers.\1.read.attention"),
-        *decoder(),
+        *detr_transformer(),
         (DECODER + r"norm4\.(.+)", r"place.norms.\1.\2"),
         (r"transformer\.decoder\.layers\.0\.point1\.(.+)", r"place.centre.\1"),
         (DECODER + r"point2\.(.+)", r"place.offsets.\1.\2"),
         (DECODER + r"point3\.(.+)", r"place.scales.\1.\2"),
-        (r"transformer\.decoder\.norm\.(.+)", r"norm.\1"),
-        (r"query_embed\.weight", "queries.position"),
-        *shared_head(),
     ]
 
 
