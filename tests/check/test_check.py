@@ -35,19 +35,19 @@ def alarms(found: dict[str, str]) -> set[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_clean_data_raises_no_alarm(tmp_path, layout):
+def test_clean_data_gives_no_warning(tmp_path, layout):
     data, findings = open_checked(write(tmp_path / "data", layout, pictures()))
     assert alarms(named(data, findings)) == set()
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_built_in_scenes_raise_no_alarm(seed):
+def test_built_in_scenes_give_no_warning(seed):
     data = shapes_data(train=64, val=32, test=8, seed=seed, crowding=[0.2, 0.8, 0.0, 0.5][seed], max_objects=[10, 12, 3, 2][seed])
     assert alarms(named(data)) == set()
 
 
 @pytest.mark.shared
-def test_real_data_raises_no_alarm_and_its_two_faults_are_named(shared):
+def test_real_data_gives_no_warning_and_its_two_faults_are_named(shared):
     data, findings = open_checked(shared / "datasets" / "bccd")
     result = run_checks(data, findings, replace(PLAN, queries=100, image_size=240), Augment(), preview=False)
     assert [f.line() for f in result.findings] == []
@@ -176,7 +176,7 @@ def test_boxes_normalised_once_too_often(tmp_path, layout, name):
     assert not {"boxes-moved", "images-do-not-belong"} & set(found)
 
 
-def test_pixels_where_shares_belong(tmp_path):
+def test_pixels_where_fractions_belong(tmp_path):
     images = [replace(p, things=[replace(t, box=[v * SIDE for v in t.box]) for t in p.things]) for p in pictures()]
     with pytest.raises(bq.UserError, match="are in pixels, where YOLO expects fractions"):
         open_checked(write(tmp_path / "data", "yolo", images))
@@ -203,7 +203,7 @@ def test_more_objects_than_queries_and_objects_below_a_cell():
 
 
 def by_size(record):
-    """Labels that size tells: what cells have and the built-in scenes have not."""
+    """Labels that follow from size, as in cell images and unlike in the built-in scenes."""
     sides = (record.boxes[:, 2:] - record.boxes[:, :2]).max(1)
     return replace(record, labels=np.digitize(sides, (0.16 * SIDE, 0.3 * SIDE)).astype(np.int64))
 
@@ -224,7 +224,7 @@ def test_labels_shifted_in_one_split():
 
 
 def test_a_few_boxes_whose_labels_look_swapped_stop_no_run():
-    """Ten boxes a class, of which size tells the class in train: eight of ten swapped in val may be chance, all of forty are not."""
+    """Ten boxes per class, whose size determines the class in train: eight of ten swapped in val may be chance, all of forty are not."""
     data = changed(shapes_data(train=60, val=60, test=1, size=SIDE), "train", by_size)
     images = {name: sample_images(split) for name, split in data.splits.items()}
     known = {}

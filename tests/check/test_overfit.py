@@ -41,7 +41,7 @@ def test_what_does_not_overfit_fails_the_check(monkeypatch):
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_loss_that_is_not_finite_ends_the_test(monkeypatch, what):
-    """Before the step that would leave broken weights; the page and ``--json`` have no NaN."""
+    """And the page and ``--json`` have no NaN."""
     criterion = bq.create_model("detr", classes=3, preset="tiny", **SMALL).criterion
     terms, calls = type(criterion).terms, []
 

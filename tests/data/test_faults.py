@@ -1,4 +1,4 @@
-"""What is fatal is one line that says what, where and what to do; what is skipped is counted and named. Never anything else."""
+"""Fatal problems are one line that says what, where and what to do; skipped boxes and images are counted and named. That is all."""
 
 import json
 import os
@@ -17,7 +17,7 @@ JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00"
 
 
 def refused(source, *words, **options):
-    """The refusal's text, which is one line and holds all the words."""
+    """The text of the error, which is one line and contains all the words."""
     with pytest.raises(UserError) as caught:
         open_data(source, **options)
     text = str(caught.value)
@@ -64,7 +64,7 @@ IMAGES = {"missing": (missing, "no such file"), "garbage": (garbage, "not an ima
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("fault", BOXES)
-def test_box_at_fault_is_skipped_and_named(tmp_path, kind, fault):
+def test_an_invalid_box_is_skipped_and_named(tmp_path, kind, fault):
     images = pictures()
     total = sum(len(picture.things) for picture in images)
     spoil, reason = BOXES[fault]
@@ -81,7 +81,7 @@ def test_box_at_fault_is_skipped_and_named(tmp_path, kind, fault):
 
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("fault", IMAGES)
-def test_image_at_fault_is_skipped_with_its_boxes(tmp_path, kind, fault):
+def test_an_invalid_image_is_skipped_with_its_boxes(tmp_path, kind, fault):
     images = pictures()
     spoil, reason = IMAGES[fault]
     spoil(images)
@@ -307,7 +307,7 @@ def test_empty_and_unknown_folders(tmp_path):
     refused(tmp_path / "one", "one image cannot be split")
 
 
-def test_readers_refuse_with_their_own_error(tmp_path):
+def test_readers_raise_errors_of_their_own(tmp_path):
     for read in (lambda: voc.read(tmp_path), lambda: yolo.read(tmp_path, tmp_path)):
         with pytest.raises(UserError):
             read()

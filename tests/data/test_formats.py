@@ -1,4 +1,4 @@
-"""The same data set in every layout comes out the same: splits, names, ids, boxes, crowds."""
+"""A data set is read the same from every layout: splits, names, ids, boxes, crowds."""
 
 import json
 import pickle
@@ -137,7 +137,7 @@ def test_voc_trainval_and_left_out(tmp_path):
 
 
 def test_voc_wrong_filename_and_unstated_size(tmp_path):
-    """The image of the annotation's own name wins over a stale <filename>; a size of 0 x 0 says nothing."""
+    """The image of the annotation's own name wins over a stale <filename>; a size of 0 x 0 is ignored."""
     images = pictures(10)
     for picture in images:
         picture.fields, picture.stated = {"file_name": "renamed.jpg"}, (0, 0)
@@ -168,7 +168,7 @@ def test_yolo_missing_label_file_is_an_empty_image(tmp_path):
     assert any("1 of 10 images have no label file" in note for note in data.notes)
 
 
-def test_nested_folder_and_leak_are_said(tmp_path):
+def test_nested_folder_and_leak_are_noted(tmp_path):
     writers.write_voc(tmp_path / "export", pictures(12))
     with (tmp_path / "export" / "ImageSets" / "Main" / "val.txt").open("a") as file:
         file.write("p000\n")
@@ -189,7 +189,7 @@ def test_boxes_partly_outside_are_clipped(tmp_path, writer):
 
 @pytest.mark.parametrize(("stated", "expected"), [((48, 64), [2, 3, 12, 23]), ((64, 48), [48 - 23, 2, 48 - 3, 12])])
 def test_exif_rotation(tmp_path, stated, expected):
-    """Boxes stated for the stored size turn with the image; boxes stated for the upright size stay.
+    """Boxes stated for the stored size are rotated with the image; boxes stated for the upright size stay.
 
     The file holds 64 x 48 pixels and says "turn right", so it is 48 x 64 upright.
     """

@@ -1,4 +1,4 @@
-"""Annotations and images changed at random: an answer or a ``UserError`` in one line, and of the boxes in the files none is lost unsaid.
+"""Annotations and images changed at random: a result or a ``UserError`` in one line, and no box of the files is lost without a word.
 
 ``BOXQUERY_FUZZ=5000`` tries so many examples of each test, other ones every time; without it, the same few.
 """
@@ -47,7 +47,7 @@ WORDS = [str(value) for value in NASTY if not isinstance(value, (list, dict)) an
 
 
 def full() -> list:
-    """Pictures with enough sound boxes that a few broken ones are not too many."""
+    """Images with enough valid boxes that a few broken ones are not too many."""
     images = pictures(16)
     for picture in images:
         picture.things += [Thing("dog", [1, 1, 9, 9])] * 12
@@ -122,7 +122,7 @@ def with_files(root: Path, changed: dict[Path, bytes]) -> str:
 
 
 def json_changed(rng: random.Random, content: dict) -> dict:
-    """Somewhere in the tree, a value replaced, removed, or put in twice."""
+    """Somewhere in the tree, a value replaced, removed or duplicated."""
     content = copy.deepcopy(content)
     for _ in range(rng.randint(1, 3)):
         node = content
@@ -146,7 +146,7 @@ def json_changed(rng: random.Random, content: dict) -> dict:
 
 
 def xml_changed(rng: random.Random, content: bytes) -> bytes:
-    """An element's text or name replaced, the element removed or put in twice."""
+    """An element's text or name replaced, the element removed or duplicated."""
     tree = ET.fromstring(content)  # noqa: S314  (our own)
     for _ in range(rng.randint(1, 3)):
         parents = [element for element in tree.iter() if len(element)]
@@ -167,7 +167,7 @@ def xml_changed(rng: random.Random, content: bytes) -> bytes:
 
 
 def text_changed(rng: random.Random, content: bytes) -> bytes:
-    """A word of a line replaced, removed or put in twice; a line ended elsewhere."""
+    """A word of a line replaced, removed or duplicated; a line ended elsewhere."""
     lines = content.decode().split("\n")
     for _ in range(rng.randint(1, 3)):
         number = rng.randrange(len(lines))
@@ -187,7 +187,7 @@ def text_changed(rng: random.Random, content: bytes) -> bytes:
 
 
 def bytes_changed(rng: random.Random, content: bytes) -> bytes:
-    """Cut, overwritten, or with something put in or taken out."""
+    """Cut, overwritten, or with bytes inserted or removed."""
     for _ in range(rng.randint(1, 3)):
         at = rng.randrange(len(content) + 1)
         some = rng.choice([b"[[[", b"<a>", b"nan", b"..", b"/", b"\0", b"1e999", b"-", b"\xff", b"{", b"\n", b":", b"&x;", b"*a", b"!!x "])
@@ -246,7 +246,7 @@ def test_bytes_of_images_in_a_data_set(roots, kind, rng):
 
 
 def test_most_small_changes_are_read(roots):
-    """Or these tests would look at refusals alone."""
+    """Otherwise these tests would only see errors."""
     ways = {"coco": ({".json"}, lambda r, c: json.dumps(json_changed(r, json.loads(c))).encode()), "voc": ({".xml"}, xml_changed)}
     for kind, (endings, change) in {**ways, "yolo": ({".txt"}, text_changed)}.items():
         outcomes = [shaken(random.Random(seed), roots[kind], endings, change) for seed in range(30)]

@@ -1,4 +1,4 @@
-"""Batches: padding, masks, and pictures that do not depend on workers, order, cache or a resumed run."""
+"""Batches: padding, masks, and images that do not depend on workers, order, cache or a resumed run."""
 
 import pickle
 
@@ -55,7 +55,7 @@ def test_sample(split):
     assert sample["target"]["labels"].tolist() == record.labels.tolist()
 
 
-def test_pictures_do_not_depend_on_workers_batches_or_resuming(split):
+def test_images_do_not_depend_on_workers_batches_or_resuming(split):
     dataset = DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=5)
     expected = batches(dataset)
     assert_same(batches(dataset, workers=2, batch=3), expected)
@@ -63,7 +63,7 @@ def test_pictures_do_not_depend_on_workers_batches_or_resuming(split):
     assert_same(later, {key: value for key, value in expected.items() if key[0] == 1})
 
 
-def test_pictures_depend_on_epoch_seed_and_image(split):
+def test_images_depend_on_epoch_seed_and_image(split):
     dataset = DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=5)
     first = dataset[0, 2]["image"]
     others = [dataset[1, 2]["image"], DetectionDataset(split, TrainTransform(Preprocessing(64)), seed=6)[0, 2]["image"]]
@@ -73,7 +73,7 @@ def test_pictures_depend_on_epoch_seed_and_image(split):
     assert len(draws) == 2 * 50 * 4
 
 
-def test_global_chance_is_left_alone(split):
+def test_the_global_generator_is_left_alone(split):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
@@ -163,7 +163,7 @@ def test_sampler(n, world):
     assert n < 10 or orders[0] != orders[1]
 
 
-def test_sampler_refuses_nonsense():
+def test_sampler_rejects_wrong_arguments():
     for wrong in ({"n": 0}, {"n": 3, "rank": 2, "world": 2}):
         with pytest.raises(ValueError, match="EpochSampler"):
             EpochSampler(seed=0, **wrong)

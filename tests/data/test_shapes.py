@@ -54,7 +54,7 @@ def test_overlap(records):
 
 
 @pytest.mark.parametrize(("crowding", "low", "high"), [(0, 0, 0), (0.5, 0.4, 0.56), (1, 0.75, 1)])
-def test_crowding_is_a_knob(crowding, low, high):
+def test_crowding_is_adjustable(crowding, low, high):
     records = shapes_data(crowding=crowding, max_objects=10).splits["train"][:200]
     share = np.concatenate([hidden(record.boxes)[1] for record in records]).mean()
     assert low <= share <= high
@@ -150,8 +150,8 @@ def test_arguments_out_of_range(wrong):
         shapes_data(**wrong)
 
 
-def test_thresholding_finds_objects_on_plain_ground():
-    """The baseline is no straw man: where the ground is plain, it finds what there is."""
+def test_thresholding_finds_objects_on_a_plain_background():
+    """The baseline is no straw man: on a plain background it finds the objects."""
     rng = np.random.default_rng(0)
     scenes = []
     for record in shapes_data(crowding=0).splits["val"][:20]:
@@ -169,8 +169,8 @@ def test_thresholding_does_not_solve_it(method):
     assert thresholding.oracle_ap50(scenes, method, len(NAMES)) < 0.20
 
 
-def test_objects_stand_out_from_their_ground():
-    """Every object differs from the ground beside it, in its mean colour or in texture, by more than noise: it can be learnt."""
+def test_objects_stand_out_from_their_background():
+    """Every object differs from the background beside it, in mean colour or in texture, by more than noise: it can be learned."""
     split = shapes_data(crowding=0).splits["val"]
     weak = total = 0
     for i in range(60):

@@ -1,4 +1,4 @@
-"""Sizes by DETR's rule, boxes that stay on their objects, chance that is accounted for."""
+"""Sizes by DETR's rule, boxes that stay on their objects, reproducible augmentation."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def marked(height, width, box, value=255):
 
 @pytest.mark.parametrize("augment", [DETR, Augment(vertical_flip=0.5, crop=1.0, scales=(0.5, 1.0, 1.3)), Augment(colour=0.2)])
 def test_boxes_stay_on_their_objects(augment):
-    """After any chain, the white rectangle is where the box says."""
+    """After any augmentation the white rectangle is where the box is."""
     transform = TrainTransform(raw(96), augment)
     image, boxes = marked(120, 160, (30, 40, 110, 100))
     kept = 0

@@ -1,4 +1,4 @@
-"""Whatever is in the files: every box is kept or named, and nothing but a UserError comes out."""
+"""Whatever is in the files: every box is kept or named, and no other exception than UserError is raised."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ from .writers import Picture, pictures
 )
 @settings(max_examples=150, deadline=None)
 def test_kept_and_skipped_are_all(tmp_path_factory, boxes):
-    """Whatever the boxes are: each is kept, inside and of a size, or skipped by name."""
+    """Whatever the boxes are: each is kept, inside its image and not empty, or skipped and named."""
     root = tmp_path_factory.getbasetemp() / "any"
     if not root.exists():
         for i in range(12):
@@ -51,7 +51,7 @@ def test_kept_and_skipped_are_all(tmp_path_factory, boxes):
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3), lambda x: st.lists(x, max_size=3)))
 @settings(max_examples=60, deadline=None)
 def test_coco_of_any_values_is_read_or_refused(tmp_path_factory, value):
-    """Any JSON value in any place of the file: an answer or a UserError, never another exception."""
+    """Any JSON value in any place of the file: a result or a UserError, never another exception."""
     images = pictures(12)
     for key in ("images", "annotations", "categories"):
         for field in writers.coco_content(images)[key][0]:
@@ -69,7 +69,7 @@ def test_check_box_clips():
 
 
 def damaged(rng: random.Random, data: bytes) -> bytes:
-    """The file cut, overwritten, or with something put in or taken out."""
+    """The file cut, overwritten, or with bytes inserted or removed."""
     at = rng.randrange(len(data) + 1)
     match rng.randrange(4):
         case 0:

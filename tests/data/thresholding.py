@@ -1,4 +1,4 @@
-"""Detection without learning, as well as it goes: threshold, connected components, and the class told by an oracle.
+"""Detection without learning, as well as it goes: threshold, connected components, and the class from an oracle.
 
 The built-in scenes must not be solvable this way. To leave no doubt, every component is given the class of the object it overlaps most,
 something that no such method could know.
@@ -108,7 +108,7 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def oracle_ap50(scenes: Iterable[tuple[Record, np.ndarray]], method: Masks, classes: int) -> float:
-    """Mean over classes of the area under precision over recall at IoU 0.5, each detection's class being told."""
+    """Mean over classes of the area under precision over recall at IoU 0.5, the class of each detection being known."""
     hits: list[list[tuple[float, bool]]] = [[] for _ in range(classes)]
     objects = np.zeros(classes)
     for record, image in scenes:
