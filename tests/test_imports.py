@@ -8,11 +8,6 @@ ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src"
 FILES = {".".join(path.relative_to(SRC).with_suffix("").parts).removesuffix(".__init__"): path for path in (SRC / "boxquery").rglob("*.py")}
 
-#: imports that still have to go: (module, what it may not import)
-KNOWN = {
-    ("boxquery.explain.rivals", "boxquery.explain.explanation"),
-}
-
 
 def imports(module: str) -> set[str]:
     """The library's modules that one imports anywhere: at the top, inside functions, under TYPE_CHECKING."""
@@ -63,19 +58,15 @@ def test_imports_are_those_of_the_table():
     allowed = {(i, j) for i, (_, listed) in enumerate(rows) for j, (room, _) in enumerate(rows) if j in (0, i) or set(listed) & set(room)}
     rooms = {module: room_of(module) for module in FILES}
     wrong = {(module, imported) for module, imported in EDGES if (rooms[module], rooms[imported]) not in allowed}
-    assert sorted(wrong - KNOWN) == []
+    assert sorted(wrong) == []
     used = {(rooms[module], rooms[imported]) for module, imported in EDGES}
     everything = {i for i, (_, listed) in enumerate(rows) if len(listed) == sum(len(room) for room, _ in rows[:i])}
     unused = [(rows[i][0], rows[j][0]) for i, j in allowed - used if j not in (0, i) and i not in everything]
     assert unused == [], "the table allows what nothing needs"
 
 
-def test_what_is_known_is_still_there():
-    assert sorted(KNOWN - EDGES) == [], "delete them from KNOWN"
-
-
 def test_no_circles():
-    left = EDGES - KNOWN
+    left = EDGES
     while True:
         inner = {(a, b) for a, b in left if any(b == other for other, _ in left) and any(a == other for _, other in left)}
         if inner == left:

@@ -15,7 +15,7 @@ SIZE = 64
 
 
 def detector(name: str, threshold: float = 0.0, classes: Sequence[str] = CLASSES, **options: Any) -> Detector:
-    """With 12 queries unless told."""
+    """With 12 queries by default."""
     model = create(name, len(classes), **{"num_queries": 12, **options})
     return Detector(shaken(model), list(classes), list(range(1, len(classes) + 1)), Preprocessing(SIZE), threshold)
 

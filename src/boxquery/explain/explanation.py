@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,9 +19,9 @@ from boxquery.detector import Detector, ImageSource, to_pil
 from boxquery.errors import UserError
 from boxquery.evaluation.alignment import covered
 from boxquery.evaluation.coco_matching import iou
-from boxquery.explain import rivals, rollout
+from boxquery.explain import rollout
 from boxquery.explain.inference import run_model
-from boxquery.explain.rivals import Rival
+from boxquery.explain.rivals import OVERLAP, Rival, find_rivals
 from boxquery.explain.rollout import Cell
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.trace import Heatmap, Trace
@@ -95,7 +95,7 @@ class Explanation:
         It is the detection with the largest IoU if that is at least 0.5, else the query ``nearest`` to the box's centre.
         """
         overlap = iou(self.boxes[-1, self.found].astype(np.float64), box[None].astype(np.float64))[:, 0]
-        if len(overlap) and overlap.max() >= rivals.OVERLAP:
+        if len(overlap) and overlap.max() >= OVERLAP:
             return self.found[int(overlap.argmax())]
         x, y = np.clip((box[:2] + box[2:]) / 2, 0, [self.image.width, self.image.height]).tolist()
         return self.nearest(x, y)
@@ -128,7 +128,13 @@ class Explanation:
 
     def rivals(self, query: int) -> list[Rival]:
         """The queries that competed with ``query`` for its object in some layer, and what became of them; the strongest first."""
-        return rivals.rivals(self, [query])[0]
+        return self.all_rivals([query])[0]
+
+    def all_rivals(self, queries: Sequence[int], most: int | None = None) -> list[list[Rival]]:
+        """The same for several queries, all or the first ``most`` of each."""
+        attention = np.stack([cast(Tensor, layer.self_attention)[0].mean(0).float().cpu().numpy() for layer in self.trace.layers])
+        arrays = self.boxes, self.scores, self.labels, self.references, attention
+        return find_rivals(queries, *arrays, self.classes, self.threshold, most)
 
     def cells(self, query: int, layer: int = -1, most: int = 5) -> list[Cell]:
         """The cells of the memory that the query attends to most in a decoder layer, over all levels; mean over heads."""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from boxquery.errors import UserError
-from boxquery.explain import rivals, rollout
+from boxquery.explain import rollout
 from boxquery.explain.explanation import Explanation
 from boxquery.files import atomic_write
 from boxquery.pages.html import data_uri, encode, render
@@ -182,5 +182,5 @@ def _rivals(explanation: Explanation) -> list[dict[str, Any]]:
             ],
             "more": len(found) > _RIVALS,
         }
-        for found in rivals.rivals(explanation, range(explanation.scores.shape[1]), _RIVALS + 1)
+        for found in explanation.all_rivals(range(explanation.scores.shape[1]), _RIVALS + 1)
     ]

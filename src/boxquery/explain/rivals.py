@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 import numpy as np
 
 from boxquery.evaluation.coco_matching import iou
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from boxquery.explain.explanation import Explanation
 
 #: IoU from which a box is on an object
 OVERLAP = 0.5
 #: a query competes from this share of the threshold, and is silenced below this share of its own best score
 SHARE = 0.2
 
-FATES = DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other class", "moved away", "silenced", "below threshold"
+DUPLICATE, OTHER_CLASS, MOVED, SILENCED, WEAK = "duplicate", "other class", "moved away", "silenced", "below threshold"
 
 
 @dataclass(frozen=True)
@@ -54,30 +49,44 @@ class Rival:
         return asdict(self)
 
 
-def rivals(explanation: Explanation, queries: Sequence[int], most: int | None = None) -> list[list[Rival]]:
-    """The rivals of each of n queries, those with the best scores while they competed first; all, or the first ``most``."""
-    goals = explanation.boxes[-1, queries].astype(np.float64)
-    overlaps = np.stack([iou(boxes.astype(np.float64), goals) for boxes in explanation.boxes])  # [L, Q, n]
+def find_rivals(
+    queries: Sequence[int],
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    references: np.ndarray | None,
+    attention: np.ndarray,
+    classes: Sequence[str | None],
+    threshold: float,
+    most: int | None = None,
+) -> list[list[Rival]]:
+    """The rivals of each of n queries, those with the best scores while they competed first; all, or the first ``most``.
+
+    Args:
+        boxes, scores, labels, references, classes, threshold: see ``Explanation``.
+        attention: [L, Q, Q], self-attention of the row's query to the column's, mean over heads.
+    """
+    goals = boxes[-1, queries].astype(np.float64)
+    overlaps = np.stack([iou(each.astype(np.float64), goals) for each in boxes])  # [L, Q, n]
     there = overlaps >= OVERLAP
-    if explanation.references is not None:
-        there |= _within(explanation.references, goals)
-    competed = there & (explanation.scores >= SHARE * explanation.threshold)[..., None]
+    if references is not None:
+        there |= _within(references, goals)
+    competed = there & (scores >= SHARE * threshold)[..., None]
     competed[:, queries, range(len(queries))] = False
-    best = np.where(competed, explanation.scores[..., None], -1.0).max(0)
+    best = np.where(competed, scores[..., None], -1.0).max(0)
     strongest, counts = np.argsort(-best, axis=0, kind="stable")[:most], np.count_nonzero(best >= 0, axis=0)
-    attention = np.stack([cast("Tensor", layer.self_attention)[0].mean(0).float().cpu().numpy() for layer in explanation.trace.layers])
     return [
         [
             Rival(
                 query=other,
-                name=explanation.name(other),
+                name=str(classes[labels[-1, other]]),
                 competed=np.flatnonzero(competed[:, other, at]).tolist(),
-                scores=explanation.scores[:, other].tolist(),
+                scores=scores[:, other].tolist(),
                 overlaps=overlaps[:, other, at].tolist(),
                 attention_to_winner=attention[:, other, query].tolist(),
                 attention_from_winner=attention[:, query, other].tolist(),
-                fate=_fate(explanation, query, other, bool(overlaps[-1, other, at] >= OVERLAP)),
-                silent_from=_silent_from(explanation.scores[:, other], explanation.threshold),
+                fate=_fate(scores[:, other], threshold, overlaps[-1, other, at] >= OVERLAP, labels[-1, other] == labels[-1, query]),
+                silent_from=_silent_from(scores[:, other], threshold),
             )
             for other in strongest[: counts[at], at].tolist()
         ]
@@ -97,11 +106,8 @@ def _silent_from(scores: np.ndarray, threshold: float) -> int | None:
     return silent_from if silent_from < len(scores) else None
 
 
-def _fate(explanation: Explanation, winner: int, query: int, on_object: bool) -> str:
-    scores = explanation.scores[:, query]
-    if scores[-1] >= explanation.threshold:
-        if not on_object:
-            return MOVED
-        return DUPLICATE if explanation.labels[-1, query] == explanation.labels[-1, winner] else OTHER_CLASS
-    fell = scores.max() >= explanation.threshold or scores[-1] < SHARE * scores.max()
+def _fate(scores: np.ndarray, threshold: float, on_object: bool, same_class: bool) -> str:
+    if scores[-1] >= threshold:
+        return MOVED if not on_object else DUPLICATE if same_class else OTHER_CLASS
+    fell = scores.max() >= threshold or scores[-1] < SHARE * scores.max()
     return SILENCED if fell else WEAK
