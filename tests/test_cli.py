@@ -87,12 +87,12 @@ def test_the_commands_are_those_that_work():
 def test_wrong_input_is_one_line_and_status_2(words, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(words) == 2
-    told = capsys.readouterr()
-    errors = [line for line in told.err.splitlines() if line.startswith("error:")]
+    captured = capsys.readouterr()
+    errors = [line for line in captured.err.splitlines() if line.startswith("error:")]
     assert len(errors) == 1
     assert said in errors[0]
-    assert "Traceback" not in told.err
-    assert told.out == ""
+    assert "Traceback" not in captured.err
+    assert captured.out == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -121,8 +121,8 @@ def test_models_is_readable_at_80_columns(capsys, monkeypatch):
 
 def test_an_unknown_command_lists_all_that_there_are(capsys):
     assert run(["frobnicate"]) == 2
-    told = capsys.readouterr().err
-    assert told == f"error: no command 'frobnicate'; choose one of {', '.join(name for name in app if not name.startswith('-'))}\n"
+    captured = capsys.readouterr().err
+    assert captured == f"error: no command 'frobnicate'; choose one of {', '.join(name for name in app if not name.startswith('-'))}\n"
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "compare"])

@@ -259,7 +259,7 @@ def test_a_checkpoint_executes_nothing(content, tmp_path, capsys):
     with (tmp_path / "bad.pth").open("wb") as file:
         pickle.dump(content, file)
     assert run(["import-official", str(tmp_path / "bad.pth"), "--model", "detr", "--out", str(tmp_path / "out")]) == 2
-    told = capsys.readouterr()
-    assert "executed" not in told.out
-    assert told.err.count("error:") == 1
+    captured = capsys.readouterr()
+    assert "executed" not in captured.out
+    assert captured.err.count("error:") == 1
     assert not (tmp_path / "out").exists()

@@ -185,7 +185,7 @@ def test_without_authors():
 
 @pytest.mark.parametrize("dilation", [None, True])
 def test_import_says_what_no_tensor_shows(tmp_path, capsys, dilation):
-    """A DC5 checkpoint has the tensors of a C5 one: what is assumed is said aloud, and can be given."""
+    """A DC5 checkpoint has the tensors of a C5 one: what is assumed is printed, and can be given."""
     small = {key: value for key, value in SMALL.items() if key not in ("backbone", "heads")}
     source = bq.create_model("detr", classes=91, **small)
     rules = authors_of("detr").keys(source)
