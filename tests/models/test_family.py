@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import boxquery as bq
-from boxquery.models import HERE, differences, facts, list_baselines, sizes
+from boxquery.models import HERE, describe, differences, facts, list_baselines, sizes
 from tests.models.builders import create
 
 ROOT = Path(__file__).parents[2]
@@ -25,8 +25,10 @@ def test_every_file_says_what_it_is(name):
     assert "README" in said["Published"]  # a figure has its source
     headings = ["queries", "encoder", "locate", "cross-attention", "refine", "head"]
     bullets = differences(name)
-    told = [bullet.partition(":")[0] for bullet in bullets]
-    assert told == ["nothing"] if name == "detr" else told == [h for h in headings if h in told]
+    named = [bullet.partition(":")[0] for bullet in bullets]
+    assert named == (["nothing"] if name == "detr" else [h for h in headings if h in named])
+    section = describe(name).partition("Differs from DETR in:")[2]
+    assert " ".join(f"- {bullet}" for bullet in bullets) == " ".join(section.split())
 
 
 def code_lines(path: Path) -> int:

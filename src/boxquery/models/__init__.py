@@ -97,7 +97,8 @@ def sizes(name: str) -> dict[str, dict[str, float]]:
 
 def differences(name: str) -> list[str]:
     """The bullets under "Differs from DETR in:" of a model's file."""
-    return re.findall(r"^- (.+)$", describe(name).partition("Differs from DETR in:")[2], re.MULTILINE)
+    bullets = re.findall(r"^- (.+(?:\n  .+)*)", describe(name).partition("Differs from DETR in:")[2], re.MULTILINE)
+    return [" ".join(bullet.split()) for bullet in bullets]
 
 
 def preset(name: str, size: str = "paper") -> Preset:
