@@ -34,6 +34,7 @@ import torch
 from safetensors.torch import save_file
 
 import boxquery as bq
+from boxquery.compare.results import reached
 from boxquery.data.shapes import shapes_data
 from boxquery.models import register
 from boxquery.models.options import NARROW_RESNET10
@@ -149,12 +150,7 @@ def curve(where: Path) -> list[dict[str, float]]:
 
 def needed(points: list[dict[str, float]], axis: str, goal: float = GOAL) -> float | None:
     """Where on the axis AP50 first reaches the goal, interpolated linearly; None if it does not."""
-    before, low = 0.0, 0.0
-    for point in points:
-        if point["AP50"] >= goal:
-            return before + (point[axis] - before) * (goal - low) / (point["AP50"] - low)
-        before, low = point[axis], point["AP50"]
-    return None
+    return reached(points, axis, goal, "AP50")
 
 
 def summary(curves: dict[str, list[dict[str, float]]], images: int) -> list[dict[str, Any]]:
@@ -208,8 +204,8 @@ def write(folder: Path, out: Path, images: int) -> None:
     for name, points in sorted(curves.items()):
         model, planned = name.rsplit("-", 3)[0], int(name.rpartition("-")[2])
         if model in SYSTEMS and images // EPOCH < planned == len(points):
-            reached, last = needed(points, "images"), points[-1]
-            outcome = f"needs {reached:,.0f} images" if reached else f"does not get there in {last['images']:,.0f} images"
+            count, last = needed(points, "images"), points[-1]
+            outcome = f"needs {count:,.0f} images" if count else f"does not get there in {last['images']:,.0f} images"
             lines.append(f"\nThe longer run of `{model}` ({name}) {outcome}; it ends at AP50 {last['AP50']:.3f}, AP {last['AP']:.3f}.")
     lines += _beside_detr(rows, curves, images)
     (out / "table.md").write_text("\n".join(lines) + "\n")
@@ -231,11 +227,11 @@ def _beside_detr(rows: list[dict[str, Any]], curves: dict[str, list[dict[str, fl
     ratios = {}
     for row in rows:
         found = [curves[f"{row['model']}-{row['rate']:g}-{seed}-{images // EPOCH}"] for seed in SEEDS[: row["seeds"]]]
-        reached = [needed(points, "images", LEVEL) for points in found]
-        known = [n for n in reached if n is not None]
-        if known and len(known) == len(reached):
+        counts = [needed(points, "images", LEVEL) for points in found]
+        known = [n for n in counts if n is not None]
+        if known and len(known) == len(counts):
             ratios[row["model"]] = slow / mean(known)
-            lines.append(f"| {row['model']} | {shown(reached)} | {ratios[row['model']]:.1f} |")
+            lines.append(f"| {row['model']} | {shown(counts)} | {ratios[row['model']]:.1f} |")
     five = [ratios[name] for name in FIVE if name in ratios]
     return [
         *lines,

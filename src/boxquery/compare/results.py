@@ -205,15 +205,15 @@ def _curve(run: RunFiles) -> list[dict[str, float]]:
     return rows
 
 
-def reached(curve: Sequence[Mapping[str, float]], axis: str, level: float) -> float | None:
-    """Where on the axis AP first is ``level``, interpolated linearly from the evaluation before (0 at 0); None if nowhere."""
+def reached(curve: Sequence[Mapping[str, float]], axis: str, level: float, metric: str = "AP") -> float | None:
+    """Where on the axis the metric first is ``level``, interpolated linearly from the evaluation before (0 at 0); None if nowhere."""
     before, low = 0.0, 0.0
     for point in curve:
         if axis not in point:
             return None
-        if point["AP"] >= level:
-            return before + (point[axis] - before) * (level - low) / (point["AP"] - low)
-        before, low = point[axis], point["AP"]
+        if point[metric] >= level:
+            return before + (point[axis] - before) * (level - low) / (point[metric] - low)
+        before, low = point[axis], point[metric]
     return None
 
 
