@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from boxquery.compare.plan import Entry, Plan, settled
+from boxquery.compare.plan import ComparisonPlan, Entry, resolved_plan
 from boxquery.compare.results import collect
 
 from .compare.fake_comparison import QUALITY, make_comparison
@@ -29,8 +29,8 @@ def test_every_experiment_is_a_plan_that_can_be_trained(experiments):
     for name, experiment in experiments.EXPERIMENTS.items():
         for data in experiment.images:
             known = [Entry(label, preset="tiny", **given) for label, given in experiment.entries(data).items()]
-            plan = settled(Plan(data="shapes", entries=tuple(known), seeds=(0, 1), images_seen=experiment.images[data], device="cpu",
-                                precision="float32", strict=False, **REST))  # fmt: skip
+            rest = {"images_seen": experiment.images[data], "device": "cpu", "precision": "float32", "strict": False, **REST}
+            plan = resolved_plan(ComparisonPlan(data="shapes", entries=tuple(known), seeds=(0, 1), **rest))
             labels |= {(name, entry.label) for entry in plan.entries}
     assert len(labels) > 25
 

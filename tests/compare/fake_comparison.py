@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from boxquery.compare.plan import Entry, Plan, Task
+from boxquery.compare.plan import ComparisonPlan, Entry, PlannedRun
 from boxquery.compare.results import FOLDER, MEASURED, NMS, run_folder, write_ending
 from boxquery.files import write_json
 from boxquery.report.run_files import write_evaluation
@@ -18,28 +18,28 @@ QUALITY = {"deformable-detr": 0.55, "dab-detr": 0.4, "dab-twin": 0.395, "<b>detr
 IMAGES, EPOCHS = 120, 8
 
 
-def make_plan(**changes) -> Plan:
+def make_plan(**changes) -> ComparisonPlan:
     entries = tuple(Entry(label, "detr", "tiny", {"num_queries": 9 + i}, 1e-3) for i, label in enumerate(QUALITY))
     common = {"image_size": 64, "batch_size": 4, "pretrained": False, "freeze_backbone": False, "device": "cpu", "precision": "float32"}
     known = {"epochs": EPOCHS, "minutes": None, "images_seen": None, **common, "strict": False}
-    return Plan(**{"data": "datasets/shapes & more", "entries": entries, "seeds": (0, 1), **known, **changes})
+    return ComparisonPlan(**{"data": "datasets/shapes & more", "entries": entries, "seeds": (0, 1), **known, **changes})
 
 
-def write_config(plan: Plan, task: Task, run: Path, **changes) -> RunConfig:
-    entry = task.entry
+def write_config(plan: ComparisonPlan, planned: PlannedRun, run: Path, **changes) -> RunConfig:
+    entry = planned.entry
     common = {name: getattr(plan, name) for name in ("data", "image_size", "batch_size", "pretrained", "precision", "strict")}
     length = RunLength(epochs=EPOCHS).with_data(25, 4)
-    config = RunConfig(**{**entry.settings(), **common, "length": length, "seed": task.seed, **changes})
+    config = RunConfig(**{**entry.settings(), **common, "length": length, "seed": planned.seed, **changes})
     config.write(run)
     return config
 
 
-def write_finished(plan: Plan, folder: Path, task: Task, *, val: str = "same", reading: bool = True) -> Path:
+def write_finished(plan: ComparisonPlan, folder: Path, planned: PlannedRun, *, val: str = "same", reading: bool = True) -> Path:
     """A run that is trained and measured."""
-    run, quality = run_folder(folder, task), QUALITY[task.entry.label]
-    rng = np.random.default_rng([task.seed, len(task.entry.label)])
-    write_config(plan, task, run)
-    final = write_curve(run, quality + 0.004 * task.seed, rng, reading)
+    run, quality = run_folder(folder, planned), QUALITY[planned.entry.label]
+    rng = np.random.default_rng([planned.seed, len(planned.entry.label)])
+    write_config(plan, planned, run)
+    final = write_curve(run, quality + 0.004 * planned.seed, rng, reading)
     (run / "model").mkdir()
     (run / "report.html").write_text("a report")
     scores = {"AP50": min(1, 1.5 * final), "AP75": 1.1 * final, "APs": None, "APm": 0.8 * final, "APl": 1.2 * final}
@@ -58,7 +58,7 @@ def write_finished(plan: Plan, folder: Path, task: Task, *, val: str = "same", r
     drawn = {key: (final + shift + rng.normal(0, 0.003, 1000)).round(5).tolist() for key in ("AP", "AP50")}
     rest = {"threads": 1, "load": 3.1, "cores": 2, "nms": after, "resampled": drawn, "pictures": pictures}
     write_json(run / FOLDER / MEASURED, measured | rest)
-    write_ending(folder, task, memory=900 * 2**20)
+    write_ending(folder, planned, memory=900 * 2**20)
     return run
 
 
@@ -91,8 +91,8 @@ def make_comparison(folder: Path) -> Path:
     """Seven of eight runs are there, the last has failed."""
     plan = make_plan()
     plan.write(folder)
-    *others, last = plan.tasks()
-    for task in others:
-        write_finished(plan, folder, task, reading=task.entry.label != "dab-twin")
+    *others, last = plan.runs()
+    for planned in others:
+        write_finished(plan, folder, planned, reading=planned.entry.label != "dab-twin")
     write_ending(folder, last, reason="epoch 3: loss <nan> & more")
     return folder

@@ -8,7 +8,7 @@ import torch
 
 import boxquery as bq
 from boxquery.compare.measure import gflops, measure_run
-from boxquery.compare.plan import Entry, Plan
+from boxquery.compare.plan import ComparisonPlan, Entry
 from boxquery.data.loading import Batch
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
@@ -53,10 +53,10 @@ def test_a_baseline_is_the_planned_run_and_measured_without_its_own_nms(tmp_path
     entry = Entry("reference", "retinanet", "tiny", options, 3e-3)
     rest = dict.fromkeys(("pretrained", "freeze_backbone", "strict"), False)
     settings.pop("lr")
-    plan = Plan(data=str(data), entries=(entry,), seeds=(0,), minutes=None, images_seen=None, **settings, **rest)
+    plan = ComparisonPlan(data=str(data), entries=(entry,), seeds=(0,), minutes=None, images_seen=None, **settings, **rest)
     config = RunConfig.read(tmp_path / "run")
     assert config.chosen == ["anchor_ratios", "anchor_sizes"]
-    assert plan.fits(plan.tasks()[0], config)
+    assert plan.fits(plan.runs()[0], config)
     nms = json.loads(measure_run(tmp_path / "run").read_text())["nms"]
     own = json.loads((tmp_path / "run" / "evaluation.json").read_text())["val"]
     assert nms["0.5"]["AP"] == pytest.approx(own["AP"], abs=1e-6), "RetinaNet's own threshold"

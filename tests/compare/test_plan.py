@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import boxquery as bq
-from boxquery.compare.plan import Plan, Task, entries_of, settled
+from boxquery.compare.plan import ComparisonPlan, PlannedRun, entries_of, resolved_plan
 from boxquery.flags import option_word, parse_options
 from boxquery.training.config import RunConfig
 from boxquery.training.run_length import RunLength
@@ -38,8 +38,8 @@ def test_models_a_sweep_and_a_file_make_entries(tmp_path):
     ("text", "said"),
     [
         ("- detr", "found a list"),
-        ("a/b: {model: detr}", "no label"),
-        ("..: {model: detr}", "no label"),
+        ("a/b: {model: detr}", "not a label"),
+        ("..: {model: detr}", "not a label"),
         ("a: {modell: detr}", "modell is not known"),
         ("a: detr", "'detr' is not known"),
         ("a: {model: detr, options: [1]}", "options is a mapping"),
@@ -66,18 +66,18 @@ def test_what_cannot_be_compared_is_said():
 
 def test_what_is_open_is_settled_from_presets():
     models = tuple(entries(["detr", "dab-detr"]))
-    plan = settled(make_plan(entries=models, image_size=0, batch_size=0, precision="auto"))
+    plan = resolved_plan(make_plan(entries=models, image_size=0, batch_size=0, precision="auto"))
     assert (plan.image_size, plan.batch_size, plan.device) == (160, 4, "cpu")
     assert plan.precision in ("float32", "bf16")
     assert [entry.lr for entry in plan.entries] == [1e-3, 1e-3]
     with pytest.raises(bq.UserError, match=r"differ in image_size \(160, 240\).+--image-size"):
-        settled(replace(plan, entries=(models[0], replace(models[1], preset="small")), image_size=0))
+        resolved_plan(replace(plan, entries=(models[0], replace(models[1], preset="small")), image_size=0))
     for wrong, said in (
         (replace(models[0], model="dert"), "no model 'dert'"), (replace(models[0], preset="huge"), "no preset"),
         (replace(models[0], options={"layers": 3}), "unknown option 'layers'"), (replace(models[0], options={"heads": 5}), "multiple"),
     ):  # fmt: skip
         with pytest.raises(bq.UserError, match=said):
-            settled(replace(plan, entries=(wrong,)))
+            resolved_plan(replace(plan, entries=(wrong,)))
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):
@@ -85,7 +85,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     models = entries(["detr", "dab-detr"], backbone_options=shared)
     plan = make_plan(entries=tuple(models))
     plan.write(tmp_path)
-    assert Plan.read(tmp_path) == plan
+    assert ComparisonPlan.read(tmp_path) == plan
     assert "&id" not in (tmp_path / "compare.yaml").read_text()
     for text, said in (
         ("[1]", "not a comparison's plan"),
@@ -96,63 +96,63 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         if text:
             (tmp_path / "compare.yaml").write_text(text)
         with pytest.raises(bq.UserError, match=said):
-            Plan.read(tmp_path)
+            ComparisonPlan.read(tmp_path)
 
 
 def test_a_plan_grows_but_does_not_change(tmp_path):
     plan = make_plan()
     more = make_plan(entries=(*plan.entries[:1], replace(plan.entries[0], label="new")), seeds=(0, 1, 2))
-    both = plan.joined(more, tmp_path)
+    both = plan.merge(more, tmp_path)
     assert [e.label for e in both.entries] == [*(e.label for e in plan.entries), "new"]
     assert both.seeds == (0, 1, 2)
-    assert [task.name for task in both.tasks()][:6] == [f"{e.label}-0" for e in both.entries] + [f"{both.entries[0].label}-1"]
+    assert [planned.name for planned in both.runs()][:6] == [f"{e.label}-0" for e in both.entries] + [f"{both.entries[0].label}-1"]
     with pytest.raises(bq.UserError, match="epochs=8, not 9"):
-        plan.joined(make_plan(epochs=9), tmp_path)
+        plan.merge(make_plan(epochs=9), tmp_path)
     with pytest.raises(bq.UserError, match="rename one"):
-        plan.joined(make_plan(entries=(replace(plan.entries[0], lr=0.5),)), tmp_path)
+        plan.merge(make_plan(entries=(replace(plan.entries[0], lr=0.5),)), tmp_path)
 
 
 def test_a_run_is_the_planned_one_by_its_configuration(tmp_path):
     plan = make_plan()
-    task = plan.tasks()[0]
-    config = write_config(plan, task, tmp_path / "run", device="cuda", workers=3)
-    assert plan.fits(task, config)
-    assert plan.fits(task, replace(config, options={"num_queries": 9}))
+    planned = plan.runs()[0]
+    config = write_config(plan, planned, tmp_path / "run", device="cuda", workers=3)
+    assert plan.fits(planned, config)
+    assert plan.fits(planned, replace(config, options={"num_queries": 9}))
     anchored = replace(config, options={"num_queries": 9, "anchor_sizes": [[8.0]]})
-    assert not plan.fits(task, anchored)
-    assert plan.fits(task, replace(anchored, chosen=["anchor_sizes"])), "what the data chose nobody planned"
+    assert not plan.fits(planned, anchored)
+    assert plan.fits(planned, replace(anchored, chosen=["anchor_sizes"])), "what the data chose nobody planned"
     for change in (
         {"seed": 1}, {"lr": 0.5}, {"options": {}}, {"model": "dab-detr"}, {"precision": "bf16"}, {"data": "other"},
         {"pretrained": True}, {"image_size": 65}, {"patience": 1}, {"batch_size": 2}, {"world_size": 2},
     ):  # fmt: skip
-        assert not plan.fits(task, replace(config, **change)), change
+        assert not plan.fits(planned, replace(config, **change)), change
 
     def lasting(**change):
         return config.with_length(replace(config.length, **change))
 
     for change in ({"epochs": 9}, {"minutes": 3.0}, {"accumulate": 2}):
-        assert not plan.fits(task, lasting(**change)), change
+        assert not plan.fits(planned, lasting(**change)), change
     seen = replace(plan, epochs=None, images_seen=800)
     assert config.length.images_total == 800
-    assert seen.fits(task, config)
-    assert seen.fits(task, lasting(epochs=None, images_seen=800, total_batches=198))
-    assert not seen.fits(task, lasting(total_batches=194))
+    assert seen.fits(planned, config)
+    assert seen.fits(planned, lasting(epochs=None, images_seen=800, total_batches=198))
+    assert not seen.fits(planned, lasting(total_batches=194))
     timed = replace(plan, epochs=None, minutes=2.0)
-    assert timed.fits(task, lasting(epochs=None, minutes=2.0, clock="cpu"))
-    assert not timed.fits(task, lasting(minutes=2.0, clock="cpu"))
-    assert not timed.fits(task, lasting(epochs=None, minutes=2.5, clock="cpu"))
-    assert not timed.fits(task, lasting(epochs=None, images_seen=400))
-    assert not timed.fits(task, config)
+    assert timed.fits(planned, lasting(epochs=None, minutes=2.0, clock="cpu"))
+    assert not timed.fits(planned, lasting(minutes=2.0, clock="cpu"))
+    assert not timed.fits(planned, lasting(epochs=None, minutes=2.5, clock="cpu"))
+    assert not timed.fits(planned, lasting(epochs=None, images_seen=400))
+    assert not timed.fits(planned, config)
 
 
-def test_the_words_train_the_planned_run():
+def test_the_command_line_trains_the_planned_run():
     """They are read back by the command line into the same settings; other seeds get the schedule that was planned for the first."""
     from boxquery.cli import app
 
     plan = make_plan(epochs=None, minutes=2.0, precision="bf16", strict=True)
     options = {"backbone_options": {"channels": [8, 16], "rate": 1e-5}, "dilation": False, "name": "yes", "many": list(range(60))}
-    task = Task(replace(plan.entries[0], options=options), 3)
-    words = plan.words(task, Path("out"))
+    planned = PlannedRun(replace(plan.entries[0], options=options), 3)
+    words = plan.command_line(planned, Path("out"))
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     given = bound.arguments["flags"]
     assert given.options == options
@@ -160,7 +160,7 @@ def test_the_words_train_the_planned_run():
     assert (given.precision, given.strict, given.image_size, given.batch_size) == ("bf16", True, 64, 4)
     length = RunLength(minutes=2.0, clock="cpu", schedule_steps={0: 23}, val_every=2).with_data(7, 4)
     worth = RunConfig(data="d", model="m", preset="p", image_size=64, batch_size=4, lr=0.1, length=length)
-    _, bound, _ = app.parse_args(plan.words(task, Path("out"), worth), exit_on_error=False, print_error=False)
+    _, bound, _ = app.parse_args(plan.command_line(planned, Path("out"), worth), exit_on_error=False, print_error=False)
     given = bound.arguments["flags"]
     assert (given.minutes, given.schedule_steps, given.val_every) == (2.0, {0: 23}, 2)
 

@@ -58,8 +58,8 @@ def test_near_twins_show_no_difference(tmp_path):
     plan = make_plan()
     plan = replace(plan, entries=plan.entries[1:3])
     plan.write(tmp_path)
-    for task in plan.tasks():
-        write_finished(plan, tmp_path, task)
+    for planned in plan.runs():
+        write_finished(plan, tmp_path, planned)
     result = collect([tmp_path])
     low, high = result["lower"]["dab-twin"]["interval"]
     assert low < 0 < high
@@ -119,8 +119,8 @@ def test_parts_of_one_comparison_are_merged(comparison, shown, tmp_path):
     parts = [tmp_path / "a", tmp_path / "b"]
     for place, part in enumerate(parts):
         shutil.copytree(comparison, part)
-        for task in make_plan().tasks()[place::2]:
-            shutil.rmtree(run_folder(part, task), ignore_errors=True)
+        for planned in make_plan().runs()[place::2]:
+            shutil.rmtree(run_folder(part, planned), ignore_errors=True)
     plan = yaml.safe_load((parts[1] / "compare.yaml").read_text())
     (parts[1] / "compare.yaml").write_text(yaml.safe_dump({**plan, "data": "/elsewhere/shapes & more"}, sort_keys=False))
     assert command_line(["compare", "--show", *map(str, parts), "--out", str(tmp_path / "merged")]) == 0
@@ -136,8 +136,8 @@ def test_parts_of_one_comparison_are_merged(comparison, shown, tmp_path):
 def test_other_validation_images_are_not_compared(tmp_path):
     plan = make_plan(seeds=(0,))
     plan.write(tmp_path)
-    for task in plan.tasks()[:2]:
-        write_finished(plan, tmp_path, task, val=task.entry.label)
+    for planned in plan.runs()[:2]:
+        write_finished(plan, tmp_path, planned, val=planned.entry.label)
     result = collect([tmp_path])
     assert result["conclusion"][0] == "The runs were not measured on the same validation images."
     assert result["lower"] == {}
@@ -146,8 +146,8 @@ def test_other_validation_images_are_not_compared(tmp_path):
 def test_what_must_be_said_beside_the_figures(tmp_path):
     plan = make_plan(seeds=(0,), epochs=None, minutes=2.0)
     plan.write(tmp_path)
-    for task in plan.tasks()[:2]:
-        run = write_finished(plan, tmp_path, task)
+    for planned in plan.runs()[:2]:
+        run = write_finished(plan, tmp_path, planned)
     rows = [line.split(",") for line in (run / "metrics.csv").read_text().splitlines()]
     longer = [[*row[:4], row[4] if row[0] == "epoch" else "99", *row[5:]] for row in rows]
     (run / "metrics.csv").write_text("\n".join(map(",".join, longer)))
@@ -160,19 +160,19 @@ def test_what_must_be_said_beside_the_figures(tmp_path):
 
 def test_how_far_a_run_is(tmp_path):
     plan = make_plan()
-    task = plan.tasks()[0]
-    assert progress_of(tmp_path, task).status == "waiting"
-    run = run_folder(tmp_path, task)
-    write_config(plan, task, run)
+    planned = plan.runs()[0]
+    assert progress_of(tmp_path, planned).status == "waiting"
+    run = run_folder(tmp_path, planned)
+    write_config(plan, planned, run)
     (run / "metrics.csv").write_text("epoch,seconds,AP,AP50\n1,10,0.1,0.2\n2,20,,\n")
-    found = progress_of(tmp_path, task)
+    found = progress_of(tmp_path, planned)
     assert (found.status, found.epoch, found.epochs, found.AP50) == ("stopped", 2, EPOCHS, 0.2)
-    write_ending(tmp_path, task, reason="why", memory=5)
-    write_ending(tmp_path, task, memory=3)
-    assert progress_of(tmp_path, task).status == "stopped"
-    write_ending(tmp_path, task, reason="why")
-    assert (progress_of(tmp_path, task).status, progress_of(tmp_path, task).reason) == ("failed", "why")
-    assert (tmp_path / "state" / f"{task.name}.json").read_text().count("5") == 1
+    write_ending(tmp_path, planned, reason="why", memory=5)
+    write_ending(tmp_path, planned, memory=3)
+    assert progress_of(tmp_path, planned).status == "stopped"
+    write_ending(tmp_path, planned, reason="why")
+    assert (progress_of(tmp_path, planned).status, progress_of(tmp_path, planned).reason) == ("failed", "why")
+    assert (tmp_path / "state" / f"{planned.name}.json").read_text().count("5") == 1
 
 
 def test_before_any_run_is_finished_there_is_a_page(tmp_path):

@@ -13,7 +13,7 @@ import yaml
 import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.compare.command import compare
-from boxquery.compare.plan import Plan
+from boxquery.compare.plan import ComparisonPlan
 from boxquery.compare.results import finished, progress_of, run_folder
 from boxquery.compare.runner import Runner, adopt
 from boxquery.locks import RUN_LOCK, Lock
@@ -82,21 +82,21 @@ def test_a_comparison_is_interrupted_goes_on_and_equals_training(tmp_path):
     assert all((out / "runs/one-0/compare" / item["prediction"]).is_file() for item in measured["pictures"])
     assert all(run["memory"] > 1e8 for run in result["runs"] if run["status"] == "finished")
 
-    plan = Plan.read(out)
+    plan = ComparisonPlan.read(out)
     taken = adopt(plan, tmp_path / "other", [out])
-    assert [task.name for task, _ in taken] == ["one-0"]
+    assert [planned.name for planned, _ in taken] == ["one-0"]
     assert not (tmp_path / "other/runs/one-0/last.ckpt").exists()
 
 
 def test_finished_runs_are_adopted_by_what_they_are_not_by_their_names(tmp_path):
     plan = make_plan(seeds=(0,))
     source = tmp_path / "source"
-    first, second, *_ = plan.tasks()
+    first, second, *_ = plan.runs()
     write_finished(plan, source, first).rename(source / "some-name")
     unfinished = write_finished(plan, source, second)
     (unfinished / "report.html").unlink()
     taken = adopt(plan, tmp_path / "out", [source])
-    assert [(task.name, path.name) for task, path in taken] == [(first.name, "some-name")]
+    assert [(planned.name, path.name) for planned, path in taken] == [(first.name, "some-name")]
     assert finished(tmp_path / "out", first)
     assert not run_folder(tmp_path / "out", second).exists()
     assert adopt(plan, tmp_path / "out", [source]) == []
@@ -104,7 +104,7 @@ def test_finished_runs_are_adopted_by_what_they_are_not_by_their_names(tmp_path)
         adopt(plan, tmp_path / "out", [tmp_path / "none"])
 
 
-def runner(plan: Plan, folder: Path, monkeypatch, code: str) -> tuple[Runner, list[str]]:
+def runner(plan: ComparisonPlan, folder: Path, monkeypatch, code: str) -> tuple[Runner, list[str]]:
     """A runner whose processes run ``code`` instead of ``boxquery``; ``sys.argv[1:]`` is what ``boxquery`` would be called with."""
     from rich.console import Console
 
@@ -115,7 +115,7 @@ def runner(plan: Plan, folder: Path, monkeypatch, code: str) -> tuple[Runner, li
         return POPEN([sys.executable, "-c", code, *command[2:]], **settings)
 
     monkeypatch.setattr("boxquery.compare.runner.subprocess.Popen", instead)
-    monkeypatch.setattr("boxquery.compare.runner.LOOK", 0.02)
+    monkeypatch.setattr("boxquery.compare.runner.POLL", 0.02)
     plan.write(folder)
     return Runner(plan, folder, 2, Console(quiet=True)), said
 
@@ -139,9 +139,9 @@ def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, mon
     from .fake_comparison import write_config
 
     plan = make_plan(seeds=(0,))
-    begun, bare, foreign, trained = plan.tasks()
-    for task in plan.tasks():
-        write_config(plan, task, run_folder(tmp_path, task), **({"lr": 0.5} if task == foreign else {}))
+    begun, bare, foreign, trained = plan.runs()
+    for planned in plan.runs():
+        write_config(plan, planned, run_folder(tmp_path, planned), **({"lr": 0.5} if planned == foreign else {}))
     (run_folder(tmp_path, begun) / "last.ckpt").write_text("")
     for name in ("report.html", "evaluation.json", "metrics.csv"):
         (run_folder(tmp_path, trained) / name).write_text("{}")
@@ -158,7 +158,7 @@ def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, mon
 def test_seeds_share_what_minutes_are_worth(tmp_path, monkeypatch):
     """The first is timed while the other waits; then it gets the schedule that was planned."""
     plan = make_plan(epochs=None, minutes=2.0)
-    plan = Plan(**{**vars(plan), "entries": plan.entries[:1]})
+    plan = ComparisonPlan(**{**vars(plan), "entries": plan.entries[:1]})
     code = (
         "import sys, time\nfrom pathlib import Path\nfrom boxquery.training.config import RunConfig\n"
         "from boxquery.training.run_length import RunLength\n"
@@ -186,19 +186,24 @@ def test_two_runners_share_the_work(tmp_path, monkeypatch):
     other.left.reverse()
     begun = []
     start = Runner._begin
-    monkeypatch.setattr(Runner, "_begin", lambda self, task, lock: (begun.append((self is one, task.name)), start(self, task, lock))[1])
+
+    def begin(self, planned, lock):
+        begun.append((self is one, planned.name))
+        start(self, planned, lock)
+
+    monkeypatch.setattr(Runner, "_begin", begin)
     threads = [threading.Thread(target=work.run) for work in (one, other)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert {name for _, name in begun} == {task.name for task in plan.tasks()}
+    assert {name for _, name in begun} == {planned.name for planned in plan.runs()}
     assert {mine for mine, _ in begun} == {True, False}
 
 
 def test_a_training_that_outlives_its_comparison_is_left_alone(tmp_path, monkeypatch):
     plan = make_plan(seeds=(0,))
-    first, *others = plan.tasks()
+    first, *others = plan.runs()
     lock = Lock.take(run_folder(tmp_path, first) / RUN_LOCK)
     work, said = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
     assert progress_of(tmp_path, first).status == "training"
@@ -243,7 +248,7 @@ def test_what_is_not_said_is_the_presets_and_named_after_the_data(tmp_path, monk
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Runner, "run", lambda self: None)
     assert command_line(["compare", "shapes", "--model", "dab-detr", "--sweep", "num_queries=10,30"]) == 0
-    plan = Plan.read(tmp_path / "comparisons/shapes")
+    plan = ComparisonPlan.read(tmp_path / "comparisons/shapes")
     assert [(entry.label, entry.model, entry.options) for entry in plan.entries] == [
         ("num_queries=10", "dab-detr", {"num_queries": 10}),
         ("num_queries=30", "dab-detr", {"num_queries": 30}),
@@ -251,7 +256,8 @@ def test_what_is_not_said_is_the_presets_and_named_after_the_data(tmp_path, monk
     assert (plan.epochs, plan.budget(), plan.minutes, plan.images_seen) == (150, "150 epochs", None, None)
     assert command_line(["compare", "shapes"]) == 0  # goes on with it
     assert command_line(["compare", "shapes", "--models", "detr"]) == 0  # as well
-    assert [entry.label for entry in Plan.read(tmp_path / "comparisons/shapes").entries] == ["num_queries=10", "num_queries=30", "detr"]
+    plan = ComparisonPlan.read(tmp_path / "comparisons/shapes")
+    assert [entry.label for entry in plan.entries] == ["num_queries=10", "num_queries=30", "detr"]
 
 
 def test_a_folder_that_holds_something_else_is_not_written_into(tmp_path, capsys):

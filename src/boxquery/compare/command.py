@@ -12,7 +12,7 @@ import yaml
 from cyclopts import Parameter
 from rich.console import Console
 
-from boxquery.compare.plan import FILE, Plan, entries_of, same_data, settled
+from boxquery.compare.plan import FILE, ComparisonPlan, entries_of, resolved_plan, same_data
 from boxquery.compare.report import write_report
 from boxquery.compare.results import RESULTS, collect
 from boxquery.compare.runner import Runner, adopt
@@ -147,7 +147,7 @@ def compare(
             raise UserError("name the data: boxquery compare DATA --models A,B,... --out DIR")
         if sum(value is not None for value in (minutes, epochs, images_seen)) > 1:
             raise UserError("--minutes, --epochs and --images-seen are three ways to say how long every run may learn; give one of them")
-        wish = Plan(
+        wish = ComparisonPlan(
             data=str(data),
             entries=tuple(entries_of(models or [], plan, sweep or {}, preset, options or {}, lr)),
             seeds=tuple(range(seeds)),
@@ -166,11 +166,11 @@ def compare(
     else:
         if not (out / FILE).exists():
             raise UserError(f"{out}: no comparison there to go on with; name what to compare: --models A,B,...")
-        agreed = Plan.read(out)
+        agreed = ComparisonPlan.read(out)
         if data is not None and not same_data(agreed.data, str(data)):
             raise UserError(f"{out} compares on {agreed.data}, not {data}: choose another --out, or name models")
-    for task, found in adopt(agreed, out, [Path(folder) for folder in adopt_from or []]):
-        console.print(f"{task.name}: adopted from {found}", markup=False, highlight=False)
+    for planned, found in adopt(agreed, out, [Path(folder) for folder in adopt_from or []]):
+        console.print(f"{planned.name}: adopted from {found}", markup=False, highlight=False)
     try:
         Runner(agreed, out, jobs or (1 if agreed.device == "cuda" else _cores()), console).run()
     finally:
@@ -181,13 +181,13 @@ def compare(
     return written
 
 
-def _agreed(wish: Plan, folder: Path, console: Console) -> Plan:
+def _agreed(wish: ComparisonPlan, folder: Path, console: Console) -> ComparisonPlan:
     """The plan, checked and written down before anything is trained; with what an earlier command planned there."""
     from boxquery.data.open import open_data
 
-    plan = settled(wish)
+    plan = resolved_plan(wish)
     if (folder / FILE).exists():
-        plan = Plan.read(folder).joined(plan, folder)
+        plan = ComparisonPlan.read(folder).merge(plan, folder)
     else:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise UserError(f"{folder} is there and no comparison; choose another --out")

@@ -1,4 +1,4 @@
-"""What is compared, written down before the first run: the same data, budget, settings and seeds for every entry. Imports no torch."""
+"""The plan of a comparison: the same data, budget, settings and seeds for every entry. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,22 +14,25 @@ import yaml
 from boxquery.errors import UserError
 from boxquery.files import atomic_write
 from boxquery.flags import option_word
-from boxquery.training.config import RunConfig
+from boxquery.pages.format import count
+from boxquery.training.config import RunConfig, TrainFlags
 
 FILE = "compare.yaml"
-#: how far the images that an adopted run saw may be from those planned
+#: by how much the images that an adopted run saw may differ from those planned
 CLOSE = 0.02
 _ENTRY = ("model", "preset", "options", "lr")
+#: of a plan, the same for all of its runs
+_SETTINGS = ("image_size", "batch_size", "pretrained", "freeze_backbone", "precision", "strict")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One of those compared.
+    """A model with its settings.
 
     Attributes:
-        label: what the report calls it; unique, and the start of its run folders' names.
+        label: its name in the report; unique, and the start of its run folders' names.
         options: the model's options that differ from the preset.
-        lr: rate of the transformer.
+        lr: learning rate of the transformer; 0 in a plan that is not resolved yet: the preset's.
     """
 
     label: str
@@ -44,14 +47,13 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A comparison, complete: ``compare.yaml``.
+class ComparisonPlan:
+    """What is compared, complete: ``compare.yaml``.
 
     Attributes:
-        data: what the user named.
+        data: as given by the user.
         seeds: every entry runs with each of them.
-        epochs, minutes, images_seen: the budget, one of the three; minutes are the processor's (on CUDA the wall's). None of them: the
-            presets' epochs, see ``settled``.
+        epochs, minutes, images_seen: the budget, one of the three; minutes are CPU time (on CUDA wall time).
         image_size, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
     """
 
@@ -69,50 +71,37 @@ class Plan:
     precision: str
     strict: bool
 
-    def tasks(self) -> list[Task]:
-        """Every run there is, a seed of all entries before the next seed: whatever is finished can be compared."""
-        return [Task(entry, seed) for seed in self.seeds for entry in self.entries]
+    def runs(self) -> list[PlannedRun]:
+        """All runs; every entry with one seed before the next seed, so that finished runs can be compared."""
+        return [PlannedRun(entry, seed) for seed in self.seeds for entry in self.entries]
 
     def budget(self) -> str:
-        """For people."""
+        """The budget, for people."""
         if self.epochs is not None:
-            return f"{self.epochs:,} epochs"
+            return count(self.epochs, "epoch")
         if self.images_seen is not None:
-            return f"{self.images_seen:,} images"
-        return f"{self.minutes:g} minute{'s' * (self.minutes != 1)}" + (" of the processor" if self.device != "cuda" else "")
+            return count(self.images_seen, "image")
+        return f"{self.minutes:g} {'' if self.device == 'cuda' else 'CPU '}minute{'s' * (self.minutes != 1)}"
 
-    def words(self, task: Task, out: Path, worth: RunConfig | None = None) -> list[str]:
+    def command_line(self, planned: PlannedRun, out: Path, timed: RunConfig | None = None) -> list[str]:
         """The arguments of ``boxquery`` that train a run of this plan.
 
         Args:
-            worth: another seed's run of the same entry, from whose minutes the schedule of the rate and the evaluations were planned; all
-                its seeds then share them.
+            timed: another seed's run of the same entry, whose minutes have become steps: all seeds share its schedule and evaluations.
         """
-        entry = task.entry
-        words = ["train", self.data, "--model", entry.model, "--preset", entry.preset, "--lr", str(entry.lr), "--seed", str(task.seed)]
-        if self.minutes is not None:
-            words += ["--minutes", str(self.minutes), "--clock", "cpu"]
-            if worth is not None:
-                words += ["--schedule-steps", str(worth.length.schedule_steps[0]), "--val-every", str(worth.length.val_every)]
-        else:
-            words += ["--epochs", str(self.epochs)] if self.epochs is not None else ["--images-seen", str(self.images_seen)]
-        for name in ("image_size", "batch_size", "device", "precision"):
-            words += [f"--{name.replace('_', '-')}", str(getattr(self, name))]
-        for name in ("pretrained", "freeze_backbone", "strict"):
-            words += [f"--{name.replace('_', '-')}"] * bool(getattr(self, name))
-        for name, value in entry.options.items():
-            words += ["--option", option_word(name, value)]
-        return [*words, "--out", str(out)]
+        common = {name: getattr(self, name) for name in (*_SETTINGS, "device", "epochs", "minutes", "images_seen")}
+        flags = TrainFlags(**planned.entry.settings(), **common, seed=planned.seed, clock="wall" if self.minutes is None else "cpu")
+        if timed is not None:
+            flags = replace(flags, schedule_steps=timed.length.schedule_steps, val_every=timed.length.val_every)
+        return ["train", self.data, *flags.words(), "--out", str(out)]
 
-    def fits(self, task: Task, config: RunConfig) -> bool:
-        """Whether a run is the planned one, going by its configuration alone; where it ran and how it read do not matter."""
-        wanted = task.entry.settings() | {
-            name: getattr(self, name) for name in ("image_size", "batch_size", "pretrained", "freeze_backbone", "precision", "strict")
-        }
+    def fits(self, planned: PlannedRun, config: RunConfig) -> bool:
+        """Whether a run is the planned one by its configuration, whatever its device and workers."""
+        wanted = planned.entry.settings() | {name: getattr(self, name) for name in _SETTINGS}
         own = vars(config) | {"options": {name: value for name, value in config.options.items() if name not in config.chosen}}
         if any(_plain(own[name]) != _plain(value) for name, value in wanted.items()):
             return False
-        length, usual = config.length, (task.seed, 1, 0, 1)
+        length, usual = config.length, (planned.seed, 1, 0, 1)
         if (config.seed, length.accumulate, config.patience, config.world_size) != usual or not same_data(self.data, config.data):
             return False
         if self.epochs is not None:
@@ -123,7 +112,8 @@ class Plan:
 
     def write(self, folder: Path) -> None:
         """Raises ``UserError`` where the folder cannot be written."""
-        entries = {entry.label: copy.deepcopy(entry.settings()) for entry in self.entries}  # what two share is written out twice
+        # copies: YAML would refer back to a value that two entries share
+        entries = {entry.label: copy.deepcopy(entry.settings()) for entry in self.entries}
         common = {name: value for name, value in asdict(self).items() if name not in ("entries", "seeds")}
         text = yaml.safe_dump({**common, "seeds": list(self.seeds), "entries": entries}, sort_keys=False, allow_unicode=True)
         try:
@@ -132,8 +122,8 @@ class Plan:
             raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
 
     @classmethod
-    def read(cls, folder: Path) -> Plan:
-        """Raises ``UserError`` where there is no comparison or its plan cannot be understood."""
+    def read(cls, folder: Path) -> ComparisonPlan:
+        """Raises ``UserError`` for a folder without a comparison, or an invalid plan."""
         try:
             given = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
             entries = tuple(Entry(str(label), **settings) for label, settings in given.pop("entries").items())
@@ -143,8 +133,8 @@ class Plan:
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise UserError(f"{folder / FILE}: not a comparison's plan ({str(error).splitlines()[0]})") from error
 
-    def joined(self, other: Plan, folder: Path) -> Plan:
-        """This plan with the other's new entries and seeds. Raises ``UserError`` where they contradict each other."""
+    def merge(self, other: ComparisonPlan, folder: Path) -> ComparisonPlan:
+        """This plan with the other's additional entries and seeds. Raises ``UserError`` where they contradict each other."""
         for field in fields(self):
             if field.name in ("entries", "seeds"):
                 continue
@@ -159,15 +149,15 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Task:
-    """A run to do."""
+class PlannedRun:
+    """An entry with a seed."""
 
     entry: Entry
     seed: int
 
     @property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of its run folder."""
         return f"{self.entry.label}-{self.seed}"
 
 
@@ -185,9 +175,9 @@ def _plain(value: Any) -> Any:
 def entries_of(
     models: Sequence[str], file: Path | None, sweep: Mapping[str, Sequence[Any]], preset: str, options: Mapping[str, Any], lr: float | None
 ) -> list[Entry]:
-    """Who is compared: models by name, one model over values of an option, or what a file says; options and rate given beside are theirs.
+    """The entries: models by name, one model over the values of an option, or those of a file; options and learning rate apply to all.
 
-    A rate that nobody gave is 0 here, see ``settled``. Raises ``UserError``.
+    A learning rate that is not given is 0, see ``resolved_plan``. Raises ``UserError``.
     """
     if (bool(models) + (file is not None)) != 1:
         raise UserError("name what to compare: --models A,B,... (one model with --sweep NAME=a,b,...) or --plan FILE")
@@ -228,7 +218,7 @@ def _file(file: Path) -> dict[Any, Any]:
 def _entry(label: Any, given: Any, common: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Entry:
     given = {} if given is None else given
     if not isinstance(label, str) or label != _label(label) or label.startswith("."):
-        raise UserError(f"{file}: {label!r} is no label; use letters, digits and - _ = . + (it names folders)")
+        raise UserError(f"{file}: {label!r} is not a label; use letters, digits and - _ = . + (it names folders)")
     unknown = sorted(map(str, given.keys() - set(_ENTRY))) if isinstance(given, dict) else [repr(given)]
     if unknown:
         raise UserError(f"{file}: {label}: {', '.join(unknown)} is not known; an entry has {', '.join(_ENTRY)}")
@@ -241,12 +231,11 @@ def _entry(label: Any, given: Any, common: Mapping[str, Any], options: Mapping[s
     return Entry(label, given.get("model", label), given.get("preset", common["preset"]), {**options, **own}, float(rate))
 
 
-def settled(plan: Plan) -> Plan:
-    """The plan with what was left open (0 or "auto") filled in from presets and this machine. Imports torch.
+def resolved_plan(plan: ComparisonPlan) -> ComparisonPlan:
+    """The plan with what was not given (0 or "auto") taken from presets and this machine. Imports torch.
 
     Raises:
-        UserError: an unknown model, preset or option; presets that do not agree on the size of an image or a batch, or on the epochs where
-            no budget was given.
+        UserError: an unknown model, preset or option; presets that differ in image or batch size, or in epochs if no budget is given.
     """
     from boxquery.device import choose_device, choose_precision
     from boxquery.models import preset

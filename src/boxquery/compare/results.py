@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from boxquery.compare.plan import Entry, Plan, Task
+from boxquery.compare.plan import ComparisonPlan, Entry, PlannedRun
 from boxquery.compare.statistics import against_best, conclusion
 from boxquery.errors import UserError
 from boxquery.evaluation.bootstrap import interval, resample_seeds
@@ -52,7 +52,7 @@ class Progress:
         reason: of a failure.
     """
 
-    task: Task
+    planned: PlannedRun
     status: str
     epoch: int = 0
     epochs: int = 0
@@ -62,18 +62,18 @@ class Progress:
     reason: str = ""
 
 
-def run_folder(folder: Path, task: Task) -> Path:
-    return folder / "runs" / task.name
+def run_folder(folder: Path, planned: PlannedRun) -> Path:
+    return folder / "runs" / planned.name
 
 
-def state_file(folder: Path, task: Task, ending: str) -> Path:
+def state_file(folder: Path, planned: PlannedRun, ending: str) -> Path:
     """``ending``: ".lock", ".log" or ".json"."""
-    return folder / "state" / f"{task.name}{ending}"
+    return folder / "state" / f"{planned.name}{ending}"
 
 
-def finished(folder: Path, task: Task) -> bool:
+def finished(folder: Path, planned: PlannedRun) -> bool:
     """Trained and measured."""
-    return (run_folder(folder, task) / FOLDER / MEASURED).is_file()
+    return (run_folder(folder, planned) / FOLDER / MEASURED).is_file()
 
 
 def is_trained(run: Path) -> bool:
@@ -81,63 +81,63 @@ def is_trained(run: Path) -> bool:
     return all((run / name).is_file() for name in ("report.html", "evaluation.json", "metrics.csv")) and (run / "model").is_dir()
 
 
-def is_worked_on(folder: Path, task: Task) -> bool:
+def is_worked_on(folder: Path, planned: PlannedRun) -> bool:
     """Whether a living process trains or measures it."""
-    return is_locked(state_file(folder, task, ".lock")) or is_locked(run_folder(folder, task) / RUN_LOCK)
+    return is_locked(state_file(folder, planned, ".lock")) or is_locked(run_folder(folder, planned) / RUN_LOCK)
 
 
-def read_ending(folder: Path, task: Task) -> dict[str, Any]:
+def read_ending(folder: Path, planned: PlannedRun) -> dict[str, Any]:
     """``reason`` of a failure, ``memory`` (peak of the training process in bytes); unknown ones are missing."""
-    path = state_file(folder, task, ".json")
+    path = state_file(folder, planned, ".json")
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except json.JSONDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error}); delete it and compare again") from error
 
 
-def write_ending(folder: Path, task: Task, *, reason: str | None = None, memory: int | None = None) -> None:
+def write_ending(folder: Path, planned: PlannedRun, *, reason: str | None = None, memory: int | None = None) -> None:
     """Record how a process ended: a new reason replaces the old one, and the most memory counts."""
-    known = read_ending(folder, task)
+    known = read_ending(folder, planned)
     most = max(known.get("memory") or 0, memory or 0)
     found = ({"reason": reason} if reason else {}) | ({"memory": most} if most else {})
     if found != known:
-        write_json(state_file(folder, task, ".json"), found)
+        write_json(state_file(folder, planned, ".json"), found)
 
 
-def progress_of(folder: Path, task: Task) -> Progress:
+def progress_of(folder: Path, planned: PlannedRun) -> Progress:
     """How far a run is, from its files."""
-    run = run_folder(folder, task)
-    reason = read_ending(folder, task).get("reason", "")
-    working = is_worked_on(folder, task)
+    run = run_folder(folder, planned)
+    reason = read_ending(folder, planned).get("reason", "")
+    working = is_worked_on(folder, planned)
     if not (run / FILE).is_file():
-        return Progress(task, "training" if working else "failed" if reason else "waiting", reason=reason)
+        return Progress(planned, "training" if working else "failed" if reason else "waiting", reason=reason)
     config, rows = RunConfig.read(run), read_run(run).epochs
     scored = [row for row in rows if "AP50" in row]
     status = "training" if working else "failed" if reason else "stopped"
-    status = "measuring" if working and is_trained(run) else "finished" if finished(folder, task) else status
+    status = "measuring" if working and is_trained(run) else "finished" if finished(folder, planned) else status
     left = None
     if rows and status == "training" and (run / "metrics.csv").is_file():
         since = time.time() - (run / "metrics.csv").stat().st_mtime
         left = max(rows[-1].get("seconds", 0) / len(rows) * (config.length.total_epochs - len(rows)) - since, 0)
     last = scored[-1] if scored else {}
-    return Progress(task, status, len(rows), config.length.total_epochs, last.get("AP"), last.get("AP50"), left, reason)
+    return Progress(planned, status, len(rows), config.length.total_epochs, last.get("AP"), last.get("AP50"), left, reason)
 
 
-def read_plan(folders: Sequence[Path]) -> Plan:
+def read_plan(folders: Sequence[Path]) -> ComparisonPlan:
     """The plan of several parts of one comparison. Raises ``UserError`` where they contradict each other."""
-    plan = Plan.read(folders[0])
+    plan = ComparisonPlan.read(folders[0])
     for folder in folders[1:]:
-        other = Plan.read(folder)
+        other = ComparisonPlan.read(folder)
         if Path(other.data).name == Path(plan.data).name:  # on another machine; whether images are the same is what ``val`` says
             other = replace(other, data=plan.data)
-        plan = plan.joined(other, folders[0])
+        plan = plan.merge(other, folders[0])
     return plan
 
 
-def furthest(folders: Sequence[Path], task: Task) -> Path:
+def furthest(folders: Sequence[Path], planned: PlannedRun) -> Path:
     """The part in which a run is furthest."""
-    done = [folder for folder in folders if finished(folder, task)]
-    begun = [folder for folder in folders if run_folder(folder, task).is_dir() or state_file(folder, task, ".json").is_file()]
+    done = [folder for folder in folders if finished(folder, planned)]
+    begun = [folder for folder in folders if run_folder(folder, planned).is_dir() or state_file(folder, planned, ".json").is_file()]
     return (done or begun or list(folders))[0]
 
 
@@ -154,7 +154,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """
     plan = read_plan(folders)
     clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
-    runs = [_run(furthest(folders, task), task) for task in plan.tasks()]
+    runs = [_run(furthest(folders, planned), planned) for planned in plan.runs()]
     done = [run for run in runs if run["status"] == "finished"]
     levels = _levels(done)
     entries = [_entry(entry, [run for run in done if run["label"] == entry.label], levels, (clock, "images")) for entry in plan.entries]
@@ -166,16 +166,16 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     return result
 
 
-def _plan(plan: Plan) -> dict[str, Any]:
+def _plan(plan: ComparisonPlan) -> dict[str, Any]:
     common = {k: v for k, v in vars(plan).items() if k not in ("entries", "seeds")}
     entries = {entry.label: entry.settings() for entry in plan.entries}
     return {**common, "budget": plan.budget(), "seeds": list(plan.seeds), "entries": entries}
 
 
-def _run(folder: Path, task: Task) -> dict[str, Any]:
-    progress = progress_of(folder, task)
-    place = run_folder(folder, task)
-    found: dict[str, Any] = {"label": task.entry.label, "seed": task.seed, "status": progress.status, "reason": progress.reason}
+def _run(folder: Path, planned: PlannedRun) -> dict[str, Any]:
+    progress = progress_of(folder, planned)
+    place = run_folder(folder, planned)
+    found: dict[str, Any] = {"label": planned.entry.label, "seed": planned.seed, "status": progress.status, "reason": progress.reason}
     found |= {"folder": str(place), "epoch": progress.epoch, "epochs": progress.epochs, "AP": progress.AP, "AP50": progress.AP50}
     if progress.status != "finished":
         return found
@@ -188,7 +188,7 @@ def _run(folder: Path, task: Task) -> dict[str, Any]:
     for split, name in (("val", "scores"), ("test", "test")):
         if known := run.evaluation.get(split):
             found[name] = {key: known.get(key) for key in (*_SCORES, "best_threshold", "images", "objects")}
-    found["memory"] = read_ending(folder, task).get("memory")
+    found["memory"] = read_ending(folder, planned).get("memory")
     return found | measured
 
 
@@ -258,7 +258,7 @@ def _resampled_means(label: str, runs: Sequence[Mapping[str, Any]]) -> np.ndarra
     return resample_seeds(values, zlib.crc32(label.encode()))
 
 
-def _conclusion(plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _conclusion(plan: ComparisonPlan, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     means = {entry["label"]: entry["scores"]["AP"] for entry in entries}
     nothing = (
         "No run is finished yet." if not entries
@@ -277,7 +277,11 @@ def _conclusion(plan: Plan, entries: Sequence[Mapping[str, Any]], runs: Sequence
 
 
 def _notes(
-    plan: Plan, clock: str, entries: Sequence[Mapping[str, Any]], runs: Sequence[Mapping[str, Any]], done: Sequence[Mapping[str, Any]]
+    plan: ComparisonPlan,
+    clock: str,
+    entries: Sequence[Mapping[str, Any]],
+    runs: Sequence[Mapping[str, Any]],
+    done: Sequence[Mapping[str, Any]],
 ) -> list[str]:
     notes = []
     if missing := len(runs) - len(done):
@@ -296,7 +300,7 @@ def _notes(
     busy = [run["load"] for run in done if run.get("load") is not None and run.get("cores") and run["load"] > 0.5 + run["cores"] / 2]
     if busy and plan.device != "cuda":
         notes.append(
-            f"Inference was timed on a machine with other load ( {min(busy):.1f} to {max(busy):.1f} on {done[0]['cores']} cores): "
+            f"Inference was timed on a machine with other load ({min(busy):.1f} to {max(busy):.1f} on {done[0]['cores']} cores): "
             "CPU time does not count waiting, but shared caches and cores still make it longer."
         )
     return notes

@@ -22,7 +22,7 @@ from types import FrameType
 from rich.console import Console
 from rich.live import Live
 
-from boxquery.compare.plan import Plan, Task
+from boxquery.compare.plan import ComparisonPlan, PlannedRun
 from boxquery.compare.results import finished, is_trained, is_worked_on, progress_of, run_folder, state_file, write_ending
 from boxquery.compare.table import live_table
 from boxquery.errors import UserError
@@ -30,157 +30,159 @@ from boxquery.locks import RUN_LOCK, Lock, is_locked
 from boxquery.training.config import FILE, RunConfig
 
 STATES, LOG = ("last.ckpt", "previous.ckpt"), ".log"
-#: seconds between two looks at the processes, and those that a stopped one has to end
-LOOK, GRACE = 0.5, 10.0
+#: seconds from one check of the processes to the next, and those that a stopped one has to end
+POLL, GRACE = 0.5, 10.0
 
 
 @dataclass
 class _Job:
-    """A run at work: first it is trained, then measured."""
+    """A process that trains or measures a run."""
 
-    task: Task
+    planned: PlannedRun
     lock: Lock
     process: subprocess.Popen[bytes]
     measuring: bool
-    #: where the output of this process begins in the log
-    begin: int
+    #: where its output begins in the log
+    log_start: int
 
 
 class Runner:
-    """Does what is left of a plan, ``jobs`` processes at a time.
+    """Trains and measures the runs of a plan that are left, ``jobs`` processes at a time.
 
     Args:
         folder: of the comparison.
-        console: where progress is told.
+        console: where progress is printed.
     """
 
-    def __init__(self, plan: Plan, folder: Path, jobs: int, console: Console):
+    def __init__(self, plan: ComparisonPlan, folder: Path, jobs: int, console: Console):
         self.plan, self.folder, self.jobs, self.console = plan, folder, jobs, console
-        self.left = [task for task in plan.tasks() if not finished(folder, task)]
+        self.left = [planned for planned in plan.runs() if not finished(folder, planned)]
         self.active: list[_Job] = []
 
     def run(self) -> None:
-        """Return when nothing is left that this process could do; what another process works on is left to it."""
+        """Return when no run is left, except those that other processes work on."""
         table = Live(console=self.console, refresh_per_second=2, get_renderable=self._table) if self.console.is_terminal else None
         with table or contextlib.nullcontext(), _stopping():
             try:
                 while self._start() or self.active:
-                    time.sleep(LOOK)
-                    self._look()
+                    time.sleep(POLL)
+                    self._check()
             finally:
                 self._stop()
 
     def _table(self):
-        return live_table([progress_of(self.folder, task) for task in self.plan.tasks()])
+        return live_table([progress_of(self.folder, planned) for planned in self.plan.runs()])
 
     def _start(self) -> bool:
-        """Fill free places. False when nothing is left to start, now or later."""
+        """Start as many runs as there is room for. False if none is left to start, now or later."""
         waiting = False
-        for task in list(self.left):
+        for planned in list(self.left):
             if len(self.active) >= self.jobs:
                 return True
-            if self.plan.minutes is not None and self._worth(task) is None and self._timed_now(task):
-                waiting = True  # for what the minutes are worth, which another seed is finding out
+            if self.plan.minutes is not None and self._timed_run(planned) is None and self._being_timed(planned):
+                waiting = True  # for the number of steps, which another seed is timing
                 continue
-            lock = take_lock(self.folder, task)
+            lock = take_lock(self.folder, planned)
             if lock is None:
                 continue
-            self.left.remove(task)
-            if finished(self.folder, task):
+            self.left.remove(planned)
+            if finished(self.folder, planned):
                 lock.release()
                 continue
-            self._begin(task, lock)
+            self._begin(planned, lock)
         return waiting
 
-    def _begin(self, task: Task, lock: Lock) -> None:
-        run = run_folder(self.folder, task)
-        write_ending(self.folder, task)
-        trained = False
+    def _begin(self, planned: PlannedRun, lock: Lock) -> None:
+        run = run_folder(self.folder, planned)
+        write_ending(self.folder, planned)
         if (run / FILE).exists():
             try:
                 config = RunConfig.read(run)
             except UserError as error:
-                return self._failed(task, lock, error.line())
-            if not self.plan.fits(task, config):
-                return self._failed(task, lock, f"{run} holds another run; remove it and compare again")
-            trained = is_trained(run)
-            if not trained and not any((run / name).is_file() for name in STATES):
-                shutil.rmtree(run)  # it was stopped in its first epoch: nothing to go on from
-        if trained:
-            return self._launch(task, lock, [sys.executable, "-m", "boxquery.compare.measure", str(run)], True)
-        words = ["train", self.plan.data, "--out", str(run), "--resume"] if run.exists() else self.plan.words(task, run, self._worth(task))
-        self._launch(task, lock, [sys.executable, "-m", "boxquery", *words], False)
+                return self._failed(planned, lock, error.line())
+            if not self.plan.fits(planned, config):
+                return self._failed(planned, lock, f"{run} holds another run; remove it and compare again")
+            if is_trained(run):
+                return self._launch(planned, lock, measuring=True)
+            if not any((run / name).is_file() for name in STATES):
+                shutil.rmtree(run)  # stopped in its first epoch: there is nothing to resume
+        self._launch(planned, lock)
+        self._print(f"{planned.name}: started")
 
-    def _launch(self, task: Task, lock: Lock, command: Sequence[str], measuring: bool) -> None:
-        path = state_file(self.folder, task, LOG)
+    def _launch(self, planned: PlannedRun, lock: Lock, *, measuring: bool = False) -> None:
+        run = run_folder(self.folder, planned)
+        if measuring:
+            command = ["boxquery.compare.measure", str(run)]
+        elif run.exists():
+            command = ["boxquery", "train", self.plan.data, "--out", str(run), "--resume"]
+        else:
+            command = ["boxquery", *self.plan.command_line(planned, run, self._timed_run(planned))]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-        with path.open("ab") as log:
-            begin = log.tell()
-            # a session of its own: Ctrl-C comes to this process alone, which then stops each child once
+        with state_file(self.folder, planned, LOG).open("ab") as log:
+            log_start = log.tell()
+            # a session of its own: Ctrl-C reaches this process alone, which then stops each child once
             process = subprocess.Popen(
-                command, env={**os.environ, **threads}, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-            )
-        self.active.append(_Job(task, lock, process, measuring, begin))
-        if not measuring:
-            self._say(f"{task.name}: started")
+                [sys.executable, "-m", *command], env={**os.environ, **threads},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+            )  # fmt: skip
+        self.active.append(_Job(planned, lock, process, measuring, log_start))
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         for job in list(self.active):
             status, memory = _ended(job.process)
             if status is None:
                 continue
             self.active.remove(job)
             if memory and not job.measuring:
-                write_ending(self.folder, job.task, memory=memory)
+                write_ending(self.folder, job.planned, memory=memory)
             if status:
-                self._failed(job.task, job.lock, _reason(state_file(self.folder, job.task, LOG), job.begin, status))
+                self._failed(job.planned, job.lock, _reason(state_file(self.folder, job.planned, LOG), job.log_start, status))
             elif job.measuring:
                 job.lock.release()
-                self._say(f"{job.task.name}: done")
+                self._print(f"{job.planned.name}: done")
             else:
-                run = str(run_folder(self.folder, job.task))
-                self._launch(job.task, job.lock, [sys.executable, "-m", "boxquery.compare.measure", run], True)
+                self._launch(job.planned, job.lock, measuring=True)
 
-    def _failed(self, task: Task, lock: Lock, reason: str) -> None:
-        write_ending(self.folder, task, reason=reason)
+    def _failed(self, planned: PlannedRun, lock: Lock, reason: str) -> None:
+        write_ending(self.folder, planned, reason=reason)
         lock.release()
-        self._say(f"{task.name}: failed: {reason}")
+        self._print(f"{planned.name}: failed: {reason}")
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False)
 
     def _stop(self) -> None:
-        """End the children: each has finished an epoch or goes back to the last one when it is resumed."""
+        """Stop the processes; a run resumes from its last finished epoch."""
         jobs, self.active = self.active, []
         _interrupt([job.process for job in jobs])
         for job in jobs:
             job.lock.release()
 
-    def _alike(self, task: Task) -> list[Task]:
-        wanted = task.entry.settings()
-        return [other for other in self.plan.tasks() if other != task and other.entry.settings() == wanted]
+    def _other_seeds(self, planned: PlannedRun) -> list[PlannedRun]:
+        wanted = planned.entry.settings()
+        return [other for other in self.plan.runs() if other != planned and other.entry.settings() == wanted]
 
-    def _worth(self, task: Task) -> RunConfig | None:
-        """The configuration of a run of the same settings, in which minutes have become steps; None without minutes."""
+    def _timed_run(self, planned: PlannedRun) -> RunConfig | None:
+        """The configuration of a run with the same settings but for the seed, whose minutes have become steps; None without minutes."""
         if self.plan.minutes is None:
             return None
-        runs = [run_folder(self.folder, other) for other in self._alike(task)]
+        runs = [run_folder(self.folder, other) for other in self._other_seeds(planned)]
         known = [RunConfig.read(run) for run in runs if (run / FILE).exists()]
         return next((config for config in known if config.length.minutes is not None), None)
 
-    def _timed_now(self, task: Task) -> bool:
-        return any(is_worked_on(self.folder, other) for other in self._alike(task))
+    def _being_timed(self, planned: PlannedRun) -> bool:
+        return any(is_worked_on(self.folder, other) for other in self._other_seeds(planned))
 
 
-def take_lock(folder: Path, task: Task) -> Lock | None:
+def take_lock(folder: Path, planned: PlannedRun) -> Lock | None:
     """None where another process works on the run: another compare, or a training whose compare was killed."""
-    if is_locked(run_folder(folder, task) / RUN_LOCK):
+    if is_locked(run_folder(folder, planned) / RUN_LOCK):
         return None
-    return Lock.take(state_file(folder, task, ".lock"))
+    return Lock.take(state_file(folder, planned, ".lock"))
 
 
-def adopt(plan: Plan, folder: Path, sources: Sequence[Path]) -> list[tuple[Task, Path]]:
-    """Take over finished runs whose configuration is a planned one: a copy without the state to go on from. What was found where."""
+def adopt(plan: ComparisonPlan, folder: Path, sources: Sequence[Path]) -> list[tuple[PlannedRun, Path]]:
+    """Copy finished runs with the configuration of a planned one, without their training state; returns which came from where."""
     candidates = []
     for source in sources:
         if not source.is_dir():
@@ -188,25 +190,25 @@ def adopt(plan: Plan, folder: Path, sources: Sequence[Path]) -> list[tuple[Task,
         for path in sorted({source / FILE, *source.glob(f"*/{FILE}"), *source.glob(f"*/*/{FILE}")}):
             if path.is_file() and is_trained(path.parent):
                 candidates.append((path.parent, RunConfig.read(path.parent)))
-    taken: list[tuple[Task, Path]] = []
-    for task in plan.tasks():
-        target = run_folder(folder, task)
-        if target.exists() or (lock := take_lock(folder, task)) is None:
+    taken: list[tuple[PlannedRun, Path]] = []
+    for planned in plan.runs():
+        target = run_folder(folder, planned)
+        if target.exists() or (lock := take_lock(folder, planned)) is None:
             continue
         for run, config in candidates:
-            if plan.fits(task, config) and run.resolve() not in {known.resolve() for _, known in taken}:
+            if plan.fits(planned, config) and run.resolve() not in {known.resolve() for _, known in taken}:
                 beside = target.with_name(f".{target.name}.new")
                 shutil.rmtree(beside, ignore_errors=True)
                 shutil.copytree(run, beside, ignore=shutil.ignore_patterns(*STATES, "early", ".*"))
                 beside.replace(target)
-                taken.append((task, run))
+                taken.append((planned, run))
                 break
         lock.release()
     return taken
 
 
 def _ended(process: subprocess.Popen[bytes]) -> tuple[int | None, int | None]:
-    """(exit status, bytes of memory at its peak) of a process that has ended; (None, None) of one that has not."""
+    """Exit status and peak memory in bytes of a process that has ended; (None, None) before."""
     if not hasattr(os, "wait4"):
         return process.poll(), None
     if process.returncode is not None:
@@ -231,10 +233,10 @@ def _interrupt(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _reason(log: Path, begin: int, status: int) -> str:
+def _reason(log: Path, start: int, status: int) -> str:
     """The last ``error:`` line of a process, else its last line."""
     with log.open("rb") as file:
-        file.seek(begin)
+        file.seek(start)
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     errors = [line.removeprefix("error:").strip() for line in lines if line.startswith("error:")]
     if errors:
@@ -245,7 +247,7 @@ def _reason(log: Path, begin: int, status: int) -> str:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[None]:
-    """SIGTERM, and a terminal that is closed, stop like Ctrl-C: the children must not be left behind."""
+    """SIGTERM and a closed terminal act like Ctrl-C, so that no process is left behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
