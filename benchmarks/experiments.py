@@ -26,6 +26,7 @@ import yaml
 from matplotlib.figure import Figure
 
 from boxquery.compare.command import compare
+from boxquery.compare.plan import CompareFlags
 from boxquery.files import atomic_write, write_json
 from convergence import BODY, HERE, PLAIN, backbone
 
@@ -144,12 +145,15 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
         for label, given in experiment.entries(data).items()
     }
     atomic_write(plan, yaml.safe_dump(planned, sort_keys=False))
-    result = compare(
-        source, out=runs / f"{name}-{data}", plan=plan, images_seen=experiment.images[data], seeds=experiment.seeds, preset="tiny",
-        image_size=128, batch_size=4, pretrained=True, freeze_backbone=experiment.frozen, device="cpu", precision="float32", jobs=jobs,
-        adopt_from=[folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()],
-    ).result  # fmt: skip
-    write_json(DOCS / "results" / f"{name}-{data}.json", record(result))
+    flags = CompareFlags(
+        images_seen=experiment.images[data], preset="tiny", image_size=128, batch_size=4, pretrained=True,
+        freeze_backbone=experiment.frozen, device="cpu", precision="float32",
+    )  # fmt: skip
+    finished = [folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()]
+    comparison = compare(
+        source, plan=plan, seeds=experiment.seeds, flags=flags, out=runs / f"{name}-{data}", jobs=jobs, adopt_from=finished
+    )
+    write_json(DOCS / "results" / f"{name}-{data}.json", record(comparison.result))
 
 
 def record(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from boxquery.compare.plan import ComparisonPlan, Entry, resolved_plan
+from boxquery.compare.plan import CompareFlags, Entry, resolved_plan
 from boxquery.compare.results import collect
 
 from .compare.fake_comparison import QUALITY, make_comparison
 
 ROOT = Path(__file__).parents[1]
-REST = {"epochs": None, "minutes": None, "image_size": 128, "batch_size": 4, "pretrained": True, "freeze_backbone": False}
 
 
 @pytest.fixture
@@ -29,8 +28,8 @@ def test_every_experiment_is_a_plan_that_can_be_trained(experiments):
     for name, experiment in experiments.EXPERIMENTS.items():
         for data in experiment.images:
             known = [Entry(label, preset="tiny", **given) for label, given in experiment.entries(data).items()]
-            rest = {"images_seen": experiment.images[data], "device": "cpu", "precision": "float32", "strict": False, **REST}
-            plan = resolved_plan(ComparisonPlan(data="shapes", entries=tuple(known), seeds=(0, 1), **rest))
+            flags = CompareFlags(images_seen=experiment.images[data], image_size=128, batch_size=4, pretrained=True, device="cpu")
+            plan = resolved_plan("shapes", known, (0, 1), flags)
             labels |= {(name, entry.label) for entry in plan.entries}
     assert len(labels) > 25
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import boxquery as bq
-from boxquery.compare.plan import ComparisonPlan, PlannedRun, entries_of, resolved_plan
+from boxquery.compare.plan import CompareFlags, ComparisonPlan, PlannedRun, entries_of, resolved_plan
 from boxquery.flags import option_word, parse_options
 from boxquery.training.config import RunConfig
 from boxquery.training.run_length import RunLength
@@ -15,7 +15,7 @@ from .fake_comparison import make_plan, write_config
 
 
 def entries(models=(), file=None, sweep=None, **options):
-    return entries_of(list(models), file, sweep or {}, "tiny", options, None)
+    return entries_of(list(models), file, sweep or {}, CompareFlags(preset="tiny", options=options))
 
 
 def test_models_a_sweep_and_a_file_make_entries(tmp_path):
@@ -30,7 +30,7 @@ def test_models_a_sweep_and_a_file_make_entries(tmp_path):
     file = tmp_path / "plan.yaml"
     file.write_text("detr:\nwithout: {model: sam-detr, options: {cross_attention: false}, lr: 0.0005, preset: small}\n")
     first, second = entries(file=file, heads=4)
-    assert (first.label, first.model, first.preset, first.options, first.lr) == ("detr", "detr", "tiny", {"heads": 4}, 0.0)
+    assert (first.label, first.model, first.preset, first.options, first.lr) == ("detr", "detr", "tiny", {"heads": 4}, None)
     assert second.settings() == {"model": "sam-detr", "preset": "small", "options": {"heads": 4, "cross_attention": False}, "lr": 5e-4}
 
 
@@ -64,20 +64,20 @@ def test_what_cannot_be_compared_is_said():
             entries(**given)
 
 
-def test_what_is_open_is_settled_from_presets():
-    models = tuple(entries(["detr", "dab-detr"]))
-    plan = resolved_plan(make_plan(entries=models, image_size=0, batch_size=0, precision="auto"))
-    assert (plan.image_size, plan.batch_size, plan.device) == (160, 4, "cpu")
+def test_what_is_not_given_is_the_presets():
+    models, flags = entries(["detr", "dab-detr"]), CompareFlags(epochs=8, device="cpu")
+    plan = resolved_plan("shapes", models, (0, 1), flags)
+    assert (plan.image_size, plan.batch_size, plan.device, plan.epochs, plan.seeds) == (160, 4, "cpu", 8, (0, 1))
     assert plan.precision in ("float32", "bf16")
     assert [entry.lr for entry in plan.entries] == [1e-3, 1e-3]
     with pytest.raises(bq.UserError, match=r"differ in image_size \(160, 240\).+--image-size"):
-        resolved_plan(replace(plan, entries=(models[0], replace(models[1], preset="small")), image_size=0))
+        resolved_plan("shapes", (models[0], replace(models[1], preset="small")), (0,), flags)
     for wrong, said in (
         (replace(models[0], model="dert"), "no model 'dert'"), (replace(models[0], preset="huge"), "no preset"),
         (replace(models[0], options={"layers": 3}), "unknown option 'layers'"), (replace(models[0], options={"heads": 5}), "multiple"),
     ):  # fmt: skip
         with pytest.raises(bq.UserError, match=said):
-            resolved_plan(replace(plan, entries=(wrong,)))
+            resolved_plan("shapes", (wrong,), (0,), flags)
 
 
 def test_a_plan_is_read_as_it_was_written(tmp_path):

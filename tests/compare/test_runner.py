@@ -263,5 +263,5 @@ def test_what_is_not_said_is_the_presets_and_named_after_the_data(tmp_path, monk
 def test_a_folder_that_holds_something_else_is_not_written_into(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert command_line(["compare", "shapes", "--models", "detr", "--epochs", "1", "--out", str(tmp_path)]) == 2
-    assert "no comparison; choose another" in capsys.readouterr().err
+    assert "is not a comparison; choose another" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

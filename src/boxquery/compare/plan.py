@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,45 @@ import yaml
 
 from boxquery.errors import UserError
 from boxquery.files import atomic_write
-from boxquery.flags import option_word
+from boxquery.flags import Preset, check_above_zero, option_word
 from boxquery.pages.format import count
-from boxquery.training.config import RunConfig, TrainFlags
+from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
 
 FILE = "compare.yaml"
 #: by how much the images that an adopted run saw may differ from those planned
 CLOSE = 0.02
 _ENTRY = ("model", "preset", "options", "lr")
-#: of a plan, the same for all of its runs
+#: of a plan, the same for all of its runs; of the budgets exactly one is given
 _SETTINGS = ("image_size", "batch_size", "pretrained", "freeze_backbone", "precision", "strict")
+_BUDGETS = ("epochs", "minutes", "images_seen")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetFlags:
+    """The budget of every run of a comparison, one of three, and the presets; ``None`` is not given.
+
+    Attributes:
+        minutes: Budget of every run in CPU minutes, which other load does not shorten; on CUDA in minutes of wall time.
+        epochs: Budget in passes over the training images. Default, without another budget: the presets', which must agree.
+        images_seen: Budget in training images; the last epoch is cut short.
+        preset: Size and recipe.
+    """
+
+    minutes: float | None = None
+    epochs: int | None = None
+    images_seen: int | None = None
+    preset: Preset = "small"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareFlags(SharedFlags, BudgetFlags):
+    """Budget and settings of every run of a comparison."""
+
+    def check(self) -> None:
+        """Raise ``UserError`` for values that no comparison can have."""
+        check_above_zero(**{name: getattr(self, name) for name in (*_BUDGETS, "image_size", "batch_size", "lr")})
+        if sum(getattr(self, name) is not None for name in _BUDGETS) > 1:
+            raise UserError("--minutes, --epochs and --images-seen each set the budget of a run; give one of them")
 
 
 @dataclass(frozen=True)
@@ -32,14 +61,14 @@ class Entry:
     Attributes:
         label: its name in the report; unique, and the start of its run folders' names.
         options: the model's options that differ from the preset.
-        lr: learning rate of the transformer; 0 in a plan that is not resolved yet: the preset's.
+        lr: learning rate of the transformer; None until resolved: the preset's.
     """
 
     label: str
     model: str
     preset: str
     options: dict[str, Any]
-    lr: float
+    lr: float | None
 
     def settings(self) -> dict[str, Any]:
         """Everything but the label."""
@@ -89,7 +118,7 @@ class ComparisonPlan:
         Args:
             timed: another seed's run of the same entry, whose minutes have become steps: all seeds share its schedule and evaluations.
         """
-        common = {name: getattr(self, name) for name in (*_SETTINGS, "device", "epochs", "minutes", "images_seen")}
+        common = {name: getattr(self, name) for name in (*_SETTINGS, *_BUDGETS, "device")}
         flags = TrainFlags(**planned.entry.settings(), **common, seed=planned.seed, clock="wall" if self.minutes is None else "cpu")
         if timed is not None:
             flags = replace(flags, schedule_steps=timed.length.schedule_steps, val_every=timed.length.val_every)
@@ -172,20 +201,18 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def entries_of(
-    models: Sequence[str], file: Path | None, sweep: Mapping[str, Sequence[Any]], preset: str, options: Mapping[str, Any], lr: float | None
-) -> list[Entry]:
-    """The entries: models by name, one model over the values of an option, or those of a file; options and learning rate apply to all.
+def entries_of(models: Sequence[str], file: Path | None, sweep: Mapping[str, Sequence[Any]], flags: CompareFlags) -> list[Entry]:
+    """The entries: models by name, one model over the values of an option, or those of a file. Raises ``UserError``.
 
-    A learning rate that is not given is 0, see ``resolved_plan``. Raises ``UserError``.
+    Preset, options and learning rate of the flags apply to all that do not say otherwise.
     """
     if (bool(models) + (file is not None)) != 1:
         raise UserError("name what to compare: --models A,B,... (one model with --sweep NAME=a,b,...) or --plan FILE")
-    common: dict[str, Any] = {"preset": preset, "lr": lr or 0.0}
+    common, options = {"preset": flags.preset, "lr": flags.lr}, flags.options or {}
     if file is not None:
         if sweep:
             raise UserError("--sweep goes with --models and one model; a plan file lists its entries itself")
-        entries = [_entry(label, given, common, options, file) for label, given in _file(file).items()]
+        entries = [_entry(label, given, flags, file) for label, given in _file(file).items()]
     elif sweep:
         if len(models) != 1 or len(sweep) != 1:
             raise UserError("--sweep needs one model in --models, and one option: --sweep num_queries=10,30,100")
@@ -215,7 +242,7 @@ def _file(file: Path) -> dict[Any, Any]:
     return given
 
 
-def _entry(label: Any, given: Any, common: Mapping[str, Any], options: Mapping[str, Any], file: Path) -> Entry:
+def _entry(label: Any, given: Any, flags: CompareFlags, file: Path) -> Entry:
     given = {} if given is None else given
     if not isinstance(label, str) or label != _label(label) or label.startswith("."):
         raise UserError(f"{file}: {label!r} is not a label; use letters, digits and - _ = . + (it names folders)")
@@ -225,14 +252,14 @@ def _entry(label: Any, given: Any, common: Mapping[str, Any], options: Mapping[s
     own = given.get("options") or {}
     if not isinstance(own, dict) or not all(isinstance(given.get(name, ""), str) for name in ("model", "preset")):
         raise UserError(f"{file}: {label}: model and preset are names, options is a mapping")
-    rate = given.get("lr", common["lr"])
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or rate < 0:
-        raise UserError(f"{file}: {label}: lr={rate!r} must be a number above 0 (in YAML 5.0e-4, not 5e-4)")
-    return Entry(label, given.get("model", label), given.get("preset", common["preset"]), {**options, **own}, float(rate))
+    lr = given.get("lr", flags.lr)
+    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or lr <= 0):
+        raise UserError(f"{file}: {label}: lr={lr!r} must be a number above 0 (in YAML 5.0e-4, not 5e-4)")
+    return Entry(label, given.get("model", label), given.get("preset", flags.preset), {**(flags.options or {}), **own}, lr)
 
 
-def resolved_plan(plan: ComparisonPlan) -> ComparisonPlan:
-    """The plan with what was not given (0 or "auto") taken from presets and this machine. Imports torch.
+def resolved_plan(data: str, entries: Sequence[Entry], seeds: Iterable[int], flags: CompareFlags) -> ComparisonPlan:
+    """The plan; what the flags do not give is the presets', or suits this machine. Imports torch.
 
     Raises:
         UserError: an unknown model, preset or option; presets that differ in image or batch size, or in epochs if no budget is given.
@@ -241,18 +268,18 @@ def resolved_plan(plan: ComparisonPlan) -> ComparisonPlan:
     from boxquery.models import preset
     from boxquery.models.options import with_options
 
-    unlimited = plan.epochs is None and plan.minutes is None and plan.images_seen is None
-    entries, sizes = [], {name: set() for name in ("image_size", "batch_size", *(["epochs"] if unlimited else []))}
-    for entry in plan.entries:
-        known = preset(entry.model, entry.preset)
-        with_options(known.options, entry.options, entry.label).check()
-        entries.append(replace(entry, lr=entry.lr or known.recipe.lr))
-        for name, values in sizes.items():
-            values.add(getattr(plan, name) or getattr(known.recipe, name))
-    for name, values in sizes.items():
-        if len(values) > 1:
-            raise UserError(f"the presets differ in {name} ({', '.join(map(str, sorted(values)))}): "
-                            f"give --{name.replace('_', '-')} for all")  # fmt: skip
-    device = choose_device(plan.device)
-    common = {name: values.pop() for name, values in sizes.items()}
-    return replace(plan, entries=tuple(entries), device=device, precision=choose_precision(plan.precision, device), **common)
+    device = choose_device(flags.device)
+    settings = {name: getattr(flags, name) for name in (*_SETTINGS, *_BUDGETS)}
+    settings |= {"device": device, "precision": choose_precision(flags.precision, device)}
+    not_given = [name for name in ("image_size", "batch_size") if settings[name] is None]
+    not_given += ["epochs"] * all(settings[name] is None for name in _BUDGETS)
+    known = [preset(entry.model, entry.preset) for entry in entries]
+    for entry, own in zip(entries, known, strict=True):
+        with_options(own.options, entry.options, entry.label).check()
+    for name in not_given:
+        settings[name], *others = sorted({getattr(own.recipe, name) for own in known})
+        if others:
+            values = ", ".join(map(str, (settings[name], *others)))
+            raise UserError(f"the presets differ in {name} ({values}): give --{name.replace('_', '-')} for all")
+    resolved = (replace(entry, lr=entry.lr or own.recipe.lr) for entry, own in zip(entries, known, strict=True))
+    return ComparisonPlan(data=data, entries=tuple(resolved), seeds=tuple(seeds), **settings)

@@ -21,44 +21,62 @@ FILE = "config.yaml"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
-    """What is trained, on what and how; ``None`` is not given.
+class SharedFlags:
+    """The flags that training and comparing share; ``None`` is not given.
+
+    Attributes:
+        options: Model option as name=value, repeatable; docs/options.md lists them.
+        image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
+        batch_size: Images per batch of one process. Default: the preset's.
+        lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
+        pretrained: Start from backbone weights of the hub.
+        freeze_backbone: Do not train the backbone.
+        device: Where to train; auto takes CUDA if there is any.
+        precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
+        strict: Fail on invalid boxes and images instead of skipping them.
+    """
+
+    options: Options = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    pretrained: Switch = False
+    freeze_backbone: Switch = False
+    device: Device = "auto"
+    precision: Precision = "auto"
+    strict: Switch = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """Which model is trained; ``None`` is not given.
 
     Attributes:
         start_from: Trained model to start from: a run or model folder, a hub id, or a paper's checkpoint. Classes are matched by name and
             may differ, as may any option. Options not given are taken from the source.
         model: Model to train; `boxquery models` lists them. Default: deformable-detr, or that of --from.
         preset: Size and recipe; with --from the recipe alone. Default: small, or that of --from.
-        options: Model option as name=value, repeatable; docs/options.md lists them.
-        image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
-        batch_size: Images per batch of one process. Default: the preset's.
-        lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
-        patience: Stop after this many evaluations without a better AP; 0 never stops.
-        pretrained: Start from backbone weights of the hub.
-        freeze_backbone: Do not train the backbone.
-        device: Where to train; auto takes CUDA if there is any.
-        precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
-        workers: Processes that read images. Default: 0 on a CPU, up to 8 for CUDA.
-        seed: Seeds initialisation, data order, augmentation and dropout, but not the train/val split.
-        strict: Fail on invalid boxes and images instead of skipping them.
-        force: Train even where the check before the first epoch fails.
     """
 
     start_from: Annotated[str | None, Parameter(name="--from")] = None
     model: str | None = None
     preset: Preset | None = None
-    options: Options = None
-    image_size: int | None = None
-    batch_size: int | None = None
-    lr: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(SharedFlags, ModelFlags):
+    """What is trained, on what and how; ``None`` is not given.
+
+    Attributes:
+        patience: Stop after this many evaluations without a better AP; 0 never stops.
+        workers: Processes that read images. Default: 0 on a CPU, up to 8 for CUDA.
+        seed: Seeds initialisation, data order, augmentation and dropout, but not the train/val split.
+        force: Train even where the check before the first epoch fails.
+    """
+
     patience: int = 0
-    pretrained: Switch = False
-    freeze_backbone: Switch = False
-    device: Device = "auto"
-    precision: Precision = "auto"
     workers: int | None = None
     seed: int = 0
-    strict: Switch = False
     force: Switch = False
 
 
