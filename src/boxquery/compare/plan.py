@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -145,10 +146,7 @@ class ComparisonPlan:
         entries = {entry.label: copy.deepcopy(entry.settings()) for entry in self.entries}
         common = {name: value for name, value in asdict(self).items() if name not in ("entries", "seeds")}
         text = yaml.safe_dump({**common, "seeds": list(self.seeds), "entries": entries}, sort_keys=False, allow_unicode=True)
-        try:
-            atomic_write(folder / FILE, text)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another --out") from error
+        atomic_write(folder / FILE, text)
 
     @classmethod
     def read(cls, folder: Path) -> ComparisonPlan:
@@ -253,7 +251,7 @@ def _entry(label: Any, given: Any, flags: CompareFlags, file: Path) -> Entry:
     if not isinstance(own, dict) or not all(isinstance(given.get(name, ""), str) for name in ("model", "preset")):
         raise UserError(f"{file}: {label}: model and preset are names, options is a mapping")
     lr = given.get("lr", flags.lr)
-    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or lr <= 0):
+    if lr is not None and (isinstance(lr, bool) or not isinstance(lr, int | float) or not 0 < lr < math.inf):
         raise UserError(f"{file}: {label}: lr={lr!r} must be a number above 0 (in YAML 5.0e-4, not 5e-4)")
     return Entry(label, given.get("model", label), given.get("preset", flags.preset), {**(flags.options or {}), **own}, lr)
 
