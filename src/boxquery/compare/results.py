@@ -6,7 +6,6 @@ DIR holds ``compare.yaml`` (the plan), ``runs/NAME`` (run folders as ``train`` w
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import zlib
@@ -20,9 +19,8 @@ import numpy as np
 
 from boxquery.compare.plan import ComparisonPlan, Entry, PlannedRun
 from boxquery.compare.statistics import against_best, conclusion
-from boxquery.errors import UserError
 from boxquery.evaluation.bootstrap import interval, resample_seeds
-from boxquery.files import write_json
+from boxquery.files import read_mapping, write_json
 from boxquery.locks import RUN_LOCK, is_locked
 from boxquery.report.run_files import RunFiles, read_run
 from boxquery.training.config import FILE, RunConfig
@@ -88,11 +86,7 @@ def is_worked_on(folder: Path, planned: PlannedRun) -> bool:
 
 def read_ending(folder: Path, planned: PlannedRun) -> dict[str, Any]:
     """``reason`` of a failure, ``memory`` (peak of the training process in bytes); unknown ones are missing."""
-    path = state_file(folder, planned, ".json")
-    try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and compare again") from error
+    return read_mapping(state_file(folder, planned, ".json"))
 
 
 def write_ending(folder: Path, planned: PlannedRun, *, reason: str | None = None, memory: int | None = None) -> None:
@@ -179,7 +173,7 @@ def _run(folder: Path, planned: PlannedRun) -> dict[str, Any]:
     found |= {"folder": str(place), "epoch": progress.epoch, "epochs": progress.epochs, "AP": progress.AP, "AP50": progress.AP50}
     if progress.status != "finished":
         return found
-    run, measured = read_run(place), json.loads((place / FOLDER / MEASURED).read_text(encoding="utf-8"))
+    run, measured = read_run(place), read_mapping(place / FOLDER / MEASURED)
     found["curve"] = _curve(run)
     last = run.epochs[-1] if run.epochs else {}
     seconds = last.get("cpu_seconds", 0)
