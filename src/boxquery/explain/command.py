@@ -229,9 +229,9 @@ def _add_values(each: _Explained, faithful: bool, relevance: bool, result: Expla
     if relevance:
         from boxquery.explain.relevance import relevances
 
-        queries = explanation.shown if pruned else [*explanation.shown, each.query]
+        queries = explanation.shown if pruned or each.query in explanation.shown else [*explanation.shown, each.query]
         maps = relevances(each.detector, explanation.image, queries).map
-        each.relevance = None if pruned else maps[-1]
+        each.relevance = None if pruned else maps[queries.index(each.query)]
         values["relevance"] = rows = [_inside(explanation, *pair) for pair in zip(explanation.shown, maps, strict=False)]
         for row in rows:
             result.tables.append(
