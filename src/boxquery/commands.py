@@ -184,7 +184,7 @@ def models(name: str | None = None, /) -> CommandResult:
     family, baselines = papers(), list_baselines()
     if name is not None:
         if name not in [*family, *baselines]:
-            raise UserError(f"no model {name!r}; choose one of {', '.join(family)}, or to compare with {', '.join(baselines)}")
+            raise UserError(f"no model {name!r}; choose one of {', '.join(family)}, or a baseline: {', '.join(baselines)}")
         values = _model(name)
         presets = [f"- {preset}: {_size(count)} at {count['image']}" for preset, count in values.get("sizes", {}).items()]
         return CommandResult(values, text="\n".join([describe(name), *(["", "Presets:", *presets] if presets else [])]))

@@ -17,7 +17,7 @@ from boxquery.parts.output import LayerPredictions, Matches, Output
 LAYERS, QUERIES, CLASSES = 3, 7, 4
 
 
-def answers(
+def predictions(
     columns: int, layers: int = LAYERS, queries: int = QUERIES, seed: int = 0, dtype: torch.dtype = torch.float64
 ) -> LayerPredictions:
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +44,7 @@ CASES = pytest.mark.parametrize("classification", [Softmax(), Focal()], ids=["so
 def slow_terms(
     criterion: SetCriterion, given: LayerPredictions, targets: list[dict], pairs: list[list[tuple[Tensor, Tensor]]]
 ) -> dict[str, Tensor]:
-    """A layer, an image and a pair at a time."""
+    """One layer, image and pair at a time."""
     objects = max(sum(len(t["labels"]) for t in targets), 1)
     columns = given.logits.shape[-1]
     terms: dict[str, list[Tensor]] = {"class": [], "l1": [], "giou": []}
@@ -74,7 +74,7 @@ def slow_terms(
 @pytest.mark.parametrize("counts", [(2, 0, 9), (1, 1, 1), (0, 0, 0)], ids=str)
 def test_terms_are_their_definition(classification, counts):
     criterion = SetCriterion(classification)
-    given, targets = answers(CLASSES + classification.has_no_object), wanted(counts)
+    given, targets = predictions(CLASSES + classification.has_no_object), wanted(counts)
     total, terms = criterion(Output(given.logits, given.boxes), targets)
     expected = slow_terms(criterion, given, targets, criterion.pairs(given.logits, given.boxes, targets))
     assert terms.keys() == expected.keys()
@@ -93,7 +93,7 @@ def test_terms_are_their_definition(classification, counts):
 @CASES
 def test_costs_are_their_definition(classification):
     """Class, 5 x L1, 2 x (-GIoU), as the papers' matchers."""
-    given, targets = answers(CLASSES + classification.has_no_object), wanted()
+    given, targets = predictions(CLASSES + classification.has_no_object), wanted()
     cost = SetCriterion(classification).cost(given.logits, given.boxes, pad_targets(targets, given.boxes, len(targets), CLASSES))
     assert cost.shape == (LAYERS, 3, QUERIES, 9)
     assert not cost.requires_grad
@@ -124,7 +124,7 @@ def test_focal_loss_of_certain_logits():
 @CASES
 def test_a_label_must_have_a_column(classification):
     """A softmax has a column for "no object", which is no class."""
-    given = answers(CLASSES + classification.has_no_object)
+    given = predictions(CLASSES + classification.has_no_object)
     targets = wanted()
     targets[2]["labels"][4] = CLASSES
     for call in (
@@ -135,9 +135,9 @@ def test_a_label_must_have_a_column(classification):
             call()
 
 
-def test_proposals_are_taught_that_every_object_is_class_0():
+def test_every_object_is_class_0_for_proposals():
     criterion = SetCriterion(Focal())
-    given, proposals, targets = answers(CLASSES), answers(CLASSES, layers=1, queries=20, seed=3), wanted()
+    given, proposals, targets = predictions(CLASSES), predictions(CLASSES, layers=1, queries=20, seed=3), wanted()
     _, terms = criterion(Output(given.logits, given.boxes, proposals=proposals), targets)
     anything = [{"labels": torch.zeros_like(t["labels"]), "boxes": t["boxes"]} for t in targets]
     expected = slow_terms(criterion, proposals, anything, criterion.pairs(proposals.logits, proposals.boxes, anything))
@@ -152,7 +152,7 @@ def test_proposals_are_taught_that_every_object_is_class_0():
 def test_precision(classification, given_dtype):
     """float32 at least, also under autocast; float64 stays."""
     expected = torch.promote_types(given_dtype, torch.float32)
-    given = answers(CLASSES + classification.has_no_object, dtype=given_dtype)
+    given = predictions(CLASSES + classification.has_no_object, dtype=given_dtype)
     with torch.autocast("cpu", torch.bfloat16, enabled=given_dtype == torch.bfloat16):
         total, terms = SetCriterion(classification)(Output(given.logits, given.boxes), wanted(dtype=torch.float32))
     assert {t.dtype for t in (total, *terms.values())} == {expected}
@@ -164,28 +164,28 @@ def detections(classification, logits: Tensor, boxes: Tensor, sizes: list[tuple[
 
 
 @CASES
-def test_answers(classification):
+def test_detections(classification):
     """Best first, in pixels of the original, unclipped."""
-    given = answers(CLASSES + classification.has_no_object)
+    given = predictions(CLASSES + classification.has_no_object)
     logits, boxes = given.logits[-1], given.boxes[-1]
     sizes = [(100, 200), (50, 30), (10, 10)]
     scores = classification.scores(logits)
-    for image, answer in enumerate(detections(classification, logits, boxes, sizes)):
+    for image, found in enumerate(detections(classification, logits, boxes, sizes)):
         listed = [(scores[image, q, c].item(), c, q) for q in range(QUERIES) for c in range(CLASSES)]
         if classification.has_no_object:
             listed = [max(o for o in listed if o[2] == q) for q in range(QUERIES)]
         listed = sorted(listed, reverse=True)[: QUERIES if classification.has_no_object else 5]
-        assert answer["scores"].tolist() == pytest.approx([s for s, _, _ in listed])
-        assert answer["labels"].tolist() == [c for _, c, _ in listed]
+        assert found["scores"].tolist() == pytest.approx([s for s, _, _ in listed])
+        assert found["labels"].tolist() == [c for _, c, _ in listed]
         h, w = sizes[image]
-        for box, (_, _, q) in zip(answer["boxes"].tolist(), listed, strict=True):
+        for box, (_, _, q) in zip(found["boxes"].tolist(), listed, strict=True):
             cx, cy, bw, bh = boxes[image, q].tolist()
             assert box == pytest.approx([(cx - bw / 2) * w, (cy - bh / 2) * h, (cx + bw / 2) * w, (cy + bh / 2) * h])
 
 
 @CASES
 def test_one_label_a_query(classification):
-    given = answers(CLASSES + classification.has_no_object)
+    given = predictions(CLASSES + classification.has_no_object)
     (first, *_) = detections(classification, given.logits[-1], given.boxes[-1], [(10, 10)] * 3, top_k=3, one_label=True)
     assert len(first["scores"]) == 3
     best = classification.scores(given.logits[-1, 0]).amax(-1).sort(descending=True).values[:3]

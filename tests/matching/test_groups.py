@@ -1,4 +1,4 @@
-"""Noised copies of the objects: how far they move, what they must become, and who sees whom."""
+"""Noised copies of the objects: how far they move, what they are trained to be, and which queries attend to which."""
 
 import pytest
 import torch
@@ -55,13 +55,13 @@ def test_only_the_first_half_of_a_group_is_matched_each_to_its_own_object(batch)
     assert matches.counts == ((12, 0, 20),)
 
 
-def test_labels_are_told_wrongly_as_often_as_asked():
+def test_labels_are_replaced_with_the_given_probability():
     torch.manual_seed(0)
     batch = [objects(50)]
     for noise in (0.0, 0.5):
         module = Denoising(CLASSES, 8, 4000, label_noise=noise)
-        told = (module.noise(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
-        wrong = (told != batch[0]["labels"]).float().mean().item()
+        drawn = (module.noise(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
+        wrong = (drawn != batch[0]["labels"]).float().mean().item()
         assert wrong == pytest.approx(noise * (CLASSES - 1) / CLASSES, abs=0.03)
 
 
@@ -80,7 +80,7 @@ def test_nothing_to_denoise():
     assert noisy([objects(0), objects(0)]) is None
 
 
-def test_ordinary_queries_answer_as_if_there_were_no_noise(batch):
+def test_ordinary_queries_predict_as_without_denoising(batch):
     torch.manual_seed(0)
     model = bq.create_model("deformable-detr", classes=CLASSES, preset="tiny").eval()
     images = torch.randn(3, 3, 96, 96)
@@ -96,8 +96,8 @@ def test_slots_without_an_object_are_neither_right_nor_wrong(batch):
     torch.manual_seed(0)
     model = bq.create_model("deformable-detr", classes=CLASSES, preset="tiny").eval()
     out = model(torch.randn(3, 3, 96, 96), targets=batch)
-    taught = out.extra["denoising"]
-    assert torch.isneginf(taught.logits[:, 1]).all()
+    group = out.extra["denoising"]
+    assert torch.isneginf(group.logits[:, 1]).all()
     total, terms = model.loss(out, batch)
     total.backward()
     assert terms["denoising.class"].shape == (3,)

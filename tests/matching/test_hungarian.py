@@ -67,7 +67,7 @@ def test_a_cost_that_is_no_number_stops(wrong):
         hungarian([costs], (1, 2))
 
 
-def test_columns_beyond_the_count_are_not_looked_at():
+def test_columns_beyond_the_count_are_ignored():
     costs = torch.zeros(1, 2, 4, 2)
     costs[0, 0, :, 1] = torch.nan
     hungarian([costs], (1, 2))
@@ -88,20 +88,20 @@ def test_pad_targets():
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [([0, 3], "the label 3: labels of 3 classes go from 0 to 2"), ([-1, 2], "the label -1: labels of 3")]
+    ("labels", "message"), [([0, 3], "the label 3: labels of 3 classes go from 0 to 2"), ([-1, 2], "the label -1: labels of 3")]
 )
-def test_a_label_without_a_class_is_named(labels, said):
+def test_a_label_without_a_class_is_named(labels, message):
     targets = [
         {"labels": torch.tensor(labels), "boxes": torch.full((2, 4), 0.5)},
         {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)},
     ]
-    with pytest.raises(bq.UserError, match=said):
+    with pytest.raises(bq.UserError, match=message):
         pad_targets(targets, torch.zeros(1), 2, 3)
     elsewhere = [{"labels": t["labels"].to("meta"), "boxes": t["boxes"].to("meta")} for t in targets]
-    pad_targets(elsewhere, torch.zeros(1, device="meta"), 2, 3)  # to look there would be to wait
+    pad_targets(elsewhere, torch.zeros(1, device="meta"), 2, 3)  # checking there would wait
 
 
-def answers(layers: int, queries: int, columns: int) -> LayerPredictions:
+def predictions(layers: int, queries: int, columns: int) -> LayerPredictions:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(layers, 2, queries, columns, generator=generator)
     return LayerPredictions(logits, 0.1 + 0.8 * torch.rand(layers, 2, queries, 4, generator=generator))
@@ -125,7 +125,7 @@ def test_one_transfer_to_the_host(monkeypatch, classification):
     for name in ("item", "tolist", "nonzero", "__bool__", "__float__", "__int__"):
         counted(name, "blocking")
     columns = 3 + classification.has_no_object
-    decoder, proposals = answers(6, 10, columns), answers(1, 40, columns)
+    decoder, proposals = predictions(6, 10, columns), predictions(1, 40, columns)
     out = Output(decoder.logits, decoder.boxes, proposals=proposals)
     targets = [{"labels": torch.tensor([0, 2]), "boxes": torch.tensor([[0.4, 0.4, 0.2, 0.2], [0.6, 0.6, 0.3, 0.2]])}] * 2
     SetCriterion(classification)(out, targets)

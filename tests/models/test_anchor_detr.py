@@ -32,7 +32,7 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 
 def with_axes(*shape: int, padded: bool = True) -> Memory:
-    """Two images, the second smaller; axes are random, since the read does not care what they mean."""
+    """Two images, the second smaller; axes are random, since their meaning does not matter to the attention."""
     seen = memory((shape[0], shape[1]), padded=padded)
     across, down = (torch.randn(2, n, DIM, dtype=torch.float64, generator=seeded(n)) for n in (shape[1], shape[0]))
     return Memory(seen.tokens, None, seen.mask, seen.shapes, seen.valid_ratios, seen.extents, ((across, down),))
@@ -44,29 +44,29 @@ def slow_softmax(numbers: list[float]) -> list[float]:
     return [e / sum(exp) for e in exp]
 
 
-def slow_factor(content, place, keys, position, weight, bias, rows: tuple[slice, slice], padding) -> Tensor:
-    """[H, Q, n] of one image: content and place [Q, D], keys [n, m, D] (m cells for each of n lines), position [n, D], padding [n]."""
-    ask, answer = rows
+def slow_factor(content, own_position, keys, position, weight, bias, rows: tuple[slice, slice], padding) -> Tensor:
+    """[H, Q, n] of one image: content and own position [Q, D], keys [n, m, D] (m cells for each of n lines), position [n, D], padding [n]."""
+    query, key = rows
     size = DIM // HEADS
     out = torch.zeros(HEADS, len(content), len(keys), dtype=torch.float64)
     for head in range(HEADS):
         part = slice(head * size, (head + 1) * size)
         for i in range(len(content)):
-            q = (weight[ask] @ (content[i] + place[i]) + bias[ask])[part]
+            q = (weight[query] @ (content[i] + own_position[i]) + bias[query])[part]
             logits = []
             for line in range(len(keys)):
                 # every cell is projected with its line's position, then the projections are averaged
-                each = [(weight[answer] @ (cell + position[line]) + bias[answer])[part] for cell in keys[line]]
+                each = [(weight[key] @ (cell + position[line]) + bias[key])[part] for cell in keys[line]]
                 mean = sum(each) / len(each)
                 logits.append(-math.inf if padding[line] else float(q @ mean) / math.sqrt(size))
             out[head, i] = torch.tensor(slow_softmax(logits), dtype=torch.float64)
     return out
 
 
-def slow_read(read: RowColumnDecoupledAttention, content, axes, seen: Memory) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """The read [B, Q, D] in loops over images, heads, queries and cells, and each image's two factors."""
+def slow_attention(module: RowColumnDecoupledAttention, content, axes, seen: Memory) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """The attention's output [B, Q, D] in loops over images, heads, queries and cells, and each image's two factors."""
     (h, w), size = seen.shapes[0], DIM // HEADS
-    weight, bias = read.in_proj.weight.detach(), read.in_proj.bias.detach()
+    weight, bias = module.in_proj.weight.detach(), module.in_proj.bias.detach()
     q_row, q_col, k_row, k_col, value = (slice(i * DIM, (i + 1) * DIM) for i in range(5))
     across, down = seen.axes[0]
     out, factors = torch.zeros_like(content), []
@@ -83,16 +83,16 @@ def slow_read(read: RowColumnDecoupledAttention, content, axes, seen: Memory) ->
                     for x in range(w):
                         v = (weight[value] @ cells[y, x] + bias[value])[part]
                         out[b, i, part] += row[head, i, x] * column[head, i, y] * v
-        out[b] = out[b] @ read.out_proj.weight.detach().T + read.out_proj.bias.detach()
+        out[b] = out[b] @ module.out_proj.weight.detach().T + module.out_proj.bias.detach()
     return out, factors
 
 
-def a_read(dropout: float = 0.0) -> RowColumnDecoupledAttention:
+def an_attention(dropout: float = 0.0) -> RowColumnDecoupledAttention:
     torch.manual_seed(0)
-    read = RowColumnDecoupledAttention(DIM, HEADS, dropout).double()
-    nn.init.normal_(read.in_proj.bias)
-    nn.init.normal_(read.out_proj.bias)
-    return read
+    module = RowColumnDecoupledAttention(DIM, HEADS, dropout).double()
+    nn.init.normal_(module.in_proj.bias)
+    nn.init.normal_(module.out_proj.bias)
+    return module
 
 
 def some_queries() -> tuple[Tensor, QueryGeometry]:
@@ -105,25 +105,25 @@ class TestRowColumnRead:
     @pytest.mark.parametrize("padded", [True, False])
     @pytest.mark.parametrize("shape", SHAPES)
     def test_decoder(self, shape, padded):
-        read, seen, (content, geometry) = a_read(), with_axes(*shape, padded=padded), some_queries()
+        module, seen, (content, geometry) = an_attention(), with_axes(*shape, padded=padded), some_queries()
         trace = LayerTrace(memory=seen)
-        out = read(content, geometry, seen, trace)
-        expected, factors = slow_read(read, content, geometry.axes, seen)
+        out = module(content, geometry, seen, trace)
+        expected, factors = slow_attention(module, content, geometry.axes, seen)
         torch.testing.assert_close(out, expected, atol=1e-12, rtol=0)
         ((row, column),) = trace.attention
         for b, (slow_row, slow_column) in enumerate(factors):
             torch.testing.assert_close(row[b], slow_row, atol=1e-12, rtol=0)
             torch.testing.assert_close(column[b], slow_column, atol=1e-12, rtol=0)
-        assert torch.equal(read(content, geometry, seen), out)
+        assert torch.equal(module(content, geometry, seen), out)
 
     @torch.no_grad()
     @pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
     def test_encoder_asks_from_each_cells_own_column_and_row(self, shape):
-        read, seen = a_read(), with_axes(*shape)
+        module, seen = an_attention(), with_axes(*shape)
         (across, down), (h, w) = seen.axes[0], seen.shapes[0]
         own = [torch.stack([line[:, x if line is across else y] for y in range(h) for x in range(w)], 1) for line in (across, down)]
-        expected, _ = slow_read(read, seen.tokens, own, seen)
-        torch.testing.assert_close(read(seen.tokens, at_axes(seen), seen), expected, atol=1e-12, rtol=0)
+        expected, _ = slow_attention(module, seen.tokens, own, seen)
+        torch.testing.assert_close(module(seen.tokens, at_axes(seen), seen), expected, atol=1e-12, rtol=0)
 
     @pytest.mark.parametrize("shape", [(3, 4), (4, 3)])
     def test_gradients(self, shape):
@@ -137,24 +137,24 @@ class TestRowColumnRead:
     @pytest.mark.parametrize("shape", [(7, 11), (11, 7)])
     def test_no_cell_has_a_weight_of_its_own(self, shape):
         """13 queries on 7 x 11 cells: nothing is as large as their attention [B, H, 13, 7, 11], and the longer side goes first."""
-        read, seen = a_read(), with_axes(*shape)
+        module, seen = an_attention(), with_axes(*shape)
         content = torch.randn(2, 13, DIM, dtype=torch.float64, generator=seeded())
         with Sizes() as made:
-            read(content, QueryGeometry(axes=(content, content)), seen)
+            module(content, QueryGeometry(axes=(content, content)), seen)
         assert max(made.sizes) == 2 * 13 * 7 * DIM
         assert not any(13 in shape and (77 in shape or {7, 11} <= set(shape)) for shape in made.shapes)
 
     def test_dropout_is_on_the_weights(self):
-        read, seen, (content, geometry) = a_read(dropout=0.5), with_axes(4, 6), some_queries()
+        module, seen, (content, geometry) = an_attention(dropout=0.5), with_axes(4, 6), some_queries()
         torch.manual_seed(0)
-        dropped = read(content, geometry, seen)
-        assert not torch.allclose(dropped, read.eval()(content, geometry, seen))
-        assert torch.equal(read(content, geometry, seen), a_read().eval()(content, geometry, seen))
+        dropped = module(content, geometry, seen)
+        assert not torch.allclose(dropped, module.eval()(content, geometry, seen))
+        assert torch.equal(module(content, geometry, seen), an_attention().eval()(content, geometry, seen))
 
     def test_heatmap_is_the_mean_of_the_heads_products(self):
-        read, seen, (content, geometry) = a_read(), with_axes(4, 6), some_queries()
+        module, seen, (content, geometry) = an_attention(), with_axes(4, 6), some_queries()
         trace = LayerTrace(memory=seen)
-        read(content, geometry, seen, trace)
+        module(content, geometry, seen, trace)
         ((row, column),) = trace.attention
         product = torch.einsum("bnqh,bnqw->bnqhw", column, row)
         for image in range(2):
@@ -231,7 +231,7 @@ class TestPositions:
 
     @torch.no_grad()
     @pytest.mark.parametrize("axes", [True, False])
-    def test_place(self, axes):
+    def test_locate(self, axes):
         part, seen = positions(axes), memory((4, 6), dim=DIM)
         torch.manual_seed(1)
         queries = PatternQueries(4, 3, DIM, part.of_points).double()
@@ -256,7 +256,7 @@ class TestPositions:
         assert len(list(model.parameters())) == len(list(model.named_parameters(remove_duplicate=False)))
 
     @torch.no_grad()
-    def test_a_copy_places_with_its_own_parameters(self):
+    def test_a_copy_encodes_with_its_own_parameters(self):
         """The moving average of training is a deep copy."""
         model = create("anchor-detr").eval()
         images, mask = batch(*SIZES)
@@ -301,7 +301,7 @@ class TestQueries:
         assert queries.points.grad[:4, 0].tolist() == [0, 0, 0, 0]
         assert bool((queries.points.grad[6:] != 0).all())
 
-    def test_points_are_taught_by_boxes_and_by_embeddings(self):
+    def test_points_are_trained_by_boxes_and_by_positions(self):
         model = shaken(create("anchor-detr")).double()
         out = model(batch((64, 96), dtype=torch.float64)[0])
         (by_boxes,) = torch.autograd.grad(out.boxes[0].sum(), model.queries.points, retain_graph=True)
@@ -312,23 +312,23 @@ class TestQueries:
 
 @torch.no_grad()
 def test_rows_and_columns_in_the_model():
-    """The first encoder layer of a whole model: what each cell read, from the model's own tokens and mask, in loops."""
+    """The first encoder layer of a whole model: what each cell attended to, from the model's own tokens and mask, in loops."""
     model = shaken(create("anchor-detr", hidden_dim=32, heads=2)).double().eval()
     trace = model(*batch((64, 96), (48, 64), dtype=torch.float64), trace=True).trace.encoder[0]
-    seen, read = trace.memory, model.encoder.layers[0].read
+    seen, module = trace.memory, model.encoder.layers[0].read
     (h, w), part = seen.shapes[0], model.tokens.position
-    weight, bias = read.in_proj.weight, read.in_proj.bias
+    weight, bias = module.in_proj.weight, module.in_proj.bias
     ((row, column),) = trace.attention
     for b in range(2):
         cells, valid = seen.tokens[b].view(h, w, 32), ~seen.mask[b].view(h, w)
         columns, rows = int(valid[0].sum()), int(valid[:, 0].sum())
         for factor, start, count, lines in ((row, 0, columns, cells.transpose(0, 1)), (column, 1, rows, cells)):
-            ask, answer = slice(32 * start, 32 * start + 32), slice(32 * (start + 2), 32 * (start + 3))
+            query, key = slice(32 * start, 32 * start + 32), slice(32 * (start + 2), 32 * (start + 3))
             places = torch.stack([slow_mlp(part.axis, slow_sine((i + 0.5) / count, 32)) for i in range(count)])
-            keys = [(lines[i] + places[i]) @ weight[answer].T + bias[answer] for i in range(count)]
+            keys = [(lines[i] + places[i]) @ weight[key].T + bias[key] for i in range(count)]
             for y in range(rows):
                 for x in range(columns):
-                    q = weight[ask] @ (cells[y, x] + places[y if start else x]) + bias[ask]
+                    q = weight[query] @ (cells[y, x] + places[y if start else x]) + bias[query]
                     for head in range(2):
                         k = slice(16 * head, 16 * head + 16)
                         wanted = slow_softmax([float(q[k] @ key.mean(0)[k]) / 4 for key in keys])
@@ -339,7 +339,7 @@ def test_rows_and_columns_in_the_model():
 
 @torch.no_grad()
 def test_dense_attention_in_the_model():
-    """The same with every cell read: queries and keys are token plus embedded point, in one softmax over the valid cells."""
+    """The same with dense attention: queries and keys are token plus embedded point, in one softmax over the valid cells."""
     model = shaken(create("anchor-detr", hidden_dim=32, heads=2, attention="dense")).double().eval()
     trace = model(*batch((64, 96), (48, 64), dtype=torch.float64), trace=True).trace.encoder[0]
     seen, inner = trace.memory, model.encoder.layers[0].read.attention
@@ -365,18 +365,18 @@ def test_dense_attention_in_the_model():
 
 
 @torch.no_grad()
-def test_padding_is_read_by_the_means_alone(monkeypatch):
+def test_padding_affects_the_means_alone(monkeypatch):
     """Why the sweep excuses this model: with keys averaged over valid cells only, nothing depends on what lies under the padding."""
     model = shaken(create("anchor-detr")).double().eval()
     images, mask = batch(*SIZES, dtype=torch.float64)
 
-    def answers(seed: int) -> Tensor:
+    def logits(seed: int) -> Tensor:
         hook = model.neck.register_forward_hook(with_garbage(mask, seed))
         out = model(images, mask).logits
         hook.remove()
         return out
 
-    assert (answers(3) - answers(4)).abs().max() > 1e-3
+    assert (logits(3) - logits(4)).abs().max() > 1e-3
 
     def means_of_valid(self, memory: Memory) -> tuple[Tensor, Tensor]:
         ((cells,), (padding,)) = memory.maps(memory.tokens), memory.maps(memory.mask)
@@ -384,7 +384,7 @@ def test_padding_is_read_by_the_means_alone(monkeypatch):
         return tuple((cells * valid).sum(side) / valid.sum(side).clamp(min=1) for side in (1, 2))
 
     monkeypatch.setattr(RowColumnDecoupledAttention, "means", means_of_valid)
-    torch.testing.assert_close(answers(3), answers(4), atol=1e-9, rtol=0)
+    torch.testing.assert_close(logits(3), logits(4), atol=1e-9, rtol=0)
 
 
 def test_start_values():
@@ -435,7 +435,7 @@ OFFICIAL: dict[str, dict[str, Any]] = {"rcda": {}, "dense": {"attention": "dense
 
 
 def official_keys() -> list[str]:
-    """As megvii-research/AnchorDETR names them (without the backbone); heads are listed once a layer."""
+    """As megvii-research/AnchorDETR names them (without the backbone); heads are listed once per layer."""
     encoder, decoder = "transformer.encoder_layers.0", [f"transformer.decoder_layers.{i}" for i in range(2)]
     keys = ["transformer.pattern.weight", "transformer.position.weight", *both("input_proj.0.0", "input_proj.0.1")]
     keys += both(*(f"transformer.adapt_pos{n}d.{i}" for n in (1, 2) for i in (0, 2)))

@@ -66,7 +66,7 @@ def test_learns_pads_exactly_and_comes_back(system, options):
     loss.backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not bool(p.grad.isfinite().all())] == []
     known = set(build(system).state_dict())
-    # a place that was laid around the paper's has the paper's under one more name
+    # a locate that wraps the paper's has the paper's under one more name
     new = {n: p for n, p in model.named_parameters() if n.replace("place.place.", "place.").replace("place.place.", "place.") not in known}
     assert [n for n, p in new.items() if not p.grad.any() and not n.endswith("key_place.bias")] == []
 
@@ -79,7 +79,7 @@ def test_learns_pads_exactly_and_comes_back(system, options):
         alone = model(images[1:], mask[1:])
     torch.testing.assert_close(alone.logits[:, 0], expected.logits[:, 1], atol=1e-8, rtol=0)
     if set(options) - {"query_position"}:
-        sweep.test_padding_says_nothing(system if system in sweep.READS_PADDING and "encoder" not in options else "", model)
+        sweep.test_padding_changes_nothing(system if system in sweep.AFFECTED_BY_PADDING and "encoder" not in options else "", model)
     if "encoder" in options:
         traced = model(images, mask, trace=True).trace
         assert len(traced.layers) == 3
@@ -127,7 +127,7 @@ def test_positions_of_the_image(system, kind, part):
 
 @torch.no_grad()
 @pytest.mark.parametrize("system", ["detr", "conditional-detr", "smca-detr", "dab-detr"])
-def test_a_bias_is_zero_at_first_and_then_moves_what_is_read(system):
+def test_a_bias_is_zero_at_first_and_then_moves_the_attention(system):
     """A large bias for cells right of a box's left side and left of its right side draws the attention into the box before."""
     plain, model = build(system).eval(), build(system, relative_bias=True).eval()
     weights = {k.removeprefix("place.") if k.startswith("place.place.") else k: v for k, v in model.state_dict().items()}
@@ -158,13 +158,13 @@ def test_a_bias_is_zero_at_first_and_then_moves_what_is_read(system):
                 across = ((x - box[0]).abs() - box[2] / 2).clamp(min=0)
                 down = ((y - box[1]).abs() - box[3] / 2).clamp(min=0)
                 away = down[:, None] + across
-                read = layer.attention[0][image, :, query, : len(rows), : len(columns)]
-                torch.testing.assert_close(read.sum((1, 2)), torch.ones(len(read)), atol=1e-4, rtol=0)
-                assert float((read * (away > away.min() + 0.02)).sum()) < 1e-3
+                weights = layer.attention[0][image, :, query, : len(rows), : len(columns)]
+                torch.testing.assert_close(weights.sum((1, 2)), torch.ones(len(weights)), atol=1e-4, rtol=0)
+                assert float((weights * (away > away.min() + 0.02)).sum()) < 1e-3
 
 
 def test_the_last_prediction_teaches_nothing_through_the_bias():
-    """The box that a layer looks around is detached: the boxes before get no gradient from what the last layer answers."""
+    """The box that the bias is measured from is detached: earlier boxes get no gradient from the last layer's predictions."""
     model = shaken(build("detr", relative_bias=True))
     out = model(*batch(*SIZES))
     (gradient,) = torch.autograd.grad(out.logits[-1].sum(), model.heads[0].boxes.layers[0].weight, allow_unused=True)
@@ -173,29 +173,29 @@ def test_the_last_prediction_teaches_nothing_through_the_bias():
 
 @torch.no_grad()
 def test_positions_of_queries():
-    """What each kind tells: the same for equal references, nothing for none, its own row for learned, also after some were dropped."""
+    """Positions of each kind: the same for equal references, nothing for none, its own row for learned, also after some were dropped."""
     images, mask = batch(*SIZES)
     for kind in ("learned", "sine", "sine-mlp", "none"):
         model = build("dab-detr", query_position=kind, num_queries=[12, 7, 4]).eval()
-        looks, place = [], model.place
+        records, inner = [], model.place
 
         class Watched(torch.nn.Module):
-            def forward(self, state, memory, layer, place=place, looks=looks):
-                state, geometry = place(state, memory, layer)
-                looks.append((state, geometry))
+            def forward(self, state, memory, layer, inner=inner, records=records):
+                state, geometry = inner(state, memory, layer)
+                records.append((state, geometry))
                 return state, geometry
 
         model.place = Watched()
         model(images, mask)
-        for state, geometry in looks:
-            told = geometry.self_position.expand(2, state.content.shape[1], -1)
-            assert geometry.position is not geometry.self_position  # the place that is compared with the image's stays
+        for state, geometry in records:
+            position = geometry.self_position.expand(2, state.content.shape[1], -1)
+            assert geometry.position is not geometry.self_position  # the position that is compared with the image's stays
             if kind == "none":
-                assert not told.any()
+                assert not position.any()
             elif kind == "learned":
                 rows = torch.arange(12).expand(2, -1) if state.query_index is None else state.query_index
-                assert torch.equal(told, place.table[rows])
+                assert torch.equal(position, inner.table[rows])
             else:
-                assert not torch.equal(told[:, 0], told[:, 1])
+                assert not torch.equal(position[:, 0], position[:, 1])
         if kind == "learned":
-            assert [geometry.self_position.shape[1] for _, geometry in looks] == [12, 7, 4]
+            assert [geometry.self_position.shape[1] for _, geometry in records] == [12, 7, 4]

@@ -95,8 +95,8 @@ def state_of(model, queries: int = 4) -> tuple[QueryState, Tensor]:
 
 @pytest.mark.parametrize("layer", [0, 1])
 @torch.no_grad()
-def test_place(layer):
-    """Section 4.3: down comes first in the features, and each axis is asked as widely as the reference size over the box's own."""
+def test_locate(layer):
+    """Section 4.3: y comes first in the features, and each axis is scaled by the reference size over the box's own."""
     model = shaken(create("dab-detr")).double().eval()
     images, mask = batch((96, 128), (64, 80), dtype=torch.float64)
     memory = model(images, mask, trace=True).trace.layers[0].memory
@@ -119,8 +119,8 @@ def test_place(layer):
 
 @pytest.mark.parametrize("layer", [0, 2])
 @torch.no_grad()
-def test_place_on_deformable_attention(layer):
-    """The box is seen as the padded image of the finest level has it."""
+def test_locate_on_deformable_attention(layer):
+    """The box is in shares of the padded image of the finest level."""
     model = shaken(create("dab-deformable-detr")).double().eval()
     images, mask = batch((96, 128), (64, 80), dtype=torch.float64)
     memory = model(images, mask, trace=True).trace.layers[0].memory
@@ -137,7 +137,7 @@ def test_place_on_deformable_attention(layer):
             torch.testing.assert_close(geometry.position[image, query], wanted)
 
 
-def test_the_next_place_carries_no_gradient_but_the_prediction_does():
+def test_the_next_reference_carries_no_gradient_but_the_prediction_does():
     model = shaken(create("dab-detr")).double().eval()
     content = torch.randn(1, 3, model.config["options"]["hidden_dim"], dtype=torch.float64, requires_grad=True)
     logits = torch.zeros(1, 3, 4, dtype=torch.float64)

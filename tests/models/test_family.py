@@ -34,12 +34,12 @@ def test_every_file_says_what_it_is(name):
 def code_lines(path: Path) -> int:
     """Lines that hold code: neither empty, nor a comment, nor of a docstring."""
     text = path.read_text(encoding="utf-8")
-    silent = set()
+    docstrings = set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            silent |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+            docstrings |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     rows = enumerate(text.splitlines(), 1)
-    return sum(1 for i, line in rows if i not in silent and line.strip() and not line.strip().startswith("#"))
+    return sum(1 for i, line in rows if i not in docstrings and line.strip() and not line.strip().startswith("#"))
 
 
 def test_files_are_read_once(monkeypatch):

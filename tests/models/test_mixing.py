@@ -86,7 +86,7 @@ def model(small) -> DetectionTransformer:
         sweep.test_no_mask_is_a_mask_of_nothing,
         sweep.test_images_do_not_see_each_other,
         sweep.test_last_only,
-        sweep.test_boxes_and_answers,
+        sweep.test_boxes_and_detections,
         sweep.test_double_precision,
     ],
 )
@@ -94,9 +94,9 @@ def test_it_keeps_the_promises_of_the_family(promise, model):
     promise(model)
 
 
-@pytest.mark.parametrize("promise", [sweep.test_every_parameter_is_taught, sweep.test_padding_says_nothing])
+@pytest.mark.parametrize("promise", [sweep.test_every_parameter_is_trained, sweep.test_padding_changes_nothing])
 def test_gradients_and_padding(promise, model):
-    assert NAME not in (*sweep.NO_GRADIENT, *sweep.READS_PADDING)
+    assert NAME not in (*sweep.NO_GRADIENT, *sweep.AFFECTED_BY_PADDING)
     promise(NAME, model)
 
 
@@ -118,7 +118,7 @@ def test_the_trace_shows_attention_under_gaussians_around_the_points(small):
     out = model(*batch(*SIZES, dtype=torch.float64), trace=True)
     points, count = model.queries.points, len(model.queries.points)
     for layer in out.trace.layers:
-        traces.check_read(layer, 2, 3 * count, 8)
+        traces.check_attention(layer, 2, 3 * count, 8)
         (gaussian,), (attention,) = layer.gaussian, layer.attention
         assert gaussian.shape == attention.shape == (2, 8, 3 * count, 6, 8)
         for image, (height, width) in enumerate(SIZES):
@@ -130,7 +130,7 @@ def test_the_trace_shows_attention_under_gaussians_around_the_points(small):
                 torch.testing.assert_close(gaussian[image, :, query], expected.expand(8, -1, -1), atol=1e-6, rtol=1e-5)
 
 
-def test_points_are_taught_by_where_they_look(model):
+def test_points_are_trained_through_their_positions(model):
     """Also without the boxes measured from them and without their embeddings."""
     state = model.queries(_memory(128), None)
     _, geometry = model.place(QueryState(state.content, state.position.detach(), reference=state.reference), _memory(128), 0)
@@ -150,9 +150,9 @@ def test_the_page_trains_saves_and_loads_it(paper, unregistered, tmp_path, monke
     data = shapes_data(train=16, val=4, test=4, size=64)
     monkeypatch.setattr(api, "train", lambda _, **settings: few(data, **settings))
     monkeypatch.chdir(tmp_path)
-    told: dict = {}
-    exec(compile(USE, "docs/mixing.md", "exec"), told)
-    detector, image = told["detector"], data.splits["val"].read(0)
+    namespace: dict = {}
+    exec(compile(USE, "docs/mixing.md", "exec"), namespace)
+    detector, image = namespace["detector"], data.splits["val"].read(0)
     first, again = (d.predict(image, threshold=0.0) for d in (detector, bq.load("runs/anchor-smca")))
     assert len(first) > 0
     assert (first.boxes == again.boxes).all()
@@ -198,7 +198,7 @@ def test_unknown_it_must_be_registered_first(unregistered):
 @pytest.mark.parametrize(
     ("name", "given", "said"),
     [
-        ("detr", {}, "name='detr': the library's own model"),
+        ("detr", {}, "name='detr': the library has a model of this name"),
         ("Anchor_SMCA", {}, "lower-case"),
         ("", {}, "lower-case"),
         ("mine", {"PRESETS": {}}, "mine: a model's module needs PRESETS"),
@@ -227,8 +227,8 @@ def points(axes: bool) -> PatternQueries:
     return PatternQueries(3, 2, DIM, Positions(DIM, axes).double().of_points)
 
 
-def under_gaussians(place, predicts: bool = False) -> GaussianLocate:
-    return GaussianLocate(place, DIM, HEADS, 2, stride=16, predicts=predicts)
+def under_gaussians(locate, predicts: bool = False) -> GaussianLocate:
+    return GaussianLocate(locate, DIM, HEADS, 2, stride=16, predicts=predicts)
 
 
 #: as the page names them
@@ -245,7 +245,7 @@ PAIRS = {
     "`BoxQueries`, `DABDeformableLocate` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), DABDeformableLocate(DIM)),
     "`BoxQueries`, `sam_detr.locate` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.locate),
 }
-READS = {
+ATTENTIONS = {
     "`DenseAttention`": lambda: DenseAttention(DIM, HEADS),
     "`ScaleSelectionAttention`": lambda: ScaleSelectionAttention(DIM, HEADS, 1),
     "`ConditionalCrossAttention`": lambda: ConditionalCrossAttention(DIM, HEADS, first=True),
@@ -262,23 +262,23 @@ def rows(first: str) -> dict[str, list[str]]:
     return {name: values for name, *values in cells if not name.startswith("---")}
 
 
-def looked(pair) -> tuple[QueryState, QueryGeometry]:
-    """What queries and their place give for the second layer."""
-    queries, place = (part.double() if isinstance(part, nn.Module) else part for part in pair)
+def located(pair) -> tuple[QueryState, QueryGeometry]:
+    """What queries and their locate give for the second layer."""
+    queries, locate = (part.double() if isinstance(part, nn.Module) else part for part in pair)
     state = queries(_memory(), None)
-    state, _ = place(state, _memory(), 0)
-    return place(state, _memory(), 1)
+    state, _ = locate(state, _memory(), 0)
+    return locate(state, _memory(), 1)
 
 
 def test_the_tables_are_complete():
     assert list(rows("queries, locate"))[1:] == list(PAIRS)
-    assert list(rows("cross-attention"))[1:] == list(READS)
+    assert list(rows("cross-attention"))[1:] == list(ATTENTIONS)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_what_places_give(name):
+def test_what_locate_gives(name):
     table = rows("queries, locate")
-    _, geometry = looked(PAIRS[name]())
+    _, geometry = located(PAIRS[name]())
     for field, said in zip(table["queries, locate"], table[name], strict=True):
         value = getattr(geometry, field.strip("`"))
         assert (value is not None) == bool(said), field
@@ -287,15 +287,15 @@ def test_what_places_give(name):
 
 
 def test_points_without_axes_have_none():
-    assert looked((points(axes=False), locate_at_position))[1].axes is None
+    assert located((points(axes=False), locate_at_position))[1].axes is None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", READS)
-def test_what_reads_need(name):
-    """With what the page says and no more a read works; without any of it, or with what it cannot use, it says so."""
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_what_attentions_need(name):
+    """With what the page says and no more an attention works; without any of it, or with what it cannot use, it raises."""
     needs, uses, _ = rows("cross-attention")[name]
-    read, content = READS[name]().double(), torch.randn(2, QUERIES, DIM, dtype=torch.float64)
+    attention, content = ATTENTIONS[name]().double(), torch.randn(2, QUERIES, DIM, dtype=torch.float64)
     axes = (content + 1, content - 1)
     every = {
         "position": content + 2, "self_position": content + 3, "axes": axes,
@@ -304,30 +304,30 @@ def test_what_reads_need(name):
     needed = [f for f in every if f"`{f}`" in needs]
     memory = _memory(axes="`Memory.axes`" in needs)
 
-    def answer(memory: Memory = memory, **fields: Tensor) -> Tensor:
-        return read(content, QueryGeometry(**fields), memory)
+    def output(memory: Memory = memory, **fields: Tensor) -> Tensor:
+        return attention(content, QueryGeometry(**fields), memory)
 
     least = {f: every[f] for f in needed}
-    plain = answer(**least)
+    plain = output(**least)
     for field in every:
         if field in needed:
             with pytest.raises(bq.UserError, match=rf"{name.strip('`')}.* needs QueryGeometry\.{field}.*docs/mixing\.md"):
-                answer(**{f: v for f, v in least.items() if f != field})
+                output(**{f: v for f, v in least.items() if f != field})
         elif field == "bias" and f"`{field}`" not in uses:
             with pytest.raises(bq.UserError, match=rf"{name.strip('`')} cannot use the QueryGeometry\.bias"):
-                answer(**least, bias=every["bias"])
+                output(**least, bias=every["bias"])
         else:
-            assert torch.allclose(answer(**least, **{field: every[field]}), plain) == (f"`{field}`" not in uses), field
+            assert torch.allclose(output(**least, **{field: every[field]}), plain) == (f"`{field}`" not in uses), field
     if "`Memory." in needs:
         with pytest.raises(bq.UserError, match=r"needs Memory\."):
-            answer(memory=_memory(axes="`Memory.axes`" not in needs), **least)
+            output(memory=_memory(axes="`Memory.axes`" not in needs), **least)
     if "(box)" in needs:
         with pytest.raises(bq.UserError, match="of four numbers"):
-            answer(**{**least, "reference": every["reference"][..., :2]})
+            output(**{**least, "reference": every["reference"][..., :2]})
 
 
 @pytest.mark.parametrize(
-    ("place", "without"),
+    ("locate", "without"),
     [
         (lambda: ConditionalLocate(DIM), "QueryState.reference"),
         (lambda: DABLocate(DIM), "QueryState.reference of four numbers"),
@@ -336,19 +336,19 @@ def test_what_reads_need(name):
         (lambda: under_gaussians(locate_at_position), "QueryState.reference"),
     ],
 )
-def test_places_that_need_a_reference_say_so(place, without):
+def test_locate_without_the_reference_that_it_needs(locate, without):
     with pytest.raises(bq.UserError, match=f"needs {without}, which"):
-        looked((LearnedQueries(QUERIES, DIM), place()))
+        located((LearnedQueries(QUERIES, DIM), locate()))
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if "GaussianLocate" not in name])
-def test_gaussians_go_around_any_place(name):
+def test_gaussians_wrap_any_locate(name):
     """They add the bias and change nothing else; what has no reference gets one."""
-    queries, place = PAIRS[name]()
+    queries, locate = PAIRS[name]()
     predicts = "DETR" in name
     torch.manual_seed(0)
-    state, geometry = looked((queries, under_gaussians(place, predicts)))
-    _, bare = looked((queries, place))
+    state, geometry = located((queries, under_gaussians(locate, predicts)))
+    _, bare = located((queries, locate))
     assert geometry.bias.shape == (2, HEADS, QUERIES, 24)
     for field in ("position", "self_position", "self_mask"):
         ours, theirs = getattr(geometry, field), getattr(bare, field)
@@ -360,7 +360,7 @@ def test_gaussians_go_around_any_place(name):
 
 @pytest.mark.parametrize("name", ["conditional-detr", "dab-detr", "detr"])
 def test_other_papers_under_gaussians(name):
-    """Places with a part of their own, boxes that are refined, and separate reads: every Gaussian is taught."""
+    """A locate with parameters, refined boxes, and conditional cross-attention: every Gaussian is trained."""
     model = shaken(create(name))
     o = model.config["options"]
     model.place = GaussianLocate(model.place, o["hidden_dim"], o["heads"], o["decoder_layers"], stride=16, predicts=name == "detr")
@@ -380,10 +380,10 @@ def test_gaussians_over_rows_and_columns_are_refused():
         model(*batch(*SIZES))
 
 
-def test_places_among_queries_fit_separate_self_attention():
+def test_self_positions_fit_conditional_self_attention():
     attention = ConditionalSelfAttention(DIM, HEADS).double()
     for name, pair in PAIRS.items():
-        state, geometry = looked(pair())
+        state, geometry = located(pair())
         assert attention(state.content, geometry).shape == (2, QUERIES, DIM), name
     with pytest.raises(bq.UserError, match=r"ConditionalSelfAttention needs QueryGeometry\.position or QueryGeometry\.self_position"):
         attention(state.content, QueryGeometry())

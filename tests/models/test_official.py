@@ -1,4 +1,4 @@
-"""``load_official`` takes all of a checkpoint or none of it, and says which keys are at fault."""
+"""``load_official`` takes all of a checkpoint or none of it, and says which keys are invalid."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def detr_keys() -> list[str]:
 
 
 def deformable_keys(two_stage: bool) -> list[str]:
-    """As fundamentalvision/Deformable-DETR names them (without the backbone); heads are listed once a layer."""
+    """As fundamentalvision/Deformable-DETR names them (without the backbone); heads are listed once per layer."""
     encoder, decoder = "transformer.encoder.layers.0", [f"transformer.decoder.layers.{i}" for i in range(2)]
     keys = ["transformer.level_embed", *both(*(f"input_proj.{level}.{part}" for level in range(4) for part in range(2)))]
     keys += sampled(f"{encoder}.self_attn") + both(*(f"{encoder}.{part}" for part in ("linear1", "linear2", "norm1", "norm2")))

@@ -1,4 +1,4 @@
-"""Every knob of every model: what it changes, and that a wrong name or value says what is right."""
+"""Every option of every model: what it changes, and that the error for a wrong name or value names the right ones."""
 
 from typing import Any
 

@@ -28,14 +28,14 @@ def scene() -> torch.Tensor:
 @torch.no_grad()
 def average_precision(model: DetectionTransformer, image: torch.Tensor) -> float:
     model.eval()
-    answer = model.postprocess(model(image), [(SIDE, SIDE)])[0]
+    found = model.postprocess(model(image), [(SIDE, SIDE)])[0]
     model.train()
     corners = torch.cat((BOXES[:, :2] - BOXES[:, 2:] / 2, BOXES[:, :2] + BOXES[:, 2:] / 2), -1).numpy()
     record = Record(
         id="scene", path=None, width=SIDE, height=SIDE, boxes=corners, labels=LABELS.numpy(),
         areas=BOXES[:, 2:].prod(-1).numpy(), ignore=np.zeros(len(BOXES), bool),
     )  # fmt: skip
-    found = tuple(answer[k].numpy() for k in ("boxes", "scores", "labels"))
+    found = tuple(found[k].numpy() for k in ("boxes", "scores", "labels"))
     return evaluate([record], {0: found}, ["a", "b", "c"], [1, 2, 3])["AP"]
 
 

@@ -90,7 +90,7 @@ def looser(name: str, what: str) -> float:
 pytestmark = pytest.mark.shared
 
 
-def test_answers(case):
+def test_predictions(case):
     close(case.out.logits[:, :, case.arrays["query_index"]], case.arrays["logits"], 2e-5 * looser(case.name, "logits"))
     close(case.out.boxes, case.arrays["boxes"], 5e-6)
 
@@ -130,7 +130,7 @@ def test_gradient_norms(case):
     assert trained == {rename(n, case.rules) for n in case.meta["grad_names"]}
 
 
-def check_answers_in_pixels(case, atol_scores, atol_boxes):
+def check_detections(case, atol_scores, atol_boxes):
     sizes = [tuple(s) for s in case.meta["original_sizes_hw"]]
     for i, ours in enumerate(case.model.postprocess(case.out, sizes)):
         scores, labels, boxes = (case.arrays[f"post_{k}"][i] for k in ("scores", "labels", "boxes"))
@@ -144,11 +144,11 @@ def check_answers_in_pixels(case, atol_scores, atol_boxes):
         close(ours["boxes"][torch.from_numpy(clear)], boxes[clear], atol_boxes)
 
 
-def test_answers_in_pixels(case):
-    check_answers_in_pixels(case, 2e-5, 5e-6 * 640)
+def test_detections(case):
+    check_detections(case, 2e-5, 5e-6 * 640)
 
 
-def test_what_the_last_layer_read(case):
+def test_attention_of_the_last_layer(case):
     last = case.out.trace.layers[-1]
     if case.meta["system"] == "smca":
         # the authors' attention gives its weights by head, so what the json calls every third query is every third head

@@ -33,7 +33,7 @@ def build(system: str, numbers: list[int] = NUMBERS) -> DetectionTransformer:
 def slow(
     model: DetectionTransformer, images: Tensor, mask: Tensor, targets: list[dict] | None
 ) -> tuple[Tensor, Tensor, Tensor, QueryState]:
-    """The same by hiding instead of dropping: every layer computes all queries, but nobody sees those that one by one were sorted out.
+    """The same by hiding instead of dropping: every layer computes all queries, but none attends to those that were sorted out.
 
     Returns logits and boxes of all rows, training-only ones too, with whatever dropped rows come to; alive; and the first state.
     """
@@ -130,9 +130,9 @@ def test_training_only_queries_are_never_dropped():
     assert_same(model, out, expected)
     extra = expected[3].training_only()
     assert extra > 0
-    taught, alive = out.extra["denoising"], expected[3].groups[0].valid
-    torch.testing.assert_close(taught.boxes, expected[1][:, :, :extra], atol=1e-9, rtol=0)
-    torch.testing.assert_close(taught.logits[:, alive], expected[0][:, :, :extra][:, alive], atol=1e-9, rtol=0)
+    group, alive = out.extra["denoising"], expected[3].groups[0].valid
+    torch.testing.assert_close(group.boxes, expected[1][:, :, :extra], atol=1e-9, rtol=0)
+    torch.testing.assert_close(group.logits[:, alive], expected[0][:, :, :extra][:, alive], atol=1e-9, rtol=0)
     loss, terms = model.loss(out, targets)
     loss.backward()
     assert terms["denoising.class"].shape == (3,)
@@ -183,16 +183,16 @@ def test_equal_numbers_drop_nothing(system):
 
 
 @torch.no_grad()
-def test_only_those_alive_answer(system):
+def test_only_queries_alive_are_detections(system):
     model = build(system).eval()
     out = model(*batch(*SIZES, dtype=torch.float64))
     alive = int(out.alive[-1, 0].sum())
     assert [len(a["scores"]) for a in model.postprocess(out, list(SIZES), one_label=True)] == [alive, alive]
-    for image, answer in enumerate(model.postprocess(out, list(SIZES), top_k=10_000)):
-        assert len(answer["scores"]) == alive * (1 if model.criterion.classification.has_no_object else out.logits.shape[-1])
-        assert bool((answer["scores"] > 0).all())
+    for image, found in enumerate(model.postprocess(out, list(SIZES), top_k=10_000)):
+        assert len(found["scores"]) == alive * (1 if model.criterion.classification.has_no_object else out.logits.shape[-1])
+        assert bool((found["scores"] > 0).all())
         cx = out.boxes[-1, image, out.alive[-1, image], 0] * SIZES[image][1]
-        found = (answer["boxes"][:, 0] + answer["boxes"][:, 2]) / 2
+        found = (found["boxes"][:, 0] + found["boxes"][:, 2]) / 2
         assert bool(((found[:, None] - cx).abs().amin(1) < 1e-9).all())
 
 
@@ -211,10 +211,10 @@ def test_trace_keeps_the_numbers(system):
         for image in range(2):
             gone = (~layer.alive[image]).nonzero()[:, 0]
             here = layer.alive[image].nonzero()[:, 0]
-            read = layer.heatmaps(range(layer.alive.shape[1]), (8, 8), image)
-            assert not read.map[gone].any()
-            assert read.lost[gone].tolist() == [1.0] * len(gone)
-            torch.testing.assert_close(read.map[here].sum((1, 2)), torch.ones(len(here)), atol=1e-4, rtol=0)
+            heatmaps = layer.heatmaps(range(layer.alive.shape[1]), (8, 8), image)
+            assert not heatmaps.map[gone].any()
+            assert heatmaps.lost[gone].tolist() == [1.0] * len(gone)
+            torch.testing.assert_close(heatmaps.map[here].sum((1, 2)), torch.ones(len(here)), atol=1e-4, rtol=0)
             sums = layer.self_attention[image].sum(-1)
             torch.testing.assert_close(sums[:, here], torch.ones_like(sums[:, here]), atol=1e-6, rtol=0)
             assert not layer.self_attention[image][:, gone].any()
@@ -230,7 +230,7 @@ def test_trace_keeps_the_numbers(system):
 
 @torch.no_grad()
 def test_trace_rows_are_those_of_the_hidden():
-    """What the kept queries read is what they read when the others are only hidden: no row is under another's number."""
+    """The kept queries attend as they do when the others are only hidden: no row is under another's number."""
     model = build("dab-detr").eval()
     images, mask = batch(*SIZES, dtype=torch.float64)
     out = model(images, mask, trace=True)
@@ -256,17 +256,17 @@ def test_minus_infinity_costs_nothing(classification):
     targets = objects(2, dtype=torch.float64)
     alone = criterion(Output(logits, boxes), targets)[0]
     wanted = torch.autograd.grad(alone, (logits, boxes))
-    silent = torch.full((1, 1, 2, logits.shape[-1]), -torch.inf, dtype=torch.float64).requires_grad_()
+    dropped = torch.full((1, 1, 2, logits.shape[-1]), -torch.inf, dtype=torch.float64).requires_grad_()
     more = LayerPredictions(
-        torch.cat((silent[:, :, :1], logits, silent[:, :, 1:]), 2), torch.nn.functional.pad(boxes, (0, 0, 1, 1), value=0.5)
+        torch.cat((dropped[:, :, :1], logits, dropped[:, :, 1:]), 2), torch.nn.functional.pad(boxes, (0, 0, 1, 1), value=0.5)
     )
     alive = torch.tensor([[[False, *[True] * 5, False]]])
     loss = criterion(Output(more.logits, more.boxes, alive=alive), targets)[0]
     torch.testing.assert_close(loss, alone)
-    found = torch.autograd.grad(loss, (logits, boxes, silent))
+    found = torch.autograd.grad(loss, (logits, boxes, dropped))
     torch.testing.assert_close(found[:2], wanted)
     assert not found[2].any()
-    assert not classification.scores(silent).any()
+    assert not classification.scores(dropped).any()
     assert {int(q) for q in criterion.pairs(more.logits, more.boxes, targets, alive)[0][0][0]} <= {1, 2, 3, 4, 5}
 
 

@@ -144,7 +144,7 @@ def test_denoising_and_a_learned_position_are_refused():
 
 
 @pytest.mark.parametrize("system", systems())
-def test_last_only_computes_what_is_asked_for(system):
+def test_last_only_computes_what_is_needed(system):
     """Class logits once; a box per layer only where the next layer is located by it."""
     name, options = systems()[system]
     model = create(name, **options).eval()
@@ -175,16 +175,16 @@ def predictions() -> tuple[Output, list[dict]]:
 
 
 def test_a_class_loss_can_ask_for_the_quality_of_a_pair():
-    asked = []
+    calls = []
 
     class Aware(Focal):
         def loss(self, logits, targets, matches, normalizer, quality=None) -> Tensor:
-            asked.append((matches, quality()))
+            calls.append((matches, quality()))
             return super().loss(logits, targets, matches, normalizer)
 
     out, targets = predictions()
     SetCriterion(Aware())(out, targets)
-    matches, quality = asked[0]
+    matches, quality = calls[0]
     assert quality.shape == (10,)
     for at, (layer, number, query, target) in enumerate(zip(*(v.tolist() for v in (*matches.index, matches.target)), strict=True)):
         a, b = out.boxes[layer, number, query], targets[number]["boxes"][target]

@@ -42,7 +42,7 @@ def memory(levels: int) -> Memory:
     return Memory(tokens, position, torch.cat(masks, 1), shapes, ratios, torch.tensor([[128.0, 96.0], [96.0, 64.0]]).double())
 
 
-def asked(seed: int = 1) -> tuple[Tensor, Tensor]:
+def some_queries(seed: int = 1) -> tuple[Tensor, Tensor]:
     """Content [2, Q, D] and boxes [2, Q, 4]: small, large, and over the image's edge."""
     generator = torch.Generator().manual_seed(seed)
     content = torch.randn(2, QUERIES, DIM, generator=generator, dtype=torch.float64)
@@ -54,12 +54,12 @@ def asked(seed: int = 1) -> tuple[Tensor, Tensor]:
 
 def part(**options) -> SemanticAlignedAttention:
     torch.manual_seed(2)
-    read = SemanticAlignedAttention(DIM, HEADS, **options)
-    reset_transformer(read)
+    module = SemanticAlignedAttention(DIM, HEADS, **options)
+    reset_transformer(module)
     with torch.no_grad():
-        for parameter in read.parameters():
+        for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return read.double().eval()
+    return module.double().eval()
 
 
 def bilinear_inside(cells: Tensor, y: float, x: float) -> Tensor:
@@ -118,18 +118,18 @@ def two_layers(mlp, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def slow_read(
-    read: SemanticAlignedAttention, content: Tensor, box: list[float], level: Memory, image: int
+def slow_attention(
+    module: SemanticAlignedAttention, content: Tensor, box: list[float], level: Memory, image: int
 ) -> tuple[Tensor, list[list[float]]]:
     """One query: [D] -> [D], and the salient point of each head in [0, 1]."""
     (h, w), ratio = level.shapes[0], level.valid_ratios[image, 0].tolist()
     crops = slow_crop(level.tokens[image].view(h, w, DIM), box, ratio)
     # one feature after the other, each with its 49 cells
     squeezed = torch.stack(
-        [(read.squeeze.weight[:, :, 0, 0] @ crops[i, j] + read.squeeze.bias).clamp(min=0) for i in range(7) for j in range(7)]
+        [(module.squeeze.weight[:, :, 0, 0] @ crops[i, j] + module.squeeze.bias).clamp(min=0) for i in range(7) for j in range(7)]
     )
     found = squeezed.T.flatten()
-    for step, layer in enumerate(layer for layer in read.points if hasattr(layer, "weight")):
+    for step, layer in enumerate(layer for layer in module.points if hasattr(layer, "weight")):
         found = layer.weight @ (found.clamp(min=0) if step else found) + layer.bias
     size, out, points = DIM // HEADS, [], []
     for head in range(HEADS):
@@ -137,21 +137,23 @@ def slow_read(
         point = [box[0] + 0.5 * box[2] * x, box[1] + 0.5 * box[3] * y]
         points.append(point)
         own, values = slice(head * DIM, (head + 1) * DIM), slice(head * size, (head + 1) * size)
-        feature = bilinear_zeros(crops, x, y) * torch.sigmoid(read.feature_weights.weight[own] @ content + read.feature_weights.bias[own])
-        value = read.value.weight[values], read.value.bias[values]
-        if not read.attention:
+        feature = bilinear_zeros(crops, x, y) * torch.sigmoid(
+            module.feature_weights.weight[own] @ content + module.feature_weights.bias[own]
+        )
+        value = module.value.weight[values], module.value.bias[values]
+        if not module.attention:
             out.append(value[0] @ feature + value[1])
             continue
-        at = slow_sine(*point) * torch.sigmoid(read.position_weights.weight[own] @ content + read.position_weights.bias[own])
-        q = read.query_content.weight @ feature + read.query_content.bias + two_layers(read.query_position, at)
+        at = slow_sine(*point) * torch.sigmoid(module.position_weights.weight[own] @ content + module.position_weights.bias[own])
+        q = module.query_content.weight @ feature + module.query_content.bias + two_layers(module.query_position, at)
         logits, read_here = [], []
         for cell in range(h * w):
             if bool(level.mask[image, cell]):
                 continue
             token = level.tokens[image, cell]
-            k = read.key_content.weight @ token + read.key_content.bias + two_layers(read.key_position, level.position[image, cell])
+            k = module.key_content.weight @ token + module.key_content.bias + two_layers(module.key_position, level.position[image, cell])
             logit = q @ k / math.sqrt(DIM)
-            if read.gaussian:
+            if module.gaussian:
                 sx, sy = (float(found[2 * HEADS + 2 * head + i]) for i in range(2))
                 dx = cell % w + 0.5 - point[0] * ratio[0] * w
                 dy = cell // w + 0.5 - point[1] * ratio[1] * h
@@ -160,7 +162,7 @@ def slow_read(
             read_here.append(value[0] @ token + value[1])
         weights = torch.stack(logits).softmax(0)
         out.append(sum(a * v for a, v in zip(weights, read_here, strict=True)))
-    return read.out_proj.weight @ torch.cat(out) + read.out_proj.bias, points
+    return module.out_proj.weight @ torch.cat(out) + module.out_proj.bias, points
 
 
 @pytest.mark.parametrize(
@@ -169,29 +171,29 @@ def slow_read(
     ids=["plain", "gaussian", "without-attention", "middle-level", "coarse-level-gaussian"],
 )
 @torch.no_grad()
-def test_read_is_the_slow_formula(options, levels):
-    read, regions = part(**options), memory(levels)
-    content, boxes = asked()
+def test_attention_is_the_slow_formula(options, levels):
+    module, regions = part(**options), memory(levels)
+    content, boxes = some_queries()
     trace = LayerTrace(memory=regions)
-    ours = read(content, QueryGeometry(reference=boxes), regions, trace)
-    level = regions.level(read.level)
+    ours = module(content, QueryGeometry(reference=boxes), regions, trace)
+    level = regions.level(module.level)
     assert trace.memory.shapes == level.shapes
     for image in range(2):
         for query in range(QUERIES):
-            slow, points = slow_read(read, content[image, query], boxes[image, query].tolist(), level, image)
+            slow, points = slow_attention(module, content[image, query], boxes[image, query].tolist(), level, image)
             torch.testing.assert_close(ours[image, query], slow, atol=1e-10, rtol=0)
             torch.testing.assert_close(trace.salient_points[image, query], torch.tensor(points).double(), atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
-def test_other_levels_are_not_read():
-    regions, (content, boxes) = memory(3), asked()
+def test_other_levels_are_not_attended_to():
+    regions, (content, boxes) = memory(3), some_queries()
     sizes = [h * w for h, w in SHAPES]
     for level in range(3):
-        read = part(level=level)
+        module = part(level=level)
         noise = [torch.zeros(2, n, DIM).double() if i == level else torch.randn(2, n, DIM).double() for i, n in enumerate(sizes)]
         other = regions.with_tokens(regions.tokens + torch.cat(noise, 1))
-        assert torch.equal(read(content, QueryGeometry(reference=boxes), regions), read(content, QueryGeometry(reference=boxes), other))
+        assert torch.equal(module(content, QueryGeometry(reference=boxes), regions), module(content, QueryGeometry(reference=boxes), other))
 
 
 @pytest.mark.parametrize(("layers", "levels"), [(6, [2, 2, 1, 1, 0, 0]), (3, [2, 1, 0]), (4, [2, 2, 1, 0]), (1, [2])])
@@ -210,20 +212,20 @@ def test_neck_norm(options, normed):
     assert all(any(isinstance(m, torch.nn.GroupNorm) for m in p) == normed for p in model.neck.projections)
 
 
-def test_points_are_taught_through_features_alone():
-    """Nothing but the features (and the Gaussians) tells where points should be, and nothing moves boxes."""
-    content, boxes = asked()
+def test_points_are_trained_through_features_alone():
+    """Only the features (and the Gaussians) train the points, and nothing trains the boxes."""
+    content, boxes = some_queries()
     boxes.requires_grad_()
-    read, regions = part(), memory(1)
-    torch.nn.init.zeros_(read.query_content.weight)
-    read(content, QueryGeometry(reference=boxes), regions).sum().backward()
+    module, regions = part(), memory(1)
+    torch.nn.init.zeros_(module.query_content.weight)
+    module(content, QueryGeometry(reference=boxes), regions).sum().backward()
     assert boxes.grad is None
-    assert read.position_weights.weight.grad.any()
-    assert not read.points[-1].weight.grad.any()
-    read = part(gaussian=True)
-    torch.nn.init.zeros_(read.query_content.weight)
-    read(content, QueryGeometry(reference=boxes), regions).sum().backward()
-    assert (read.points[-1].weight.grad.abs().sum(1) > 0).all()
+    assert module.position_weights.weight.grad.any()
+    assert not module.points[-1].weight.grad.any()
+    module = part(gaussian=True)
+    torch.nn.init.zeros_(module.query_content.weight)
+    module(content, QueryGeometry(reference=boxes), regions).sum().backward()
+    assert (module.points[-1].weight.grad.abs().sum(1) > 0).all()
 
 
 def test_published_sizes():
@@ -288,7 +290,7 @@ def still(request) -> bq.models.base.DetectionTransformer:
 
 
 @torch.no_grad()
-def answers(model, boxes: list[float], seed: int) -> Tensor:
+def logits(model, boxes: list[float], seed: int) -> Tensor:
     """Logits for the padded image, with noise under its padding and every query near the given cxcywh box."""
     images, mask = batch((256, 320), (160, 192), dtype=torch.float64)
     spread = torch.linspace(-0.05, 0.05, len(model.queries.anchors)).double()[:, None]
@@ -307,11 +309,11 @@ def answers(model, boxes: list[float], seed: int) -> Tensor:
     return out
 
 
-def test_padding_is_read_where_a_box_reaches_it(still):
-    """The cause for its place in ``READS_PADDING``: RoIAlign averages whatever lies under the box; everything else is masked."""
+def test_padding_counts_where_a_box_reaches_it(still):
+    """The cause for its entry in ``AFFECTED_BY_PADDING``: RoIAlign averages whatever lies under the box; everything else is masked."""
     inside, over = [0.4, 0.4, 0.3, 0.3], [0.8, 0.8, 0.5, 0.5]
-    torch.testing.assert_close(answers(still, inside, 3), answers(still, inside, 4), atol=1e-9, rtol=0)
-    assert (answers(still, over, 3) - answers(still, over, 4)).abs().max() > 1e-4
+    torch.testing.assert_close(logits(still, inside, 3), logits(still, inside, 4), atol=1e-9, rtol=0)
+    assert (logits(still, over, 3) - logits(still, over, 4)).abs().max() > 1e-4
 
 
 @torch.no_grad()
@@ -323,8 +325,8 @@ def test_crop_of_a_box_without_area():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_low_precision_is_close(dtype):
-    """The whole part in one precision; what it says stays near what float64 says."""
-    content, boxes = asked()
+    """The whole part in one precision; its output stays near float64's."""
+    content, boxes = some_queries()
     regions = memory(1)
     wanted = part(gaussian=True)(content, QueryGeometry(reference=boxes), regions)
     low = replace(

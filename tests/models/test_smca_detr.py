@@ -31,7 +31,7 @@ SHAPES = ((4, 6), (2, 3), (1, 2))
 STEPS = (0.5, 1.0, 2.0)
 
 
-def asked(seed: int = 1) -> QueryState:
+def some_queries(seed: int = 1) -> QueryState:
     generator = torch.Generator().manual_seed(seed)
     content, position = (torch.randn(2, QUERIES, DIM, generator=generator, dtype=torch.float64) for _ in range(2))
     return QueryState(content=content, position=position)
@@ -53,15 +53,15 @@ def linear(layer: nn.Module, x: Tensor) -> list[float]:
     return [sum(w * v for w, v in zip(row, x.tolist(), strict=True)) + b for row, b in zip(weight.tolist(), bias.tolist(), strict=True)]
 
 
-def slow_gaussian(place: GaussianLocate, query: Tensor, layer: int, centre: tuple[float, float], extent, levels) -> list[list[float]]:
+def slow_gaussian(locate: GaussianLocate, query: Tensor, layer: int, centre: tuple[float, float], extent, levels) -> list[list[float]]:
     """Section 3.2 for one normed query [D]: per head, the exponent at every cell; ``levels`` are (step, h, w)."""
-    offsets = linear(place.offsets[layer], query)
-    scales = linear(place.scales[layer], query) if place.kind != "type1" else []
+    offsets = linear(locate.offsets[layer], query)
+    scales = linear(locate.scales[layer], query) if locate.kind != "type1" else []
     n = len(scales) // HEADS
     out = []
     for head in range(HEADS):
-        cx = centre[0] * extent[0] / place.stride + offsets[2 * head]
-        cy = centre[1] * extent[1] / place.stride + offsets[2 * head + 1]
+        cx = centre[0] * extent[0] / locate.stride + offsets[2 * head]
+        cy = centre[1] * extent[1] / locate.stride + offsets[2 * head + 1]
         s = scales[n * head : n * (head + 1)]
         sx, sy, sxy = {0: (1, 1, 0), 1: (*s, *s, 0), 2: (*s, 0), 3: s}[n]
         row = []
@@ -69,7 +69,7 @@ def slow_gaussian(place: GaussianLocate, query: Tensor, layer: int, centre: tupl
             for i in range(h):
                 for j in range(w):
                     dx, dy = j * step - cx, i * step - cy
-                    row.append(-(sx**2 * dx**2 + sy**2 * dy**2 + sxy**2 * dx**2 * dy**2) / place.smooth)
+                    row.append(-(sx**2 * dx**2 + sy**2 * dy**2 + sxy**2 * dx**2 * dy**2) / locate.smooth)
         out.append(row)
     return out
 
@@ -80,50 +80,50 @@ def slow_gaussian(place: GaussianLocate, query: Tensor, layer: int, centre: tupl
 @torch.no_grad()
 def test_gaussians(kind, layer, count):
     sizes, wide = (SHAPES[1:2], (1.0,)) if count == 1 else (SHAPES, STEPS)
-    place = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 2, kind=kind, smooth=3.0, stride=16, steps=wide))
-    image, state = memory(*sizes), asked()
+    locate = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 2, kind=kind, smooth=3.0, stride=16, steps=wide))
+    image, state = memory(*sizes), some_queries()
     given = torch.randn(2, QUERIES, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    after, geometry = place(state if layer == 0 else replace(state, reference=given, box_anchor=given), image, layer)
+    after, geometry = locate(state if layer == 0 else replace(state, reference=given, box_anchor=given), image, layer)
     assert geometry.bias.shape == (2, HEADS, QUERIES, image.tokens.shape[1])
-    norm = place.norms[layer]
+    norm = locate.norms[layer]
     for b, extent in enumerate(((96, 64), (64, 40))):
         for q in range(QUERIES):
             o = F.layer_norm(state.content[b, q] + state.position[b, q], (DIM,), norm.weight, norm.bias)
             logits = given[b, q]
             if layer == 0:
                 hidden = o
-                for i, map_ in enumerate(place.centre.layers):
+                for i, map_ in enumerate(locate.centre.layers):
                     hidden = torch.tensor(linear(map_, hidden.relu() if i else hidden), dtype=torch.float64)
                 logits = hidden
                 torch.testing.assert_close(after.reference[b, q], logits)
             centre = [1 / (1 + math.exp(-v)) for v in logits.tolist()]
             torch.testing.assert_close(geometry.reference[b, q].tolist(), centre)
             levels = [(step, *shape) for step, shape in zip(wide, sizes, strict=True)]
-            slow = slow_gaussian(place, o, layer, tuple(centre), extent, levels)
+            slow = slow_gaussian(locate, o, layer, tuple(centre), extent, levels)
             torch.testing.assert_close(geometry.bias[b, :, q], torch.tensor(slow, dtype=torch.float64))
 
 
 def test_the_centre_is_predicted_once_and_keeps_its_gradient():
-    place, image = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 2)), memory((4, 6))
-    first, _ = place(asked(), image, 0)
-    later, geometry = place(replace(first, content=first.content + 1), image, 1)
+    locate, image = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 2)), memory((4, 6))
+    first, _ = locate(some_queries(), image, 0)
+    later, geometry = locate(replace(first, content=first.content + 1), image, 1)
     assert later.reference is first.reference
     assert later.box_anchor is first.box_anchor
     assert first.box_anchor is first.reference
     geometry.bias.sum().backward()
-    assert all(p.grad.norm() > 0 for p in place.centre.parameters())
+    assert all(p.grad.norm() > 0 for p in locate.centre.parameters())
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_queries_with_a_reference_keep_it(size):
-    place, image = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 1, predicts=False)), memory((4, 6))
-    assert not any(name.startswith("centre") for name, _ in place.named_parameters())
+    locate, image = with_noise(GaussianLocate(locate_at_position, DIM, HEADS, 1, predicts=False)), memory((4, 6))
+    assert not any(name.startswith("centre") for name, _ in locate.named_parameters())
     reference = torch.randn(2, QUERIES, size, dtype=torch.float64)
-    state, geometry = place(replace(asked(), reference=reference), image, 0)
+    state, geometry = locate(replace(some_queries(), reference=reference), image, 0)
     assert state.reference is reference
     assert state.box_anchor is None
     assert torch.equal(geometry.reference, reference.sigmoid())
-    point = place(replace(asked(), reference=reference[..., :2]), image, 0)[1]
+    point = locate(replace(some_queries(), reference=reference[..., :2]), image, 0)[1]
     torch.testing.assert_close(geometry.bias, point.bias)
 
 
@@ -142,17 +142,17 @@ def test_gaussians_around_the_points_of_another_paper():
 
 @pytest.mark.parametrize("padded", [False, True])
 @torch.no_grad()
-def test_selecting_read(padded):
-    read, image, state = with_noise(ScaleSelectionAttention(DIM, HEADS, 3)), memory(*SHAPES, padded=padded), asked()
+def test_scale_selection(padded):
+    module, image, state = with_noise(ScaleSelectionAttention(DIM, HEADS, 3)), memory(*SHAPES, padded=padded), some_queries()
     bias = torch.randn(2, HEADS, QUERIES, image.tokens.shape[1], dtype=torch.float64, generator=torch.Generator().manual_seed(4))
     trace = LayerTrace(memory=image)
-    out = read(state.content, QueryGeometry(position=state.position, bias=bias), image, trace)
+    out = module(state.content, QueryGeometry(position=state.position, bias=bias), image, trace)
     each, ends = DIM // HEADS, [0, 24, 30, 32]
     for b in range(2):
         for q in range(QUERIES):
             query = state.content[b, q] + state.position[b, q]
-            chosen = [math.exp(v) for v in linear(read.selection, query)]
-            asks, mixed = linear(read.query, query), []
+            chosen = [math.exp(v) for v in linear(module.selection, query)]
+            projected, mixed = linear(module.query, query), []
             for head in range(HEADS):
                 part, total = slice(head * each, (head + 1) * each), torch.zeros(each, dtype=torch.float64)
                 for level in range(3):
@@ -161,16 +161,16 @@ def test_selecting_read(padded):
                         if image.mask is not None and image.mask[b, s]:
                             continue
                         token = image.tokens[b, s]
-                        key = (token + image.position[b % len(image.position), s]) @ read.keys[level].weight.T
-                        logit = sum(x * y for x, y in zip(asks[part], key[part].tolist(), strict=True)) / math.sqrt(each)
+                        key = (token + image.position[b % len(image.position), s]) @ module.keys[level].weight.T
+                        logit = sum(x * y for x, y in zip(projected[part], key[part].tolist(), strict=True)) / math.sqrt(each)
                         weights.append(math.exp(logit + bias[b, head, q, s].item()))
-                        values.append(torch.tensor(linear(read.values[level], token)[part], dtype=torch.float64))
+                        values.append(torch.tensor(linear(module.values[level], token)[part], dtype=torch.float64))
                     share = chosen[level] / sum(chosen)
                     for weight, value in zip(weights, values, strict=True):
                         total += share * weight / sum(weights) * value
                     assert trace.attention[level][b, head, q].sum().item() == pytest.approx(share)
                 mixed.append(total)
-            torch.testing.assert_close(out[b, q].tolist(), linear(read.out_proj, torch.cat(mixed)))
+            torch.testing.assert_close(out[b, q].tolist(), linear(module.out_proj, torch.cat(mixed)))
     torch.testing.assert_close(torch.cat([g.flatten(-2) for g in trace.gaussian], -1), bias.exp())
 
 
@@ -194,12 +194,12 @@ def test_level_by_level(padded):
 
 
 @pytest.mark.parametrize(("layers", "kinds"), [(5, "LLDLL"), (3, "LDL"), (2, "LD"), (1, "D"), (0, "")])
-def test_the_middle_encoder_layer_reads_all_levels(layers, kinds):
+def test_the_middle_encoder_layer_attends_to_all_levels(layers, kinds):
     encoder = create("smca-detr", levels=3, encoder_layers=layers).encoder
     assert "".join("L" if isinstance(layer.read, IntraScaleAttention) else "D" for layer in encoder.layers) == kinds
 
 
-def test_one_level_is_read_densely():
+def test_one_level_has_dense_attention():
     model = create("smca-detr")
     assert all(isinstance(layer.read, DenseAttention) for layer in (*model.encoder.layers, *model.layers))
 
@@ -211,7 +211,7 @@ def test_one_gaussian_serves_all_levels(levels, dilation, cells):
 
 @torch.no_grad()
 def test_levels_in_the_model():
-    """Gaussians of all levels stand at the same place of the image."""
+    """Gaussians of all levels have the same centre in the image."""
     model = shaken(create("smca-detr", levels=3, dilation=False, centre_stride=32, dynamic_scale="type1")).double().eval()
     out = model(torch.zeros(1, 3, 256, 320, dtype=torch.float64), trace=True)
     fine, coarse, coarsest = out.trace.layers[-1].gaussian
@@ -237,10 +237,10 @@ def test_boxes_are_measured_from_the_centre_without_a_clamp():
     assert torch.equal(based[:, 2:], free[:, 2:])
 
 
-def test_one_answer_a_query():
+def test_one_detection_per_query():
     model = create("smca-detr").eval()
-    answers = model.postprocess(model(*batch((96, 128))), [(96, 128)])
-    assert len(answers[0]["scores"]) == model.config["options"]["num_queries"]
+    detections = model.postprocess(model(*batch((96, 128))), [(96, 128)])
+    assert len(detections[0]["scores"]) == model.config["options"]["num_queries"]
 
 
 def test_centre_stride_follows_the_last_map():

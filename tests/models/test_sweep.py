@@ -19,12 +19,12 @@ KEY_BIAS = {
     r"layers\.\d\.(self_attention|read)\.key_\w+\.bias": "a query's logits all move alike: a softmax takes it out",
 }
 ZERO_CONTENT = {
-    r"layers\.0\.self_attention\.(query|key)_\w+\.(weight|bias)": "content is zero: every value is the bias, whoever is read",
+    r"layers\.0\.self_attention\.(query|key)_\w+\.(weight|bias)": "content is zero: every value is the bias, whatever is attended to",
     r"layers\.0\.self_attention\.value\.weight": "it maps content, which is still zero",
 }
-KEY_PLACE_BIAS = {r"layers\.\d\.read\.key_position\.layers\.1\.bias": "the same: the last bias of what places the keys"}
+KEY_POSITION_BIAS = {r"layers\.\d\.read\.key_position\.layers\.1\.bias": "the same: the last bias of the keys' positions"}
 PACKED_ZERO_CONTENT = {
-    r"layers\.0\.self_attention\.attention\.in_proj\.weight": "content is zero: every value is the bias, whoever is read",
+    r"layers\.0\.self_attention\.attention\.in_proj\.weight": "content is zero: every value is the bias, whatever is attended to",
 }
 #: Parameters (as patterns) whose gradient is zero for every input, and why; by the name of the system in this sweep.
 NO_GRADIENT: dict[str, dict[str, str]] = {
@@ -35,12 +35,12 @@ NO_GRADIENT: dict[str, dict[str, str]] = {
         r"layers\.0\.self_attention\.key_position\.weight": "values differ by pattern alone, and every pattern stands at every anchor",
     },
     "detr": {
-        r"layers\.0\.self_attention\.attention\.in_proj\.weight": "content is zero: every value is the bias, whoever is read",
+        r"layers\.0\.self_attention\.attention\.in_proj\.weight": "content is zero: every value is the bias, whatever is attended to",
     },
     "detr-pre-norm": {
         r"layers\.0\.self_residual\.norm\.weight": "it scales content, which is still zero",
     },
-    **dict.fromkeys(("sam-detr", "sam-detr-gaussian", "sam-detr-levels"), KEY_BIAS | KEY_PLACE_BIAS | ZERO_CONTENT),
+    **dict.fromkeys(("sam-detr", "sam-detr-gaussian", "sam-detr-levels"), KEY_BIAS | KEY_POSITION_BIAS | ZERO_CONTENT),
     "sam-detr-resampled": KEY_BIAS | ZERO_CONTENT,
     "smca-detr": PACKED_ZERO_CONTENT,
     "smca-detr-type1": PACKED_ZERO_CONTENT,
@@ -49,12 +49,12 @@ NO_GRADIENT: dict[str, dict[str, str]] = {
     "smca-detr-levels": PACKED_ZERO_CONTENT,
 }
 
-#: Systems whose paper reads what lies under the padding, and why; the cause has a test of its own where it is named.
-READS_PADDING: dict[str, str] = dict.fromkeys(
+#: Systems whose paper uses what lies under the padding, and why; the cause has a test of its own where it is named.
+AFFECTED_BY_PADDING: dict[str, str] = dict.fromkeys(
     ("anchor-detr", "anchor-detr-grid"), "keys of rows and columns are means over all cells, padded or not (test_anchor_detr.py)"
 )
-READS_PADDING |= dict.fromkeys(
-    ("sam-detr", "sam-detr-gaussian", "sam-detr-resampled", "sam-detr-levels"), "RoIAlign reads all under a box (test_sam_detr.py)"
+AFFECTED_BY_PADDING |= dict.fromkeys(
+    ("sam-detr", "sam-detr-gaussian", "sam-detr-resampled", "sam-detr-levels"), "RoIAlign averages all under a box (test_sam_detr.py)"
 )
 
 
@@ -105,7 +105,7 @@ def test_every_preset_learns(name, preset):
     assert all(terms[k].shape == (layers,) for k in ("class", "l1", "giou"))
 
 
-def test_every_parameter_is_taught(system, model):
+def test_every_parameter_is_trained(system, model):
     model.train()
     images, mask = batch((128, 128), (96, 112), dtype=torch.float64)
     torch.manual_seed(0)
@@ -156,21 +156,21 @@ def with_garbage(mask: Tensor, seed: int) -> Callable:
 
 
 @torch.no_grad()
-def test_padding_says_nothing(system, model):
+def test_padding_changes_nothing(system, model):
     images, mask = double_batch()
-    answers = []
+    outputs = []
     for seed in (3, 4):
         hook = model.neck.register_forward_hook(with_garbage(mask, seed))
-        answers.append(model(images, mask))
+        outputs.append(model(images, mask))
         hook.remove()
-    if system in READS_PADDING:
-        assert not torch.allclose(answers[0].logits, answers[1].logits, atol=1e-6, rtol=0)
+    if system in AFFECTED_BY_PADDING:
+        assert not torch.allclose(outputs[0].logits, outputs[1].logits, atol=1e-6, rtol=0)
         return
-    torch.testing.assert_close(answers[0].logits, answers[1].logits, atol=1e-6, rtol=0)
-    torch.testing.assert_close(answers[0].boxes, answers[1].boxes, atol=1e-6, rtol=0)
-    if answers[0].proposals is not None:
-        torch.testing.assert_close(answers[0].proposals.logits, answers[1].proposals.logits, atol=1e-6, rtol=0)
-        torch.testing.assert_close(answers[0].proposals.boxes, answers[1].proposals.boxes, atol=1e-6, rtol=0)
+    torch.testing.assert_close(outputs[0].logits, outputs[1].logits, atol=1e-6, rtol=0)
+    torch.testing.assert_close(outputs[0].boxes, outputs[1].boxes, atol=1e-6, rtol=0)
+    if outputs[0].proposals is not None:
+        torch.testing.assert_close(outputs[0].proposals.logits, outputs[1].proposals.logits, atol=1e-6, rtol=0)
+        torch.testing.assert_close(outputs[0].proposals.boxes, outputs[1].proposals.boxes, atol=1e-6, rtol=0)
 
 
 @torch.no_grad()
@@ -200,22 +200,22 @@ def test_last_only(model):
     assert torch.equal(last.boxes[0], every.boxes[-1])
 
 
-def test_boxes_and_answers(model):
+def test_boxes_and_detections(model):
     images, mask = double_batch()
     out = model(images, mask)
     assert bool(((out.boxes >= 0) & (out.boxes <= 1)).all())
     sizes = list(SIZES)
-    for i, answer in enumerate(model.postprocess(out, sizes)):
-        assert set(answer) == {"scores", "labels", "boxes"}
-        assert answer["scores"].tolist() == sorted(answer["scores"].tolist(), reverse=True)
-        assert answer["labels"].dtype == torch.int64
-        assert bool(((answer["labels"] >= 0) & (answer["labels"] < out.logits.shape[-1])).all())
-        assert answer["boxes"].shape == (len(answer["scores"]), 4)
+    for i, found in enumerate(model.postprocess(out, sizes)):
+        assert set(found) == {"scores", "labels", "boxes"}
+        assert found["scores"].tolist() == sorted(found["scores"].tolist(), reverse=True)
+        assert found["labels"].dtype == torch.int64
+        assert bool(((found["labels"] >= 0) & (found["labels"] < out.logits.shape[-1])).all())
+        assert found["boxes"].shape == (len(found["scores"]), 4)
         h, w = sizes[i]
-        assert bool((answer["boxes"].abs() <= 1.5 * torch.tensor([w, h, w, h])).all())
+        assert bool((found["boxes"].abs() <= 1.5 * torch.tensor([w, h, w, h])).all())
     assert [len(a["scores"]) for a in model.postprocess(out, sizes, top_k=5)] == [5, 5]
-    for answer in model.postprocess(out, sizes, one_label=True):
-        assert len(answer["scores"]) == out.logits.shape[2]
+    for found in model.postprocess(out, sizes, one_label=True):
+        assert len(found["scores"]) == out.logits.shape[2]
 
 
 def test_double_precision(model):

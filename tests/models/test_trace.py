@@ -1,4 +1,4 @@
-"""What every model says about where its queries looked."""
+"""What every model records about where its queries attended."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def traced(request) -> tuple[DetectionTransformer, Output]:
 
 
 @torch.no_grad()
-def test_off_unless_asked(traced):
+def test_off_by_default(traced):
     model, with_trace = traced
     images, mask = batch(*SIZES, dtype=torch.float64)
     out = model(images, mask)
@@ -66,7 +66,7 @@ def test_layers(traced):
             assert bool(((layer.reference >= 0) & (layer.reference <= 1)).all())
         assert layer.self_attention.shape == (batch_size, heads, queries, queries)
         sums_to_one(layer.self_attention.sum(-1))
-        check_read(layer, batch_size, queries, heads)
+        check_attention(layer, batch_size, queries, heads)
         if model.config["name"] == "smca-detr" or model.config["options"].get("smca"):
             assert [g.shape for g in layer.gaussian] == [a.shape for a in layer.attention]
             assert all(bool(((g >= 0) & (g <= 1)).all()) for g in layer.gaussian)
@@ -81,12 +81,12 @@ def test_encoder(traced):
         tokens = layer.memory.tokens.shape[1]
         assert layer.boxes is None
         assert layer.scores is None
-        check_read(layer, len(SIZES), tokens, model.config["options"]["heads"])
+        check_attention(layer, len(SIZES), tokens, model.config["options"]["heads"])
         heat = layer.heatmap(0, (24, 32))
         assert heat.map.sum().item() == pytest.approx(1, abs=1e-5)
 
 
-def check_read(layer: LayerTrace, batch_size: int, queries: int, heads: int) -> None:
+def check_attention(layer: LayerTrace, batch_size: int, queries: int, heads: int) -> None:
     levels = layer.memory.shapes
     if layer.attention is not None:
         dense = [outer(*a) if isinstance(a, tuple) else a for a in layer.attention]

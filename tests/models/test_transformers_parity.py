@@ -2,7 +2,7 @@
 
 Where the library departs from the papers' code, the comparison goes around it:
 
-- its DETR feeds the *normed* output of a decoder layer into the next one when auxiliary losses are on, so answers of every layer are
+- its DETR feeds the *normed* output of a decoder layer into the next one when auxiliary losses are on, so predictions of every layer are
   taken from a run without them;
 - its Deformable DETR ties the heads of all layers also when boxes are refined, and weighs the class loss by 1 where the paper says 2;
 - it computes the sine features of two-stage proposals in float32 (hence a wider tolerance there).
@@ -92,14 +92,14 @@ def every_layer(peer: nn.Module, images: Tensor, mask: Tensor) -> tuple[Tensor, 
     return torch.stack(logits), torch.stack(boxes)
 
 
-def test_answers_of_every_layer(case):
+def test_predictions_of_every_layer(case):
     assert len(case.out.logits) == SMALL["decoder_layers"]
     torch.testing.assert_close(case.out.logits, case.logits, atol=case.tolerance, rtol=0)
     torch.testing.assert_close(case.out.boxes, case.boxes, atol=case.tolerance, rtol=0)
 
 
 @torch.no_grad()
-def test_answers_without_a_mask(case):
+def test_predictions_without_a_mask(case):
     case.peer.config.auxiliary_loss = case.name != "detr"
     result, out = case.peer(pixel_values=case.images), case.model(case.images, last_only=True)
     torch.testing.assert_close(out.logits[-1], result.logits, atol=case.tolerance, rtol=0)
@@ -124,15 +124,15 @@ def test_loss(case, counts):
 
 
 def test_gradients(case):
-    """Of the answers' mean, at the first convolution and the queries: nothing is detached that should not be, and the reverse."""
+    """Of the mean prediction, at the first convolution and the queries: nothing is detached that should not be, and the reverse."""
     names = {"detr": ("queries.position",), "deformable-detr": ("tokens.level_embedding",)}[case.name]
     parameters = dict(case.model.named_parameters())
     peers = {"queries.position": "model.query_position_embeddings.weight", "tokens.level_embedding": "model.level_embed"}
     theirs_by_name = dict(case.peer.named_parameters())
-    asked = [*names, "backbone.body.layer2.0.conv1.weight"]
-    given = [theirs_by_name[peers.get(n, n.replace("backbone.body", "model.backbone.model"))].requires_grad_() for n in asked]
+    names_of_both = [*names, "backbone.body.layer2.0.conv1.weight"]
+    given = [theirs_by_name[peers.get(n, n.replace("backbone.body", "model.backbone.model"))].requires_grad_() for n in names_of_both]
     expected = torch.autograd.grad(score(case.logits, case.boxes), given, retain_graph=True)
-    found = torch.autograd.grad(score(case.out.logits, case.out.boxes), [parameters[n] for n in asked], retain_graph=True)
+    found = torch.autograd.grad(score(case.out.logits, case.out.boxes), [parameters[n] for n in names_of_both], retain_graph=True)
     for a, b in zip(found, expected, strict=True):
         assert (a - b).norm() <= max(100 * case.tolerance, 1e-6) * b.norm()
 

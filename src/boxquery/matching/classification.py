@@ -1,6 +1,6 @@
 """Two class losses: softmax with a no-object column (DETR), and a sigmoid per class with focal loss (all others).
 
-``quality`` of a loss gives the IoU [P] of every matched pair with its object, for losses that are aware of it.
+``quality()`` gives the IoU [P] of every matched pair, for losses that depend on it.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class Softmax:
     ) -> Tensor:
         """[L]: the mean over all queries of the batch that were not dropped, weighted; not divided by the number of objects."""
         layers, batch, queries, columns = logits.shape
-        wanted = logits.new_full((layers, batch, queries), columns - 1, dtype=torch.int64)
-        wanted[matches.index] = targets.labels[matches.image, matches.target]
+        classes = logits.new_full((layers, batch, queries), columns - 1, dtype=torch.int64)
+        classes[matches.index] = targets.labels[matches.image, matches.target]
         weights = logits.new_ones(columns)
         weights[-1] = self.no_object
-        each = F.cross_entropy(finite_logits(logits).flatten(0, 2), wanted.flatten(), weight=weights, reduction="none").view(layers, -1)
-        return each.sum(-1) / weights[wanted].masked_fill(is_dropped(logits), 0.0).flatten(1).sum(-1)
+        losses = F.cross_entropy(finite_logits(logits).flatten(0, 2), classes.flatten(), weight=weights, reduction="none")
+        return losses.view(layers, -1).sum(-1) / weights[classes].masked_fill(is_dropped(logits), 0.0).flatten(1).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def is_dropped(logits: Tensor) -> Tensor:
 
 
 def finite_logits(logits: Tensor) -> Tensor:
-    """A query of which all logits are -inf says "no object" for certain: a softmax needs one finite number."""
+    """Makes "no object" certain for a query whose logits are all -inf: a softmax needs one finite number."""
     return torch.cat((logits[..., :-1], logits[..., -1:].masked_fill(is_dropped(logits)[..., None], 0.0)), -1)
 
 

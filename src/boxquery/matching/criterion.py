@@ -36,7 +36,7 @@ class SetCriterion:
     Args:
         classification: ``Softmax`` or ``Focal``.
         l1, giou: weights of the box terms, the same in matching and in the loss (5 and 2 in the whole family).
-        class_agnostic_proposals: every object is class 0 to the encoder's proposals (Deformable DETR); False: its own class.
+        class_agnostic_proposals: every object is class 0 for the encoder's proposals (Deformable DETR); False: its own class.
         coder: how boxes are compared.
     """
 
@@ -86,8 +86,8 @@ class SetCriterion:
         matches = hungarian(costs, padded.counts, [out.alive, None][: len(costs)])
         normalizer = num_objects(padded.total, out.boxes)
         total, terms = out.boxes.new_zeros(()), {}
-        for (prefix, (logits, boxes, objects)), found in zip(predictions.items(), matches, strict=True):
-            for name, term in self.terms(logits, boxes, objects, found, normalizer).items():
+        for (prefix, (logits, boxes, objects)), matched in zip(predictions.items(), matches, strict=True):
+            for name, term in self.terms(logits, boxes, objects, matched, normalizer).items():
                 total = total + self.weights[name] * term.sum()
                 terms[prefix + name] = term[0] if prefix else term
         for group, output in out.extra.items():
@@ -99,9 +99,9 @@ class SetCriterion:
 
     def terms(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> dict[str, Tensor]:
         """Unweighted, [L] each."""
-        predicted, wanted = boxes[matches.index], targets.boxes[matches.image, matches.target]
-        box_terms = self.coder.terms(predicted, wanted)
-        loss = self.classification.loss(logits, targets, matches, normalizer, lambda: self.coder.quality(predicted.detach(), wanted))
+        predicted, target = boxes[matches.index], targets.boxes[matches.image, matches.target]
+        box_terms = self.coder.terms(predicted, target)
+        loss = self.classification.loss(logits, targets, matches, normalizer, lambda: self.coder.quality(predicted.detach(), target))
         return {"class": loss} | {name: matches.sum_by_layer(values) / normalizer for name, values in box_terms.items()}
 
 

@@ -22,12 +22,12 @@ from boxquery.parts.state import QueryState
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Noised objects of a batch, N = groups x 2 x (objects of the fullest image).
+    """Noised objects of a batch, N = groups x 2 x (objects of the image with the most).
 
     Attributes:
         content: [B, N, D], the embedding of a class, sometimes a wrong one.
         reference: [B, N, 4] logits of the noised boxes.
-        group: which of them are matched to which object; the others are background.
+        group: their matches with objects; those without are background.
     """
 
     content: Tensor
@@ -81,36 +81,36 @@ class Denoising(nn.Module):
     def noise(self, targets: list[dict], like: Tensor) -> DenoisingQueries | None:
         """None where the batch has no object; ``like`` [B, ...] gives device and dtype."""
         objects = pad_targets(targets, like, len(like), self.classes)
-        batch, most = objects.labels.shape
-        if most == 0:
+        batch, largest = objects.labels.shape
+        if largest == 0:
             return None
-        groups = max(self.queries // (2 * most), 1)
-        shape = (batch, groups, 2, most)
+        groups = max(self.queries // (2 * largest), 1)
+        shape = (batch, groups, 2, largest)
         labels = objects.labels[:, None, None].expand(shape)
-        drawn = torch.randint_like(labels, self.classes)
-        labels = torch.where(torch.rand(shape, device=labels.device) < self.label_noise, drawn, labels)
-        boxes = self._moved(objects.boxes[:, None, None].expand(*shape, 4))
-        present = (torch.arange(most) < torch.tensor(objects.counts)[:, None])[:, None, None].expand(shape)
+        random = torch.randint_like(labels, self.classes)
+        labels = torch.where(torch.rand(shape, device=labels.device) < self.label_noise, random, labels)
+        boxes = self._noised(objects.boxes[:, None, None].expand(*shape, 4))
+        present = (torch.arange(largest) < torch.tensor(objects.counts)[:, None])[:, None, None].expand(shape)
         # ordered by image, then group, then object; the second half of a group has no object
         image, group, target = present[:, :, 0].nonzero().to(labels.device).unbind(-1)
         counts = (tuple(groups * n for n in objects.counts),)
-        matches = Matches(torch.zeros_like(image), image, group * 2 * most + target, target, counts)
-        number = torch.arange(groups, device=labels.device).repeat_interleave(2 * most)
+        matches = Matches(torch.zeros_like(image), image, group * 2 * largest + target, target, counts)
+        index = torch.arange(groups, device=labels.device).repeat_interleave(2 * largest)
         return DenoisingQueries(
             content=self.labels[labels.flatten(1)],
             reference=boxes.flatten(1, 3).logit(1e-3),
             group=QueryGroup(
                 "denoising",
-                size=len(number),
+                size=len(index),
                 matches=matches,
                 repeats=groups,
-                mask=number[:, None] != number,
+                mask=index[:, None] != index,
                 valid=present.flatten(1).to(labels.device),
             ),
         )
 
-    def _moved(self, boxes: Tensor) -> Tensor:
-        """[B, groups, 2, N, 4] cxcywh: both corners moved, the first half by less than the noise, the second by more."""
+    def _noised(self, boxes: Tensor) -> Tensor:
+        """[B, groups, 2, N, 4] cxcywh with both corners moved: of positives by less than the noise, of negatives by more."""
         half = boxes[..., 2:] / 2
         corners = torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), -1)
         share = torch.rand_like(corners)

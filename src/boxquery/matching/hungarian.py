@@ -17,7 +17,7 @@ from boxquery.parts.output import Matches
 
 @dataclass(frozen=True)
 class PaddedTargets:
-    """The objects of a batch in one rectangle: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh; N is the largest of ``counts``."""
+    """The objects of a batch, padded: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh; N is the largest of ``counts``."""
 
     labels: Tensor
     boxes: Tensor
@@ -29,10 +29,10 @@ class PaddedTargets:
 
 
 def pad_targets(targets: Sequence[dict], like: Tensor, batch: int, classes: int) -> PaddedTargets:
-    """Per-image dictionaries -> one rectangle on the device and in the (at least float32) dtype of ``like``, without a host sync.
+    """Per-image dictionaries -> padded tensors on the device and in the (at least float32) dtype of ``like``, without a host sync.
 
-    Raises ``UserError`` for another number of images than ``batch``, and for a label that is not in 0..``classes`` - 1. Labels that are on
-    another device are not looked at, since that would wait for it; a training run looks at all of its data beforehand.
+    Raises ``UserError`` for another number of images than ``batch``, and for a label that is not in 0..``classes`` - 1. Labels on another
+    device are not checked, since that would wait for it; a training run checks all of its data beforehand.
     """
     if len(targets) != batch:
         raise UserError(f"{len(targets)} targets for a batch of {batch} images: give one dictionary per image, empty ones too")
@@ -53,7 +53,7 @@ def hungarian(costs: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Te
     """The cheapest one-to-one assignment of every layer and image.
 
     Args:
-        costs: tensors [L, B, Q, N], of which the first ``counts[b]`` columns of image b count; different L and Q may stand side by side.
+        costs: tensors [L, B, Q, N], the objects of image b being the first ``counts[b]`` columns; L and Q may differ between tensors.
         alive: for each [L, B, Q] bool, which queries may be matched; None: all. A layer that has fewer than an image has objects, where
             another layer has more, is a ``UserError``.
 
@@ -70,8 +70,8 @@ def hungarian(costs: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Te
 
 
 def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device, alive: np.ndarray | None) -> Matches:
-    layers, _, queries, _ = block.shape
-    sizes = tuple(min(queries if alive is None else int(alive[0, image].sum()), n) for image, n in enumerate(counts))
+    layers, _, num_queries, _ = block.shape
+    sizes = tuple(min(num_queries if alive is None else int(alive[0, image].sum()), n) for image, n in enumerate(counts))
     rows, columns = np.empty((layers, sum(sizes)), np.int64), np.empty((layers, sum(sizes)), np.int64)
     for layer in range(layers):
         start = 0
@@ -90,8 +90,8 @@ def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device, aliv
                     f"the matching cost of decoder layer {layer}, image {image} of the batch is NaN or inf: so are the model's predictions "
                     "(learning rate too high, or broken weights) or a target box"
                 )
-            found, columns[layer, start : start + size] = linear_sum_assignment(cost)
-            rows[layer, start : start + size] = found if kept is None else kept[found]
+            queries, columns[layer, start : start + size] = linear_sum_assignment(cost)
+            rows[layer, start : start + size] = queries if kept is None else kept[queries]
             start += size
     image = np.tile(np.repeat(np.arange(len(sizes)), sizes), layers)
     vectors = np.stack((np.repeat(np.arange(layers), sum(sizes)), image, rows.ravel(), columns.ravel()))

@@ -1,4 +1,4 @@
-"""The papers: names without torch, models on request."""
+"""Names and facts of all models, without importing torch, and ``create_model``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 
 
 class Paper(Protocol):
-    """What a paper's file offers: a module, or anything with these names."""
+    """What a paper's file provides: a module, or anything with these names."""
 
     PRESETS: dict[str, Preset]
 
@@ -32,7 +32,7 @@ class Paper(Protocol):
     def build(self) -> Callable[[int, Any, bool], DetectionTransformer]: ...
 
 
-#: the user's own papers, by name
+#: models registered by the user, by name
 _own: dict[str, Paper] = {}
 
 
@@ -42,21 +42,21 @@ def list_models() -> list[str]:
 
 
 def papers() -> list[str]:
-    """The library's own models, sorted; read from the files that name a paper, without importing them."""
+    """The library's own models, sorted; found by the line "Paper:" of their files, without importing them."""
     return sorted(path.stem.replace("_", "-") for path in HERE.glob("*.py") if "Paper:" in _docstring(path))
 
 
 def list_baselines() -> list[str]:
-    """What the family is compared with, sorted: torchvision's detectors, which the rest of the library takes like any model's name."""
+    """The baselines, sorted: torchvision's detectors, accepted by the rest of the library like any model's name."""
     return sorted(path.stem.replace("_", "-") for path in (HERE / "baselines").glob("*.py") if "Paper:" in _docstring(path))
 
 
 def register(name: str, paper: Paper) -> None:
-    """Make a model of your own known to ``create_model``, ``list_models``, ``train`` and ``load``, as long as this process lives.
+    """Make a model of your own known to ``create_model``, ``list_models``, ``train`` and ``load``, for this process.
 
     Args:
         name: lower-case words and numbers joined by hyphens, none of the library's; your own may be registered again.
-        paper: a module like those in this folder, with ``PRESETS`` (name -> ``Preset``; ``presets()`` makes the usual three), a function
+        paper: a module like those in this folder, with ``PRESETS`` (name -> ``Preset``; ``presets()`` makes the three), a function
             ``build(classes, options, pretrained) -> DetectionTransformer``, and a docstring that says how it differs from DETR.
 
     docs/mixing.md shows one. Raises ``UserError``.
@@ -64,7 +64,7 @@ def register(name: str, paper: Paper) -> None:
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"name={name!r}: must be lower-case words and numbers joined by hyphens")
     if name in [*papers(), *list_baselines()]:
-        raise UserError(f"name={name!r}: the library's own model is called so; choose another name")
+        raise UserError(f"name={name!r}: the library has a model of this name; choose another")
     known = getattr(paper, "PRESETS", None)
     if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
         raise UserError(f"{name}: a model's module needs PRESETS (a filled dictionary) and build(classes, options, pretrained)")
@@ -91,7 +91,7 @@ def facts(name: str) -> dict[str, str]:
 
 
 def sizes(name: str) -> dict[str, dict[str, float]]:
-    """Preset -> ``parameters`` and ``gflops`` (multiply-adds at the preset's size of image), as ``benchmarks/sizes.py`` counted them."""
+    """Preset -> ``parameters`` and ``gflops`` (multiply-adds at the preset's image size), as ``benchmarks/sizes.py`` counted them."""
     return json.loads((HERE / "sizes.json").read_text(encoding="utf-8"))[name]
 
 
@@ -115,12 +115,12 @@ def create_model(
     """Build a model.
 
     Args:
-        name: from ``list_models()`` or ``boxquery.models.baseliness()``.
+        name: from ``list_models()`` or ``boxquery.models.list_baselines()``.
         classes: a count, or a list of names.
         backbone: any timm feature extractor; None: the preset's.
         pretrained: backbone weights from the hub; stem, first stage and batch norm are then frozen, as published.
         preset: "paper" (the published R50 configuration), "small" or "tiny".
-        options: the paper's own knobs and those of all models (docs/options.md); an unknown one is a ``UserError`` that lists the known
+        options: the paper's own options and those of all models (docs/options.md); an unknown one is a ``UserError`` that lists the known
             ones.
     """
     from boxquery.models.common_options import apply
@@ -153,6 +153,6 @@ def _paper(name: str) -> Any:
         if name in names:
             return import_module(f"boxquery.{room}.{name.replace('-', '_')}")
     raise UserError(
-        f"no model {name!r}; choose one of {', '.join(list_models())}, or to compare with {', '.join(list_baselines())}; "
+        f"no model {name!r}; choose one of {', '.join(list_models())}, or a baseline: {', '.join(list_baselines())}; "
         "your own must be registered first (docs/mixing.md)"
     )

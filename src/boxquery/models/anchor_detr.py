@@ -3,8 +3,8 @@
 Paper: Wang et al., "Anchor DETR: Query Design for Transformer-Based Detector", AAAI 2022, arXiv:2109.07107
 Year: 2022
 Queries: learned points or a grid, each with every pattern
-Encoder: rows and columns apart
-Cross-attention: rows and columns apart
+Encoder: rows and columns separately
+Cross-attention: rows and columns separately
 Refinement: none: boxes from the point
 Matching: one to one; sigmoid focal
 Published: 42.1 AP in 50 epochs, 44.3 with DC5, the default here (AnchorDETR README)
@@ -12,9 +12,9 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 
 Differs from DETR in:
 - queries: every one of a few learned patterns (content) at every one of many points in the image
-- encoder: each region attends to rows and columns apart instead of all cells (`attention="rcda"`)
+- encoder: each region attends to rows and columns separately instead of all cells (`attention="rcda"`)
 - locate: the sine of the point, through the same two small MLPs that encode the image's cells
-- cross-attention: rows and columns apart, as in the encoder
+- cross-attention: rows and columns separately, as in the encoder
 - head: sigmoid focal classes without "no object"; boxes measured from the point
 """
 
@@ -42,8 +42,8 @@ from boxquery.parts.state import QueryState
 @dataclass(frozen=True)
 class AnchorOptions(Options):
     """``patterns``: learned contents at each point; the model has ``num_queries`` x ``patterns`` queries.
-    ``spatial_prior``: points are "learned", or stand on a "grid" of round(sqrt(num_queries)) squared.
-    ``attention``: to rows and columns apart ("rcda") or to every cell ("dense").
+    ``spatial_prior``: points are "learned", or form a "grid" of round(sqrt(num_queries)) squared.
+    ``attention``: to rows and columns separately ("rcda") or to every cell ("dense").
     """
 
     query_positions = ("sine-mlp", "learned", "sine", "none")
@@ -60,7 +60,7 @@ class AnchorOptions(Options):
         if self.patterns < 1:
             raise UserError(f"patterns={self.patterns}: must be at least 1, since a query's content is its pattern")
         if self.position != "paper" and self.attention == "rcda":
-            raise UserError(f"position={self.position!r} is for cells, not for rows and columns: attention='dense', or position='paper'")
+            raise UserError(f"position={self.position!r} is for cells, not for rows and columns: use attention='dense' or position='paper'")
         check_normed(self.hidden_dim)
 
 
@@ -70,12 +70,12 @@ PRESETS = presets(AnchorOptions(), Recipe(epochs=50, decay_at=0.8))
 class PatternQueries(Queries):
     """Each pattern at each point, pattern by pattern ("Multiple Predictions for Each Anchor Point").
 
-    The points are plain numbers in [0, 1], (x, y) of the unpadded extent, trained by the boxes measured from them and by their positions.
+    The points are (x, y) in [0, 1] of the unpadded extent, not logits, trained through the boxes measured from them and their positions.
 
     Args:
-        encode: points [..., 2] -> their positions [..., dim] as a whole, and by x and y for row-column attention:
-            ``Positions.of_points``, a method and not a part, since the image's side owns its parameters.
-        learned: or else points stand on a grid, column by column.
+        encode: points [..., 2] -> their positions [..., dim], and those of x and y for row-column attention: ``Positions.of_points``, a
+            method, since the parameters belong to the tokens.
+        learned: False: points form a grid, column by column.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class PatternQueries(Queries):
 class Positions(nn.Module):
     """Positions of image and queries by the same two MLPs of sine features ("Anchor Points"): of a point, and of x or y alone.
 
-    As the ``position`` of tokens it encodes cell centres of the valid area, counted along the mask's first row and column; ``of_points``
+    As ``position`` of ``Tokens`` it encodes cell centres of the valid area, counted along the mask's first row and column; ``of_points``
     serves the queries. Without ``axes`` (dense attention) only points are encoded.
     """
 
@@ -143,8 +143,8 @@ class Positions(nn.Module):
         position = self.point(sine(points.flip(-1), self.dim // 2))
         if self.axis is None:
             return position, None
-        across, down = self.axis(sine(points[..., None], self.dim)).unbind(-2)
-        return position, (across, down)
+        x, y = self.axis(sine(points[..., None], self.dim)).unbind(-2)
+        return position, (x, y)
 
 
 def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTransformer:
@@ -154,15 +154,15 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
     def cross_attn(layer: int = 0) -> RowColumnDecoupledAttention | DenseAttention:
         return RowColumnDecoupledAttention(dim, o.heads, o.dropout) if rows_and_columns else DenseAttention(dim, o.heads, o.dropout)
 
-    # image: the MLPs of the queries' positions serve the cells, too
+    # image: cells and queries share the MLPs of positions
     positions = Positions(dim, axes=rows_and_columns)
     # queries
     queries = PatternQueries(o.queries, o.patterns, dim, positions.of_points, learned=o.spatial_prior == "learned")
-    if o.position != "paper":  # the image has a table of its own, and nobody else owns the MLPs
+    if o.position != "paper":  # the image has a table of its own; register the MLPs here
         queries.positions = positions
-    # encoder: every region attends to rows and columns apart
+    # encoder: every region attends to rows and columns separately
     regions = encoder(o, cross_attn, locate=at_axes if rows_and_columns else at_position)
-    # locate: at the point; cross-attention: rows and columns apart
+    # locate: at the point; cross-attention: rows and columns separately
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_packed(regions, *layers)
     # head: one for all layers, boxes start small, at their point

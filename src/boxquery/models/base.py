@@ -1,7 +1,6 @@
 """The sentence that every paper of the family keeps: boxes come out of information exchanged between regions and objects.
 
-A paper's file builds a ``DetectionTransformer`` from parts and says what is its own in queries, encoder, locate, cross-attention, refine
-and head.
+A paper's file builds a ``DetectionTransformer`` from parts and names its own queries, encoder, locate, cross-attention, refine and head.
 """
 
 from __future__ import annotations
@@ -50,10 +49,10 @@ class DetectionTransformer(Model):
         image: backbone, neck and tokens, which make the memory.
         encoder: region-region.
         queries: ``(memory, targets) -> QueryState``.
-        locate: ``(state, memory, layer) -> (state, QueryGeometry)``, redone for every layer from the layer's input; may give queries a
-            reference that they do not have yet.
+        locate: ``(state, memory, layer) -> (state, QueryGeometry)``, called before every layer on the layer's input; may give
+            queries a reference that they do not have yet.
         layers: decoder layers, ``(content, geometry, memory, trace) -> content``.
-        norm: of every layer's content before the heads.
+        norm: applied to every layer's content before the heads.
         heads: one for all layers, or one per layer.
         refine: ``(state, prediction, head) -> QueryState`` for the next layer.
         criterion: matching and loss.
@@ -135,7 +134,7 @@ class DetectionTransformer(Model):
 
     @property
     def locate(self) -> Locate:
-        """See the class; kept as ``place``, the name of its weights in checkpoints."""
+        """See the class; stored as ``place``, the name of its weights in checkpoints."""
         return self.place
 
     @property
@@ -166,27 +165,27 @@ class DetectionTransformer(Model):
 
         Args:
             sizes: (height, width) of the original images.
-            top_k: how many; None: the paper's own number.
+            top_k: detections per image; None: the paper's own number.
             one_label: only the best class of each query.
             nms: IoU threshold of class-wise NMS; None: none, as published.
         """
         alive = None if out.alive is None else out.alive[-1]
         extents = torch.tensor(sizes, device=out.boxes.device)
         columns = self.postprocessor(out.logits[-1], out.boxes[-1], extents, alive, top_k=top_k, one_label=one_label)
-        found = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(*columns, strict=True)]
-        return found if nms is None else [nms_per_class(detections, nms) for detections in found]
+        detections = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(*columns, strict=True)]
+        return detections if nms is None else [nms_per_class(image, nms) for image in detections]
 
     def query_parameters(self) -> list[nn.Parameter]:
-        """The queries' own parameters, not those of networks beside them; and other positions that they were given."""
+        """The queries' own parameters, not those of their networks; and those of an ``OtherPosition``."""
         owners = (self.queries, *(part for part in self.modules() if isinstance(part, OtherPosition)))
         return [parameter for part in owners for parameter in part.parameters(recurse=False)]
 
 
 class DecoderOutputs:
-    """Predictions of the decoder layers, brought to a row for every query of the first layer.
+    """Predictions of the decoder layers, expanded to all queries of the first layer.
 
     Args:
-        last_only: only the last layer's are computed, and boxes of layers after which queries were pruned.
+        last_only: compute only the last layer's, and boxes of layers after which queries were pruned.
     """
 
     def __init__(self, last_only: bool):
@@ -209,25 +208,25 @@ class DecoderOutputs:
         for i, (prediction, index) in enumerate(zip(self.predictions, self.indices, strict=True)):
             if self.last_only and i < last and self.indices[i + 1] is index:
                 continue
-            now, living = prediction.boxes, torch.ones_like(prediction.boxes[..., 0], dtype=torch.bool)
+            layer_boxes, kept = prediction.boxes, torch.ones_like(prediction.boxes[..., 0], dtype=torch.bool)
             if index is not None:
-                now = boxes[-1].scatter(1, index[..., None].expand_as(now), now)
-                living = torch.zeros_like(alive[-1]).scatter(1, index, living)
-            boxes.append(now)
-            alive.append(living)
+                layer_boxes = boxes[-1].scatter(1, index[..., None].expand_as(layer_boxes), layer_boxes)
+                kept = torch.zeros_like(alive[-1]).scatter(1, index, kept)
+            boxes.append(layer_boxes)
+            alive.append(kept)
             if self.last_only and i < last:
                 continue
-            said = prediction.logits
+            layer_logits = prediction.logits
             if index is not None:
-                empty = said.new_full((*now.shape[:2], said.shape[-1]), -torch.inf)
-                said = empty.scatter(1, index[..., None].expand_as(said), said)
-            logits.append(said)
+                empty = layer_logits.new_full((*layer_boxes.shape[:2], layer_logits.shape[-1]), -torch.inf)
+                layer_logits = empty.scatter(1, index[..., None].expand_as(layer_logits), layer_logits)
+            logits.append(layer_logits)
         rows = slice(-1, None) if self.last_only else slice(None)
         return torch.stack(logits), torch.stack(boxes[rows]), None if self.indices[-1] is None else torch.stack(alive[rows])
 
 
 def _output(logits: Tensor, boxes: Tensor, alive: Tensor | None, state: QueryState, trace: Trace | None, layers: slice) -> Output:
-    """Training-only groups apart, which stand before the ordinary queries."""
+    """Splits off the training-only groups, which come before the ordinary queries."""
     logits, boxes, extra, first = logits[layers], boxes[layers], {}, 0
     for group in state.groups:
         own = slice(first, first := first + group.size)

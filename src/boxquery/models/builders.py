@@ -1,4 +1,4 @@
-"""What most papers build alike from their options."""
+"""Parts that most papers build alike from their options."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def refine_detached(state: QueryState, prediction: Prediction, head: Head) -> Qu
 def image(
     o: Options, pretrained: bool, position: nn.Module, levels: int = 1, maps: int = 3, norm: bool = False, level_embedding: bool = False
 ) -> Image:
-    """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, strided convolutions make the rest."""
+    """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, the others strided convolutions."""
     backbone = Backbone(o.backbone, min(levels, maps), pretrained, o.dilation, o.backbone_options)
     neck = Neck(backbone.channels, o.hidden_dim, extra=max(levels - maps, 0), norm=norm)
     chosen = {"sine": SinePosition, "learned": LearnedPosition, "none": NoPosition}.get(o.position)
@@ -48,7 +48,7 @@ def encoder(
     activation: Callable[[], nn.Module] = nn.ReLU,
     locate: Callable[[Memory], QueryGeometry] = at_position,
 ) -> Encoder:
-    """``encoder_layers`` layers of dense attention or ``self_attn()``, or the hybrid encoder if the options ask for it."""
+    """``encoder_layers`` layers of dense attention or ``self_attn()``, or the hybrid encoder, by the options."""
     hybrid = o.encoder == "hybrid"
     layers = [
         EncoderLayer(
@@ -87,6 +87,6 @@ def ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForwar
 
 
 def region_ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:
-    """The encoder's: each token alone, or with its neighbours."""
+    """The encoder's: on each token separately, or with its neighbours."""
     kind = ConvolutionalFeedForward if o.encoder_ffn == "convolutional" else FeedForward
     return kind(o.hidden_dim, o.ffn_dim, o.dropout, activation)

@@ -1,4 +1,4 @@
-"""Options that any model takes, a paper's or one of your own, laid over what its file has built."""
+"""Options that any model takes, a paper's or your own, applied to what its file has built."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from boxquery.parts.state import QueryState
 
 
 def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
-    """Queries per layer, their position, the bias from box to pixel, and denoising; the defaults leave all as the paper has it.
+    """Queries per layer, their position, the bias from box to pixel, and denoising; the defaults leave the paper's model unchanged.
 
-    (The image's position, the encoder and its feed-forward networks are made where papers make them, in ``builders``.)
+    (``position``, ``encoder`` and ``encoder_ffn`` are applied in ``builders``.)
 
-    Raises ``UserError`` where the model's attention cannot use a bias, or its queries no denoising.
+    Raises ``UserError`` where the model's attention cannot use a bias, or its queries denoising.
     """
     o = options
     model.num_queries_per_layer = counts = tuple(o.num_queries_per_layer())
@@ -47,5 +47,5 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
 
 
 def remember(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
-    """References stay, but the next layer knows what this one predicted."""
+    """The reference stays; the next layer's bias uses this layer's box."""
     return replace(state, predicted=prediction.box.detach())

@@ -13,10 +13,10 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 Differs from DETR in:
 - queries: learned 4-d anchor boxes, and a learned content for each
 - encoder: multi-scale, each cell samples a few points around itself on every level (from Deformable DETR)
-- locate: an MLP of the box's sine, scaled by content, made anew for every layer
+- locate: an MLP of the box's sine, scaled by content, recomputed in every layer
 - cross-attention: a few bilinear samples inside and around the box instead of every cell (from Deformable DETR)
 - refine: each layer's box is the next layer's anchor
-- head: sigmoid focal classes without "no object"; boxes measured from the anchor; one head a layer
+- head: sigmoid focal classes without "no object"; boxes measured from the anchor; one head per layer
 """
 
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ from boxquery.parts.state import QueryState
 @dataclass(frozen=True)
 class DABDeformableOptions(Options):
     """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
-    ``points``: samples of a head on a level. ``fixed_xy``: centres are drawn once and not trained.
-    ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
+    ``points``: samples per head and level. ``fixed_xy``: centres are drawn once and not trained.
+    ``anchor_size``: initial boxes evenly spread, about this share of the image wide; 0: as published.
     """
 
     query_positions = ("sine-mlp", "learned", "sine", "none")
@@ -68,7 +68,7 @@ PRESETS = presets(
 
 
 class DABDeformableLocate(nn.Module):
-    """An MLP of the box's sine, and from the second layer on another of the content to scale it; the box as the padded image has it."""
+    """An MLP of the box's sine, scaled from the second layer on by another of the content; the box in shares of the padded image."""
 
     def __init__(self, dim: int):
         super().__init__()

@@ -12,7 +12,7 @@ Licence: written from the paper; the authors' code (Apache-2.0) served as refere
 
 Differs from DETR in:
 - queries: learned 4-d anchor boxes; content is zero, or a few patterns at every anchor
-- encoder: positions are scaled by what each cell holds; PReLU; temperature 20
+- encoder: positions are scaled by each cell's content; PReLU; temperature 20
 - locate: an MLP of the box's sine for self-attention; for cross-attention its centre's sine, scaled by content and modulated by width
   and height
 - cross-attention: content and position are concatenated in queries and keys (from Conditional DETR)
@@ -41,9 +41,9 @@ from boxquery.parts.state import QueryState
 
 @dataclass(frozen=True)
 class DABOptions(Options):
-    """``patterns``: content vectors with which every anchor is asked; 0: zero content. ``num_queries``: anchors.
+    """``patterns``: content vectors, each combined with every anchor; 0: zero content. ``num_queries``: anchors.
     ``fixed_xy``: centres are drawn once and not trained (the authors' flag draws them, but trains on).
-    ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
+    ``anchor_size``: initial boxes evenly spread, about this share of the image wide; 0: as published.
     """
 
     query_positions = ("sine-mlp", "learned", "sine", "none")
@@ -64,7 +64,7 @@ PRESETS = presets(DABOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.1
 
 
 class ScaledPositions(nn.Module):
-    """The image's positions, scaled before each encoder layer by an MLP of what the cells hold; one MLP for all layers."""
+    """The image's positions, scaled before each encoder layer by an MLP of the tokens; one MLP for all layers."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -91,9 +91,9 @@ class DABLocate(nn.Module):
         centre = features[..., : self.dim]
         if layer:
             centre = centre * self.scale(state.content)
-        wanted = self.size(state.content).sigmoid() / box[..., 2:]
+        ratio = self.size(state.content).sigmoid() / box[..., 2:]
         # the first half of the features belongs to y
-        centre = centre.unflatten(-1, (2, -1)) * wanted.flip(-1)[..., None]
+        centre = centre.unflatten(-1, (2, -1)) * ratio.flip(-1)[..., None]
         position = self.position(features)
         return state, QueryGeometry(position=centre.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
 

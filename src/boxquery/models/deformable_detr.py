@@ -50,10 +50,10 @@ class DeformableOptions(Options):
 
     def check(self) -> None:
         if self.two_stage and self.query_position == "learned":
-            raise UserError("query_position='learned' needs two_stage=False: queries made anew for every image have no learned position")
+            raise UserError("query_position='learned' needs two_stage=False: proposals of each image have no learned position")
         super().check()
         if self.two_stage and not self.box_refine:
-            raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement carries on")
+            raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement uses")
         check_least(1, levels=self.levels, points=self.points)
         check_normed(self.hidden_dim)
 
@@ -73,13 +73,13 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
         return DeformableAttention(dim, o.heads, o.levels, o.points)
 
     # queries
-    queries = _proposing(classes, o) if o.two_stage else ReferencePointQueries(o.queries, dim, "learned")
+    queries = _proposal_queries(classes, o) if o.two_stage else ReferencePointQueries(o.queries, dim, "learned")
     # encoder: every cell attends to samples around itself
     regions = encoder(o, cross_attn, locate=at_centres)
     # locate: at the reference; cross-attention: samples around it
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_transformer(regions, *layers)
-    # head: boxes start small, at their reference; the first layer says how small
+    # head: boxes start at their reference, and small: by the bias of the first layer
     heads = [
         Head(dim, classes, size_bias=0.0 if layer or o.two_stage else -2.0) for layer in range(o.decoder_layers if o.box_refine else 1)
     ]
@@ -96,6 +96,6 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
     )
 
 
-def _proposing(classes: int, o: DeformableOptions) -> ProposalQueries:
+def _proposal_queries(classes: int, o: DeformableOptions) -> ProposalQueries:
     denoising = Denoising(classes, o.hidden_dim, o.denoising) if o.denoising else None
     return ProposalQueries(o.queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)

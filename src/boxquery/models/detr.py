@@ -3,15 +3,15 @@
 Paper: Carion et al., "End-to-End Object Detection with Transformers", ECCV 2020, arXiv:2005.12872
 Year: 2020
 Queries: 100 learned positions, content from zero
-Encoder: every cell reads every cell
-Cross-attention: every cell, by content and place together
-Refinement: none: boxes from nowhere
+Encoder: every cell attends to every cell
+Cross-attention: every cell, content and position added
+Refinement: none: boxes without a reference
 Matching: one to one; softmax with no object
 Published: 42.0 AP in 500 epochs (Deformable-DETR README), 34.8 in 50 (ConditionalDETR README)
 Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
 
 Differs from DETR in:
-- nothing: this is the sentence that the other files change
+- nothing: this is the model that the other files change
 """
 
 from dataclasses import dataclass

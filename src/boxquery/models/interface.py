@@ -1,4 +1,4 @@
-"""What training, evaluation and saving ask of a model: a transformer of the family, or a reference that it is compared with."""
+"""What training, evaluation and saving need of a model: a transformer of the family, or a baseline."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from boxquery.parts.backbone import Backbone
 
 
 class Model(nn.Module, ABC):
-    """Images in, answers out, and a loss between them. Whoever trains, evaluates, saves or loads knows no more than this.
+    """Images in, predictions out, and a loss: all that training, evaluation, saving and loading use of a model.
 
     Attributes:
         backbone: its parameters have their own rate, and can be frozen.
@@ -21,7 +21,7 @@ class Model(nn.Module, ABC):
         low_lr_patterns: substrings of the names of parameters that the paper trains at a lower rate.
         num_queries_per_layer: queries of each decoder layer, training-only ones not counted; of a baseline its maximum number of
             detections per image. Set by ``create_model``.
-        has_queries: whether ``forward`` has a ``trace`` of what each query did, which is what ``explain`` reads.
+        has_queries: whether ``forward`` has a ``trace`` of what each query did, which ``explain`` uses.
     """
 
     backbone: Backbone
@@ -38,24 +38,24 @@ class Model(nn.Module, ABC):
 
         Args:
             targets: per image ``{"labels": int64 [N], "boxes": [N, 4] cxcywh in [0, 1] of the unpadded extent}``.
-            last_only: only the final answers are asked for.
+            last_only: only the final predictions are needed.
         """
 
     @abstractmethod
     def loss(self, out: Any, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum, and every unweighted term by name: a number, or [L], one a layer. Raises ``UserError`` if it is not finite."""
+        """The weighted sum, and every unweighted term by name: [], or [L], one per layer. Raises ``UserError`` if it is not finite."""
 
     @abstractmethod
     def postprocess(
         self, out: Any, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False, nms: float | None = None
     ) -> list[dict]:
-        """Answers in pixels: per image ``{"scores" [K], "labels" [K], "boxes" [K, 4] xyxy}``, best first.
+        """Detections in pixels: per image ``{"scores" [K], "labels" [K], "boxes" [K, 4] xyxy}``, best first.
 
         Args:
             sizes: (height, width) of the original images.
-            top_k: how many at most; None: the paper's own number.
-            one_label: each query, anchor or proposal answers with its best class only.
-            nms: of two answers of a class that overlap by more than this IoU the better stays; 1: both; None: as the paper has it.
+            top_k: detections per image at most; None: the paper's own number.
+            one_label: only the best class of each query, anchor or proposal.
+            nms: IoU threshold of class-wise NMS; 1 disables it; None: as the paper has it.
         """
 
     def freeze(self) -> None:
@@ -64,12 +64,12 @@ class Model(nn.Module, ABC):
         self.config["frozen"] = True
 
     def query_parameters(self) -> Sequence[nn.Parameter]:
-        """What is learned a query (places, contents): each gets a gradient from its own few objects only, and may have its own rate."""
+        """What is learned per query (positions, contents): the gradient comes from few objects, and the rate may be another."""
         return ()
 
     def fit_to_data(self, sizes: np.ndarray) -> dict[str, Any]:
         """Called once before the first step with the widths and heights [N, 2] of the training objects, in pixels of the model's input.
 
-        Returns the options that the model set from them, as they have to be written down to build it again. None in the family.
+        Returns the options that the model set from them, which are saved to build it again. Empty for transformers.
         """
         return {}

@@ -1,4 +1,4 @@
-"""The knobs that all papers share, and how a user's keywords become a paper's options. Imports nothing heavy."""
+"""Options that all papers share, and how a user's keywords become a paper's options. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class Options:
     Attributes:
         backbone: any timm feature extractor.
         backbone_options: keyword arguments of that timm model (narrower channels, ...).
-        num_queries: how many answers an image can have; or one number for every decoder layer, none larger than the one before: after a
-            layer only the queries with the best scores go on (docs/options.md).
+        num_queries: number of queries, the most objects per image; or one number per decoder layer, none larger than the one before:
+            after a layer only the queries with the best scores are kept (docs/options.md).
         hidden_dim: width D of tokens and queries; a multiple of ``heads``.
         dilation: DC5, the last stage of the backbone at stride 16; of several levels, two then have that stride.
         position: of the image's cells: the paper's own, DETR's sine or learned table, or none.
-        query_position: what a query tells of its place to the others and, where the paper adds the same, to the image: the paper's own, a
-            learned vector, the sine of its reference, an MLP of that sine, or nothing.
-        relative_bias: cross-attention knows where a cell lies from the sides of the query's box (Lin et al. 2023, arXiv:2308.01904).
+        query_position: position encoding of queries in self-attention and, where the paper adds the same, in cross-attention: the paper's
+            own, a learned vector, the sine of the reference, an MLP of that sine, or none.
+        relative_bias: bias in cross-attention by each cell's distances to the sides of the query's box (Lin et al. 2023, arXiv:2308.01904).
         encoder: the paper's own, or attention on the coarsest level alone and convolutions between levels (RT-DETR, arXiv:2304.08069).
-        encoder_ffn: each token alone, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
+        encoder_ffn: on each token separately, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
         denoising: approximate number of noised queries that a training step adds (DINO, section 3.2); 0: none. Needs queries with
             references.
     """
 
-    #: what ``query_position`` can be beside "paper"; the first is what the paper itself does
+    #: values of ``query_position`` besides "paper"; the first is what the paper itself has
     query_positions: ClassVar[tuple[str, ...]] = ("learned", "sine", "sine-mlp", "none")
 
     backbone: str = "resnet50"
@@ -54,7 +54,7 @@ class Options:
 
     @property
     def queries(self) -> int:
-        """``num_queries`` of the first layer: how many a paper makes (of each pattern, where it has patterns)."""
+        """``num_queries`` of the first layer: how many a paper makes (for each pattern, where it has patterns)."""
         return self.num_queries if isinstance(self.num_queries, int) else self.num_queries[0]
 
     def num_queries_per_layer(self) -> list[int]:
@@ -115,7 +115,7 @@ def check_share(**values: float) -> None:
     """Raise ``UserError`` for a share of the image that is not at least 0 (as published) and below 1."""
     for name, value in values.items():
         if not 0 <= value < 1:
-            raise UserError(f"{name}={value}: must be a share of the image below 1, or 0 for the published start")
+            raise UserError(f"{name}={value}: must be a share of the image below 1, or 0 for the published initialisation")
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,11 @@ def with_options(start: T, given: dict[str, Any], what: str) -> T:
 
 
 def _mismatch(value: Any, hint: Any) -> str | None:
-    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
-    if hint in plain:
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a string"}
+    if hint in names:
         accepted = (int, float) if hint is float else hint
         if not isinstance(value, accepted) or (hint is not bool and isinstance(value, bool)):
-            return f"must be {plain[hint]}"
+            return f"must be {names[hint]}"
     elif hint == int | list[int]:
         if not all(isinstance(v, int) and not isinstance(v, bool) for v in (value if isinstance(value, list) else [value])):
             return "must be a whole number, or a list of whole numbers"

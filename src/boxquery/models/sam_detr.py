@@ -49,8 +49,8 @@ class SAMOptions(Options):
     the encoder.
     ``neck_norm``: group norm after the neck's convolution; the authors had it in schedules under 25 epochs. Several levels always have it.
     ``smca``: Gaussians around the salient points (from SMCA).
-    ``anchor_size``: first boxes evenly placed, about this share of the image wide; 0: as published.
-    ``cross_attention``: False: no attention to the memory; a query keeps the values of the features that it re-sampled.
+    ``anchor_size``: initial boxes evenly spread, about this share of the image wide; 0: as published.
+    ``cross_attention``: False: no attention to the memory; a query gets the values of its re-sampled features.
     """
 
     query_positions = ("sine", "sine-mlp", "learned", "none")
@@ -83,7 +83,7 @@ def locate(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, Q
 
 
 def refine(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
-    """The head moves the reference itself, where predictions are measured from a clamped copy; no gradient passes from layer to layer."""
+    """Offsets are added to the reference itself, not to the clamped copy of predictions; no gradient passes from layer to layer."""
     assert state.reference is not None
     with torch.no_grad():
         reference = state.reference + head.boxes(state.content)

@@ -1,4 +1,4 @@
-"""SMCA-DETR: cross-attention is modulated by a Gaussian around where the query expects its object.
+"""SMCA-DETR: cross-attention is modulated by a Gaussian around the centre that each query predicts.
 
 Paper: Gao et al., "Fast Convergence of DETR with Spatially Modulated Co-Attention", ICCV 2021, arXiv:2101.07448
 Year: 2021
@@ -70,14 +70,14 @@ def regions(o: SMCAOptions) -> Encoder:
         return encoder(o)
 
     def self_attn(layer: int) -> nn.Module:
-        everything = DenseAttention(o.hidden_dim, o.heads, o.dropout)
-        return everything if o.levels == 1 or layer == o.encoder_layers // 2 else IntraScaleAttention(everything)
+        dense = DenseAttention(o.hidden_dim, o.heads, o.dropout)
+        return dense if o.levels == 1 or layer == o.encoder_layers // 2 else IntraScaleAttention(dense)
 
     return Encoder([EncoderLayer(self_attn(i), region_ffn(o), o.hidden_dim, o.dropout) for i in range(o.encoder_layers)])
 
 
 def steps(backbone: Backbone, levels: int) -> tuple[float, ...]:
-    """How many cells of the backbone's last map a cell of each level is wide; levels beyond that map double it."""
+    """Width of each level's cells in cells of the backbone's last map; each level beyond that map doubles it."""
     last = backbone.strides[-1]
     own = [stride / last for stride in backbone.strides]
     return (*own, *(2.0**i for i in range(1, levels - len(own) + 1)))
@@ -99,7 +99,7 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
         stride=o.centre_stride or parts[0].strides[-1],
         steps=steps(parts[0], o.levels),
     )
-    # cross-attention: dense, or dense on each level apart
+    # cross-attention: dense, or dense on each level separately
     layers = decoder(
         o,
         lambda: SelfAttention(dim, o.heads, o.dropout),
@@ -115,7 +115,7 @@ def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTran
         locate=locate,
         layers=layers,
         norm=nn.LayerNorm(dim),
-        # head: one for all layers; the centre is taken as it is, without a clamp
+        # head: one for all layers; the centre is not clamped
         heads=[Head(dim, classes, zero_boxes=False, eps=0.0)],
         criterion=focal(),
         top_k=0,
