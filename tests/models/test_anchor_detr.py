@@ -45,7 +45,7 @@ def slow_softmax(numbers: list[float]) -> list[float]:
 
 
 def slow_factor(content, own_position, keys, position, weight, bias, rows: tuple[slice, slice], padding) -> Tensor:
-    """[H, Q, n] of one image: content and own position [Q, D], keys [n, m, D] (m cells for each of n lines), position [n, D], padding [n]."""
+    """[H, Q, n] of one image: content and own position [Q, D], keys [n, m, D] (m cells per line), position [n, D], padding [n]."""
     query, key = rows
     size = DIM // HEADS
     out = torch.zeros(HEADS, len(content), len(keys), dtype=torch.float64)

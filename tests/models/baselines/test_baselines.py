@@ -15,7 +15,7 @@ from boxquery.models import describe, facts, list_baselines
 from boxquery.models.baselines.base import summed
 from boxquery.models.interface import Model
 from boxquery.models.options import Recipe
-from boxquery.training.module import parameter_groups
+from boxquery.optimization import parameter_groups
 from tests.models.baselines.builders import create
 from tests.models.builders import batch, objects
 
