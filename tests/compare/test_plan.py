@@ -1,4 +1,4 @@
-"""Who is compared, what is refused before anything is written, which runs are the planned ones, and how minutes and images become steps."""
+"""The entries of a plan, what is refused before anything is written, and which runs are the planned ones."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_models_a_sweep_and_a_file_make_entries(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("- detr", "found a list"),
         ("a/b: {model: detr}", "not a label"),
@@ -48,19 +48,19 @@ def test_models_a_sweep_and_a_file_make_entries(tmp_path):
         ("{}", "the list is empty"),
     ],
 )
-def test_a_plan_file_that_cannot_be_used_is_said(text, said, tmp_path):
+def test_a_plan_file_that_cannot_be_used_is_refused(text, message, tmp_path):
     (tmp_path / "plan.yaml").write_text(text)
-    with pytest.raises(bq.UserError, match=said):
+    with pytest.raises(bq.UserError, match=message):
         entries(file=tmp_path / "plan.yaml")
 
 
-def test_what_cannot_be_compared_is_said():
-    for given, said in (
+def test_what_cannot_be_compared_is_refused():
+    for given, message in (
         ({}, "--models"), ({"models": ["detr", "detr"]}, "named twice"), ({"models": ["a", "b"], "sweep": {"x": [1]}}, "one model"),
         ({"models": ["a"], "sweep": {"x": [1], "y": [2]}}, "one option"), ({"models": ["a"], "sweep": {"x": [1, 1]}}, "named twice"),
         ({"file": Path("none.yaml")}, "cannot be read"), ({"models": ["a"], "file": Path("none.yaml")}, "name what to compare"),
     ):  # fmt: skip
-        with pytest.raises(bq.UserError, match=said):
+        with pytest.raises(bq.UserError, match=message):
             entries(**given)
 
 
@@ -72,11 +72,11 @@ def test_what_is_not_given_is_the_presets():
     assert [entry.lr for entry in plan.entries] == [1e-3, 1e-3]
     with pytest.raises(bq.UserError, match=r"differ in image_size \(160, 240\).+--image-size"):
         resolved_plan("shapes", (models[0], replace(models[1], preset="small")), (0,), flags)
-    for wrong, said in (
+    for wrong, message in (
         (replace(models[0], model="dert"), "no model 'dert'"), (replace(models[0], preset="huge"), "no preset"),
         (replace(models[0], options={"layers": 3}), "unknown option 'layers'"), (replace(models[0], options={"heads": 5}), "multiple"),
     ):  # fmt: skip
-        with pytest.raises(bq.UserError, match=said):
+        with pytest.raises(bq.UserError, match=message):
             resolved_plan("shapes", (wrong,), (0,), flags)
 
 
@@ -87,7 +87,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
     plan.write(tmp_path)
     assert ComparisonPlan.read(tmp_path) == plan
     assert "&id" not in (tmp_path / "compare.yaml").read_text()
-    for text, said in (
+    for text, message in (
         ("[1]", "not a comparison's plan"),
         ("entries: {a: {modell: 1}}", "not a comparison's plan"),
         (None, "no comparison"),
@@ -95,7 +95,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path):
         (tmp_path / "compare.yaml").unlink(missing_ok=True)
         if text:
             (tmp_path / "compare.yaml").write_text(text)
-        with pytest.raises(bq.UserError, match=said):
+        with pytest.raises(bq.UserError, match=message):
             ComparisonPlan.read(tmp_path)
 
 
@@ -152,8 +152,8 @@ def test_the_command_line_trains_the_planned_run():
     plan = make_plan(epochs=None, minutes=2.0, precision="bf16", strict=True)
     options = {"backbone_options": {"channels": [8, 16], "rate": 1e-5}, "dilation": False, "name": "yes", "many": list(range(60))}
     planned = PlannedRun(replace(plan.entries[0], options=options), 3)
-    words = plan.command_line(planned, Path("out"))
-    _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    command = plan.command_line(planned, Path("out"))
+    _, bound, _ = app.parse_args(command, exit_on_error=False, print_error=False)
     given = bound.arguments["flags"]
     assert given.options == options
     assert (bound.arguments["data"], given.seed, given.lr, given.minutes, given.clock) == (plan.data, 3, 1e-3, 2.0, "cpu")

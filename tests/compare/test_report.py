@@ -1,4 +1,4 @@
-"""What the folders of a comparison say, merged and drawn, without training anything."""
+"""Folders of a comparison, merged and reported on without training."""
 
 import json
 import shutil
@@ -143,7 +143,7 @@ def test_other_validation_images_are_not_compared(tmp_path):
     assert result["lower"] == {}
 
 
-def test_what_must_be_said_beside_the_figures(tmp_path):
+def test_caveats_are_notes(tmp_path):
     plan = make_plan(seeds=(0,), epochs=None, minutes=2.0)
     plan.write(tmp_path)
     for planned in plan.runs()[:2]:
@@ -189,6 +189,6 @@ def test_showing_needs_no_torch(comparison):
 
 def test_json_is_one_object(comparison, capsys):
     assert command_line(["compare", "--show", str(comparison), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["report"] == str(comparison / "report.html")
-    assert told["entries"][0]["scores"]["AP"] == pytest.approx(0.552)
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["report"] == str(comparison / "report.html")
+    assert printed["entries"][0]["scores"]["AP"] == pytest.approx(0.552)

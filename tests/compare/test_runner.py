@@ -1,4 +1,4 @@
-"""A real comparison, tiny: runs equal those of ``train``, it is interrupted and goes on, one model fails, finished runs are adopted."""
+"""A real comparison, tiny: runs equal those of ``train``, it is interrupted and resumed, one model fails, finished runs are adopted."""
 
 import json
 import signal
@@ -29,7 +29,7 @@ BUDGET = {"images_seen": 36, "seeds": 1, "preset": "tiny", "image_size": 64, "ba
 POPEN = subprocess.Popen
 
 
-def words(data: Path, plan: Path, out: Path) -> list[str]:
+def command_of(data: Path, plan: Path, out: Path) -> list[str]:
     found = ["compare", str(data), "--plan", str(plan), "--out", str(out)]
     for name, value in BUDGET.items():
         found += [f"--{name.replace('_', '-')}", str(value)]
@@ -39,27 +39,27 @@ def words(data: Path, plan: Path, out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_comparison_is_interrupted_goes_on_and_equals_training(tmp_path):
+def test_a_comparison_is_interrupted_and_resumed_and_equals_training(tmp_path):
     data = write_coco(tmp_path / "scenes", drawn(scenes()))
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
     out = tmp_path / "out"
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what it starts in the background
     first = subprocess.Popen(
-        [sys.executable, "-m", "boxquery", *words(data, tmp_path / "plan.yaml", out), "--jobs", "1"], stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "boxquery", *command_of(data, tmp_path / "plan.yaml", out), "--jobs", "1"], stderr=subprocess.PIPE, text=True
     )
     begun, until = out / "runs/one-0/last.ckpt", time.monotonic() + 600
     while not begun.exists() and first.poll() is None and time.monotonic() < until:
         time.sleep(0.02)
     first.send_signal(signal.SIGINT)
-    _, said = first.communicate(timeout=300)
-    assert begun.exists(), said
+    _, errors = first.communicate(timeout=300)
+    assert begun.exists(), errors
     assert first.returncode == 130
-    assert "Traceback" not in said
+    assert "Traceback" not in errors
     assert not list((out / "state").glob("*.lock"))
     done = len(rows(out / "runs/one-0"))
 
-    result = compare(out=out, jobs=2).result  # the plan is known: nothing has to be said again
+    result = compare(out=out, jobs=2).result  # the plan is known: no other argument is needed
     status = {run["label"]: run["status"] for run in result["runs"]}
     assert status == {"one": "finished", "broken": "failed"}
     assert "no_such_net" in next(run["reason"] for run in result["runs"] if run["label"] == "broken")
@@ -108,25 +108,25 @@ def runner(plan: ComparisonPlan, folder: Path, monkeypatch, code: str) -> tuple[
     """A runner whose processes run ``code`` instead of ``boxquery``; ``sys.argv[1:]`` is what ``boxquery`` would be called with."""
     from rich.console import Console
 
-    said = []
+    commands = []
 
     def instead(command, **settings):
-        said.append(" ".join(command[2:]))
+        commands.append(" ".join(command[2:]))
         return POPEN([sys.executable, "-c", code, *command[2:]], **settings)
 
     monkeypatch.setattr("boxquery.compare.runner.subprocess.Popen", instead)
     monkeypatch.setattr("boxquery.compare.runner.POLL", 0.02)
     plan.write(folder)
-    return Runner(plan, folder, 2, Console(quiet=True)), said
+    return Runner(plan, folder, 2, Console(quiet=True)), commands
 
 
-def test_what_failed_is_kept_with_its_reason_and_tried_again(tmp_path, monkeypatch):
+def test_what_failed_is_kept_with_its_reason_and_retried(tmp_path, monkeypatch):
     plan = make_plan(seeds=(0,))
     code = "import os, sys; print('starting', file=sys.stderr); print('error: the disk is full', file=sys.stderr); sys.exit(2)"
     for _ in range(2):
-        work, said = runner(plan, tmp_path, monkeypatch, code)
+        work, commands = runner(plan, tmp_path, monkeypatch, code)
         work.run()
-        assert len(said) == len(plan.entries)
+        assert len(commands) == len(plan.entries)
     reasons = [json.loads(path.read_text())["reason"] for path in sorted((tmp_path / "state").glob("*.json"))]
     assert reasons == ["the disk is full"] * len(plan.entries)
     work, _ = runner(plan, tmp_path, monkeypatch, "import os; os.kill(os.getpid(), 9)")
@@ -135,7 +135,7 @@ def test_what_failed_is_kept_with_its_reason_and_tried_again(tmp_path, monkeypat
     assert not list((tmp_path / "state").glob("*.lock"))
 
 
-def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, monkeypatch):
+def test_a_run_is_resumed_unless_it_has_no_epoch(tmp_path, monkeypatch):
     from .fake_comparison import write_config
 
     plan = make_plan(seeds=(0,))
@@ -146,16 +146,16 @@ def test_a_run_begun_goes_on_and_one_without_an_epoch_starts_again(tmp_path, mon
     for name in ("report.html", "evaluation.json", "metrics.csv"):
         (run_folder(tmp_path, trained) / name).write_text("{}")
     (run_folder(tmp_path, trained) / "model").mkdir()
-    work, said = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
+    work, commands = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
     work.run()
-    assert any(line.endswith("--resume") and begun.name in line for line in said)
-    assert any("--model detr" in line and bare.name in line for line in said)
-    assert any(line.startswith("boxquery.compare.measure") and trained.name in line for line in said)
-    assert len(said) == 3
+    assert any(line.endswith("--resume") and begun.name in line for line in commands)
+    assert any("--model detr" in line and bare.name in line for line in commands)
+    assert any(line.startswith("boxquery.compare.measure") and trained.name in line for line in commands)
+    assert len(commands) == 3
     assert "another run" in json.loads((tmp_path / "state" / f"{foreign.name}.json").read_text())["reason"]
 
 
-def test_seeds_share_what_minutes_are_worth(tmp_path, monkeypatch):
+def test_seeds_share_the_steps_of_their_minutes(tmp_path, monkeypatch):
     """The first is timed while the other waits; then it gets the schedule that was planned."""
     plan = make_plan(epochs=None, minutes=2.0)
     plan = ComparisonPlan(**{**vars(plan), "entries": plan.entries[:1]})
@@ -168,12 +168,12 @@ def test_seeds_share_what_minutes_are_worth(tmp_path, monkeypatch):
         "    RunConfig(data='d', model='detr', preset='tiny', image_size=64, batch_size=4, lr=0.1, length=length).write(out)\n"
         "sys.exit(1)"
     )
-    work, said = runner(plan, tmp_path, monkeypatch, code)
+    work, commands = runner(plan, tmp_path, monkeypatch, code)
     work.run()
-    assert len(said) == 2
-    assert "--minutes 2.0 --clock cpu" in said[0]
-    assert "--schedule-steps" not in said[0]
-    assert "--minutes 2.0 --clock cpu --schedule-steps 20 --val-every 2" in said[1]
+    assert len(commands) == 2
+    assert "--minutes 2.0 --clock cpu" in commands[0]
+    assert "--schedule-steps" not in commands[0]
+    assert "--minutes 2.0 --clock cpu --schedule-steps 20 --val-every 2" in commands[1]
 
 
 def test_two_runners_share_the_work(tmp_path, monkeypatch):
@@ -205,16 +205,16 @@ def test_a_training_that_outlives_its_comparison_is_left_alone(tmp_path, monkeyp
     plan = make_plan(seeds=(0,))
     first, *others = plan.runs()
     lock = Lock.take(run_folder(tmp_path, first) / RUN_LOCK)
-    work, said = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
+    work, commands = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
     assert progress_of(tmp_path, first).status == "training"
     work.run()
     lock.release()
-    assert len(said) == len(others)
-    assert not any(first.name in line for line in said)
+    assert len(commands) == len(others)
+    assert not any(first.name in line for line in commands)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (["shapes"], "name what to compare"),
         (["--models", "detr"], "name the data"),
@@ -234,16 +234,16 @@ def test_a_training_that_outlives_its_comparison_is_left_alone(tmp_path, monkeyp
         (["shapes", "--models", "detr", "--sweep", "num_queries", "--epochs", "1", "--out", "x"], "name=a,b,c"),
     ],
 )
-def test_wrong_input_is_one_line_and_leaves_nothing(given, said, capsys, tmp_path, monkeypatch):
+def test_wrong_input_is_one_line_and_leaves_nothing(given, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command_line(["compare", *given]) == 2
-    told = capsys.readouterr()
-    assert len([line for line in told.err.splitlines() if line.startswith("error:")]) == 1
-    assert said in told.err
+    printed = capsys.readouterr()
+    assert len([line for line in printed.err.splitlines() if line.startswith("error:")]) == 1
+    assert message in printed.err
     assert not list(tmp_path.iterdir())
 
 
-def test_what_is_not_said_is_the_presets_and_named_after_the_data(tmp_path, monkeypatch):
+def test_what_is_not_given_is_the_presets_and_named_after_the_data(tmp_path, monkeypatch):
     """The command of the article's first open question, as short as it can be."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Runner, "run", lambda self: None)

@@ -45,7 +45,7 @@ def even(seen: Memory) -> Tensor:
 
 
 @pytest.mark.parametrize("shapes", [((8, 12),), ((16, 24), (8, 12), (8, 3))])
-def test_an_even_reading(shapes):
+def test_even_attention(shapes):
     seen = memory(*shapes)
     found = measured(dense(seen, even(seen)))
     assert found.even == pytest.approx([1, 0.3 * 0.5])
@@ -125,7 +125,7 @@ def test_distance_is_in_diagonals_of_the_unpadded_image():
     assert found.columns()["distance_2"] == pytest.approx(2.5 / math.hypot(64, 40))
 
 
-def test_objects_without_a_query_say_nothing():
+def test_objects_without_a_query_have_no_alignment():
     seen = memory((8, 12))
     one = [MATCHES[0], (torch.tensor([2]), torch.tensor([1]))]
     boxes = torch.zeros(1, 2, QUERIES, 4)

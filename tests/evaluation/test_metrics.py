@@ -1,4 +1,4 @@
-"""Average precision against pycocotools, and the numbers beside it against small examples done by hand."""
+"""AP against pycocotools, and the other metrics against small examples by hand."""
 
 import contextlib
 import io
@@ -174,7 +174,7 @@ def test_threshold_duplicates_and_false_positives_by_hand():
     assert result["false_positives_per_empty_image"] == 1.0
 
 
-def test_equal_scores_stand_or_fall_together():
+def test_equal_scores_are_kept_or_dropped_together():
     records = [record([[0, 0, 10, 10]])]
     result = evaluate(records, {0: prediction((0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.5), (70, 70, 80, 80, 0.5))}, ["a"], [1])
     assert (result["best_threshold"], result["f1"], result["precision"]) == (0.5, 0.5, pytest.approx(1 / 3))
@@ -214,7 +214,7 @@ def test_nothing_there(records, predictions, names, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_bad_input_is_said():
+def test_bad_input_is_refused():
     box = np.array([[0, 0, 1, 1.0]])
     with pytest.raises(UserError, match=r"image frog.*NaN or inf"):
         evaluate([record(id="frog")], {0: (box, np.array([np.nan]), np.array([0]))}, ["a"], [1])
