@@ -133,44 +133,35 @@ def _reached(found: Mapping[str, Sequence[float | None]], clock: str) -> str:
 
 
 def _costs(result: Result) -> Table:
-    columns = ["", "M parameters", "GFLOPs", "ms per image", "training images per second", "MiB of memory", "spent", "images seen"]
-    return columns, [
-        [
-            entry["label"],
-            f"{entry['parameters'] / 1e6:.2f}",
-            number(entry["gflops"]),
-            f"{entry['milliseconds']:.1f}",
-            number(entry["images_per_second"]),
-            DASH if entry["memory"] is None else f"{entry['memory'] / 2**20:,.0f}",
-            DASH if entry[result["clock"]] is None else duration(entry[result["clock"]]),
-            DASH if entry["images"] is None else f"{entry['images']:,.0f}",
-        ]
-        for entry in result["entries"]
-    ]
+    rows = []
+    for entry in result["entries"]:
+        size = [f"{entry['parameters'] / 1e6:.2f}", number(entry["gflops"]), f"{entry['milliseconds']:.1f}"]
+        memory, spent = entry["memory"], entry[result["clock"]]
+        run = [number(entry["images_per_second"]), number(memory and memory / 2**20), duration(spent), number(entry["images"])]
+        rows.append([entry["label"], *size, *run])
+    return ["", "M parameters", "GFLOPs", "ms per image", "training images per second", "MiB of memory", "spent", "images seen"], rows
 
 
 def _duplicates(result: Result) -> Table:
     columns = ["", "duplicates", "AP", "AP50"]
     for threshold in result["entries"][0]["nms"] if result["entries"] else ():
         columns += ["without NMS: duplicates" if threshold == "1" else f"with NMS at {threshold}: duplicates", "AP", "AP50"]
-    return columns, [
-        [entry["label"]]
-        + [
-            cell
-            for scores in (entry["scores"], *entry["nms"].values())
-            for cell in (percent(scores["duplicate_rate"]), three(scores["AP"]), three(scores["AP50"]))
-        ]
-        for entry in result["entries"]
-    ]
+    rows = []
+    for entry in result["entries"]:
+        row = [entry["label"]]
+        for scores in (entry["scores"], *entry["nms"].values()):
+            row += [percent(scores["duplicate_rate"]), three(scores["AP"]), three(scores["AP50"])]
+        rows.append(row)
+    return columns, rows
 
 
-def _pictures(result: Result) -> dict[str, list[dict[str, Any]]]:
+def _pictures(result: Result) -> dict[tuple[int, str], list[dict[str, Any]]]:
     """Per image its annotations, and the detections of every entry's first seed; pictures that are not there are left out."""
-    images: dict[str, list[dict[str, Any]]] = {}
+    images: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for label in (entry["label"] for entry in result["entries"]):
         run = _finished(result, label)[0]
-        for item in run.get("pictures") or []:
-            figures = images.setdefault(item["title"], [])
+        for place, item in enumerate(run.get("pictures") or []):
+            figures = images.setdefault((place, item["title"]), [])
             for caption, file in (("truth", item["truth"]), (label, item["prediction"])):
                 if (path := Path(run["folder"]) / FOLDER / file).is_file() and (caption == label or not figures):
                     figures.append({**item, "caption": caption, "data": path.read_bytes()})
@@ -178,17 +169,12 @@ def _pictures(result: Result) -> dict[str, list[dict[str, Any]]]:
 
 
 def _unfinished(result: Result) -> Table:
-    return ["run", "status", "reason", "epoch", "last AP"], [
-        [
-            f"{run['label']}, seed {run['seed']}",
-            run["status"],
-            run["reason"] or DASH,
-            f"{run['epoch']} of {run['epochs']}" if run["epochs"] else DASH,
-            three(run["AP"]),
-        ]
-        for run in result["runs"]
-        if run["status"] != "finished"
-    ]
+    rows = []
+    for run in result["runs"]:
+        if run["status"] != "finished":
+            epoch = f"{run['epoch']} of {run['epochs'] or '?'}"
+            rows.append([f"{run['label']}, seed {run['seed']}", run["status"], run["reason"] or DASH, epoch, three(run["AP"])])
+    return ["run", "status", "reason", "epoch", "last AP"], rows
 
 
 def _planned(result: Result) -> Table:

@@ -21,9 +21,8 @@ def live_table(runs: Sequence[Progress]) -> Table:
         table.add_column(name, justify="right" if name else "left")
     for run in runs:
         epoch = f"{run.epoch}/{run.epochs}" if run.epochs else ""
-        left = "" if run.left is None else duration(run.left)
         status = f"[{_STYLES[run.status]}]{run.status}" if run.status in _STYLES else run.status
-        table.add_row(run.planned.name, status, epoch, three(run.AP), three(run.AP50), left)
+        table.add_row(run.planned.name, status, epoch, three(run.AP), three(run.AP50), duration(run.left))
     return table
 
 

@@ -37,8 +37,10 @@ def bounds(interval: Sequence[float] | None) -> str:
     return DASH if interval is None else f"{interval[0]:z.3f} to {interval[1]:z.3f}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | None) -> str:
     """42 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if seconds is None:
+        return DASH
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
