@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -140,13 +139,15 @@ class ComparisonPlan:
             return abs(length.images_total - self.images_seen) <= CLOSE * self.images_seen
         return length.minutes == self.minutes and length.ends_by_clock
 
+    def values(self) -> dict[str, Any]:
+        """As in ``compare.yaml``: entries by label."""
+        values = asdict(self)
+        entries = {entry.pop("label"): entry for entry in values.pop("entries")}
+        return {**values, "seeds": list(self.seeds), "entries": entries}
+
     def write(self, folder: Path) -> None:
         """Raises ``UserError`` where the folder cannot be written."""
-        # copies: YAML would refer back to a value that two entries share
-        entries = {entry.label: copy.deepcopy(entry.settings()) for entry in self.entries}
-        common = {name: value for name, value in asdict(self).items() if name not in ("entries", "seeds")}
-        text = yaml.safe_dump({**common, "seeds": list(self.seeds), "entries": entries}, sort_keys=False, allow_unicode=True)
-        atomic_write(folder / FILE, text)
+        atomic_write(folder / FILE, yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True))
 
     @classmethod
     def read(cls, folder: Path) -> ComparisonPlan:

@@ -153,17 +153,11 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     levels = _levels(done)
     entries = [_entry(entry, [run for run in done if run["label"] == entry.label], levels, (clock, "images")) for entry in plan.entries]
     entries = sorted((entry for entry in entries if entry["seeds"]), key=lambda entry: -(entry["scores"]["AP"] or 0))
-    result = {"plan": _plan(plan), "clock": clock, "levels": levels, "runs": runs, "entries": entries}
+    result = {"plan": {**plan.values(), "budget": plan.budget()}, "clock": clock, "levels": levels, "runs": runs, "entries": entries}
     result |= _conclusion(plan, entries, done) | {"notes": _notes(plan, clock, entries, runs, done)}
     for run in runs:
         run.pop("resampled", None)
     return result
-
-
-def _plan(plan: ComparisonPlan) -> dict[str, Any]:
-    common = {k: v for k, v in vars(plan).items() if k not in ("entries", "seeds")}
-    entries = {entry.label: entry.settings() for entry in plan.entries}
-    return {**common, "budget": plan.budget(), "seeds": list(plan.seeds), "entries": entries}
 
 
 def _run(folder: Path, planned: PlannedRun) -> dict[str, Any]:

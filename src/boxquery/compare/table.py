@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from boxquery.compare.results import Progress
@@ -15,7 +16,7 @@ _STYLES = {"training": "bold", "measuring": "bold", "finished": "green", "failed
 
 def live_table(runs: Sequence[Progress]) -> Table:
     """A row per run: status, epoch, AP, AP50, and the time that is left."""
-    table = Table()
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("run", overflow="fold")
     for name in ("", "epoch", "AP", "AP50", "left"):
         table.add_column(name, justify="right" if name else "left")
@@ -28,7 +29,7 @@ def live_table(runs: Sequence[Progress]) -> Table:
 
 def result_table(result: Mapping[str, Any]) -> Table:
     """A row per entry, best first."""
-    table = Table(title=f"after {result['plan']['budget']}", title_justify="left")
+    table = Table(title=f"after {result['plan']['budget']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
     for name in ("AP", "95 % interval", "AP50", "duplicates", "ms per image", "seeds"):
         table.add_column(name, justify="right")
