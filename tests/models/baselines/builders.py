@@ -1,4 +1,4 @@
-"""Small references: every one, with channels so narrow that a step takes milliseconds."""
+"""Small baselines: every one, with channels so narrow that a step takes milliseconds."""
 
 from typing import Any
 

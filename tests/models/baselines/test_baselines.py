@@ -1,4 +1,4 @@
-"""References keep the family's promises: what goes in, what comes out, and that they learn."""
+"""Baselines keep the family's promises: inputs, outputs, and that they learn."""
 
 import numpy as np
 import pytest
@@ -120,11 +120,11 @@ def test_labels_are_ours_on_both_ends(name, label):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_one_label_and_suppression(name):
-    """Without suppression and with all labels, boxes repeat; with one label each no box does, and suppressed none of a class overlaps."""
+def test_one_label_and_nms(name):
+    """Without NMS and with all labels, boxes repeat; with one label each no box does, and after NMS none of a class overlaps."""
     sizes = ((32, 48), (32, 32))  # few enough anchors that torchvision takes them all
     model = create(name, score=0.0).eval()
-    if name == "fcos":  # whose untaught boxes are too small to meet
+    if name == "fcos":  # whose untrained boxes are too small to overlap
         torch.nn.init.constant_(model.net.head.regression_head.bbox_reg.bias, 3.0)
     images, mask = batch(*sizes)
     with torch.inference_mode():
@@ -144,7 +144,7 @@ def test_one_label_and_suppression(name):
 
 
 def trained(name: str) -> tuple[Detector, object]:
-    """A detector that has learned two scenes by heart, as soon as it has."""
+    """A detector trained until it has overfitted two scenes."""
     data = shapes_data(train=2, val=1, test=1, size=SIZE, max_objects=3)
     split = data.splits["train"]
     model = create(name, classes=len(data.names))
@@ -194,8 +194,8 @@ def test_saved_and_loaded_it_predicts_the_same(learned, tmp_path):
 def test_padding_changes_no_detection(learned):
     """The same scene alone, and with 40 pixels more below and 72 to the right.
 
-    Convolutions read what is under padding, as torchvision's do, and so a little moves. A wrong extent would stretch boxes by 1.4 and more,
-    an anchor off its place shift them by some pixels; what was sure must stay within an IoU of 0.8 of itself.
+    Convolutions see what is under padding, as torchvision's do, and so a little moves. A wrong extent would stretch boxes by 1.4 and more,
+    a shifted anchor move them by some pixels; what was sure must stay within an IoU of 0.8 of itself.
     """
     detector, data = learned
     image = detector.transform(data.splits["train"].read(0))
@@ -229,9 +229,9 @@ def test_there_is_nothing_to_explain(learned):
     from boxquery.explain.missed import missed
     from boxquery.explain.usage import usage
 
-    for ask in (lambda: detector.explain(image), lambda: missed(detector, data, "train"), lambda: usage(detector, data, "train")):
+    for analyse in (lambda: detector.explain(image), lambda: missed(detector, data, "train"), lambda: usage(detector, data, "train")):
         with pytest.raises(bq.UserError, match="has no queries"):
-            ask()
+            analyse()
 
 
 def test_a_frozen_backbone_stays_frozen(tmp_path):
@@ -258,7 +258,7 @@ def test_what_is_not_finite_stops():
         ("retinanet", {"score": 1.0}, "score=1.0"),
         ("retinanet", {"anchor_sizes": [[8.0], [16.0, 20.0]]}, "equally many"),
         ("retinanet", {"anchor_sizes": [[8.0]]}, "1 lists for 5 levels"),
-        ("retinanet", {"anchor_sizes": [8.0]}, "a list a level"),
+        ("retinanet", {"anchor_sizes": [8.0]}, "a list per level"),
         ("retinanet", {"anchor_ratios": [0.5, -1]}, "anchor_ratios"),
         ("faster-rcnn", {"proposals": 0}, "proposals=0"),
         ("fcos", {"anchor_sizes": [[4], [8], [16], [32], [60]]}, "twice the one before"),
@@ -271,7 +271,7 @@ def test_wrong_options_are_named(name, options, said):
         create(name, **options)
 
 
-def test_faster_rcnn_says_in_which_mode_it_can_do_what():
+def test_faster_rcnn_names_the_mode_that_it_needs():
     model = create("faster-rcnn")
     images, _ = batch((64, 64))
     with pytest.raises(bq.UserError, match="needs targets in training mode"):

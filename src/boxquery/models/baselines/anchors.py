@@ -1,4 +1,4 @@
-"""Anchors: where they stand, and how large they are, by default and from the objects of a data set."""
+"""Anchors: their positions, and their sizes and ratios by default or from the objects of a data set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
-#: objects from which a level's sizes are measured; below, it keeps its default
+#: least number of objects from which a level's sizes are measured; with fewer it keeps its default
 ENOUGH = 10
 #: height over width, where nothing was measured (Faster R-CNN, section 3.1.1)
 RATIOS = (0.5, 1.0, 2.0)
@@ -24,7 +24,7 @@ class GridAnchors(AnchorGenerator):
     map's precision, in which bf16 has no odd pixels above 256.
 
     Args:
-        sizes: pixels, square root of the area; for every level equally many.
+        sizes: pixels, square root of the area; equally many per level.
         ratios: height over width, for every size.
         strides: pixels from one cell of a level to the next.
     """
@@ -34,12 +34,12 @@ class GridAnchors(AnchorGenerator):
         self.strides = list(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """For every image the same [N, 4], xyxy in pixels: level by level, row by row, cell by cell."""
+        """The same [N, 4] for every image, xyxy in pixels: level by level, row by row, cell by cell."""
         like = feature_maps[0]
         self.set_cell_anchors(torch.promote_types(like.dtype, torch.float32), like.device)
         grids = [list(features.shape[-2:]) for features in feature_maps]
-        every = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))  # pyright: ignore[reportArgumentType]
-        return [every] * len(image_list.image_sizes)
+        anchors = torch.cat(self.grid_anchors(grids, [[stride, stride] for stride in self.strides]))  # pyright: ignore[reportArgumentType]
+        return [anchors] * len(image_list.image_sizes)
 
 
 def default_sizes(strides: Sequence[int], per_stride: float, scales: int) -> list[list[float]]:
@@ -48,7 +48,7 @@ def default_sizes(strides: Sequence[int], per_stride: float, scales: int) -> lis
 
 
 def measured_sizes(objects: np.ndarray, strides: Sequence[int], per_stride: float, scales: int) -> list[list[float]]:
-    """Sizes from objects, their widths and heights [N, 2] in pixels of the input.
+    """Sizes from the objects' widths and heights [N, 2] in pixels of the input.
 
     A level is for objects of ``per_stride`` of its strides and up to the next level's, the finest also for all smaller ones and the
     coarsest for all larger ones. Its ``scales`` sizes are evenly spaced quantiles of the sizes (square root of the area) of its objects:
@@ -57,12 +57,12 @@ def measured_sizes(objects: np.ndarray, strides: Sequence[int], per_stride: floa
     size = np.sqrt(objects.prod(axis=1))
     edges = [0.0, *(per_stride * stride for stride in strides[1:]), np.inf]
     own = [size[(low <= size) & (size < high)] for low, high in pairwise(edges)]
-    usual = default_sizes(strides, per_stride, scales)
-    return [_quantiles(mine, scales) if len(mine) >= ENOUGH else default for mine, default in zip(own, usual, strict=True)]
+    defaults = default_sizes(strides, per_stride, scales)
+    return [_quantiles(mine, scales) if len(mine) >= ENOUGH else default for mine, default in zip(own, defaults, strict=True)]
 
 
 def measured_ratios(objects: np.ndarray) -> list[float]:
-    """As many heights over widths as there are by default: the middles of equal shares of the objects; the default for too few."""
+    """As many ratios as ``RATIOS`` has: the middles of equal shares of the objects; ``RATIOS`` for too few."""
     return _quantiles(objects[:, 1] / objects[:, 0], len(RATIOS)) if len(objects) >= ENOUGH else list(RATIOS)
 
 

@@ -1,4 +1,4 @@
-"""Detectors that answer at every cell of the pyramid at once: RetinaNet and FCOS."""
+"""Detectors that predict at every cell of the pyramid: RetinaNet and FCOS."""
 
 from __future__ import annotations
 
@@ -12,25 +12,24 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from boxquery.models.baselines.anchors import GridAnchors
-from boxquery.models.baselines.base import Grid, Reference, ReferenceOptions, Width, extents, in_pixels, summed
+from boxquery.models.baselines.base import AnchorGrid, Baseline, BaselineOptions, Channels, extents, in_pixels, summed
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import at_least_float32
 
 
 @dataclass(frozen=True)
 class DenseOutput:
-    """What the heads say of all N anchors of the batch's B images.
+    """Predictions for all N anchors of the batch's B images.
 
     Attributes:
-        said: torchvision's names of its heads' outputs -> [B, N, numbers], float32 at least; ``cls_logits`` has the classes.
+        outputs: torchvision's names of its heads' outputs -> [B, N, numbers], float32 at least; ``cls_logits`` has the classes.
         anchors: [N, 4] for each image, xyxy in pixels of the input.
         counts: anchors of each level.
         extents: (height, width) of each image without padding.
-        padding: [B, N], True where the anchor's cell is none of the image: torchvision teaches it that there is nothing, here it also
-            answers nothing.
+        padding: [B, N], True where the anchor's cell is padding: torchvision trains it as background, here it also has no detections.
     """
 
-    said: dict[str, Tensor]
+    outputs: dict[str, Tensor]
     anchors: list[Tensor]
     counts: list[int]
     extents: list[tuple[int, int]]
@@ -39,23 +38,23 @@ class DenseOutput:
     @property
     def logits(self) -> Tensor:
         """[B, N, C]."""
-        return self.said["cls_logits"]
+        return self.outputs["cls_logits"]
 
 
-class DenseReference(Reference):
+class DenseBaseline(Baseline):
     """RetinaNet or FCOS, ``net``, on a pyramid with two levels above the backbone's last map, made by strided convolutions."""
 
-    def __init__(self, backbone: Backbone, options: ReferenceOptions, grid: Grid):
+    def __init__(self, backbone: Backbone, options: BaselineOptions, grid: AnchorGrid):
         super().__init__(backbone, options, LastLevelP6P7(options.hidden_dim, options.hidden_dim), 2, grid)
-        self.net = self.make(Width(options.hidden_dim), self.anchors())
+        self.net = self.build_net(Channels(options.hidden_dim), self.anchors())
 
     @abstractmethod
-    def make(self, width: Width, anchors: GridAnchors) -> RetinaNet | FCOS:
+    def build_net(self, channels: Channels, anchors: GridAnchors) -> RetinaNet | FCOS:
         """torchvision's detector."""
 
     @abstractmethod
-    def terms(self, out: DenseOutput, wanted: list[dict]) -> dict[str, Tensor]:
-        """torchvision's losses, named as ours are."""
+    def terms(self, out: DenseOutput, targets: list[dict]) -> dict[str, Tensor]:
+        """torchvision's losses under the family's names."""
 
     def set_anchors(self, anchors: GridAnchors) -> None:
         self.net.anchor_generator = anchors
@@ -63,21 +62,21 @@ class DenseReference(Reference):
     def forward(
         self, images: Tensor, mask: Tensor | None = None, *, targets: list[dict] | None = None, last_only: bool = False
     ) -> DenseOutput:
-        """See ``Model.forward``; there is one layer, and targets change nothing."""
+        """See ``Model.forward``; there is one layer, and targets are not used."""
         sizes = extents(images, mask)
         maps = self.levels(images, sizes)
         anchors = self.net.anchor_generator(ImageList(images, sizes), maps)
-        each = self.net.anchor_generator.num_anchors_per_location()[0]
-        padding = torch.cat([under.flatten(1).repeat_interleave(each, 1) for under in self.padding(maps, sizes)], 1)
-        said: dict[str, Tensor] = {}
+        per_cell = self.net.anchor_generator.num_anchors_per_location()[0]
+        padding = torch.cat([under.flatten(1).repeat_interleave(per_cell, 1) for under in self.padding(maps, sizes)], 1)
+        outputs: dict[str, Tensor] = {}
         for own, members in self.by_extent(maps, sizes):
             valid = torch.zeros_like(padding)
             valid[members] = ~padding[members]
             for name, values in self.net.head(own).items():
                 (values,) = at_least_float32(values)
-                into = said.get(name, values.new_zeros(*padding.shape, values.shape[-1]))
-                said[name] = into.masked_scatter(valid[..., None], values)
-        return DenseOutput(said, anchors, [m.shape[-2] * m.shape[-1] * each for m in maps], sizes, padding)
+                into = outputs.get(name, values.new_zeros(*padding.shape, values.shape[-1]))
+                outputs[name] = into.masked_scatter(valid[..., None], values)
+        return DenseOutput(outputs, anchors, [m.shape[-2] * m.shape[-1] * per_cell for m in maps], sizes, padding)
 
     def loss(self, out: DenseOutput, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Model.loss``; box terms are torchvision's own, of encoded boxes where it encodes them."""
@@ -85,10 +84,10 @@ class DenseReference(Reference):
             return summed(self.terms(out, in_pixels(targets, out.extents, out.logits)))
 
     def detections(self, out: DenseOutput, count: int, one_label: bool, nms: float) -> list[dict]:
-        silent = out.padding[..., None].expand_as(out.logits)
+        excluded = out.padding[..., None].expand_as(out.logits)
         if one_label:
-            silent = silent | torch.ones_like(silent).scatter(-1, out.logits.argmax(-1, keepdim=True), False)
-        said = out.said | {"cls_logits": out.logits.masked_fill(silent, -torch.inf)}
+            excluded = excluded | torch.ones_like(excluded).scatter(-1, out.logits.argmax(-1, keepdim=True), False)
+        outputs = out.outputs | {"cls_logits": out.logits.masked_fill(excluded, -torch.inf)}
         self.net.nms_thresh, self.net.detections_per_img = nms, count
-        levels = {name: list(values.split(out.counts, 1)) for name, values in said.items()}
+        levels = {name: list(values.split(out.counts, 1)) for name, values in outputs.items()}
         return self.net.postprocess_detections(levels, [list(a.split(out.counts)) for a in out.anchors], out.extents)

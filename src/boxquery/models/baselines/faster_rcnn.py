@@ -1,10 +1,10 @@
-"""Faster R-CNN: a first stage proposes regions from anchors, a second looks into each region and says what is there.
+"""Faster R-CNN: a first stage proposes regions from anchors, a second classifies and refines each region.
 
 Paper: Ren et al., "Faster R-CNN: Towards Real-Time Object Detection with Region Proposal Networks", NeurIPS 2015, arXiv:1506.01497
 Year: 2015
 Queries: none; anchors at every cell of five levels, then the best regions
 Encoder: a feature pyramid (arXiv:1612.03144)
-Matching: one object to many anchors and to many regions, by overlap; softmax with background; suppression of overlapping answers after each
+Matching: one object to many anchors and to many regions, by overlap; softmax with background; NMS after each
 Published: 37.0 AP in 26 epochs (torchvision, FasterRCNN_ResNet50_FPN_Weights.COCO_V1)
 Licence: torchvision's own parts (BSD-3-Clause), used as a library
 """
@@ -28,20 +28,29 @@ from torchvision.ops.poolers import LevelMapper
 
 from boxquery.errors import UserError
 from boxquery.models.baselines.anchors import GridAnchors
-from boxquery.models.baselines.base import Grid, Reference, ReferenceOptions, Width, extents, in_pixels, presets, published, summed
+from boxquery.models.baselines.base import (
+    AnchorGrid,
+    Baseline,
+    BaselineOptions,
+    Channels,
+    extents,
+    in_pixels,
+    presets,
+    published,
+    summed,
+)
 from boxquery.models.options import check_least
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import at_least_float32
 
 
 @dataclass(frozen=True)
-class FasterRCNNOptions(ReferenceOptions):
-    """``scales``: sizes of anchors on a level.
-    ``proposals``: regions that the first stage passes on, twice as many while it trains; its own suppression is at IoU 0.7, whatever
-    ``nms``.
-    ``samples``: regions an image that the second stage is taught, at most a quarter of them with an object. Fast R-CNN had 64 (its
+class FasterRCNNOptions(BaselineOptions):
+    """``scales``: anchor sizes per level.
+    ``proposals``: regions that the first stage passes on, twice as many in training; its own NMS is at IoU 0.7, whatever ``nms`` is.
+    ``samples``: regions per image on which the second stage is trained, at most a quarter of them with an object. Fast R-CNN had 64 (its
     section 2.3).
-    ``ffn_dim``: width of the two layers that look at a region of 7 x 7 cells.
+    ``ffn_dim``: width of the two layers on each region of 7 x 7 cells.
     """
 
     maps: int = 4
@@ -60,13 +69,13 @@ PRESETS = presets(FasterRCNNOptions(), published(0.02), scales=3, proposals=150,
 
 @dataclass(frozen=True)
 class RegionOutput:
-    """What the second stage says of the regions of B images.
+    """Predictions of the second stage for the regions of B images.
 
     Attributes:
         extents: (height, width) of each image without padding.
-        columns: [regions of all images, 1 + C], the first for background; None in training, where the losses are at hand instead.
-        offsets: [regions of all images, 4 * (1 + C)], the box by class.
-        regions: [regions of the image, 4] for each image, xyxy in pixels of the input.
+        columns: [regions of all images, 1 + C], the first for background; None in training, which gives losses instead.
+        offsets: [regions of all images, 4 * (1 + C)], a box per class.
+        regions: [regions of the image, 4] per image, xyxy in pixels of the input.
         losses: torchvision's, in training.
     """
 
@@ -84,7 +93,7 @@ class RegionOutput:
 
 
 class ExactRPNHead(RPNHead):
-    """Its answers are float32 at least, also under autocast: boxes are decoded from them, and suppressed."""
+    """Its outputs are float32 at least, also under autocast: boxes are decoded from them for NMS."""
 
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         objectness, offsets = super().forward(x)
@@ -92,24 +101,24 @@ class ExactRPNHead(RPNHead):
 
 
 class ExactPredictor(FastRCNNPredictor):
-    """Its answers are float32 at least, also under autocast."""
+    """Its outputs are float32 at least, also under autocast."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         return at_least_float32(*super().forward(x))
 
 
-class FasterRCNN(Reference):
-    """torchvision's, on a pyramid whose coarsest level is every second cell of the one before."""
+class FasterRCNN(Baseline):
+    """torchvision's, on a pyramid whose coarsest level has every second cell of the one before."""
 
     def __init__(self, classes: int, backbone: Backbone, options: FasterRCNNOptions):
-        super().__init__(backbone, options, LastLevelMaxPool(), 1, Grid(per_stride=8, scales=options.scales))
+        super().__init__(backbone, options, LastLevelMaxPool(), 1, AnchorGrid(per_stride=8, scales=options.scales))
         o, anchors = options, self.anchors()
         pool = MultiScaleRoIAlign([str(i) for i in range(len(backbone.strides))], output_size=7, sampling_ratio=2)
         # torchvision guesses these from the first batch, and its padding would mislead it
         pool.scales = [1 / stride for stride in backbone.strides]
         pool.map_levels = LevelMapper(*((stride.bit_length() - 1) for stride in (backbone.strides[0], backbone.strides[-1])))
         self.net = detection.FasterRCNN(
-            Width(o.hidden_dim),
+            Channels(o.hidden_dim),
             rpn_anchor_generator=anchors,
             rpn_head=ExactRPNHead(o.hidden_dim, anchors.num_anchors_per_location()[0]),
             rpn_post_nms_top_n_train=2 * o.proposals,
@@ -132,16 +141,16 @@ class FasterRCNN(Reference):
     def forward(
         self, images: Tensor, mask: Tensor | None = None, *, targets: list[dict] | None = None, last_only: bool = False
     ) -> RegionOutput:
-        """See ``Model.forward``. In training regions are drawn by the targets, which are needed, and the losses come out at once."""
+        """See ``Model.forward``. In training, targets are needed to sample regions, and the output holds the losses."""
         if self.training and targets is None:
-            raise UserError("faster-rcnn needs targets in training mode, since it draws regions by them; call model.eval() for answers")
+            raise UserError("faster-rcnn needs targets in training mode, to sample regions by them; call model.eval() for predictions")
         sizes, rpn, heads = extents(images, mask), self.net.rpn, self.heads
-        wanted = in_pixels(targets, sizes, images, first_label=1) if self.training and targets is not None else None
+        converted = in_pixels(targets, sizes, images, first_label=1) if self.training and targets is not None else None
         maps = OrderedDict((str(i), features) for i, features in enumerate(self.levels(images, sizes)))
-        regions, losses = rpn(ImageList(images, sizes), maps, wanted)
+        regions, losses = rpn(ImageList(images, sizes), maps, converted)
         exact = OrderedDict((name, at_least_float32(features)[0]) for name, features in maps.items())
         if self.training:
-            return RegionOutput(sizes, losses=losses | heads(exact, regions, sizes, wanted)[1])
+            return RegionOutput(sizes, losses=losses | heads(exact, regions, sizes, converted)[1])
         columns, offsets = heads.box_predictor(heads.box_head(heads.box_roi_pool(exact, regions, sizes)))
         return RegionOutput(sizes, columns, offsets, tuple(regions))
 
@@ -154,10 +163,10 @@ class FasterRCNN(Reference):
 
     def detections(self, out: RegionOutput, count: int, one_label: bool, nms: float) -> list[dict]:
         if out.columns is None:
-            raise UserError("faster-rcnn answers in evaluation mode only: call model.eval() before the forward pass")
+            raise UserError("faster-rcnn predicts in evaluation mode only: call model.eval() before the forward pass")
         columns, heads = out.columns, self.heads
         if one_label:
-            # the best class keeps its probability, and background takes that of the others
+            # the best class keeps its probability, and background gets that of the others
             best, label = columns.softmax(-1)[:, 1:].max(-1)
             columns = torch.full_like(columns, -torch.inf).scatter(1, 1 + label[:, None], best.log()[:, None])
             columns[:, 0] = (-best).log1p()

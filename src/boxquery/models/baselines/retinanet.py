@@ -1,10 +1,10 @@
-"""RetinaNet: every cell of a pyramid says for nine anchors what is there, and how the box differs from the anchor.
+"""RetinaNet: every cell of a pyramid predicts the class of nine anchors and the offsets of their boxes.
 
 Paper: Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017, arXiv:1708.02002
 Year: 2017
 Queries: none; nine anchors at every cell of five levels
 Encoder: a feature pyramid and four convolutions
-Matching: one object to many anchors, by overlap; sigmoid focal; suppression of overlapping answers afterwards
+Matching: one object to many anchors, by overlap; sigmoid focal; NMS afterwards
 Published: 36.4 AP in 26 epochs (torchvision, RetinaNet_ResNet50_FPN_Weights.COCO_V1)
 Licence: torchvision's own parts (BSD-3-Clause), used as a library
 """
@@ -17,34 +17,34 @@ from torch import Tensor
 from torchvision.models import detection
 
 from boxquery.models.baselines.anchors import GridAnchors
-from boxquery.models.baselines.base import Grid, ReferenceOptions, Width, presets, published
-from boxquery.models.baselines.dense import DenseOutput, DenseReference
+from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, presets, published
+from boxquery.models.baselines.dense import DenseBaseline, DenseOutput
 from boxquery.parts.backbone import Backbone
 
 
 @dataclass(frozen=True)
-class RetinaNetOptions(ReferenceOptions):
+class RetinaNetOptions(BaselineOptions):
     """As the paper's: three sizes of three ratios at every cell."""
 
 
 PRESETS = presets(RetinaNetOptions(), published(0.01))
 
 
-class RetinaNet(DenseReference):
+class RetinaNet(DenseBaseline):
     """torchvision's first version, with L1 on encoded boxes and no norm in the heads. ``classes`` columns: a sigmoid has no background."""
 
     net: detection.RetinaNet
 
     def __init__(self, classes: int, backbone: Backbone, options: RetinaNetOptions):
         self.classes = classes
-        super().__init__(backbone, options, Grid(per_stride=4, scales=3))
+        super().__init__(backbone, options, AnchorGrid(per_stride=4, scales=3))
 
-    def make(self, width: Width, anchors: GridAnchors) -> detection.RetinaNet:
-        return detection.RetinaNet(width, self.classes, anchor_generator=anchors, score_thresh=self.options.score)
+    def build_net(self, channels: Channels, anchors: GridAnchors) -> detection.RetinaNet:
+        return detection.RetinaNet(channels, self.classes, anchor_generator=anchors, score_thresh=self.options.score)
 
-    def terms(self, out: DenseOutput, wanted: list[dict]) -> dict[str, Tensor]:
-        found = self.net.compute_loss(wanted, out.said, out.anchors)
-        return {"class": found["classification"], "l1": found["bbox_regression"]}
+    def terms(self, out: DenseOutput, targets: list[dict]) -> dict[str, Tensor]:
+        losses = self.net.compute_loss(targets, out.outputs, out.anchors)
+        return {"class": losses["classification"], "l1": losses["bbox_regression"]}
 
 
 def build(classes: int, options: RetinaNetOptions, pretrained: bool) -> RetinaNet:
