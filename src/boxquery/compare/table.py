@@ -29,9 +29,9 @@ def live_table(runs: Sequence[Progress]) -> Table:
 
 def result_table(result: Mapping[str, Any]) -> Table:
     """A row per entry, best first."""
-    table = Table(title=f"after {result['plan']['budget']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=f"after {result['plan']['budget']}", title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     table.add_column("", overflow="fold")
-    for name in ("AP", "95 % interval", "AP50", "duplicates", "ms per image", "seeds"):
+    for name in ("AP", "95 % interval", "AP50", "duplicates", "ms/image", "seeds"):
         table.add_column(name, justify="right")
     for entry in result["entries"]:
         scores, seeds = entry["scores"], str(len(entry["seeds"]))
