@@ -37,7 +37,7 @@ import boxquery as bq
 from boxquery.compare.results import reached
 from boxquery.data.shapes import shapes_data
 from boxquery.models import register
-from boxquery.models.options import NARROW_RESNET10
+from boxquery.models.recipes import NARROW_RESNET10
 from boxquery.report.run_files import read_run
 
 HERE = Path(__file__).parent

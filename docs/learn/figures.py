@@ -40,7 +40,7 @@ from boxquery.data.shapes import shapes_data
 from boxquery.detector import Detector
 from boxquery.explain.explanation import Explanation, explain
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import NARROW_RESNET10
+from boxquery.models.recipes import NARROW_RESNET10
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.gaussian import log_gaussian
 from boxquery.parts.backbone import Backbone

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from boxquery.data.loading import Batch
 from boxquery.errors import UserError
 from boxquery.models.interface import Model
-from boxquery.models.options import Recipe
+from boxquery.models.recipes import Recipe
 
 
 class NoLoss(UserError):
@@ -127,8 +127,8 @@ def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     rates = {
         "transformer": recipe.lr,
         "backbone": recipe.backbone_lr,
-        "slow": recipe.lr * recipe.slow,
-        "queries": recipe.lr * recipe.queries,
+        "slow": recipe.lr * recipe.low_lr_factor,
+        "queries": recipe.lr * recipe.query_lr_factor,
     }
     return [{"params": parameters, "lr": rates[name], "name": name} for name, parameters in groups.items() if parameters]
 

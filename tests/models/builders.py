@@ -9,7 +9,8 @@ from torch import Tensor
 
 import boxquery as bq
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import Options, Preset
+from boxquery.models.options import Options
+from boxquery.models.recipes import Preset
 
 CLASSES = 3
 

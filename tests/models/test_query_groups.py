@@ -15,7 +15,8 @@ from boxquery.matching.hungarian import pad_targets
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
 from boxquery.models.dab_deformable_detr import DABDeformableLocate
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer

@@ -17,7 +17,7 @@ from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.explain.page import write_page
-from boxquery.models.options import Recipe
+from boxquery.models.recipes import Recipe
 from boxquery.optimization import parameter_groups, rate_factor
 from boxquery.training import evaluator, fit
 from boxquery.training.config import RunConfig, TrainFlags
@@ -34,7 +34,7 @@ from .runs import SMALL, Stop, rows, scenes, settings
 def test_every_parameter_has_its_rate(name):
     """Once, and what is learned a query (its own parameters, not those of networks beside them) is apart."""
     model = bq.create_model(name, classes=3, preset="tiny", **SMALL)
-    groups = parameter_groups(model, Recipe(lr=1.0, backbone_lr=0.5, slow=0.1, queries=10.0))
+    groups = parameter_groups(model, Recipe(lr=1.0, backbone_lr=0.5, low_lr_factor=0.1, query_lr_factor=10.0))
     assert sorted(id(p) for group in groups for p in group["params"]) == sorted(id(p) for p in model.parameters())
     rates = {id(p): group["lr"] for group in groups for p in group["params"]}
     for path, parameter in model.named_parameters():
@@ -46,7 +46,7 @@ def test_every_parameter_has_its_rate(name):
 
 def test_a_learned_position_has_the_rate_of_the_queries():
     model = bq.create_model("dab-detr", classes=3, preset="tiny", **SMALL, query_position="learned")
-    rates = {id(p): group["lr"] for group in parameter_groups(model, Recipe(lr=1.0, queries=10.0)) for p in group["params"]}
+    rates = {id(p): group["lr"] for group in parameter_groups(model, Recipe(lr=1.0, query_lr_factor=10.0)) for p in group["params"]}
     assert rates[id(model.place.table)] == 10.0
     assert rates[id(model.place.place.scale.layers[0].weight)] == 1.0
 

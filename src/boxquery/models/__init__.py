@@ -18,7 +18,7 @@ from boxquery.errors import UserError
 if TYPE_CHECKING:
     from boxquery.models.base import DetectionTransformer
     from boxquery.models.interface import Model
-    from boxquery.models.options import Preset
+    from boxquery.models.recipes import Preset
 
 HERE = Path(__file__).parent
 

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image
-from boxquery.models.options import Options, Recipe, check_normed, presets
+from boxquery.models.options import Options, check_normed
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention, at_axes, reset_packed
 from boxquery.parts.heads import MLP, Head

@@ -23,7 +23,8 @@ from torch import nn
 
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.geometry import QueryGeometry, require
 from boxquery.parts.heads import MLP, Head

@@ -25,7 +25,8 @@ from torch import nn
 
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
-from boxquery.models.options import Options, Recipe, check_least, check_normed, check_share, presets
+from boxquery.models.options import Options, check_least, check_normed, check_share
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.boxes import EPS_OF_ANCHORS

@@ -27,7 +27,8 @@ from torch import nn
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image
-from boxquery.models.options import Options, Recipe, check_share, presets
+from boxquery.models.options import Options, check_share
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.geometry import QueryGeometry, require, require_boxes

@@ -25,7 +25,8 @@ from boxquery.errors import UserError
 from boxquery.matching.groups import Denoising
 from boxquery.models.base import DetectionTransformer, keep_reference
 from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
-from boxquery.models.options import Options, Recipe, check_least, check_normed, presets
+from boxquery.models.options import Options, check_least, check_normed
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.heads import Head

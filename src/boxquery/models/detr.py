@@ -23,7 +23,8 @@ from boxquery.matching.classification import Softmax
 from boxquery.matching.criterion import SetCriterion
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, image
-from boxquery.models.options import Options, Recipe, presets
+from boxquery.models.options import Options
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer

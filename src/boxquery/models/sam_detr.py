@@ -27,7 +27,8 @@ import torch
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image
-from boxquery.models.options import Options, Recipe, check_normed, check_share, presets
+from boxquery.models.options import Options, check_normed, check_share
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.conditional import ConditionalSelfAttention
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention

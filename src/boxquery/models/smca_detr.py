@@ -24,7 +24,8 @@ from torch import nn
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image, region_ffn
-from boxquery.models.options import Options, Recipe, check_least, presets
+from boxquery.models.options import Options, check_least
+from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.attention.gaussian import DynamicScale, GaussianLocate
 from boxquery.parts.attention.scales import IntraScaleAttention, ScaleSelectionAttention

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from boxquery.data.loading import Batch, generator
 from boxquery.models.interface import Model
-from boxquery.models.options import Recipe
+from boxquery.models.recipes import Recipe
 from boxquery.optimization import NoLoss, Optimization
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Step, not_finite

@@ -15,7 +15,7 @@ from boxquery.detector import Detector
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import predict_split
 from boxquery.models.interface import Model
-from boxquery.models.options import Recipe
+from boxquery.models.recipes import Recipe
 from boxquery.optimization import Optimization, autocast
 from boxquery.training.config import RunConfig
 from boxquery.training.run_length import Costs

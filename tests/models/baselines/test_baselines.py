@@ -14,7 +14,7 @@ from boxquery.data.shapes import shapes_data
 from boxquery.models import describe, facts, list_baselines
 from boxquery.models.baselines.base import summed
 from boxquery.models.interface import Model
-from boxquery.models.options import Recipe
+from boxquery.models.recipes import Recipe
 from boxquery.optimization import parameter_groups
 from tests.models.baselines.builders import create
 from tests.models.builders import batch, objects

@@ -17,7 +17,8 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock
 from boxquery.errors import UserError
 from boxquery.models.baselines.anchors import RATIOS, GridAnchors, default_sizes, measured_ratios, measured_sizes
 from boxquery.models.interface import Model
-from boxquery.models.options import NARROW_RESNET10, NARROW_RESNET18, SMALL_DATA, TINY_DATA, Preset, Recipe, check_least
+from boxquery.models.options import check_least
+from boxquery.models.recipes import NARROW_RESNET10, NARROW_RESNET18, SMALL_DATA, TINY_DATA, Preset, Recipe
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.memory import extent
@@ -79,8 +80,8 @@ def presets(options: BaselineOptions, recipe: Recipe, **own: Any) -> dict[str, P
     small = replace(options, backbone_options=NARROW_RESNET18, **{**width, **own})
     return {
         "paper": Preset(options, recipe),
-        "small": Preset(small, replace(SMALL_DATA, queries=1.0)),
-        "tiny": Preset(replace(small, backbone_options=NARROW_RESNET10), replace(TINY_DATA, queries=1.0)),
+        "small": Preset(small, replace(SMALL_DATA, query_lr_factor=1.0)),
+        "tiny": Preset(replace(small, backbone_options=NARROW_RESNET10), replace(TINY_DATA, query_lr_factor=1.0)),
     }
 
 

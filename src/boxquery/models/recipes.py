@@ -1,0 +1,96 @@
+"""Presets: sizes of a model, and the recipes that train them. Does not import torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from boxquery.models.options import Options
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a preset is trained, as published (``paper``) or as chosen by measurement (``small``, ``tiny``).
+
+    Attributes:
+        image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
+        epochs, batch_size: passes over the data; images per process and step.
+        lr, backbone_lr: learning rates of transformer and backbone.
+        optimizer: "adamw", or "sgd" with a momentum of 0.9.
+        low_lr_factor, query_lr_factor: factors on ``lr`` for parameters that a paper trains at a lower rate (``Model.low_lr_patterns``),
+            and for what is learned per query (``Model.query_parameters``).
+        decay: "step" (to a tenth after ``decay_at`` of the steps) or "cosine" (to a hundredth).
+        warmup: share of the steps in which the rate rises.
+        ema: decay of the moving average that is evaluated and saved; 0: none.
+        clip: largest norm of the gradient; 0: not clipped.
+        scales: short sides of multi-scale training, as shares of ``image_size``.
+        crop, colour: probability of the random crop, strength of colour changes.
+    """
+
+    image_size: int = 800
+    epochs: int = 300
+    batch_size: int = 2
+    optimizer: str = "adamw"
+    lr: float = 1e-4
+    backbone_lr: float = 1e-5
+    low_lr_factor: float = 0.1
+    query_lr_factor: float = 1.0
+    weight_decay: float = 1e-4
+    decay: str = "step"
+    decay_at: float = 2 / 3
+    warmup: float = 0.0
+    ema: float = 0.0
+    clip: float = 0.1
+    scales: tuple[float, ...] = tuple(s / 800 for s in range(480, 801, 32))
+    crop: float = 0.5
+    colour: float = 0.0
+
+
+#: from random weights on little data, by measurement (docs/LOG.md): small batches, one rate for all, a moving average, half a cosine
+SMALL_DATA = Recipe(
+    image_size=240,
+    epochs=150,
+    batch_size=4,
+    lr=1e-3,
+    backbone_lr=1e-3,
+    low_lr_factor=1.0,
+    query_lr_factor=10.0,
+    decay="cosine",
+    warmup=0.02,
+    ema=0.99,
+    scales=(0.8, 0.9, 1.0, 1.1, 1.2),
+)
+
+#: the same for images of about 160 pixels and a run of minutes, too short for augmentation to help
+TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, scales=(1.0,), crop=0.0)
+
+#: a ResNet-18 with a deep narrow stem and half the channels: at 320 x 240 a sixth of ResNet-50's cost
+NARROW_RESNET18: dict[str, Any] = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16}
+
+#: and with one block per stage instead of two: a step of "tiny" takes a fifth less
+NARROW_RESNET10: dict[str, Any] = {**NARROW_RESNET18, "layers": (1, 1, 1, 1)}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of a paper's model and how it is trained."""
+
+    options: Any
+    recipe: Recipe
+
+
+#: what "small" and "tiny" change of any paper: narrow, shallow, the last stage at stride 16 for small objects
+SMALL_MODEL: dict[str, Any] = {
+    "backbone": "resnet18", "backbone_options": NARROW_RESNET18, "dilation": True,
+    "encoder_layers": 2, "decoder_layers": 3, "hidden_dim": 128, "ffn_dim": 512, "dropout": 0.0,
+}  # fmt: skip
+
+
+def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
+    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and the paper's ``own`` options."""
+    small = replace(options, **{**SMALL_MODEL, **own})
+    return {
+        "paper": Preset(options, recipe),
+        "small": Preset(replace(small, num_queries=100), SMALL_DATA),
+        "tiny": Preset(replace(small, num_queries=40, encoder_layers=1, backbone_options=NARROW_RESNET10), TINY_DATA),
+    }
