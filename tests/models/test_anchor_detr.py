@@ -275,6 +275,14 @@ class TestQueries:
         torch.testing.assert_close(state.box_anchor[1].sigmoid(), torch.tensor(2 * expected, dtype=torch.float64), atol=1e-14, rtol=0)
         assert state.content.shape == (2, 2 * side * side, DIM)
 
+    @pytest.mark.parametrize(("num_queries", "counts"), [(40, [36, 36, 36]), (43, [49, 49, 49]), ([40, 38, 20], [36, 36, 20])])
+    def test_a_grid_has_its_own_number_of_queries(self, num_queries, counts):
+        """It is the nearest square's, for everything that depends on the number."""
+        options = {"spatial_prior": "grid", "patterns": 2, "query_position": "learned", "decoder_layers": 3, "num_queries": num_queries}
+        model = create("anchor-detr", **options).eval()
+        assert model.num_queries_per_layer == tuple(2 * count for count in counts)
+        assert model(*batch((96, 128))).logits.shape[:3] == (3, 1, 2 * counts[0])
+
     def test_grid_is_not_trained(self):
         model = create("anchor-detr", spatial_prior="grid", patterns=2)
         assert not any("points" in key for key in model.state_dict())

@@ -79,7 +79,7 @@ def theirs(name: str, classes: int, options: dict[str, Any]) -> nn.Module:
     config = config_class(use_timm_backbone=True, backbone=options["backbone"], num_labels=classes, auxiliary_loss=True, **given, **cost)
     model = model_class(config)
     if given.get("with_box_refine"):
-        # one head a layer, as published, whatever the library ties by name
+        # one head per layer, as published, whatever the library ties by name
         model.class_embed = nn.ModuleList(copy.deepcopy(head) for head in model.class_embed)
         model.bbox_embed = nn.ModuleList(copy.deepcopy(head) for head in model.bbox_embed)
         model.model.decoder.bbox_embed = model.bbox_embed

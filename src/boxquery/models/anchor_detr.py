@@ -56,6 +56,11 @@ class AnchorOptions(Options):
     spatial_prior: Literal["learned", "grid"] = "learned"
     attention: Literal["rcda", "dense"] = "rcda"
 
+    @property
+    def queries(self) -> int:
+        count = super().queries
+        return round(count**0.5) ** 2 if self.spatial_prior == "grid" else count
+
     def check(self) -> None:
         super().check()
         if self.patterns < 1:

@@ -60,6 +60,7 @@ class Options:
     def num_queries_per_layer(self) -> list[int]:
         """Queries of every decoder layer, all patterns together."""
         numbers = [self.num_queries] * self.decoder_layers if isinstance(self.num_queries, int) else self.num_queries
+        numbers = [self.queries if number == numbers[0] else min(number, self.queries) for number in numbers]
         return [number * max(getattr(self, "patterns", 1), 1) for number in numbers]
 
     def check(self) -> None:
