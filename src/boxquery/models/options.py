@@ -85,7 +85,7 @@ class Options:
         if self.denoising and self.query_positions == ("learned",):
             raise UserError(f"denoising={self.denoising}: this model's queries have no reference that could be a noised box; leave it at 0")
         if self.denoising and self.query_position == "learned":
-            raise UserError("query_position='learned' needs denoising=0: noised queries are made anew for every batch")
+            raise UserError("query_position='learned' needs denoising=0: noised queries differ in every batch")
         if self.encoder_ffn == "convolutional" and not self.encoder_layers:
             raise UserError("encoder_ffn='convolutional' needs encoder_layers of at least 1")
 

@@ -26,7 +26,7 @@ class QueryGeometry:
     """Positions of the queries and limits of their attention in one layer; a paper fills what its attentions use.
 
     Attributes:
-        position: [B or 1, Q, D], added to (or compared beside) content in cross-attention.
+        position: [B or 1, Q, D], added to content in cross-attention, or compared separately.
         self_position: [B or 1, Q, D], the same in self-attention; None: ``position``.
         axes: two [B or 1, Q, D], positions in x and in y, for row-column attention.
         reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent.
@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 def require(value: T | None, part: str, what: str) -> T:
-    """The value, or a ``UserError`` where the parts beside ``part`` do not provide it."""
+    """The value, or a ``UserError`` where the other parts do not provide it to ``part``."""
     if value is None:
         raise UserError(f"{part} needs {what}, which the other parts do not provide; docs/mixing.md says which fit")
     return value
@@ -83,7 +83,7 @@ def locate_at_position(state: QueryState, memory: Memory, layer: int) -> tuple[Q
 class OtherPosition(nn.Module):
     """Locate: another position than the paper's in self-attention, and in cross-attention too where the paper adds the same one.
 
-    A position that cross-attention compares by itself (``position`` beside a ``self_position``: Conditional DETR, DAB) stays the paper's.
+    A position that cross-attention compares separately (``position`` with a ``self_position``: Conditional DETR, DAB) stays the paper's.
 
     Args:
         locate: the paper's, whose position is replaced.

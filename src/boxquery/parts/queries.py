@@ -55,7 +55,7 @@ class ReferencePointQueries(Queries):
 
     Args:
         content: "zero": content starts at zero and an MLP makes the point (Conditional DETR, section 3.3); "learned": content is learned
-            beside the position and a linear map makes the point (Deformable DETR, section 4.1).
+            with the position and a linear map makes the point (Deformable DETR, section 4.1).
     """
 
     def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] = "zero"):

@@ -71,7 +71,7 @@ def _positive(number: Any) -> bool:
     return isinstance(number, (int, float)) and not isinstance(number, bool) and 0 < number < float("inf")
 
 
-def presets(options: BaselineOptions, recipe: Recipe, **own: Any) -> dict[str, Preset]:
+def variants(options: BaselineOptions, recipe: Recipe, **own: Any) -> dict[str, Preset]:
     """torchvision's size, and the family's two small ones: same backbones, images and batches, three maps, and the model's ``own`` options.
 
     Scores are low early in training; the small sizes keep detections from 0.01, so that the threshold does not make AP zero.

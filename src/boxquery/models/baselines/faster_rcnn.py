@@ -28,17 +28,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from boxquery.errors import UserError
 from boxquery.models.baselines.anchors import GridAnchors
-from boxquery.models.baselines.base import (
-    AnchorGrid,
-    Baseline,
-    BaselineOptions,
-    Channels,
-    extents,
-    in_pixels,
-    presets,
-    published,
-    summed,
-)
+from boxquery.models.baselines.base import AnchorGrid, Baseline, BaselineOptions, Channels, extents, in_pixels, published, summed, variants
 from boxquery.models.options import check_least
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import at_least_float32
@@ -64,7 +54,7 @@ class FasterRCNNOptions(BaselineOptions):
         check_least(1, scales=self.scales, proposals=self.proposals, samples=self.samples, ffn_dim=self.ffn_dim)
 
 
-PRESETS = presets(FasterRCNNOptions(), published(0.02), scales=3, proposals=150, samples=64, ffn_dim=512)
+PRESETS = variants(FasterRCNNOptions(), published(0.02), scales=3, proposals=150, samples=64, ffn_dim=512)
 
 
 @dataclass(frozen=True)

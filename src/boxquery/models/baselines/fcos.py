@@ -19,7 +19,7 @@ from torchvision.models import detection
 
 from boxquery.errors import UserError
 from boxquery.models.baselines.anchors import GridAnchors
-from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, presets, published
+from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, published, variants
 from boxquery.models.baselines.dense import DenseBaseline, DenseOutput
 from boxquery.parts.backbone import Backbone
 
@@ -44,7 +44,7 @@ class FCOSOptions(BaselineOptions):
             raise UserError(f"anchor_sizes={self.anchor_sizes}: each must be even and twice the one before, or sizes fall between levels")
 
 
-PRESETS = presets(FCOSOptions(), published(0.01))
+PRESETS = variants(FCOSOptions(), published(0.01))
 
 
 class FCOS(DenseBaseline):

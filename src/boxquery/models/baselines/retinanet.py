@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.models import detection
 
 from boxquery.models.baselines.anchors import GridAnchors
-from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, presets, published
+from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, published, variants
 from boxquery.models.baselines.dense import DenseBaseline, DenseOutput
 from boxquery.parts.backbone import Backbone
 
@@ -27,7 +27,7 @@ class RetinaNetOptions(BaselineOptions):
     """As the paper's: three sizes of three ratios at every cell."""
 
 
-PRESETS = presets(RetinaNetOptions(), published(0.01))
+PRESETS = variants(RetinaNetOptions(), published(0.01))
 
 
 class RetinaNet(DenseBaseline):
