@@ -2,13 +2,18 @@
 
 import csv
 import time
-from itertools import product
+from contextlib import nullcontext
+from itertools import pairwise, product
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 import boxquery as bq
 from boxquery.models.base import DetectionTransformer
+from boxquery.models.options import Recipe
+from boxquery.optimization import progress, rate_factor
 from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.run_length import PLANNED, Costs, RunLength
@@ -133,19 +138,19 @@ def test_a_known_schedule_needs_no_timed_steps(tmp_path, monkeypatch):
     assert length.total_steps == pytest.approx((length.seconds - 1) / 0.5, abs=6)
 
 
-@pytest.mark.parametrize("given", [{"epochs": 2}, {"clock": "wall"}])
-def test_where_epochs_or_the_wall_say_how_long_the_count_is_fixed(tmp_path, monkeypatch, given):
+@pytest.mark.parametrize("asked", [{"epochs": 2}, {"clock": "wall"}])
+def test_where_epochs_or_the_wall_say_how_long_the_count_is_fixed(tmp_path, monkeypatch, asked):
     run_on(Clock(1.0, 0), monkeypatch)
-    bq.train(scenes(), minutes=0.05, out=tmp_path / "run", **{"clock": "cpu"} | given, **settings("detr"))
+    bq.train(scenes(), minutes=0.05, out=tmp_path / "run", **{"clock": "cpu"} | asked, **settings("detr"))
     length = RunConfig.read(tmp_path / "run").length
     assert not length.ends_by_clock
-    assert length.schedule_steps == {0: length.total_steps}
+    assert length.schedule_steps[max(length.schedule_steps)] == length.total_steps, "the rate ends with the run"
     assert int(rows(tmp_path / "run")[-1]["step"]) == length.total_steps
 
 
 def test_images_are_counted_to_the_batch_also_after_a_resume(tmp_path, monkeypatch):
-    given = {"images_seen": 32, **settings("detr")}
-    bq.train(scenes(), out=tmp_path / "whole", **given)
+    flags = {"images_seen": 32, **settings("detr")}
+    bq.train(scenes(), out=tmp_path / "whole", **flags)
     assert [(r["images"], r["step"]) for r in rows(tmp_path / "whole")] == [("12", "3"), ("24", "6"), ("32", "8")]
     assert rows(tmp_path / "whole")[-1]["AP"]
     config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
@@ -157,7 +162,78 @@ def test_images_are_counted_to_the_batch_also_after_a_resume(tmp_path, monkeypat
     kept = EpochEnd.keep
     monkeypatch.setattr(EpochEnd, "keep", lambda self, trainer: stop_at(trainer.current_epoch == 2, kept, self, trainer))
     with pytest.raises(Stop):
-        bq.train(scenes(), out=tmp_path / "run", **given)
+        bq.train(scenes(), out=tmp_path / "run", **flags)
     monkeypatch.setattr(EpochEnd, "keep", kept)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+class Machine:
+    """One on which a step of four images costs half a second, and ten times as much while it is busy: until ``change`` passes."""
+
+    def __init__(self, change: int, busy: float):
+        self.now, self.passes, self.change, self.busy = 0.0, 0, change, busy
+
+    def spend(self, images: int, training: bool) -> None:
+        self.passes += 1
+        self.now += images * (0.125 if training else 0.02) * (self.busy if self.passes <= self.change else 1.0)
+
+
+def run_on_wall(machine: Machine, monkeypatch) -> None:
+    forward = DetectionTransformer.forward
+
+    def counted(self, images, *args, **more):
+        machine.spend(len(images), self.training)
+        return forward(self, images, *args, **more)
+
+    monkeypatch.setattr(DetectionTransformer, "forward", counted)
+    monkeypatch.setattr("boxquery.training.clock._read", lambda: (machine.now, machine.now))
+    monkeypatch.setattr("boxquery.training.timing.clock", lambda config: lambda: machine.now)
+
+
+@pytest.mark.parametrize(("busy", "change", "killed"), [(3.0, 60, None), (0.4, 60, None), (1.0, 0, None), (3.0, 60, 9)])
+def test_a_busy_minute_at_the_start_does_not_decide(tmp_path, monkeypatch, busy, change, killed):
+    """Planned anew from what steps took since: the run takes its minutes, and its command repeats it, also of one that was resumed."""
+    with monkeypatch.context() as patched:
+        run_on_wall(Machine(change, busy), patched)
+        kept = EpochEnd.keep
+        patched.setattr(EpochEnd, "keep", lambda self, trainer: stop_at(trainer.current_epoch == killed, kept, self, trainer))
+        with pytest.raises(Stop) if killed else nullcontext():
+            bq.train(scenes(), minutes=2, out=tmp_path / "run", **settings("detr"))
+        patched.setattr(EpochEnd, "keep", kept)
+        if killed:
+            bq.train(scenes(), resume=True, out=tmp_path / "run")
+    config, found = RunConfig.read(tmp_path / "run"), rows(tmp_path / "run")
+    length = config.length
+    with (tmp_path / "run/metrics.csv").open() as file:
+        spent = float(list(csv.DictReader(file))[-1]["seconds"])
+    assert spent == pytest.approx(length.seconds, rel=0.06)
+    assert (int(found[-1]["step"]), found[-1]["epoch"]) == (length.total_steps, str(length.total_epochs))
+    first, *others = length.schedule_steps.items()
+    assert bool(others) == (busy != 1.0)
+    if others:
+        assert (length.total_steps > 1.5 * first[1]) == (busy > 1)
+    bq.train(scenes(), out=tmp_path / "again", **vars(length.as_flags()), **settings("detr"))
+    learned = [(r["epoch"], r["step"], r["images"], r["lr"], r["loss"], r["AP"]) for r in found]
+    assert learned == [(r["epoch"], r["step"], r["images"], r["lr"], r["loss"], r["AP"]) for r in rows(tmp_path / "again")]
+
+
+PIECES = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 400)), max_size=5)
+
+
+@given(st.integers(1, 400), PIECES, st.sampled_from(["cosine", "step"]))
+def test_a_changed_plan_never_makes_the_rate_jump_or_rise(first, changes, decay):
+    schedule, last = {0: first}, 0
+    recipe = Recipe(decay=decay, decay_at=0.8)
+    for later, more in changes:
+        last = min(last + later, schedule[max(schedule)])
+        before = progress(schedule, last)
+        schedule[last] = last + more
+        assert progress(schedule, last) == pytest.approx(before, abs=1e-12), "it goes on from where it was"
+    factor = rate_factor(recipe, schedule)
+    rates = [factor(step) for step in range(schedule[last] + 2)]
+    assert all(a >= b - 1e-12 for a, b in pairwise(rates))
+    assert progress(schedule, schedule[last]) == pytest.approx(1.0)
+    if decay == "cosine":
+        slowest = min(schedule[start] - start for start in schedule)
+        assert max(a - b for a, b in pairwise(rates)) <= 2 / max(slowest, 1)

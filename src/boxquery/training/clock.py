@@ -5,10 +5,13 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from boxquery.training.processes import everywhere
 from boxquery.training.run_length import RunLength
 
 #: share of the time allowed for which no other epoch is begun
 CRUMB = 0.005
+#: batches after which ``minutes`` are planned anew for the first time; then each time after a quarter more, until half of the time is spent
+REPLANNED = 16
 
 
 class Clock:
@@ -27,11 +30,15 @@ class Clock:
         self.length, self.counts_cpu = length, counts_cpu
         self.evaluation, self.closing, self.over = 0.0, 0.0, False
         self.before, self.started = (0.0, 0.0), _read()
+        #: seconds of all epoch ends; the batches and seconds without them when the run was planned
+        self.paused, self.planned, self.next_plan = 0.0, (0, 0.0), 0
 
     def start(self, epochs: int) -> None:
         """Begin to count, in a run that has finished so many epochs before."""
-        self.started = _read()
-        self.over |= self.length.finished(epochs * self.length.epoch_batches, 0.0)
+        self.started, batches = _read(), epochs * self.length.epoch_batches
+        self.planned = batches, self.seconds() - self.paused
+        self.next_plan = max(batches + batches // 4, REPLANNED)
+        self.over |= self.length.finished(batches, 0.0)
 
     def spent(self) -> tuple[float, float]:
         """Seconds on the wall, and of the CPU."""
@@ -44,10 +51,22 @@ class Clock:
 
     def after_batch(self, epoch: int, done: int) -> bool:
         """Whether the run is over after so many batches of an epoch (counted from 0): never between two optimizer steps."""
-        length = self.length
+        length, batches = self.length, epoch * self.length.epoch_batches + done
         if done % length.accumulate == 0 or done == length.epoch_batches:
-            self.over = length.finished(epoch * length.epoch_batches + done, length.seconds - self._left())
+            if batches >= self.next_plan and length.minutes is not None and not length.ends_by_clock:
+                self._replan(batches)
+            self.over = self.length.finished(batches, length.seconds - self._left())
         return self.over
+
+    def _replan(self, batches: int) -> None:
+        """The plan was made from a few steps, perhaps in a busy minute; what was measured since then is better."""
+        length, training, (before, then) = self.length, self.seconds() - self.paused, self.planned
+        self.planned, self.next_plan = (batches, training), batches + batches // 4
+        if self.seconds() < length.seconds / 2:
+            left = length.seconds - self.seconds() - self.evaluation  # the best model is evaluated once more at the end
+            per_epoch = self.evaluation / (length.val_every or 1) + self.closing
+            length = length.replan(batches, left, (training - then) / (batches - before), per_epoch)
+        self.length = everywhere(length)[0]  # the first process's clock decides for all
 
     def after_epoch(self, epoch: int, done: int) -> bool:
         """Whether the run is over after an epoch of so many batches, since another would have no time to speak of."""
@@ -67,11 +86,12 @@ class Clock:
         return self.length.seconds - self.seconds() - self.evaluation - self.closing
 
     def state_dict(self) -> dict[str, Any]:
-        return {"spent": self.spent(), "evaluation": self.evaluation, "closing": self.closing, "over": self.over}
+        return {"spent": self.spent(), "paused": self.paused, "evaluation": self.evaluation, "closing": self.closing, "over": self.over}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.before, self.started = tuple(state_dict["spent"]), _read()
-        self.evaluation, self.closing, self.over = state_dict["evaluation"], state_dict["closing"], state_dict["over"]
+        self.paused, self.evaluation = state_dict["paused"], state_dict["evaluation"]
+        self.closing, self.over = state_dict["closing"], state_dict["over"]
 
 
 def _read() -> tuple[float, float]:

@@ -74,16 +74,25 @@ class EpochEnd(L.Callback):
             self.skipped("train", line)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        planned = self.clock.length
         trainer.should_stop |= self.clock.after_batch(trainer.current_epoch, batch_idx + 1)
+        if self.clock.length != planned:
+            pl_module.schedule.update(self.clock.length.schedule_steps)
+            self.bar.console.print(f"step {pl_module.optimization.steps:,}: now planned for {self.clock.length.total_steps:,} steps in all")
+            self._write_length(trainer)
+
+    def _write_length(self, trainer: L.Trainer) -> None:
+        self.config = self.config.with_length(self.clock.length)
+        self.bar.length = self.clock.length
+        if trainer.is_global_zero:
+            self.config.write(self.folder)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
         epochs, began, first = trainer.current_epoch + 1, self.clock.seconds(), trainer.is_global_zero
         pl_module.stop_if_broken()
-        if self.clock.after_epoch(trainer.current_epoch, len(pl_module.losses)) and self.config.length.ends_by_clock:
-            self.config = self.config.with_length(self.clock.length)
-            if first:
-                self.config.write(self.folder)
+        if self.clock.after_epoch(trainer.current_epoch, len(pl_module.losses)) and self.clock.length.ends_by_clock:
+            self._write_length(trainer)
         row, evaluation = self._row(trainer, pl_module), 0.0
         findings = self._judge(pl_module, row)
         if self.clock.is_due(epochs):
@@ -98,6 +107,7 @@ class EpochEnd(L.Callback):
         pl_module.model.train()  # without an average it is what was evaluated
         row["seconds"], row["cpu_seconds"] = (round(seconds, 1) for seconds in self.clock.spent())
         self.clock.closing = self.clock.seconds() - began - evaluation
+        self.clock.paused += self.clock.seconds() - began
         self.table.add(row, write=first)
         new = self.diagnosis.add(findings, epochs)
         if first:

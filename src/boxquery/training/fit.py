@@ -168,8 +168,9 @@ class Run:
         module = Training(self.model, self.recipe, c, [r.id for r in self.data.splits["train"]])
         bar = LiveBar(self.console, c.length)
         end = EpochEnd(self.folder, c, self.detector, self.val, bar, len(self.train))
-        if c.length.ends_by_clock:  # its clock should not count what is done once
-            end.evaluator.read_images()
+        if c.length.ends_by_clock:
+            end.evaluator.read_images()  # its clock should not count what is done once
+        if c.length.minutes is not None:
             end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, end.evaluator.images)
         with _quiet():
             trainer = L.Trainer(

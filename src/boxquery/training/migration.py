@@ -46,7 +46,7 @@ def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
     last = rows[-1] if rows else {"seconds": 0.0, "cpu_seconds": 0.0}
     clock = {name: old.get(before, 0.0) for name, before in (("evaluation", "look"), ("closing", "closing"))}
     state["callbacks"]["EpochEnd"] = {
-        "clock": clock | {"spent": (last["seconds"], last["cpu_seconds"]), "over": old.get("over", False)},
+        "clock": clock | {"spent": (last["seconds"], last["cpu_seconds"]), "paused": 0.0, "over": old.get("over", False)},
         "evaluator": {"finders": old.get("finders", [])},
         "best": {"best": old["best"], "waited": old["waited"]},
         "table": {"rows": rows},

@@ -52,7 +52,9 @@ class LiveBar(L.Callback):
             self.refreshed = time.monotonic()
             means = {k: float(v) / (batch_idx + 1) for k, v in pl_module.sums.items() if "." not in k}
             shown = "  ".join(f"{k} {v:.3g}" for k, v in means.items())
-            self.progress.update(self.task, description=f"epoch {self._of(trainer.current_epoch + 1)}  {shown}{self.score}")
+            self.progress.update(
+                self.task, total=self.length.total_batches, description=f"epoch {self._of(trainer.current_epoch + 1)}  {shown}{self.score}"
+            )
 
     def _of(self, epoch: int) -> str:
         return f"{epoch}/{max(self.length.total_epochs, epoch)}"

@@ -13,6 +13,8 @@ from boxquery.flags import check_above_zero
 PLANNED = 0.9
 #: share of the planned time that evaluations may take
 EVALUATING = 0.08
+#: share of the batches by which a new plan must differ from the old one
+NOTICEABLE = 0.02
 
 ClockName = Literal["wall", "cpu"]
 
@@ -164,6 +166,20 @@ class RunLength(LengthFlags):
             val_every = self.val_every or -(-length.total_epochs // evaluations)
             evaluations = -(-length.total_epochs // val_every)
         return replace(length, val_every=val_every)._planned(length.total_batches)
+
+    def replan(self, batches: int, left: float, per_batch: float, per_epoch: float) -> Self:
+        """Planned anew after so many batches, from the seconds that are left, and those that a batch and the end of an epoch take now.
+
+        The learning rate schedule goes on from where it is.
+        """
+        more = left / (per_batch + per_epoch / self.epoch_batches)
+        length = self.with_total_batches(int(min(batches + more, self._most_batches)))
+        if abs(length.total_batches - self.total_batches) < NOTICEABLE * self.total_batches:
+            return self
+        last = self.schedule_steps[max(self.schedule_steps)]
+        if last != self.total_steps:  # a schedule that was asked for
+            return length
+        return replace(length, schedule_steps={**self.schedule_steps, self.steps_after(batches): length.total_steps})
 
     @property
     def _most_batches(self) -> float:
