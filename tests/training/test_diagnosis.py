@@ -54,7 +54,7 @@ def test_ap_0_is_said_after_the_floor_with_its_cause(diagnosis):
     assert names(diagnosis.after_evaluation({"step": 100}, nothing, answers(0.001, 0.5))) == ["ap-zero", "one-box"]
     found = diagnosis.after_evaluation({"step": 100}, nothing, answers(0.2, 0.01))
     assert names(found) == ["ap-zero", "all-background"]
-    assert "Everything is called background" in found[0].text
+    assert "Everything is classified as background" in found[0].text
     assert "boxquery check photos --model detr --overfit" in found[0].remedy
 
 
@@ -82,11 +82,12 @@ def test_losses_gradients_and_clocks(diagnosis, losses, norms, waiting, expected
 
 
 def test_the_first_epoch_may_wait(diagnosis):
-    assert diagnosis.after_epoch({"step": 50}, [9.0] * 50, [1.0] * 50, 0.9, False) == []
+    assert names(diagnosis.after_epoch({"step": 50}, [9.0] * 50, [1.0] * 50, 0.9, False)) == []
 
 
 def test_each_is_said_once_also_after_a_resume(diagnosis):
     found = diagnosis.after_epoch({"step": 50}, [9.0] * 3 + [30.0] * 47, [1.0] * 50, 0.9, True)
+    found = list(found)
     assert names(diagnosis.add(found, 4)) == ["loss-rising", "loader-starving"]
     assert diagnosis.add(found, 5) == []
     again = Diagnosis(diagnosis.folder, CONFIG, scenes().splits["val"])

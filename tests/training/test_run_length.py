@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import boxquery as bq
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.options import Recipe
+from boxquery.models.recipes import Recipe
 from boxquery.optimization import progress, rate_factor
 from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd

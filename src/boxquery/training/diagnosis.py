@@ -1,17 +1,17 @@
-"""What a running training says of itself: each thing once, in words, with the likely cause and the command that tests it.
+"""What goes wrong while a model trains: each problem is reported once, with its likely cause and the command that tests it.
 
-Nothing here asks the device for a number while an epoch runs: losses and norms of gradients stay where they are until its end,
-answers are those that the evaluation had anyway, and times are the host's.
+Nothing here reads a number from the device while an epoch runs: losses and gradient norms stay there until its end, detections are those of
+the evaluation, and times are the host's.
 """
 
 from __future__ import annotations
 
 import shlex
-import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,36 +19,34 @@ from torch import Tensor, nn
 
 from boxquery.check.findings import Finding
 from boxquery.check.floors import measured
+from boxquery.data.dataset import Split
 from boxquery.errors import UserError
 from boxquery.evaluation.predictions import DetectionsByImage
 from boxquery.files import write_json
+from boxquery.parts.output import Output
 from boxquery.training.config import RunConfig
 
-if TYPE_CHECKING:
-    from boxquery.data.dataset import Split
-    from boxquery.parts.output import Output
-
 FILE = "diagnosis.json"
-#: AP50 that is none; "left AP 0" in the measured floors is twice this
-NOTHING = 0.01
-#: steps before anything is said of answers, where the model's own floor was not measured
+#: AP50 below which it counts as 0; "left AP 0" in the measured floors is twice this
+ZERO = 0.01
+#: steps before AP 0 is reported, where the model's own floor was not measured
 UNMEASURED = 2000
-#: the gradient's norm (median over the epoch against that of the first steps), and the loss likewise
+#: median gradient norm of an epoch relative to that of the first steps, and absolute; and the median loss likewise
 EXPLODING, VANISHING, DEAD, RISING = 50.0, 1e-3, 1e-8, 1.5
-#: steps that "the first steps" are, and the fewest from which an epoch is judged
-FIRST, FEWEST = 3, 40
-#: mean deviation of the answered boxes, in shares of the image: below it they are one box
+#: how many steps "the first steps" are, and the least after which an epoch is judged
+FIRST, LEAST = 3, 40
+#: mean deviation of an image's boxes, as a share of the image, below which they are one box
 ONE_BOX = 0.02
-#: best score of an image below which it holds nothing
-SILENT = 0.05
+#: best score of an image below which everything in it is background
+BACKGROUND = 0.05
 #: share of images that must show it
 MOST = 0.9
-#: share of an epoch that may pass in waiting for images
+#: share of an epoch spent waiting for images
 STARVING = 0.5
 
 
 class NotFinite(UserError):
-    """The loss, a gradient or the answers are no longer numbers. ``finding`` is what the run folder keeps of it."""
+    """The loss, a gradient or the predictions became NaN or inf. ``finding`` is what the run folder keeps of it."""
 
     def __init__(self, text: str, remedy: str):
         super().__init__(f"{text} {remedy}")
@@ -57,14 +55,14 @@ class NotFinite(UserError):
 
 @dataclass
 class Step:
-    """What is needed to name a step should it have broken the run. What is on the device stays there until it is asked for.
+    """What is needed to name a step if it breaks the run. What is on the device stays there until it is needed.
 
     Attributes:
         epoch, batch: counted from 0.
         images: ids.
         size: height and width of the batch in pixels.
-        rate: of its update.
-        loss: []; terms: name -> [L] or []; norm: [] of its gradient; each None, or nothing, until it is known.
+        rate: learning rate.
+        loss: []; terms: name -> [L] or []; norm: [] of the gradient; None or empty until known.
     """
 
     epoch: int
@@ -80,9 +78,9 @@ class Step:
         names, (height, width) = ", ".join(map(str, self.images)), self.size
         return f"epoch {self.epoch}, batch {self.batch} (images {names}; rate {self.rate:.2g}; scale {width} x {height} pixels)"
 
-    def broken(self) -> bool:
-        """Whether it left weights that are no numbers. Waits for the device."""
-        return not all(bool(torch.isfinite(value)) for value in (self.loss, self.norm) if value is not None)
+    def is_broken(self) -> bool:
+        """Whether it left weights that are NaN or inf. Waits for the device."""
+        return not all(_is_finite(value) for value in (self.loss, self.norm) if value is not None)
 
 
 class Diagnosis:
@@ -94,170 +92,126 @@ class Diagnosis:
     def __init__(self, folder: Path, config: RunConfig, val: Split):
         self.folder, self.config = folder, config
         self.sizes = np.array([(r.width, r.height, r.width, r.height) for r in val], dtype=np.float64)
-        self.said: list[dict[str, Any]] = []
+        self.findings: list[dict[str, Any]] = []
         #: medians over the first steps of the run: loss, norm of the gradient
         self.first: dict[str, float] = {}
+        self.test = shlex.join(["boxquery", "check", config.data, "--model", config.model, "--overfit"])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"said": self.said, "first": self.first}
+        return {"findings": self.findings, "first": self.first}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.said, self.first = state_dict["said"], state_dict["first"]
+        self.findings, self.first = state_dict["findings"], state_dict["first"]
 
-    def add(self, findings: Sequence[Finding], epoch: int) -> list[Finding]:
-        """Those that were not said before, which are now."""
-        known = {entry["name"] for entry in self.said}
+    def add(self, findings: Iterable[Finding], epoch: int) -> list[Finding]:
+        """Returns those that are new."""
+        known = {entry["name"] for entry in self.findings}
         new = [finding for finding in findings if finding.name not in known]
-        self.said += [{**finding.values(), "epoch": epoch} for finding in new]
+        self.findings += [{**finding.values(), "epoch": epoch} for finding in new]
         return new
 
     def write(self) -> None:
-        if self.said:
-            write_json(self.folder / FILE, {"findings": self.said})
+        if self.findings:
+            write_json(self.folder / FILE, {"findings": self.findings})
 
     def after_epoch(
         self, row: dict[str, Any], losses: Sequence[float], norms: Sequence[float], waiting: float, judge: bool
-    ) -> list[Finding]:
-        """What an epoch shows: ``row`` of metrics.csv so far, its losses and norms by step, the share of it spent waiting for images.
+    ) -> Iterator[Finding]:
+        """Problems of an epoch: ``row`` of metrics.csv so far, its losses and norms by step, the share of it spent waiting for images.
 
         ``judge``: whether waiting counts (the first epoch of a process reads what later ones find in memory).
         """
-        found = []
         if not self.first and losses:
-            self.first = {"loss": statistics.median(losses[:FIRST]), "norm": statistics.median(norms[:FIRST] or [0.0])}
-        if row["step"] >= FEWEST and losses and norms:
-            found += self._gradients(statistics.median(losses), statistics.median(norms))
+            self.first = {"loss": median(losses[:FIRST]), "norm": median(norms[:FIRST] or [0.0])}
+        if row["step"] >= LEAST and losses and norms:
+            yield from self._learning(median(losses), median(norms))
         if judge and waiting > STARVING:
-            found.append(self._starving(waiting))
-        return found
+            yield _warning(
+                "loader-starving", f"{waiting:.0%} of the time passes in waiting for images ({self.config.workers} workers).",
+                f"Try --workers {max(2 * self.config.workers, 2)}, or store the images nearer to {self.config.image_size} pixels.",
+            )  # fmt: skip
 
-    def _gradients(self, loss: float, norm: float) -> list[Finding]:
-        found = []
-        if loss > RISING * self.first["loss"]:
-            found.append(
-                Finding(
-                    "loss-rising", "warning",
-                    f"The loss rose: {loss:.3g} is the median of this epoch, {self.first['loss']:.3g} that of the first {FIRST} steps.",
-                    f"The rate ({self.config.lr:g}) is too high: try --lr {self.config.lr / 10:g}.",
-                )
-            )  # fmt: skip
-        if norm > EXPLODING * self.first["norm"]:
-            found.append(
-                Finding(
-                    "gradients-exploding", "warning",
-                    f"Gradients explode: their norm is {norm:.3g}, in the first steps it was {self.first['norm']:.3g}.",
-                    f"The rate ({self.config.lr:g}) is too high: try --lr {self.config.lr / 10:g}.",
-                )
-            )  # fmt: skip
-        if norm < max(VANISHING * self.first["norm"], DEAD):
-            found.append(
-                Finding(
-                    "gradients-vanishing", "warning",
-                    f"Gradients vanish: their norm is {norm:.2g}, in the first steps it was {self.first['norm']:.2g}; nothing is learned.",
-                    f"Too high a rate kills units ({self.config.lr:g} now); test what the model can learn: {self._test()}.",
-                )
-            )  # fmt: skip
-        return found
-
-    def _starving(self, waiting: float) -> Finding:
-        more = max(2 * self.config.workers, 2)
-        return Finding(
-            "loader-starving", "warning",
-            f"{waiting:.0%} of the time passes in waiting for images ({self.config.workers} workers).",
-            f"Try --workers {more}, or store the images nearer to {self.config.image_size} pixels.",
-        )  # fmt: skip
+    def _learning(self, loss: float, norm: float) -> Iterator[Finding]:
+        first, lr = self.first, self.config.lr
+        lower = f"The learning rate ({lr:g}) is too high: try --lr {lr / 10:g}."
+        if loss > RISING * first["loss"]:
+            text = f"The loss rose: {loss:.3g} is the median of this epoch, {first['loss']:.3g} that of the first {FIRST} steps."
+            yield _warning("loss-rising", text, lower)
+        if norm > EXPLODING * first["norm"]:
+            text = f"Gradients explode: their norm is {norm:.3g}, in the first steps it was {first['norm']:.3g}."
+            yield _warning("gradients-exploding", text, lower)
+        if norm < max(VANISHING * first["norm"], DEAD):
+            text = f"Gradients vanish: their norm is {norm:.2g}, in the first steps it was {first['norm']:.2g}; nothing is learned."
+            remedy = f"Too high a learning rate kills units ({lr:g} now); test what the model can learn: {self.test}."
+            yield _warning("gradients-vanishing", text, remedy)
 
     def after_evaluation(self, row: dict[str, Any], metrics: dict[str, Any], found: DetectionsByImage) -> list[Finding]:
-        """What the answers on val show once the model's floor of steps is behind: AP 0 with its likely cause."""
-        if metrics["AP50"] is None or metrics["AP50"] >= NOTHING or row["step"] < self._floor():
+        """AP 0 with its likely cause, once the model has had the steps that it needs to leave it."""
+        floor = {} if self.config.start_from else measured(self.config.model).get("floor", {})
+        floor = floor.get("trained" if self.config.pretrained else "random", {})
+        left, within = floor.get("left"), floor.get("not_within", 0)
+        if metrics["AP50"] is None or metrics["AP50"] >= ZERO or row["step"] < (left or 2 * within or UNMEASURED):
             return []
-        causes = [cause for cause in (self._one_box(found), self.is_dropped(found)) if cause is not None]
-        likely = (
-            " ".join(cause.text for cause in causes) if causes
-            else "It answers boxes, but at wrong places or with wrong classes: look at the picture grid in report.html."
-        )  # fmt: skip
-        zero = Finding(
-            "ap-zero", "warning", f"AP is still 0 after {row['step']} steps ({self._expected()}). {likely}", f"Test it: {self._test()}."
-        )
+        name, causes = self.config.model, list(self._causes(found))
+        expected = f"on the built-in scenes {name} leaves it within {left}" if left else f"for {name} no floor was measured"
+        expected += f" within {within}" * bool(within and not left)
+        likely = " ".join(cause.text for cause in causes)
+        likely = likely or "Boxes are predicted, but at wrong places or with wrong classes: look at the images in report.html."
+        zero = _warning("ap-zero", f"AP is still 0 after {row['step']} steps ({expected}). {likely}", f"Test it: {self.test}.")
         return [zero, *causes]
 
-    def _measured(self) -> dict[str, Any]:
-        """The floor of this model from where it starts; {} where there is none, as for one that starts from a trained model."""
-        if self.config.start_from:
-            return {}
-        return measured(self.config.model).get("floor", {}).get("trained" if self.config.pretrained else "random", {})
+    def _causes(self, found: DetectionsByImage) -> Iterator[Finding]:
+        spread = np.array([(boxes / self.sizes[i]).std(0).mean() for i, (boxes, _, _) in found.items() if len(boxes) > 1])
+        if len(spread) and (spread < ONE_BOX).mean() >= MOST:
+            text = f"Queries collapsed onto one box (they differ by {np.median(spread):.1%} of the image)."
+            remedy = f"Usual in the first steps, later a sign of too high a learning rate or too few steps; test it: {self.test}."
+            yield _warning("one-box", text, remedy)
+        best = np.array([scores.max(initial=0.0) for _, scores, _ in found.values()])
+        if len(best) and (best < BACKGROUND).mean() >= MOST:
+            text = f"Everything is classified as background: the best score of an image is {np.median(best):.3f}."
+            remedy = f"Labels may be missing or boxes may not belong to their images: {self.test} looks at both."
+            yield _warning("all-background", text, remedy)
 
-    def _floor(self) -> int:
-        """Steps after which AP 0 means something."""
-        floor = self._measured()
-        return floor.get("left") or 2 * floor.get("not_within", 0) or UNMEASURED
 
-    def _expected(self) -> str:
-        floor = self._measured()
-        if floor.get("left"):
-            return f"on the built-in scenes {self.config.model} leaves it within {floor['left']}"
-        return f"for {self.config.model} no floor was measured" + (f" within {floor['not_within']}" if floor.get("not_within") else "")
-
-    def _one_box(self, found: DetectionsByImage) -> Finding | None:
-        """All answers of an image are one box."""
-        spread = [float((boxes / self.sizes[i]).std(0).mean()) for i, (boxes, _, _) in found.items() if len(boxes) > 1]
-        if not spread or np.mean(np.array(spread) < ONE_BOX) < MOST:
-            return None
-        return Finding(
-            "one-box", "warning", f"Queries collapsed onto one box (they differ by {np.median(spread):.1%} of the image).",
-            f"Usual in the first steps, later a sign of a rate too high or of too few steps; test it: {self._test()}.",
-        )  # fmt: skip
-
-    def is_dropped(self, found: DetectionsByImage) -> Finding | None:
-        """No answer is sure of anything."""
-        best = np.array([scores.max() if len(scores) else 0.0 for _, scores, _ in found.values()])
-        if not len(best) or (best < SILENT).mean() < MOST:
-            return None
-        return Finding(
-            "all-background", "warning", f"Everything is called background: the best score of an image is {np.median(best):.3f}.",
-            f"Labels may be missing or boxes may not belong to their images: {self._test()} looks at both.",
-        )  # fmt: skip
-
-    def _test(self) -> str:
-        return shlex.join(["boxquery", "check", self.config.data, "--model", self.config.model, "--overfit"])
+def _warning(name: str, text: str, remedy: str) -> Finding:
+    return Finding(name, "warning", text, remedy)
 
 
 def not_finite(step: Step, error: str, out: Output | None, model: nn.Module, kept: str) -> NotFinite:
-    """Why there is no number any more: a step's loss or gradients, if they are none already, else its answers.
+    """Why something is NaN or inf: a step's loss or gradients, if they are already, else its predictions.
 
     Args:
-        error: what was said of the answers.
-        out: the answers.
-        kept: what state can be gone on from.
+        error: what the loss said of the predictions.
+        out: the predictions.
+        kept: which state the run can be resumed from.
     """
-    if step.loss is not None and not bool(torch.isfinite(step.loss)):
-        said = f"the loss was not finite ({_broken_terms(step.terms)})"
-    elif step.norm is not None and not bool(torch.isfinite(step.norm)):
-        said = f"the loss was finite, its gradients were not finite ({_broken_gradients(model)})"
+    if step.loss is not None and not _is_finite(step.loss):
+        reason = f"the loss was not finite ({_broken_terms(step.terms)})"
+    elif step.norm is not None and not _is_finite(step.norm):
+        reason = f"the loss was finite, its gradients were not finite ({_broken_gradients(model)})"
     else:
-        said = f"{error}{_broken_answers(out)}"
-    return NotFinite(f"{step}: {said}.", f"A lower --lr or --precision float32 may help; {kept}")
+        reason = f"{error}{_broken_predictions(out)}"
+    return NotFinite(f"{step}: {reason}.", f"A lower --lr or --precision float32 may help; {kept}")
+
+
+def _is_finite(value: Tensor) -> bool:
+    return bool(torch.isfinite(value).all())
 
 
 def _broken_terms(terms: dict[str, Tensor]) -> str:
-    said = []
-    for name, value in terms.items():
-        bad = (~torch.isfinite(value.detach().reshape(-1))).nonzero().flatten().tolist()
-        if bad:
-            said.append(f"term {name}" + (f" of decoder layer {', '.join(map(str, bad))}" if value.dim() else ""))
-    return "; ".join(said) or "a sum of finite terms"
+    bad = {name: (~torch.isfinite(value.reshape(-1))).nonzero().flatten().tolist() for name, value in terms.items()}
+    layers = {name: f" of decoder layer {', '.join(map(str, bad[name]))}" if value.dim() else "" for name, value in terms.items()}
+    return "; ".join(f"term {name}{layers[name]}" for name in terms if bad[name]) or "a sum of finite terms"
 
 
 def _broken_gradients(model: nn.Module) -> str:
-    bad = [name for name, p in model.named_parameters() if p.grad is not None and not bool(torch.isfinite(p.grad).all())]
+    bad = [name for name, p in model.named_parameters() if p.grad is not None and not _is_finite(p.grad)]
     return f"first in {bad[0]}, {len(bad)} parameters in all" if bad else "clipped away since"
 
 
-def _broken_answers(out: Output | None) -> str:
-    if out is None:
-        return ""
-    for name, value in (("boxes", out.boxes), ("class scores", out.logits)):
-        layers = (~torch.isfinite(value.detach()).flatten(1).all(1)).nonzero().flatten().tolist()
-        if layers:
-            return f" ({name} are none from decoder layer {layers[0]} on)"
+def _broken_predictions(out: Output | None) -> str:
+    for name, value in (("boxes", out.boxes), ("class scores", out.logits)) if out is not None else ():
+        for layer, part in enumerate(value):
+            if not _is_finite(part):
+                return f" ({name} are NaN or inf from decoder layer {layer} on)"
     return ""

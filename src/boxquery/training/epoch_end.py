@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 
-from boxquery.check.findings import Finding
 from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch
 from boxquery.data.validation import fail_if_too_many
@@ -22,7 +20,6 @@ from boxquery.training.diagnosis import Diagnosis, NotFinite
 from boxquery.training.evaluator import COLUMNS, Evaluator
 from boxquery.training.metrics_table import MetricsTable
 from boxquery.training.module import Training
-from boxquery.training.processes import everywhere
 from boxquery.training.progress import LiveBar
 from boxquery.training.state import LAST
 from boxquery.training.timing import counts_cpu
@@ -89,13 +86,16 @@ class EpochEnd(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         assert isinstance(pl_module, Training)
-        epochs, began, first = trainer.current_epoch + 1, self.clock.seconds(), trainer.is_global_zero
+        epoch, began, first = trainer.current_epoch + 1, self.clock.seconds(), trainer.is_global_zero
         pl_module.stop_if_broken()
         if self.clock.after_epoch(trainer.current_epoch, len(pl_module.losses)) and self.clock.length.ends_by_clock:
             self._write_length(trainer)
-        row, evaluation = self._row(trainer, pl_module), 0.0
-        findings = self._judge(pl_module, row)
-        if self.clock.is_due(epochs):
+        batches = trainer.current_epoch * self.clock.length.epoch_batches + len(pl_module.losses)
+        row = {"epoch": epoch, "step": pl_module.optimization.steps, "images": batches * self.clock.length.batch_images}
+        row |= {"lr": trainer.optimizers[0].param_groups[0]["lr"], **pl_module.epoch_means()}
+        findings = list(self.diagnosis.after_epoch(row, *pl_module.epoch_summary(), judge=self.seen > 0))
+        self.seen, evaluation = self.seen + 1, 0.0
+        if self.clock.is_due(epoch):
             start = self.clock.seconds()
             metrics, found = self.evaluator.evaluate(pl_module.best_guess)
             self.clock.evaluation = evaluation = self.clock.seconds() - start
@@ -106,10 +106,10 @@ class EpochEnd(L.Callback):
             row |= self.evaluator.alignment(pl_module.best_guess)
         pl_module.model.train()  # without an average it is what was evaluated
         row["seconds"], row["cpu_seconds"] = (round(seconds, 1) for seconds in self.clock.spent())
-        self.clock.closing = self.clock.seconds() - began - evaluation
         self.clock.paused += self.clock.seconds() - began
+        self.clock.closing = self.clock.seconds() - began - evaluation
         self.table.add(row, write=first)
-        new = self.diagnosis.add(findings, epochs)
+        new = self.diagnosis.add(findings, epoch)
         if first:
             self.bar.report(row)
             self.diagnosis.write()
@@ -137,26 +137,3 @@ class EpochEnd(L.Callback):
             print(f"skipped: {line}", file=sys.stderr)  # by whichever process met it
             if split == "train":
                 fail_if_too_many(len(known), self.images, "training images cannot be read")
-
-    def _judge(self, module: Training, row: dict[str, Any]) -> list[Finding]:
-        """What losses, gradients and waiting times of the epoch show."""
-        self.seen += 1
-        numbers = torch.stack([*module.losses, *module.norms]).float().tolist()
-        losses, norms = numbers[: len(module.losses)], numbers[len(module.losses) :]
-        waiting = module.waited / max(module.ended - module.began, 1e-9)
-        return self.diagnosis.after_epoch(row, losses, norms, waiting, self.seen > 1)
-
-    def _row(self, trainer: L.Trainer, module: Training) -> dict[str, Any]:
-        batches = len(module.losses)
-        total = trainer.current_epoch * self.config.length.epoch_batches + batches
-        # a process whose batches held no object at all lacks the terms of denoising
-        names = list(dict.fromkeys(name for part in everywhere(list(module.sums)) for name in part))
-        sums = torch.stack([module.sums.get(name, torch.zeros((), device=module.device)).float() for name in names])
-        means = (trainer.strategy.reduce(sums, reduce_op="mean") / batches).tolist()
-        return {
-            "epoch": trainer.current_epoch + 1,
-            "step": module.optimization.steps,
-            "images": total * self.config.length.batch_images,
-            "lr": trainer.optimizers[0].param_groups[0]["lr"],
-            **dict(zip(names, means, strict=True)),
-        }

@@ -43,6 +43,7 @@ def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
     if (old := state["callbacks"].pop("Keeper", None)) is None:
         return state
     rows = [{COLUMNS.get(name, name): value for name, value in row.items()} for row in old["rows"]]
+    diagnosis = old.get("diagnosis", {})
     last = rows[-1] if rows else {"seconds": 0.0, "cpu_seconds": 0.0}
     clock = {name: old.get(before, 0.0) for name, before in (("evaluation", "look"), ("closing", "closing"))}
     state["callbacks"]["EpochEnd"] = {
@@ -50,7 +51,7 @@ def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
         "evaluator": {"finders": old.get("finders", [])},
         "best": {"best": old["best"], "waited": old["waited"]},
         "table": {"rows": rows},
-        "diagnosis": old.get("diagnosis", {"said": [], "first": {}}),
+        "diagnosis": {"findings": diagnosis.get("said", []), "first": diagnosis.get("first", {})},
         "unreadable": old.get("unreadable", {"train": [], "val": []}),
     }
     return state

@@ -17,6 +17,7 @@ from boxquery.models.recipes import Recipe
 from boxquery.optimization import NoLoss, Optimization
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Step, not_finite
+from boxquery.training.processes import everywhere
 
 
 class Training(L.LightningModule):
@@ -74,7 +75,7 @@ class Training(L.LightningModule):
         try:
             result = self.optimization.step(batch, batch_idx, end=self.trainer.is_last_batch, backward=self.manual_backward)
         except NoLoss as error:
-            broken = self.previous if self.previous is not None and self.previous.broken() else step
+            broken = self.previous if self.previous is not None and self.previous.is_broken() else step
             raise not_finite(broken, str(error), error.out if self.model.has_queries else None, self.model, self.kept()) from error
         step.loss, step.terms, step.norm = result
         self.previous = step
@@ -87,6 +88,19 @@ class Training(L.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         self.ended = time.monotonic()
 
+    def epoch_summary(self) -> tuple[list[float], list[float], float]:
+        """Losses of the epoch by batch, gradient norms by update, and the share of it that passed in waiting for images."""
+        numbers = torch.stack([*self.losses, *self.norms]).float().tolist()
+        return numbers[: len(self.losses)], numbers[len(self.losses) :], self.waited / max(self.ended - self.began, 1e-9)
+
+    def epoch_means(self) -> dict[str, float]:
+        """The loss and its terms, as means over the epoch and all processes."""
+        # a process whose batches held no object at all lacks the terms of denoising
+        names = list(dict.fromkeys(name for part in everywhere(list(self.sums)) for name in part))
+        sums = torch.stack([self.sums.get(name, torch.zeros((), device=self.device)).float() for name in names])
+        means = self.trainer.strategy.reduce(sums, reduce_op="mean") / len(self.losses)
+        return dict(zip(names, means.tolist(), strict=True))
+
     def kept(self) -> str:
         """Which state a broken run can be resumed from, for a message."""
         done = self.current_epoch
@@ -94,5 +108,5 @@ class Training(L.LightningModule):
 
     def stop_if_broken(self) -> None:
         """At an epoch's end, where the last step is not followed by one that would notice. Raises ``NotFinite``."""
-        if self.previous is not None and self.previous.broken():
+        if self.previous is not None and self.previous.is_broken():
             raise not_finite(self.previous, "", None, self.model, self.kept())
