@@ -106,6 +106,7 @@ def test_python_takes_the_flags_as_keywords():
 
 def test_help_prints_defaults_and_choices_and_no_python(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "400")
+    monkeypatch.setattr(app, "_fallback_console", None)  # which keeps the width that it was made with
     assert run(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[choices: wall, cpu] [default: wall]" in text
