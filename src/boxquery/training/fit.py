@@ -1,11 +1,10 @@
-"""The main job: a folder of labelled images in, a trained detector and its report out."""
+"""A run from beginning to end: a folder of labelled images in, a trained detector and its report out."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from boxquery.report.run_files import write_data, write_evaluation
 from boxquery.training.config import FILE, RunConfig, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
-from boxquery.training.preflight import check, enough_queries, keep, report_data
+from boxquery.training.preflight import check, check_queries, report_data
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import LiveBar
 from boxquery.training.settings import like, resolve, run_folder, same
@@ -70,11 +69,12 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
         run = Run(folder, config, opened, console, resume)
         if origin is not None:
             run.start_from(origin)
+        run.plan()
         checked = check(run.config, run.model, opened, run.augment, findings, console) if state is None else None
         if not resume:
             run.begin()
-        if checked is not None:
-            keep(checked, run.config, run.model, folder, console)
+        if checked is not None and rank() == 0:
+            checked.write(folder)
         return run.fit(state)
 
 
@@ -87,7 +87,7 @@ def _same_source(config: RunConfig) -> Detector:
 
 
 class Run:
-    """Data, model and settings of one run, put together."""
+    """Data, model and settings of one run."""
 
     def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console, resume: bool):
         self.folder, self.data, self.console = folder, data, console
@@ -102,7 +102,7 @@ class Run:
         recipe = preset(config.model, config.preset).recipe
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=recipe.backbone_lr * config.lr / recipe.lr)
         train, self.val = data.splits["train"], data.splits["val"]
-        enough_queries(self.model, train)
+        check_queries(self.model, train)
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world_size), 1)
             length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
@@ -136,13 +136,16 @@ class Run:
         self.console.print(found.summary(), markup=False)
         self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
 
-    def begin(self) -> None:
-        """Turn minutes into steps, say what will be trained, write the configuration."""
+    def plan(self) -> None:
+        """Turn the minutes of a new run into steps."""
         c = self.config
         if c.length.needs_timing:
             costs = measure_costs(c, self.recipe, self.model, self.loader(), self.detector, self.val)
-            self.config = c = c.with_length(everywhere(c.length.plan(costs))[0])  # the first process's clock decides for all
-        length = c.length
+            self.config = c.with_length(everywhere(c.length.plan(costs))[0])  # the first process's clock decides for all
+
+    def begin(self) -> None:
+        """Say what will be trained, and write the configuration."""
+        c, length = self.config, self.config.length
         if length.minutes is not None:
             whose, about = " of CPU time" * counts_cpu(c), "about " * length.ends_by_clock
             self.console.print(f"{length.minutes:g} min{whose} are time for {about}{length.total_steps:,} steps here")
@@ -172,24 +175,19 @@ class Run:
             end.evaluator.read_images()  # its clock should not count what is done once
         if c.length.minutes is not None:
             end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, end.evaluator.images)
-        with _quiet():
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")  # of workers and steps, which are decided here on purpose
+            warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions, which read channels last
             trainer = L.Trainer(
                 accelerator="gpu" if c.device == "cuda" else "cpu",
-                devices=local_world_size(),
-                num_nodes=c.world_size // local_world_size(),
-                strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world_size > 1 else "auto",
-                max_epochs=-1,
-                limit_train_batches=c.length.epoch_batches,
-                callbacks=[end, bar],
-                plugins=[StateFiles(module.state_dict())],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                use_distributed_sampler=False,
-                default_root_dir=self.folder,
-            )
+                devices=local_world_size(), num_nodes=c.world_size // local_world_size(), use_distributed_sampler=False,
+                strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world_size > 1 else "auto", max_epochs=-1,
+                limit_train_batches=c.length.epoch_batches, num_sanity_val_steps=0,
+                callbacks=[end, bar], plugins=[StateFiles(module.state_dict())], default_root_dir=self.folder,
+                logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            )  # fmt: skip
             try:
                 trainer.fit(module, self.loader(), ckpt_path=state, weights_only=True)
             except SystemExit as stopped:  # what Lightning makes of Ctrl-C
@@ -229,20 +227,3 @@ class Run:
         page = write_report(self.folder)
         self.console.print(f"report: {page}")
         return best
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Lightning says much that nobody asked; its warnings about workers and steps are decided here on purpose."""
-    loggers = [logging.getLogger(n) for n in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions, which read channels last
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,8 +11,6 @@ from typing import Any
 from boxquery.errors import UserError
 
 FORMAT = 2
-#: columns of ``metrics.csv`` in format 1
-COLUMNS = {"processor_seconds": "cpu_seconds"}
 
 
 def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
@@ -42,7 +40,7 @@ def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
     """The state in ``last.ckpt``, in today's format."""
     if (old := state["callbacks"].pop("Keeper", None)) is None:
         return state
-    rows = [{COLUMNS.get(name, name): value for name, value in row.items()} for row in old["rows"]]
+    rows = [{"cpu_seconds" if name == "processor_seconds" else name: value for name, value in row.items()} for row in old["rows"]]
     diagnosis = old.get("diagnosis", {})
     last = rows[-1] if rows else {"seconds": 0.0, "cpu_seconds": 0.0}
     clock = {name: old.get(before, 0.0) for name, before in (("evaluation", "look"), ("closing", "closing"))}

@@ -1,13 +1,10 @@
-"""What is said before the first epoch, and what is reason enough not to begin."""
+"""What is printed before the first epoch, and what is reason enough not to begin."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 from rich.console import Console
 
-from boxquery.check.feasibility import FeasibilityPlan, check_steps, drops_queries
+from boxquery.check.feasibility import FeasibilityPlan, drops_queries
 from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult, run_checks
 from boxquery.data.dataset import Data, Split
@@ -35,42 +32,24 @@ def report_data(console: Console, data: Data) -> None:
                 raise UserError(f"{data.source}: split {name!r}, image {record.id}: labels {found}, where classes go from 0 to {most}")
 
 
-def enough_queries(model: Model, split: Split) -> None:
-    """Raises ``UserError`` where later layers have fewer queries, and an image more objects than the last: every layer matches each."""
-    if not drops_queries(model):
-        return
+def check_queries(model: Model, split: Split) -> None:
+    """Raises ``UserError`` for an image with more objects than queries are left in the last layer: every layer matches all of them."""
     fullest = max(split, key=lambda record: int((~record.ignore).sum()))
-    if (most := int((~fullest.ignore).sum())) > model.num_queries_per_layer[-1]:
+    most, queries = int((~fullest.ignore).sum()), model.num_queries_per_layer[-1]
+    if drops_queries(model) and most > queries:
         raise UserError(
-            f"image {fullest.id!r} has {most} objects, but the last layer keeps {model.num_queries_per_layer[-1]} queries: "
-            f"end num_queries with {most} or more"
+            f"image {fullest.id!r} has {most} objects, but the last layer keeps {queries} queries: end num_queries with {most} or more"
         )
 
 
 def check(config: RunConfig, model: Model, data: Data, augment: Augment, findings: list[Finding], console: Console) -> CheckResult:
     """The findings of the check, printed. Raises ``CheckFailed`` for an error among them, unless ``force``."""
-    result = run_checks(data, findings, _plan(config, model), augment, seed=config.seed, preview=rank() == 0)
-    _print(console, result.findings)
+    start = "" if config.start_from else "trained" if config.pretrained else "random"
+    steps = config.length.total_steps
+    plan = FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, lr=config.lr, start=start)
+    result = run_checks(data, findings, plan, augment, seed=config.seed, preview=rank() == 0)
+    for finding in result.findings:
+        console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)
     if not config.force:
         result.raise_if_failed()
     return result
-
-
-def keep(result: CheckResult, config: RunConfig, model: Model, folder: Path, console: Console) -> None:
-    """The check into the run folder, with what only the number of steps tells."""
-    late = list(check_steps(_plan(config, model, config.length.total_steps)))
-    _print(console, late)
-    result.add(late)
-    if rank() == 0:
-        result.write(folder)
-
-
-def _plan(config: RunConfig, model: Model, steps: int = 0) -> FeasibilityPlan:
-    """What the check looks at the data for; ``steps`` once they are known."""
-    start = "" if config.start_from else "trained" if config.pretrained else "random"
-    return FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, lr=config.lr, start=start)
-
-
-def _print(console: Console, findings: Iterable[Finding]) -> None:
-    for finding in findings:
-        console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)
