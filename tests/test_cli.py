@@ -186,3 +186,12 @@ def test_public_names_are_a_checked_list():
     assert bq.__all__ == ["Detector", "Result", "UserError", "create_model", "list_models", "load", "load_official", "train"]
     for name in bq.__all__:
         assert getattr(bq, name).__doc__
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """As ``| head`` does."""
+    words = [sys.executable, "-m", "boxquery", "models", "--json"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

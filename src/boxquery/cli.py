@@ -39,6 +39,10 @@ def run(arguments: Sequence[str]) -> int:
             app[name]  # commands are imported lazily; without it the list of all commands would have no descriptions
     try:
         result = app(words, exit_on_error=False, print_error=False, result_action="return_value")
+        if as_json and result is not None:
+            print(json.dumps(result if isinstance(result, dict) else result.summary(), allow_nan=False), flush=True)
+        elif result is not None and hasattr(result, "show"):
+            result.show()
     except UserError as error:
         return _failed(error.line(), error.status)
     except UnknownCommandError:
@@ -51,10 +55,6 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    if as_json and result is not None:
-        print(json.dumps(result if isinstance(result, dict) else result.summary(), allow_nan=False))
-    elif result is not None and hasattr(result, "show"):
-        result.show()
     return getattr(result, "status", 0)
 
 

@@ -148,7 +148,7 @@ class Run:
         c, length = self.config, self.config.length
         if length.minutes is not None:
             whose, about = " of CPU time" * counts_cpu(c), "about " * length.ends_by_clock
-            self.console.print(f"{length.minutes:g} min{whose} are time for {about}{length.total_steps:,} steps here")
+            self.console.print(f"{length.minutes:g} min{whose}: {about}{length.total_steps:,} steps on this machine")
             if note := busy_note(c):
                 self.console.print(note, markup=False)
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6

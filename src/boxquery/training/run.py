@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from boxquery.errors import UserError
 from boxquery.flags import Switch
 from boxquery.training.config import TrainFlags
 
@@ -29,6 +30,11 @@ def train(data: str | Path | Data, /, *, out: str | Path | None = None, resume: 
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
     """
+    known = inspect.signature(TrainFlags).parameters
+    if unknown := sorted(flags.keys() - known):
+        raise UserError(
+            f"train() has no keyword {', '.join(unknown)}; known: {', '.join(known)}; a model's own options go into options={{...}}"
+        )
     if flags.get("start_from") is not None:
         flags["start_from"] = str(flags["start_from"])
     requested = TrainFlags(**flags)
