@@ -31,11 +31,6 @@ class StepResult(NamedTuple):
     norm: Tensor | None
 
 
-def autocast(device: str, precision: str) -> torch.autocast:
-    """The context in which a model of this precision ("float32", "bf16") runs."""
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
 def training_step(
     model: Model, batch: Batch, optimizer: torch.optim.Optimizer, *, clip: float = 0.0, precision: str = "float32", share: float = 1.0,
     first: bool = True, last: bool = True, backward: Callable[[Tensor], Any] = Tensor.backward,
@@ -44,12 +39,13 @@ def training_step(
 
     Args:
         clip: the largest norm of the gradient; 0 does not clip it.
+        precision: "float32", or "bf16" for the matrix products of the forward pass.
         share: of this batch in the gradient of the update; first, last: whether the update begins or ends with this batch.
         backward: computes the gradients of a loss.
 
     Raises ``NoLoss`` for an output that is not finite; gradients that are not finite are left to the caller.
     """
-    with autocast(batch.images.device.type, precision):
+    with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
         out = model(batch.images, batch.mask, targets=batch.targets)
         try:
             loss, terms = model.loss(out, batch.targets)

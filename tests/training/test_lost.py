@@ -193,7 +193,7 @@ def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
     bq.train(scenes(), out=tmp_path / "whole", **given)
     assert len(rows(tmp_path / "whole")) == (2 if patience else 4)
 
-    def die(self):
+    def die(self, epoch):
         raise Stop
 
     with monkeypatch.context() as patch:

@@ -111,7 +111,7 @@ def test_a_run_that_its_clock_ends_is_resumed_with_what_it_has_left(tmp_path, mo
     planned = RunConfig.read(tmp_path / "run")
     monkeypatch.setattr(EpochEnd, "keep", kept)
     with monkeypatch.context() as patched:
-        patched.setattr("boxquery.training.fit.Run.finish", lambda self: stop_at(True))
+        patched.setattr("boxquery.training.fit.Run.finish", lambda self, epoch: stop_at(True))
         with pytest.raises(Stop):
             bq.train(scenes(), resume=True, out=tmp_path / "run")
     config, found = RunConfig.read(tmp_path / "run"), rows(tmp_path / "run")

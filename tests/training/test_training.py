@@ -16,6 +16,7 @@ from boxquery.cli import run as command_line
 from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.evaluation.alignment import measure_split, with_objects
+from boxquery.evaluation.predictions import predict_split
 from boxquery.explain.page import write_page
 from boxquery.models.recipes import Recipe
 from boxquery.optimization import parameter_groups, rate_factor
@@ -24,7 +25,7 @@ from boxquery.training.config import RunConfig, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.run_length import RunLength
 from boxquery.training.settings import same
-from tests.data.writers import drawn, write_coco_file, write_voc_lower_case
+from tests.data.writers import drawn, pictures, write_coco, write_coco_file, write_voc_lower_case
 
 from .processes import apart, in_two
 from .runs import SMALL, Stop, rows, scenes, settings
@@ -225,6 +226,34 @@ def test_minutes_of_cpu_time_do_not_count_waiting(tmp_path, monkeypatch):
         steps[clock] = length.total_steps
         assert length.clock == clock
     assert steps["cpu"] > 1.2 * steps["wall"]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_one_model_has_one_number(tmp_path, monkeypatch, capsys, precision):
+    """In the row of its epoch, in the closing line and to whoever evaluates it, in batches of any size: padding decides nothing."""
+    sizes = [(64 + 8 * (i % 5), 48 + 8 * (i % 3)) for i in range(24)]
+    images = [replace(p, size=size, stated=size) for p, size in zip(pictures(24, ("train", "val")), sizes, strict=True)]
+    data = open_data(write_coco(tmp_path / "data", images))
+    seen, real = [], evaluator.evaluate
+    for module in (evaluator, fit):
+        monkeypatch.setattr(
+            module, "evaluate", lambda split, found, *names: (seen.append(mean_score(found)), real(split, found, *names))[1]
+        )
+    flags = settings("deformable-detr") | {"precision": precision, "force": True}
+    detector = bq.train(data, epochs=3, out=tmp_path / "run", **flags)
+    best = max(range(3), key=lambda i: float(rows(tmp_path / "run")[i]["AP"]))
+    closing = json.loads((tmp_path / "run/evaluation.json").read_text())["val"]
+    assert f"val, the best model (epoch {best + 1})" in capsys.readouterr().err
+    assert closing["AP50"] == pytest.approx(float(rows(tmp_path / "run")[best]["AP50"]), abs=1e-6)
+    assert seen[3] == pytest.approx(seen[best], rel=1e-5)
+    for batch_size in (1, 3, 8):
+        assert detector.evaluate(data, batch_size=batch_size)["AP50"] == pytest.approx(closing["AP50"], abs=1e-6)
+        assert mean_score(predict_split(detector, data.splits["val"], batch_size=batch_size)) == pytest.approx(seen[3], rel=1e-5)
+
+
+def mean_score(found: dict) -> float:
+    """Of all detections: each of them moves it, but not the AP of a model that has hardly learned."""
+    return float(np.mean([scores.mean() for _, scores, _ in found.values()]))
 
 
 def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):

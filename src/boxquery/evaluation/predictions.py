@@ -34,10 +34,16 @@ def warn_skipped(line: str) -> None:
 def read_batches(
     dataset: DetectionDataset, order: Iterable[int], *, batch_size: int = 8, workers: int = 0, warn: Callable[[str], None] = warn_skipped
 ) -> Iterator[Batch]:
-    """The images of a data set in an order. One whose pixels cannot be read is replaced by another, perhaps for the second time;
-    ``warn`` is called once for each."""
+    """Images of a data set, each with others of its shape: none is padded, so that what is found in it depends on it alone.
+
+    One whose pixels cannot be read is replaced by another, perhaps for the second time; ``warn`` is called once for each.
+    """
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for i in order:
+        by_shape.setdefault(dataset.transform.preprocessing.size(dataset.split[i].height, dataset.split[i].width), []).append(i)
+    chunks = [alike[start : start + batch_size] for alike in by_shape.values() for start in range(0, len(alike), batch_size)]
     warned: set[str] = set()
-    for batch in DataLoader(dataset, batch_size, sampler=order, collate_fn=collate, num_workers=workers):
+    for batch in DataLoader(dataset, batch_sampler=chunks, collate_fn=collate, num_workers=workers):
         for line in batch.unreadable:
             if line not in warned:
                 warned.add(line)

@@ -20,14 +20,14 @@ class BestModel:
 
     def __init__(self, folder: Path, detector: Detector, patience: int):
         self.folder, self.detector, self.patience = folder, detector, patience
-        self.best, self.waited = -1.0, 0
+        self.best, self.epoch, self.waited = -1.0, 0, 0
 
-    def update(self, metrics: dict[str, Any], model: Model, write: bool) -> None:
-        """Compare a model by its metrics with the best so far, and ``write`` it if it is better."""
+    def update(self, epoch: int, metrics: dict[str, Any], model: Model, write: bool) -> None:
+        """Compare the model of an epoch by its metrics with the best so far, and ``write`` it if it is better."""
         score = metrics["AP"] if metrics["AP"] is not None else 0.0
         self.waited += 1
         if score > self.best:
-            self.best, self.waited = score, 0
+            self.best, self.epoch, self.waited = score, epoch, 0
             self.detector.threshold = metrics["best_threshold"] if metrics["best_threshold"] is not None else 0.5
             if write:
                 d = self.detector
@@ -39,7 +39,7 @@ class BestModel:
         return 0 < self.patience <= self.waited
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "waited": self.waited}
+        return {"best": self.best, "epoch": self.epoch, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best, self.waited = state_dict["best"], state_dict["waited"]
+        self.best, self.epoch, self.waited = (state_dict[name] for name in ("best", "epoch", "waited"))

@@ -101,7 +101,7 @@ class EpochEnd(L.Callback):
             self.clock.evaluation = evaluation = self.clock.seconds() - start
             findings += self.diagnosis.after_evaluation(row, metrics, found)
             row |= {name: metrics[name] for name in COLUMNS}
-            self.best.update(metrics, pl_module.best_guess, write=first)
+            self.best.update(epoch, metrics, pl_module.best_guess, write=first)
         if first:  # no part of it waits for other processes
             row |= self.evaluator.alignment(pl_module.best_guess)
         pl_module.model.train()  # without an average it is what was evaluated

@@ -12,7 +12,6 @@ from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, drop_unreadable, predict_split
 from boxquery.models.interface import Model
-from boxquery.optimization import autocast
 from boxquery.training.config import RunConfig
 from boxquery.training.processes import everywhere, rank, world_size
 
@@ -23,7 +22,7 @@ SAMPLED, SAMPLED_AT_MOST = 50, 32
 
 
 class Evaluator:
-    """Evaluates models on the val split, whose images it keeps decoded where they fit into memory.
+    """Evaluates models on the val split, as ``boxquery evaluate`` does; its images are kept decoded where they fit into memory.
 
     Args:
         detector: classes and preprocessing.
@@ -49,10 +48,9 @@ class Evaluator:
         """Metrics, and the predictions that they were computed from. Every process predicts its share of the images."""
         share = range(rank(), len(self.val), world_size())
         self.detector.model = model
-        with autocast(self.config.device, self.config.precision):
-            found = predict_split(
-                self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images, warn=self.warn
-            )
+        found = predict_split(
+            self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images, warn=self.warn
+        )
         found = {place: own for part in everywhere(found) for place, own in part.items()}
         val, kept = drop_unreadable(self.val, found)
         return evaluate(val, kept, [str(n) for n in self.detector.classes], self.detector.ids), found
@@ -62,8 +60,7 @@ class Evaluator:
         if not self.sample:
             return {}
         self.detector.model = model
-        with autocast(self.config.device, self.config.precision):
-            found = measure_split(self.detector, self.val, only=self.sample, cached=self.images)
+        found = measure_split(self.detector, self.val, only=self.sample, cached=self.images)
         changes, self.finders = found.changes(self.finders), found.query.tolist()
         return {**found.columns(), "query_changes": changes}
 

@@ -200,7 +200,7 @@ class Run:
                 ) from error
         if rank() == 0:
             self._note(end.unreadable)
-            return self.finish()
+            return self.finish(end.best.epoch)
         return load(self.folder)
 
     def _note(self, unreadable: dict[str, list[str]]) -> None:
@@ -209,8 +209,8 @@ class Run:
         if lines:
             write_data(self.folder, replace(self.data, skipped=[*self.data.skipped, *lines]))
 
-    def finish(self) -> Detector:
-        """The best model once more over val, over test where there is one, and the report."""
+    def finish(self, epoch: int) -> Detector:
+        """Evaluate the best model, which is that of an epoch, on val and, where there is one, on test; write the report."""
         best = load(self.folder)
         best.to(self.config.device)
         for name in ("val", "test"):
@@ -221,7 +221,7 @@ class Run:
                 metrics = evaluate(split, found, self.data.names, self.data.ids)
                 write_evaluation(self.folder, name, metrics)
                 shown = "  ".join(f"{k} -" if metrics[k] is None else f"{k} {metrics[k]:.3f}" for k in ("AP", "AP50"))
-                self.console.print(f"{name}: {shown}")
+                self.console.print(f"{name}, the best model (epoch {epoch}): {shown}")
                 if name == "val":
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         page = write_report(self.folder)

@@ -41,13 +41,14 @@ def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
     if (old := state["callbacks"].pop("Keeper", None)) is None:
         return state
     rows = [{"cpu_seconds" if name == "processor_seconds" else name: value for name, value in row.items()} for row in old["rows"]]
+    evaluated = [row["epoch"] for row in rows if "AP" in row] or [0] * (1 + old["waited"])
     diagnosis = old.get("diagnosis", {})
     last = rows[-1] if rows else {"seconds": 0.0, "cpu_seconds": 0.0}
     clock = {name: old.get(before, 0.0) for name, before in (("evaluation", "look"), ("closing", "closing"))}
     state["callbacks"]["EpochEnd"] = {
         "clock": clock | {"spent": (last["seconds"], last["cpu_seconds"]), "paused": 0.0, "over": old.get("over", False)},
         "evaluator": {"finders": old.get("finders", [])},
-        "best": {"best": old["best"], "waited": old["waited"]},
+        "best": {"best": old["best"], "epoch": evaluated[-1 - old["waited"]], "waited": old["waited"]},
         "table": {"rows": rows},
         "diagnosis": {"findings": diagnosis.get("said", []), "first": diagnosis.get("first", {})},
         "unreadable": old.get("unreadable", {"train": [], "val": []}),

@@ -16,7 +16,7 @@ from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import predict_split
 from boxquery.models.interface import Model
 from boxquery.models.recipes import Recipe
-from boxquery.optimization import Optimization, autocast
+from boxquery.optimization import Optimization
 from boxquery.training.config import RunConfig
 from boxquery.training.run_length import Costs
 
@@ -84,8 +84,7 @@ def evaluation_seconds(config: RunConfig, detector: Detector, val: Split, images
     now, started = clock(config), 0.0
     for _ in range(2):  # the first pass is slower than all that follow
         started = now()
-        with autocast(config.device, config.precision):
-            found = predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few, cached=images)
+        found = predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few, cached=images)
         evaluate([val[i] for i in few], found, [str(name) for name in detector.classes], detector.ids)
     detector.model.train()
     return (now() - started) / len(few) * len(val)
