@@ -5,8 +5,9 @@
 Each checkout trains every model, the baselines and variants that take other paths through the code, as its command line does: two epochs of
 a few generated images, preset "tiny" where a variant does not say otherwise, float32, one thread of the CPU. Compared are all columns of
 ``metrics.csv`` but clocks, every tensor of ``model/model.safetensors`` and ``last.ckpt``, and what the saved model predicts. Status 1 where
-anything differs. ``--old-runs`` keeps the runs of OLD, and a later call does not train them again; ``--new-seed`` trains NEW from another
-seed, to see that the comparison can fail.
+anything differs. ``--training`` compares losses, rates and ``last.ckpt`` alone: where evaluation changed on purpose, the best of
+them may be that of another epoch. ``--old-runs`` keeps the runs of OLD, and a later call does not train them again; ``--new-seed`` trains
+NEW from another seed, to see that the comparison can fail.
 """
 
 import argparse
@@ -120,30 +121,33 @@ def train(model: str, words: str, seed: str, run: Path) -> None:
     np.savez(run / "predictions.npz", **arrays)
 
 
-def numbers(run: Path) -> Iterator[tuple[str, Any]]:
-    """Everything that has to be the same, by name: text, or bytes with their type and shape."""
+def numbers(run: Path, training: bool) -> Iterator[tuple[str, Any]]:
+    """Everything that has to be the same (of ``training`` alone), by name: text, or bytes with their type and shape."""
     import torch
     from safetensors.torch import load_file
 
     with (run / "metrics.csv").open() as file:
         for row in csv.DictReader(file):
-            yield from ((f"{k} of epoch {row['epoch']}", v) for k, v in row.items() if not k.endswith("seconds"))
-    for name, array in np.load(run / "predictions.npz").items():
-        yield f"prediction {name}", (array.dtype, array.shape, array.tobytes())
-    state = torch.load(run / "last.ckpt", weights_only=True)["state_dict"]
-    for file, tensors in (("model.safetensors", load_file(run / "model/model.safetensors")), ("last.ckpt", state)):
+            learned = list(row)[: list(row).index("AP")] if training and "AP" in row else list(row)
+            yield from ((f"{k} of epoch {row['epoch']}", row[k]) for k in learned if not k.endswith("seconds"))
+    weights = {"last.ckpt": torch.load(run / "last.ckpt", weights_only=True)["state_dict"]}
+    if not training:
+        weights["model.safetensors"] = load_file(run / "model/model.safetensors")
+        for name, array in np.load(run / "predictions.npz").items():
+            yield f"prediction {name}", (array.dtype, array.shape, array.tobytes())
+    for file, tensors in weights.items():
         for name, tensor in tensors.items():
             flat = tensor.contiguous().reshape(-1)
             yield f"{name} in {file}", (tensor.dtype, tensor.shape, flat.view(torch.uint8).numpy().tobytes())
 
 
-def compare(old: Path, new: Path) -> str:
+def compare(old: Path, new: Path, training: bool) -> str:
     """How many numbers and tensors of two runs are equal, or the first that is not."""
     for side, run in (("old", old), ("new", new)):
         if not (run / "predictions.npz").exists():
             log = run.with_name(f"{run.name}.txt")
             return f"{side}: {(log.read_text().splitlines() or ['?'])[-1]}" if log.exists() else f"{side}: no such model"
-    a, b = dict(numbers(old)), dict(numbers(new))
+    a, b = dict(numbers(old, training)), dict(numbers(new, training))
     for name in dict.fromkeys([*a, *b]):
         if a.get(name) != b.get(name):
             values = (side.get(name, "missing") for side in (a, b))
@@ -158,6 +162,7 @@ def main() -> int:
     parser.add_argument("--models", default="", help="names, separated by commas")
     parser.add_argument("--old-runs", type=Path, help="a folder that keeps what OLD trained")
     parser.add_argument("--new-seed", default="0")
+    parser.add_argument("--training", action="store_true", help="compare losses, rates and the weights of last.ckpt alone")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -173,7 +178,7 @@ def main() -> int:
             return 1
         names = sorted({log.stem for folder in folders for log in (folder / "runs").glob("*.txt")})
         chosen = [name for name in names if name.split()[0] in arguments.models.split(",") or not arguments.models]
-        found = {name: compare(folders[0] / "runs" / name, folders[1] / "runs" / name) for name in chosen}
+        found = {name: compare(folders[0] / "runs" / name, folders[1] / "runs" / name, arguments.training) for name in chosen}
     if arguments.json:
         print(json.dumps(found, indent=1))
     else:
