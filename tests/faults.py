@@ -731,9 +731,9 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:9000])
 
 
-resumed("last.ckpt cut short", "gone on", "going on from previous.ckpt", lambda f: cut(f / "last.ckpt"))
-resumed("one flipped bit in last.ckpt", "gone on", "its digest is another; going on from previous.ckpt", bytes_of(flipped, "last.ckpt"))
-resumed("last.ckpt gone", "gone on", "going on from previous.ckpt", lambda f: (f / "last.ckpt").unlink())
+resumed("last.ckpt cut short", "gone on", "resuming from previous.ckpt", lambda f: cut(f / "last.ckpt"))
+resumed("one flipped bit in last.ckpt", "gone on", "its digest is another; resuming from previous.ckpt", bytes_of(flipped, "last.ckpt"))
+resumed("last.ckpt gone", "gone on", "resuming from previous.ckpt", lambda f: (f / "last.ckpt").unlink())
 resumed("both states cut short", "refused", "restore it from a copy", both(cut))
 resumed("both states gone", "refused", "is missing, though 2 epochs were finished", both(Path.unlink))
 resumed("a state that would run a function", "refused", "would have to be executed", lambda f: torch.save(Hostile(), f / "last.ckpt"))

@@ -17,16 +17,16 @@ FRESH.set_forkserver_preload(["boxquery.training.fit", "torch.distributed.launch
 
 def apart(log: Path, function: Callable[..., Any], *arguments: Any) -> str:
     """Call a module's function in a fresh process -> what it printed, which is in ``log`` too. It must end well."""
-    process = FRESH.Process(target=_told, args=(log, function, arguments))
+    process = FRESH.Process(target=_redirected, args=(log, function, arguments))
     process.start()
     process.join(300)
     process.kill()
-    said = log.read_text()
-    assert process.exitcode == 0, said[-3000:]
-    return said
+    message = log.read_text()
+    assert process.exitcode == 0, message[-3000:]
+    return message
 
 
-def _told(log: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _redirected(log: Path, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
     with log.open("w") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)

@@ -12,7 +12,7 @@ from boxquery.training.epoch_end import EpochEnd
 from tests.models.baselines.builders import SMALL as NARROW
 from tests.training.runs import Stop, rows, scenes, settings
 
-#: so many answers that suppression shows in their number
+#: so many detections that NMS shows in their number
 SMALL = {name: {**options, "detections": 2000} for name, options in NARROW.items()}
 
 

@@ -76,7 +76,7 @@ def test_a_configuration_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"lr": "fast"}, "lr is a str"),
         ({"device": "tpu"}, "device is a str"),
@@ -85,12 +85,12 @@ def test_a_configuration_is_read_back(tmp_path):
         ({"format": 3, "boxquery": "9.0"}, r"written by boxquery 9\.0 \(format 3\)"),
     ],
 )
-def test_a_configuration_that_is_none_is_one_line(tmp_path, change, said):
+def test_an_invalid_configuration_is_one_line(tmp_path, change, message):
     config = RunConfig(data="d", model="detr", preset="tiny", image_size=64, batch_size=4, lr=0.1, length=RunLength().with_data(3, 4))
     config.write(tmp_path)
     values = yaml.safe_load((tmp_path / "config.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(values | change))
-    with pytest.raises(bq.UserError, match=said):
+    with pytest.raises(bq.UserError, match=message):
         RunConfig.read(tmp_path)
 
 

@@ -30,7 +30,7 @@ def diagnosis(tmp_path, monkeypatch):
     return Diagnosis(tmp_path, CONFIG, scenes().splits["val"])
 
 
-def answers(spread: float, score: float, images: int = 6):
+def detections(spread: float, score: float, images: int = 6):
     """Ten boxes an image of 64 pixels that differ by a share of it, and their scores."""
     rng = np.random.default_rng(0)
     made = {}
@@ -45,14 +45,14 @@ def names(findings) -> list[str]:
     return [finding.name for finding in findings]
 
 
-def test_ap_0_is_said_after_the_floor_with_its_cause(diagnosis):
+def test_ap_0_is_reported_after_the_floor_with_its_cause(diagnosis):
     nothing, some = {"AP50": 0.0}, {"AP50": 0.2}
-    assert names(diagnosis.after_evaluation({"step": 99}, nothing, answers(0.0, 0.5))) == []
-    assert names(diagnosis.after_evaluation({"step": 100}, some, answers(0.0, 0.5))) == []
-    assert names(diagnosis.after_evaluation({"step": 100}, {"AP50": None}, answers(0.2, 0.5))) == []
-    assert names(diagnosis.after_evaluation({"step": 100}, nothing, answers(0.2, 0.5))) == ["ap-zero"]
-    assert names(diagnosis.after_evaluation({"step": 100}, nothing, answers(0.001, 0.5))) == ["ap-zero", "one-box"]
-    found = diagnosis.after_evaluation({"step": 100}, nothing, answers(0.2, 0.01))
+    assert names(diagnosis.after_evaluation({"step": 99}, nothing, detections(0.0, 0.5))) == []
+    assert names(diagnosis.after_evaluation({"step": 100}, some, detections(0.0, 0.5))) == []
+    assert names(diagnosis.after_evaluation({"step": 100}, {"AP50": None}, detections(0.2, 0.5))) == []
+    assert names(diagnosis.after_evaluation({"step": 100}, nothing, detections(0.2, 0.5))) == ["ap-zero"]
+    assert names(diagnosis.after_evaluation({"step": 100}, nothing, detections(0.001, 0.5))) == ["ap-zero", "one-box"]
+    found = diagnosis.after_evaluation({"step": 100}, nothing, detections(0.2, 0.01))
     assert names(found) == ["ap-zero", "all-background"]
     assert "Everything is classified as background" in found[0].text
     assert "boxquery check photos --model detr --overfit" in found[0].remedy
@@ -61,8 +61,8 @@ def test_ap_0_is_said_after_the_floor_with_its_cause(diagnosis):
 def test_without_a_measured_floor_it_waits(tmp_path):
     unknown = Diagnosis(tmp_path, replace(CONFIG, model="my-own"), scenes().splits["val"])
     nothing = {"AP50": 0.0}
-    assert unknown.after_evaluation({"step": 1999}, nothing, answers(0.2, 0.5)) == []
-    (zero,) = unknown.after_evaluation({"step": 2000}, nothing, answers(0.2, 0.5))
+    assert unknown.after_evaluation({"step": 1999}, nothing, detections(0.2, 0.5)) == []
+    (zero,) = unknown.after_evaluation({"step": 2000}, nothing, detections(0.2, 0.5))
     assert "no floor was measured" in zero.text
 
 
@@ -85,7 +85,7 @@ def test_the_first_epoch_may_wait(diagnosis):
     assert names(diagnosis.after_epoch({"step": 50}, [9.0] * 50, [1.0] * 50, 0.9, False)) == []
 
 
-def test_each_is_said_once_also_after_a_resume(diagnosis):
+def test_each_problem_is_reported_once_also_after_a_resume(diagnosis):
     found = diagnosis.after_epoch({"step": 50}, [9.0] * 3 + [30.0] * 47, [1.0] * 50, 0.9, True)
     found = list(found)
     assert names(diagnosis.add(found, 4)) == ["loss-rising", "loader-starving"]
@@ -107,7 +107,7 @@ def test_a_healthy_run_says_nothing_and_keeps_its_check(tmp_path, capsys):
     assert json.loads((tmp_path / "run/check.json").read_text())["feasibility"]["queries"] == 12
 
 
-def test_a_loss_that_is_none_names_its_own_step(tmp_path, monkeypatch, capsys):
+def test_an_infinite_loss_names_its_own_step(tmp_path, monkeypatch, capsys):
     """Not the next one, in which the broken weights show: the images, the term and the layer are those of the step that broke them."""
     step, broken = Training.training_step, []
 
@@ -140,7 +140,7 @@ def test_a_loss_that_is_none_names_its_own_step(tmp_path, monkeypatch, capsys):
     assert "the loss was not finite" in (tmp_path / "run/report.html").read_text()
 
 
-def test_a_loss_that_is_none_in_the_last_step_of_an_epoch_is_not_kept(tmp_path, monkeypatch):
+def test_an_infinite_loss_in_the_last_step_of_an_epoch_is_not_kept(tmp_path, monkeypatch):
     step = Training.training_step
 
     def infinite(self, batch, batch_idx):
@@ -165,8 +165,8 @@ def test_gradients_that_are_none_in_the_last_step_of_an_epoch_are_not_kept(tmp_p
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(Training, "training_step", infinite)
-    said = r"epoch 1, batch 2 .+gradients were not finite \(first in heads\.0\.boxes\.layers\.2\.weight, 1 param"
-    with pytest.raises(bq.UserError, match=said) as raised:
+    message = r"epoch 1, batch 2 .+gradients were not finite \(first in heads\.0\.boxes\.layers\.2\.weight, 1 param"
+    with pytest.raises(bq.UserError, match=message) as raised:
         bq.train(scenes(), epochs=3, val_every=3, out=tmp_path / "run", **settings("detr"))
     assert rates[0] in str(raised.value)
     state = torch.load(tmp_path / "run/last.ckpt", weights_only=True)
@@ -195,7 +195,7 @@ def test_a_failed_check_is_status_1():
     assert (CheckFailed("x").status, bq.UserError("x").status) == (1, 2)
 
 
-def test_without_objects_in_val_nothing_is_said_of_ap(tmp_path, capsys):
+def test_without_objects_in_val_nothing_is_reported_of_ap(tmp_path, capsys):
     data = changed(scenes(), "val", lambda r: replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]))
     bq.train(data, epochs=1, out=tmp_path / "run", **settings("detr"))
     assert "val, the best model (epoch 1): AP -  AP50 -" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Nothing is lost: whatever happens to a run, it goes on to the same numbers or says in one line what to do."""
+"""Nothing is lost: whatever happens to a run, it resumes to the same numbers or says in one line what to do."""
 
 import json
 import os
@@ -89,9 +89,9 @@ SPOILT = {
 def test_a_damaged_state_falls_back_to_the_one_before(stopped, whole, capsys, how):
     SPOILT[how](stopped / LAST)
     bq.train(scenes(), out=stopped, resume=True)
-    said = capsys.readouterr().err
-    assert f"going on from {PREVIOUS}" in said
-    assert how == "gone" or f"{LAST} is cut short" in said
+    message = capsys.readouterr().err
+    assert f"resuming from {PREVIOUS}" in message
+    assert how == "gone" or f"{LAST} is cut short" in message
     assert same(stopped, whole)
 
 
@@ -127,7 +127,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         (Hostile(), "would have to be executed"),
         ({"state_dict": Hostile()}, "would have to be executed"),
@@ -135,12 +135,12 @@ class Hostile:
         ({"state_dict": {}}, "not the state of a run"),
     ],
 )
-def test_a_state_executes_nothing(whole, tmp_path, monkeypatch, content, said, capsys):
+def test_a_state_executes_nothing(whole, tmp_path, monkeypatch, content, message, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("config.yaml", "metrics.csv"):
         atomic_write(tmp_path / "run" / name, (whole / name).read_bytes())
     torch.save(content, tmp_path / "run" / LAST, pickle_module=pickle)
-    with pytest.raises(bq.UserError, match=said):
+    with pytest.raises(bq.UserError, match=message):
         bq.train(scenes(), out=tmp_path / "run", resume=True)
     assert not (tmp_path / "executed").exists()
 
@@ -204,11 +204,11 @@ def test_dead_while_it_finished(tmp_path, monkeypatch, patience):
     assert same(tmp_path / "run", tmp_path / "whole")
 
 
-def hold(folder: Path, told) -> None:
+def hold(folder: Path, pipe) -> None:
     with run_lock(folder):
         worker = FORK.Process(target=time.sleep, args=(20,))
         worker.start()
-        told.send(worker.pid)
+        pipe.send(worker.pid)
         time.sleep(60)
 
 
@@ -271,17 +271,17 @@ def test_an_image_found_unreadable_while_training_is_named_and_skipped(photos, t
     for name in ("p000", "p002"):  # of train and of val
         spoil_pixels(photos / f"JPEGImages/{name}.png")
     assert command_line([*words, "--out", str(tmp_path / "run")]) == 0
-    said = capsys.readouterr().err
+    message = capsys.readouterr().err
     for name in ("p000", "p002"):
-        assert said.count(f"{name}.png: cannot be read") == 1 + (name == "p002")  # val is read again by the best model
+        assert message.count(f"{name}.png: cannot be read") == 1 + (name == "p002")  # val is read again by the best model
     evaluation = json.loads((tmp_path / "run/evaluation.json").read_text())["val"]
     assert evaluation["images"] == 11
     skipped = json.loads((tmp_path / "run/data.json").read_text())["skipped"]
     assert sorted(line.split()[0] for line in skipped) == ["train", "val"]
     assert command_line(["evaluate", str(tmp_path / "run"), str(photos), "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["images"] == 11
-    assert told.err.count("p002.png") == 1
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 11
+    assert captured.err.count("p002.png") == 1
     assert command_line(["evaluate", str(tmp_path / "run"), str(photos), "--strict"]) == 2
     assert command_line([*words, "--out", str(tmp_path / "strict"), "--strict"]) == 2
     assert "p000.png" in capsys.readouterr().err
@@ -320,8 +320,8 @@ def test_more_than_a_tenth_unreadable_is_no_evaluation(whole, photos):
 @pytest.mark.slow
 def test_killed_at_planted_steps_of_writing_it_ends_the_same(tmp_path):
     """Three of the moments that ``benchmarks/kills.py`` tries; inside the first model, the second state and the report."""
-    said = apart(tmp_path / "log", script, ROOT / "benchmarks/kills.py", "--steps", "5", "30", "66")
-    assert "3 kills: all runs ended the same, no file was damaged" in said
+    message = apart(tmp_path / "log", script, ROOT / "benchmarks/kills.py", "--steps", "5", "30", "66")
+    assert "3 kills: all runs ended the same, no file was damaged" in message
 
 
 def train_on_one_object(out: Path, killed: bool) -> None:

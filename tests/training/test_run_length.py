@@ -24,7 +24,7 @@ BATCHES = [1, 3, 7, 51, 500]
 
 
 @pytest.mark.parametrize(("whole", "accumulate"), [*product(BATCHES, [1]), (3, 2), (7, 3), (51, 4), (3, 5)])
-def test_a_run_lasts_as_many_batches_as_it_is_told(whole, accumulate):
+def test_a_run_lasts_as_many_batches_as_it_is_given(whole, accumulate):
     """As Lightning counts them: an update every ``accumulate`` batches, and one at the end of every whole epoch."""
     length = RunLength(epochs=1, accumulate=accumulate).with_data(whole, 4)
     for batches in range(3 * whole + 2):

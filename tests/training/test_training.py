@@ -1,4 +1,4 @@
-"""The main job on small built-in scenes: what a run leaves, that a stopped one goes on the same, and what it refuses."""
+"""Whole runs on small built-in scenes: what a run leaves, that a stopped one resumes the same, and what it refuses."""
 
 import json
 import os
@@ -112,7 +112,7 @@ def test_without_any_object_to_read_nothing_is_logged(tmp_path, ignored):
     assert "What queries attend to" not in (tmp_path / "run/report.html").read_text()
 
 
-def test_loaded_it_answers_as_before(finished):
+def test_loaded_it_predicts_as_before(finished):
     _, folder, detector = finished
     image = scenes().splits["val"].read(0)
     first, again = detector.predict(image, threshold=0.0), bq.load(folder).predict(image, threshold=0.0)
@@ -190,7 +190,7 @@ def test_of_minutes_and_epochs_what_is_over_first_counts(tmp_path, monkeypatch, 
     monkeypatch.setattr("boxquery.training.timing.os.cpu_count", lambda: 2)
     found = {}
     for name, given in {"few": {"epochs": 1}, "many": {"epochs": 100_000}, "open": {}}.items():
-        for resume in (False, True):  # the same command goes on
+        for resume in (False, True):  # the same command resumes it
             with pytest.raises(Stop):
                 bq.train(scenes(), minutes=0.1, resume=resume, out=tmp_path / name, **given, **settings("detr"))
         found[name] = RunConfig.read(tmp_path / name).length
@@ -204,9 +204,9 @@ def test_the_seed_of_a_run_holds_out_the_images_that_evaluation_does(tmp_path):
     """Otherwise ``evaluate`` would look at images that the run has learned."""
     source = write_coco_file(tmp_path / "data", drawn(scenes(train=20, val=1)))
     bq.train(str(source), epochs=1, seed=7, out=tmp_path / "run", **settings("detr"))
-    (said,) = json.loads((tmp_path / "run" / "data.json").read_text())["notes"]
-    assert "held out as val" in said
-    assert [said] == open_data(str(source)).notes
+    (message,) = json.loads((tmp_path / "run" / "data.json").read_text())["notes"]
+    assert "held out as val" in message
+    assert [message] == open_data(str(source)).notes
 
 
 def test_minutes_of_cpu_time_do_not_count_waiting(tmp_path, monkeypatch):
@@ -280,7 +280,7 @@ def test_an_existing_run_is_not_written_over(finished):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"model": "dert"}, "no model 'dert'"),
         ({"preset": "huge"}, "no preset 'huge'"),
@@ -304,9 +304,9 @@ def test_an_existing_run_is_not_written_over(finished):
         ({"resume": True}, "no run to resume"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_is_written(wrong, said, tmp_path):
+def test_what_cannot_be_trained_is_an_error_before_anything_is_written(wrong, message, tmp_path):
     given = settings("detr") | {"epochs": 1} | wrong
-    with pytest.raises(bq.UserError, match=said):
+    with pytest.raises(bq.UserError, match=message):
         bq.train(scenes(), out=tmp_path / "run", **given)
     assert not (tmp_path / "run").exists()
 
@@ -324,8 +324,8 @@ def test_a_label_beyond_the_classes_is_found_before_the_first_step(tmp_path):
 def test_resuming_with_other_settings_is_refused(finished):
     name, folder, _ = finished
     other = "deformable-detr" if name == "detr" else "detr"
-    for wrong, said in (({"model": other}, "model="), ({"epochs": 4}, "epochs=3"), ({"seed": 9}, "seed=0"), ({"lr": 0.5}, "lr=")):
-        with pytest.raises(bq.UserError, match=f"was started with {said}"):
+    for wrong, message in (({"model": other}, "model="), ({"epochs": 4}, "epochs=3"), ({"seed": 9}, "seed=0"), ({"lr": 0.5}, "lr=")):
+        with pytest.raises(bq.UserError, match=f"was started with {message}"):
             bq.train(scenes(), out=folder, resume=True, **wrong)
     with pytest.raises(bq.UserError, match="was started with data="):
         bq.train("elsewhere", out=folder, resume=True)
@@ -366,7 +366,7 @@ def test_without_an_average_it_goes_on_training(tmp_path, monkeypatch):
 
     modes, step, presets = [], Training.training_step, fit.preset
 
-    def told(self, batch, batch_idx):
+    def watched(self, batch, batch_idx):
         modes.append(self.model.training)
         return step(self, batch, batch_idx)
 
@@ -374,14 +374,14 @@ def test_without_an_average_it_goes_on_training(tmp_path, monkeypatch):
         known = presets(name, size)
         return replace(known, recipe=replace(known.recipe, ema=0.0))
 
-    monkeypatch.setattr(Training, "training_step", told)
+    monkeypatch.setattr(Training, "training_step", watched)
     monkeypatch.setattr(fit, "preset", unaveraged)
     bq.train(scenes(), epochs=2, out=tmp_path / "run", **settings("detr"))
     assert len(modes) == 6
     assert all(modes)
 
 
-def test_numbers_that_are_none_stop_the_run_and_name_the_images(tmp_path, monkeypatch):
+def test_nan_stops_the_run_and_names_the_images(tmp_path, monkeypatch):
     from boxquery.training.module import Training
 
     begin = Training.on_train_epoch_start
@@ -465,12 +465,12 @@ def run_and_tell(start: Path, out: Path, batch_size: int) -> None:
     """Train, and write down beside the run the scores that every image got in the last evaluation."""
     evaluate = evaluator.evaluate
 
-    def told(split, found, *names):
+    def recorded(split, found, *names):
         if os.environ.get("RANK", "0") == "0":
             out.with_suffix(".json").write_text(json.dumps({i: found[i][1].tolist() for i in sorted(found)}))
         return evaluate(split, found, *names)
 
-    evaluator.evaluate = told
+    evaluator.evaluate = recorded
     try:
         bq.train(scenes(train=16, val=7), out=out, **{**shared(start), "batch_size": batch_size})
     finally:
@@ -517,16 +517,16 @@ def test_the_command_line_trains_evaluates_and_predicts(tmp_path, capsys, monkey
     for name in ("num_queries=9", "hidden_dim=32", "heads=4"):
         words += ["--option", name]
     assert command_line(words) == 0
-    told = capsys.readouterr()
-    assert set(json.loads(told.out)) >= {"model", "classes", "run", "val"}
-    assert "note:" in told.err  # a split was made, and said
+    captured = capsys.readouterr()
+    assert set(json.loads(captured.out)) >= {"model", "classes", "run", "val"}
+    assert "note:" in captured.err  # a split was made, and reported
     assert command_line(["evaluate", "run", str(data), "--split", "val", "--json"]) == 0
     assert {"AP", "AP50", "AP75", "per_class", "duplicate_rate"} <= set(json.loads(capsys.readouterr().out))
     (data / "images/broken.png").write_bytes(b"no picture")
     assert command_line(["predict", "run", str(data / "images"), "--threshold", "0.0", "--out", "found", "--json"]) == 0
-    told = capsys.readouterr()
-    assert json.loads(told.out)["images"] == 12
-    assert "broken.png" in told.err
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 12
+    assert "broken.png" in captured.err
     found = json.loads((tmp_path / "found/predictions.json").read_text())
     assert {r["file_name"] for r in found} == {f"train{i:03d}.png" for i in range(12)}
     assert len(list((tmp_path / "found/pictures").iterdir())) == 12

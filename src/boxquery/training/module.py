@@ -1,4 +1,4 @@
-"""What Lightning is told about a model: what to do with a batch, and what belongs to the state."""
+"""The model as Lightning sees it: what to do with a batch, and what belongs to the state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from boxquery.training.processes import everywhere
 class Training(L.LightningModule):
     """A model with its optimizer, schedule and moving average.
 
-    The average is a second model and a part of the state: evaluation and the saved model read it, nothing is ever swapped. (torch's
+    The average is a second model and a part of the state: it is evaluated and saved, and nothing is ever swapped. (torch's
     ``AveragedModel`` asks the device for its count at every step.)
 
     Args:

@@ -23,7 +23,7 @@ def train(data: str | Path | Data, /, *, out: str | Path | None = None, resume: 
     Args:
         data: a folder or file in COCO, Pascal VOC or YOLO layout, ``shapes`` for the built-in scenes, or a data set that was opened.
         out: the run folder; by default a new one under ``runs/``.
-        resume: go on with the run in ``out`` from its last finished epoch. Flags are the run's own; others are refused, except ``device``
+        resume: resume the run in ``out`` from its last finished epoch. Flags are the run's own; others are refused, except ``device``
             and ``workers``.
         flags: the flags of ``boxquery train`` as keywords, see ``boxquery.training.config.TrainFlags``; ``None`` is not given.
 

@@ -86,7 +86,7 @@ def run_folder(out: Path | None, data: str, requested: TrainFlags, resume: bool)
     if out is not None:
         try:
             if not resume and (out / FILE).exists() and rank() == 0:
-                raise UserError(f"{out} holds another run; go on with it by --resume, or choose another --out")
+                raise UserError(f"{out} holds another run; resume it with --resume, or choose another --out")
             if out.is_file():
                 raise UserError(f"{out} is a file; choose another --out")
         except OSError as error:

@@ -1,4 +1,4 @@
-"""What a run goes on from, and who may write it: two generations of the state, each with a digest, and a lock on the run folder."""
+"""The state that a run is resumed from, and who may write it: two generations, each with a digest, and a lock on the run folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PARTS = frozenset({"state_dict", "optimizer_states", "lr_schedulers", "loops", 
 
 
 class StateFiles(CheckpointIO):
-    """Writes ``last.ckpt`` whole, with a digest, the one before it kept as ``previous.ckpt``; reads a state without executing anything.
+    """Writes ``last.ckpt`` atomically with a digest and keeps the one before it as ``previous.ckpt``; reads a state without executing code.
 
     Args:
         model: the run's own ``state_dict``; a state of other tensors is refused.
@@ -51,7 +51,7 @@ class StateFiles(CheckpointIO):
                 os.replace(path, path.with_name(PREVIOUS))
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Raises ``UserError`` for what is no state of this run; ``weights_only`` is always true."""
+        """Raises ``UserError`` for a file that is not a state of this run; ``weights_only`` is always true."""
         try:
             state = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError) as error:
@@ -76,7 +76,7 @@ def _digest(file: BinaryIO, end: int) -> bytes:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a state file, in a few words; None if it is as it was written."""
+    """What is wrong with a state file, in a few words; None if it is intact."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END) - _DIGITS
@@ -91,7 +91,7 @@ def damage(path: Path) -> str | None:
 
 
 def latest_checkpoint(folder: Path) -> tuple[Path | None, str]:
-    """The newest state of a run that is whole, and what to say about a newer one that is not.
+    """The newest intact state of a run, and a message about a newer one that is damaged.
 
     None where no epoch was finished yet. Raises ``UserError`` where states were lost.
     """
@@ -100,7 +100,7 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, str]:
         path = folder / name
         if path.exists():
             if (wrong := damage(path)) is None:
-                return path, "; ".join([*damaged, f"going on from {name}"]) if damaged or name == PREVIOUS else ""
+                return path, "; ".join([*damaged, f"resuming from {name}"]) if damaged or name == PREVIOUS else ""
             damaged.append(f"{path} {wrong}")
     rows = _finished(folder)
     if damaged or rows > 1:  # the row of an epoch is written before its state
