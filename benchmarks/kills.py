@@ -1,4 +1,4 @@
-"""Kill -9 a tiny run at many moments, resume it until it has finished, and compare all that it left with a run that nobody disturbed.
+"""Kill -9 a tiny run at many moments, resume it until it has finished, and compare all that it left with an undisturbed run.
 
     python benchmarks/kills.py --kills 30
 
@@ -174,7 +174,7 @@ def main() -> int:
             wrong |= not same
             when = f"at step {plan} of writing" if plan else f"after {moment:.2f} s"
             judged = f"the same, {result['loss by epoch']}" if same else f"DIFFERENT {result} {spoilt}"
-            print(f"{number:3d} killed {when} ({rows} epochs told): {judged}")
+            print(f"{number:3d} killed {when} ({rows} epochs in metrics.csv): {judged}")
             sys.stdout.flush()
     print(f"{len(plans)} kills: {'something differs' if wrong else 'all runs ended the same, no file was damaged'}")
     return int(wrong)

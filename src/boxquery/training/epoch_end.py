@@ -50,10 +50,6 @@ class EpochEnd(L.Callback):
     def parts(self) -> dict[str, Any]:
         return {"clock": self.clock, "evaluator": self.evaluator, "best": self.best, "table": self.table, "diagnosis": self.diagnosis}
 
-    @property
-    def state_key(self) -> str:
-        return "EpochEnd"
-
     def state_dict(self) -> dict[str, Any]:
         return {"unreadable": self.unreadable, **{name: part.state_dict() for name, part in self.parts.items()}}
 
@@ -79,6 +75,7 @@ class EpochEnd(L.Callback):
             self._write_length(trainer)
 
     def _write_length(self, trainer: L.Trainer) -> None:
+        """Into ``config.yaml``, which then repeats the run."""
         self.config = self.config.with_length(self.clock.length)
         self.bar.length = self.clock.length
         if trainer.is_global_zero:
