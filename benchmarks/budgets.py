@@ -3,8 +3,8 @@
     boxquery compare path/to/data --models deformable-detr,fcos --preset tiny --seeds 1 --minutes 0.5 --out comparisons/half
     python benchmarks/budgets.py comparisons/half
 
-One line per run: seconds of its clock that were allowed and spent, steps done and planned, and milliseconds per step in each epoch without an
-evaluation (what happens between two steps included).
+One line per run: seconds of its clock that were allowed and spent, steps done and planned, and milliseconds per step in each epoch without
+an evaluation (what happens between two steps included).
 """
 
 from __future__ import annotations
