@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import app, run
@@ -128,8 +129,7 @@ def test_an_unknown_command_lists_all_that_there_are(capsys):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_speaks_of_flags_and_not_of_python(command, capsys, monkeypatch):
     """Each argument has a sentence; defaults and choices are printed."""
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setattr(app, "_fallback_console", None)  # which keeps the width that it was made with
+    monkeypatch.setattr(app, "_console", Console(width=400))  # each command keeps the console of its first --help otherwise
     assert run([command, "--help"]) == 0
     text = capsys.readouterr().out
     assert not re.search(r"None|True|False|list_models|start_from|``", text)

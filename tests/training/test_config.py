@@ -7,6 +7,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import app, run
@@ -105,8 +106,7 @@ def test_python_takes_the_flags_as_keywords():
 
 
 def test_help_prints_defaults_and_choices_and_no_python(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setattr(app, "_fallback_console", None)  # which keeps the width that it was made with
+    monkeypatch.setattr(app, "_console", Console(width=400))  # each command keeps the console of its first --help otherwise
     assert run(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[choices: wall, cpu] [default: wall]" in text
