@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
@@ -100,11 +101,11 @@ def evaluate(
     opened = open_data(data, strict=strict)
     _warn(opened.notes + [f"skipped: {line}" for line in opened.skipped])
     metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
-    table = Table(title=f"{run} on {split} of {data}", title_justify="left")
+    table = Table(title=escape(f"{run} on {split} of {data}"), title_justify="left")
     for column in ("", "AP", "AP50", "objects"):
         table.add_column(column, justify="left" if not column else "right")
     for row in [{**metrics, "name": "all"}, *metrics["per_class"]]:
-        table.add_row(row["name"], _number(row["AP"]), _number(row["AP50"]), str(row["objects"]))
+        table.add_row(escape(row["name"]), _number(row["AP"]), _number(row["AP50"]), str(row["objects"]))
     others = (
         "AP75", "APs", "APm", "APl", "best_threshold", "precision", "recall", "f1", "duplicate_rate", "false_positives_per_empty_image",
     )  # fmt: skip

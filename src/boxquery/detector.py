@@ -103,6 +103,8 @@ class Detector:
 
     def _stream(self, sources: Iterable[ImageSource], threshold: float | None, batch_size: int, top_k: int | None) -> Iterator[Result]:
         threshold = self.min_score(threshold)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size}: must be 1 or more")
         no_target = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
         sources = iter(sources)
         while group := list(islice(sources, batch_size)):

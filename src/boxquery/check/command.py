@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
@@ -42,14 +43,14 @@ class ShownCheck:
         console = Console(soft_wrap=True, highlight=False)
         facts, at_size = self.result.facts["data"], self.result.facts["feasibility"]
         splits, names = facts["splits"], facts["names"]
-        table = Table(title=f"{facts['source']} ({facts['format']})", title_justify="left")
+        table = Table(title=escape(f"{facts['source']} ({facts['format']})"), title_justify="left")
         table.add_column("")
         for name in splits:
             table.add_column(name, justify="right")
         for key, title in (("images", "images"), ("empty_images", "without boxes"), ("objects", "boxes"), ("ignored", "ignored boxes")):
             table.add_row(title, *(f"{split[key]:,}" for split in splits.values()))
         for i, name in enumerate(names[:_CLASSES]):
-            table.add_row(f"  {name}", *(f"{split['per_class'][i]:,}" for split in splits.values()))
+            table.add_row(escape(f"  {name}"), *(f"{split['per_class'][i]:,}" for split in splits.values()))
         if len(names) > _CLASSES:
             table.add_row(f"  and {len(names) - _CLASSES} more classes", *[""] * len(splits))
         console.print(table)

@@ -225,5 +225,5 @@ class Run:
                 if name == "val":
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         page = write_report(self.folder)
-        self.console.print(f"report: {page}")
+        self.console.print(f"report: {page}", markup=False)
         return best

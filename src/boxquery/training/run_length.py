@@ -73,6 +73,8 @@ class LengthFlags:
             epochs=self.epochs, minutes=self.minutes, images_seen=self.images_seen, schedule_steps=steps, accumulate=self.accumulate,
             val_every=self.val_every,
         )  # fmt: skip
+        if isinstance(self.schedule_steps, dict) and self.schedule_steps and min(self.schedule_steps) != 0:
+            raise UserError(f"--schedule-steps {self.schedule_steps}: the first part must start at step 0, as in 700,32:900")
         if self.images_seen is not None and (self.minutes is not None or self.epochs is not None):
             raise UserError("--images-seen goes with neither --minutes nor --epochs: each says how long; give one of them")
         if self.clock not in get_args(ClockName):
