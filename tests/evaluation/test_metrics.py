@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 
+import hotcoco
 import numpy as np
 import pytest
 
 from boxquery.data.dataset import Record
 from boxquery.errors import UserError
+from boxquery.evaluation import metrics
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, coco_match, flatten_detections, iou
 from boxquery.evaluation.metrics import evaluate
 
@@ -106,6 +108,19 @@ def test_equal_to_pycocotools(seed, images, classes, extra):
         for key, values in (("AP", table[:, :, label, 0, 2]), ("AP50", table[0, :, label, 0, 2])):
             expected = values[values > -1].mean() if values.max() > -1 else -1
             assert (-1 if row[key] is None else row[key]) == pytest.approx(expected, abs=1e-12)
+
+
+def test_hotcoco_1_0_1_is_enough(monkeypatch):
+    """That version, which other detectors pin, makes ground truth from a dictionary of plain numbers alone; its numbers are the same."""
+    records, predictions = random_case(np.random.default_rng(4), 20, 3)
+    arguments = records, predictions, ["a", "b", "c"], [1, 2, 3]
+    expected = evaluate(*arguments)
+
+    def as_in_1_0_1(dataset):
+        return hotcoco.COCO(json.loads(json.dumps(dataset)))
+
+    monkeypatch.setattr(metrics, "COCO", as_in_1_0_1)  # a function: it has no ``from_arrays``
+    assert evaluate(*arguments) == expected
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -89,7 +89,7 @@ def _coco(
     max_detections: int,
 ) -> dict[str, Any]:
     limits = [limit for limit in (1, 10) if limit < max_detections] + [max_detections]
-    if not records or not len(names):
+    if not objects.any():
         precision, recall = -np.ones((10, 101, len(names), 4, len(limits))), -np.ones((10, len(names), 4, len(limits)))
     else:
         truth = _truth(records, len(names))
@@ -129,15 +129,23 @@ def _xywh(boxes: np.ndarray) -> np.ndarray:
 
 
 def _truth(records: Sequence[Record], classes: int) -> COCO:
+    # A dictionary, since hotcoco before 1.2 takes nothing else (``COCO.from_arrays``), and other detectors pin 1.0.1.
     # Ids count from 1: a zero id means "not matched" inside COCO evaluation.
-    return COCO.from_arrays(
-        [{"id": number, "width": record.width, "height": record.height} for number, record in enumerate(records, 1)],
-        [{"id": label + 1, "name": str(label)} for label in range(classes)],
+    columns = [
         np.repeat(np.arange(1, len(records) + 1), [len(record.boxes) for record in records]),
         np.concatenate([record.labels for record in records]) + 1,
         _xywh(np.concatenate([record.boxes.reshape(-1, 4) for record in records]).astype(np.float64)),
-        area=np.concatenate([record.areas for record in records]).astype(np.float64),
-        iscrowd=np.concatenate([record.ignore for record in records]).astype(np.int64),
+        np.concatenate([record.areas for record in records]).astype(np.float64),
+        np.concatenate([record.ignore for record in records]).astype(np.int64),
+    ]
+    keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
+    objects = zip(*(column.tolist() for column in columns), strict=True)
+    return COCO(
+        {
+            "images": [{"id": number, "width": record.width, "height": record.height} for number, record in enumerate(records, 1)],
+            "categories": [{"id": label + 1, "name": str(label)} for label in range(classes)],
+            "annotations": [dict(zip(keys, (number, *values), strict=True)) for number, values in enumerate(objects, 1)],
+        }
     )
 
 
