@@ -12,7 +12,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from boxquery.data.folder import Folder, split_name
+from boxquery.data.find import ImageFinder
+from boxquery.data.folder import Folder, split_name, visible
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError, one_line
 
@@ -22,14 +23,14 @@ _LONGEST = 255  # characters of a file name that an operating system will look a
 
 def find(root: Path) -> list[Path]:
     """The JSON files that a folder in one of the layouts trains and evaluates on; empty if it is none."""
-    roboflow = sorted(root.glob("*/_annotations.coco.json")) or sorted(root.glob("_annotations.coco.json"))
+    roboflow = visible(root, "*/_annotations.coco.json") or visible(root, "_annotations.coco.json")
     if roboflow:
         return roboflow
     for name in ("annotations", "Annotations"):
-        files = sorted((root / name).glob("*.json"))
+        files = visible(root / name, "*.json")
         if files:
             return [file for file in files if file.stem.startswith("instances")] or files
-    return sorted(root.glob("*.json"))
+    return visible(root, "*.json")
 
 
 def read(root: Path, files: list[Path], *, whole: bool = False) -> RawDataset:
@@ -60,8 +61,11 @@ def read(root: Path, files: list[Path], *, whole: bool = False) -> RawDataset:
     ids = sorted(names)
     labels = {number: label for label, number in enumerate(ids)}
     raw = RawDataset("coco", [names[i] for i in ids], ids, {})
+    finder = ImageFinder(folder)
     for name, content in contents.items():
-        raw.splits[name] = _images(folder, by_split[name], content, labels, raw.orphans)
+        base = _image_folder(folder, finder, by_split[name], content["images"], raw.notes)
+        raw.splits[name] = _images(folder, finder, base, by_split[name], content, labels, raw.orphans)
+    finder.finish(raw)
     return raw
 
 
@@ -104,9 +108,10 @@ def _categories(folder: Folder, files: dict[str, Path], contents: dict[str, dict
     return names
 
 
-def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[int, int], orphans: list[str]) -> list[RawImage]:
-    where = folder.show(file)
-    base = _image_folder(folder, file, content["images"])
+def _images(
+    folder: Folder, finder: ImageFinder, base: Path, file: Path, content: dict[str, Any], labels: dict[int, int], orphans: list[str]
+) -> list[RawImage]:
+    where, split = folder.show(file), split_name(file.stem) or ""
     images: dict[int | str, RawImage] = {}
     for number, entry in enumerate(content["images"]):
         image_id = _value(entry, "id", int, str)
@@ -115,7 +120,7 @@ def _images(folder: Folder, file: Path, content: dict[str, Any], labels: dict[in
         if image_id in images:
             raise UserError(f"{where} images[{number}]: image id {image_id!r} is already taken; make ids unique")
         name, text = entry.get("file_name"), f"{where} image {image_id!r}"
-        path = folder.join(base, name, text) if isinstance(name, str) and name else None
+        path = finder.find(base, name, text, split) if isinstance(name, str) and name else None
         size = (as_number(entry.get("width")), as_number(entry.get("height")))
         images[image_id] = RawImage(image_id, path, text, size if size[0] > 0 and size[1] > 0 else None)
     for number, entry in enumerate(content["annotations"]):
@@ -154,8 +159,8 @@ def _box(value: object) -> tuple[float, float, float, float] | None:
     return x, y, x + width, y + height
 
 
-def _image_folder(folder: Folder, file: Path, images: list[Any]) -> Path:
-    """The folder in which most of a few of the files are found."""
+def _image_folder(folder: Folder, finder: ImageFinder, file: Path, images: list[Any], notes: list[str]) -> Path:
+    """The folder in which most of a few of the files are found: one of those that are usual, or else any."""
     token = file.stem.removeprefix("instances_")
     split = split_name(file.stem)
     root = folder.root
@@ -168,4 +173,9 @@ def _image_folder(folder: Folder, file: Path, images: list[Any]) -> Path:
     step = max(1, len(images) // _SAMPLE)
     names = [entry["file_name"] for entry in images[::step] if isinstance(entry, dict) and isinstance(entry.get("file_name"), str)]
     names = [name.replace("\\", "/") for name in names if "\0" not in name and len(name) < _LONGEST]
-    return max(places, key=lambda place: sum((place / name).is_file() for name in names))
+    found = {place: sum(not folder.leaves(place, name) and (place / name).is_file() for name in names) for place in places}
+    best = max(places, key=lambda place: found[place])
+    if not found[best] and (inferred := finder.best_base(names, split or "")):
+        notes.append(f"{folder.show(file)}: its images are in {folder.show(inferred)}/")
+        return inferred
+    return best if found[best] else root

@@ -12,7 +12,24 @@ from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.errors import UserError, one_line
 
 T = TypeVar("T")
-_SPLIT = re.compile(r"(?:^|[^a-z])(train|training|validation|valid|val|test|testing)(?:[^a-z]|$)")
+_SPLIT = re.compile(r"(?:^|[^a-z])(train|training|trn|validation|valid|val|dev|eval|evaluation|test|testing|tst)(?:set|data)?(?:[^a-z]|$)")
+_CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
+_LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
+
+
+def is_hidden(name: str) -> bool:
+    """True for files and folders that an operating system or an editor leaves beside the data (``._a.png``, ``__MACOSX``, ...)."""
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def visible(place: Path, pattern: str = "*") -> list[Path]:
+    """What is in a folder and matches a pattern, sorted, without what is hidden (``is_hidden``)."""
+    return sorted(path for path in place.glob(pattern) if not any(map(is_hidden, path.relative_to(place).parts)))
+
+
+def folders(place: Path) -> list[Path]:
+    """The folders in a folder, sorted, without hidden ones."""
+    return [path for path in visible(place) if path.is_dir()]
 
 
 class Folder:
@@ -33,28 +50,43 @@ class Folder:
         Raises:
             UserError: it leaves the folder, by itself or through a link.
         """
-        name = name.replace("\\", "/")
-        path = os.path.normpath(os.path.join(base, name))
-        windows = PureWindowsPath(name)
-        if "\0" in name or (windows.drive and windows.root):
+        path = self._inside(base, name)
+        if path is None and ("\0" in name or PureWindowsPath(name).drive):
             raise UserError(f"{where}: {name!r} is not a path inside the data folder; use paths relative to it")
-        if _within(path, self._real):
-            path = os.path.normpath(os.path.join(self.root, os.path.relpath(path, self._real)))  # where the root itself is a link
-        if not _within(path, str(self.root)):
+        if path is None:
             raise UserError(f"{where}: {name!r} leaves the data folder {self.root}; move the file inside")
         self.check_link(path, where)
         return Path(path)
 
+    def leaves(self, base: Path, name: str) -> bool:
+        """True if ``name``, as a path from ``base``, is outside the folder or no path at all, before any link is followed."""
+        return self._inside(base, name) is None
+
+    def _inside(self, base: Path, name: str) -> str | None:
+        """``base / name`` below ``root``, or None."""
+        name = name.replace("\\", "/")
+        windows = PureWindowsPath(name)
+        if "\0" in name or (windows.drive and windows.root):
+            return None
+        path = os.path.normpath(os.path.join(base, name))
+        if _within(path, self._real):
+            path = os.path.normpath(os.path.join(self.root, os.path.relpath(path, self._real)))  # where the root itself is a link
+        return path if _within(path, str(self.root)) else None
+
     def check_link(self, path: str | Path, where: str) -> None:
         """Raises UserError if ``path`` is, or lies under, a link to somewhere outside the folder."""
+        if not self.holds(path):
+            raise UserError(f"{where}: {self.show(path)} is a link that leaves the data folder {self.root}; put the files themselves there")
+
+    def holds(self, path: str | Path) -> bool:
+        """True if ``path``, its links followed, is inside the folder."""
         parent, name = os.path.split(path)
         if parent not in self._parents:
             self._parents[parent] = os.path.realpath(parent)
         real = os.path.join(self._parents[parent], name)
         if os.path.islink(real):
             real = os.path.realpath(real)
-        if not _within(real, self._real):
-            raise UserError(f"{where}: {self.show(path)} is a link that leaves the data folder {self.root}; put the files themselves there")
+        return _within(real, self._real)
 
     def show(self, path: str | Path) -> str:
         """The path relative to the folder, with forward slashes, for messages."""
@@ -69,13 +101,18 @@ class Folder:
         if not under.is_dir():
             return
         self.check_link(under, self.show(under))
-        for place, folders, names in os.walk(under):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for path in self.walk(under):
+            if os.path.splitext(path.name)[1].lower() in suffixes:
+                self.check_link(path, self.show(path))
+                yield path
+
+    def walk(self, under: Path) -> Iterator[Path]:
+        """All files below a folder, sorted, without hidden ones; links to folders are not followed."""
+        for place, inner, names in os.walk(under):
+            inner[:] = sorted(name for name in inner if not is_hidden(name))
             for name in sorted(names):
-                if os.path.splitext(name)[1].lower() in suffixes and not name.startswith("."):
-                    path = os.path.join(place, name)
-                    self.check_link(path, self.show(path))
-                    yield Path(path)
+                if not is_hidden(name):
+                    yield Path(place, name)
 
     def images(self, under: Path) -> list[Path]:
         """Image files below a folder, by their suffixes."""
@@ -84,7 +121,7 @@ class Folder:
     def splits(self, base: Path, content: Callable[[Path], T]) -> dict[str, tuple[Path, T]]:
         """The folders in ``base`` that are named after a split and have content, by split. Raises ``UserError`` for two of one split."""
         found: dict[str, tuple[Path, T]] = {}
-        for place in sorted(path for path in base.iterdir() if path.is_dir()) if base.is_dir() else ():
+        for place in folders(base):
             name = split_name(place.name)
             if name and (here := content(place)):
                 if name in found:
@@ -116,5 +153,5 @@ def _within(path: str, folder: str) -> bool:
 
 def split_name(text: str) -> str | None:
     """ "train", "val" or "test" if a file or folder name speaks of one ("instances_train2017", "valid"), else None."""
-    found = _SPLIT.search(text.lower())
-    return {"tr": "train", "va": "val", "te": "test"}[found[1][:2]] if found else None
+    found = _SPLIT.search(_CAMEL.sub("_", text).lower())
+    return {"tr": "train", "va": "val", "de": "val", "ev": "val", "te": "test", "ts": "test"}[found[1][:2]] if found else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from boxquery.data import coco, voc, yolo
 from boxquery.data.dataset import Data
+from boxquery.data.folder import folders
 from boxquery.data.raw import RawDataset
 from boxquery.data.validation import validate
 from boxquery.errors import UserError
@@ -68,7 +69,7 @@ def _read_folder(root: Path) -> RawDataset:
     """A folder in the first layout that it matches, or else the only folder inside it."""
     if (raw := _read_layout(root)) is not None:
         return raw
-    inner = [place for place in root.iterdir() if place.is_dir() and not place.name.startswith(".")]
+    inner = folders(root)
     if len(inner) == 1 and (raw := _read_layout(inner[0])) is not None:
         raw.notes.append(f"the data is in {inner[0].name}/")
         return raw

@@ -19,7 +19,7 @@ from xml.etree.ElementTree import Element, ParseError
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
-from boxquery.data.folder import Folder, split_name
+from boxquery.data.folder import Folder, folders, split_name, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError, one_line
@@ -33,9 +33,9 @@ _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 def find(root: Path) -> bool:
     """True if the folder is in one of the layouts."""
-    if (root / "ImageSets").is_dir() or _annotations(root) is not None or any(root.glob("*.xml")):
+    if (root / "ImageSets").is_dir() or _annotations(root) is not None or visible(root, "*.xml"):
         return True
-    return any(split_name(place.name) and any(place.glob("*.xml")) for place in root.iterdir() if place.is_dir())
+    return any(split_name(place.name) and visible(place, "*.xml") for place in folders(root))
 
 
 def read(root: Path) -> RawDataset:
@@ -79,7 +79,7 @@ class _Group:
 def _annotations(root: Path) -> Path | None:
     """The folder of the XML files, if they have one of their own."""
     places = [root / name for name in _ANNOTATIONS]
-    found = next((place for place in places if any(place.glob("*.xml"))), None)
+    found = next((place for place in places if visible(place, "*.xml")), None)
     return places[0] if found is None and places[0].is_dir() else found
 
 

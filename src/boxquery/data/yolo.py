@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from boxquery.data.folder import Folder
+from boxquery.data.folder import Folder, visible
 from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError, one_line
 
@@ -32,7 +32,7 @@ def find(root: Path) -> Path | None:
     for name in (*_SETTINGS, *_CLASSES):
         if (root / name).is_file():
             return root / name
-    settings = sorted([*root.glob("*.yaml"), *root.glob("*.yml")])
+    settings = sorted([*visible(root, "*.yaml"), *visible(root, "*.yml")])
     if len(settings) == 1 and b"names" in settings[0].read_bytes():
         return settings[0]
     return root if (root / "labels").is_dir() or (root / "train" / "labels").is_dir() else None
