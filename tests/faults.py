@@ -557,7 +557,9 @@ def spoilt_one(place: Place) -> Path:
     return place.root / "many"
 
 
-sources("one of many is damaged in the middle", "named", "p003.png: cannot be read", lambda p: [*p.predict(spoilt_one(p)), "--no-pictures"])
+sources(
+    "one of many is damaged in the middle", "named", "p003.png: cannot be read", lambda p: [*p.predict(spoilt_one(p)), "--save", "json"]
+)
 sources("a pipe that nobody writes to", "refused", "not a file", lambda p: p.predict(fifo(p)))
 sources("a device without end", "refused", "no image there", lambda p: p.predict(Path("/dev/zero")))
 sources("no such image", "refused", "no such image or folder", lambda p: p.predict(p.root / "none.jpg"))

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.report.page import write_report",
         "from boxquery.data.open import open_data; open_data('shapes')",
         "from boxquery.evaluation.metrics import evaluate",
+        "from boxquery.cli import run; run(['predict', 'own/er', 'no/such/image.jpg'])",
+        "from boxquery.cli import run; run(['predict', 'no/such/run', '.'])",
+        "import boxquery; assert boxquery.__version__; boxquery.Result",
     ],
 )
 def test_what_only_reads_never_loads_torch(code):
@@ -78,6 +82,14 @@ def test_the_commands_are_those_that_work():
         (["evaluate", "no/such/run", "shapes"], "no/such/run"),
         (["predict", "no/such/run", "a.jpg"], "no/such/run"),
         (["predict", "no/such/run"], "name images"),
+        (["predict", "own/er", "a.jpg"], "a.jpg"),
+        (["predict", "own/er", "."], "no image there"),
+        (["predict", "own/er", ".", "--threshold", "2"], "threshold=2"),
+        (["predict", "own/er", ".", "--nms", "0"], "nms=0"),
+        (["predict", "own/er", ".", "--batch-size", "0"], "batch_size=0"),
+        (["predict", "own/er", ".", "--image-size", "-1"], "image_size=-1"),
+        (["predict", "own/er", ".", "--max-detections", "0"], "max_detections=0"),
+        (["predict", "own/er", ".", "--save", "pdf"], "--save pdf"),
         (["explain", "no/such/run", "shapes:1"], "no/such/run"),
         (["explain", "no/such/run"], "name images"),
         (["models", "yolo"], "yolo"),
@@ -138,20 +150,86 @@ def test_help_speaks_of_flags_and_not_of_python(command, capsys, monkeypatch):
     assert "--device" not in text or "[choices: auto, cpu, cuda] [default: auto]" in text
 
 
-def test_predict_decodes_each_image_once(tmp_path, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    made = bq.create_model("detr", classes=2, preset="tiny", backbone="resnet10t", num_queries=5)
+    return str(bq.Detector(made, ["cat", "owl"], [1, 2], Preprocessing(64)).save(tmp_path_factory.mktemp("model") / "model"))
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch) -> Path:
+    """cam1/frame.png, cam2/frame.png, cam2/broken.png, cam2/other.png, cam2/notes.txt in the working folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cam1/frame.png", "cam2/frame.png", "cam2/other.png"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.effect_noise((64, 48), 90).convert("RGB").save(name)
+    Path("cam2/broken.png").write_bytes(b"no picture")
+    Path("cam2/notes.txt").touch()
+    return tmp_path
+
+
+def test_predict_decodes_each_image_once(model, photos, monkeypatch, capsys):
     """For the detector and the picture alike."""
     opened, open_image = [], Image.open
-    model = bq.create_model("detr", classes=2, preset="tiny", backbone="resnet10t", num_queries=5)
-    bq.Detector(model, ["cat", "owl"], [1, 2], Preprocessing(64)).save(tmp_path / "model")
-    (tmp_path / "photos").mkdir()
-    for name in ("a.png", "b.png"):
-        Image.effect_noise((64, 48), 90).convert("RGB").save(tmp_path / "photos" / name)
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(path) or open_image(path))
-    words = ["predict", str(tmp_path / "model"), str(tmp_path / "photos"), "--threshold", "0", "--out", str(tmp_path / "out")]
-    assert run([*words, "--json"]) == 0
+    monkeypatch.setattr(Image, "open", lambda path: opened.append(Path(path).name) or open_image(path))
+    assert run(["predict", model, "cam1/frame.png", "cam2/other.png", "--threshold", "0", "--out", "out", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 10
-    assert opened == [tmp_path / "photos" / name for name in ("a.png", "b.png")]
-    assert sorted(path.name for path in (tmp_path / "out" / "pictures").iterdir()) == ["a.jpg", "b.jpg"]
+    assert opened == ["frame.png", "other.png"]
+    assert sorted(str(path) for path in Path("out/pictures").rglob("*.jpg")) == [
+        "out/pictures/cam1/frame.jpg",
+        "out/pictures/cam2/other.jpg",
+    ]
+
+
+def test_predict_keeps_apart_what_has_one_name_and_loses_nothing(model, photos, capsys):
+    save = "pictures,json,txt,csv,crops"
+    assert run(["predict", model, "cam1", "cam2", "cam2/frame.png", "--threshold", "0", "--batch-size", "3", "--save", save, "--json"]) == 0
+    captured = capsys.readouterr()
+    told = json.loads(captured.out)
+    assert (told["images"], told["objects"], told["unreadable"], told["out"], told["threshold_from"]) == (3, 15, 1, "predictions", "given")
+    out = Path("predictions")
+    rows = json.loads((out / "predictions.json").read_text())
+    names = ["cam1/frame", "cam2/frame", "cam2/other"]
+    assert Counter((row["image_id"], row["file_name"]) for row in rows) == {(name, f"{name}.png"): 5 for name in names}
+    for kind, suffix in (("pictures", ".jpg"), ("labels", ".txt")):
+        files = [path for path in (out / kind).rglob("*") if path.is_file()]
+        assert sorted(files) == [out / kind / f"{name}{suffix}" for name in names]
+    assert len(list((out / "crops").rglob("*.jpg"))) == 15
+    assert len((out / "predictions.csv").read_text().splitlines()) == 16
+    for words in ("looked at once: cam2/frame.png", "image_id is the path", "1 .txt", "skipped: cam2/broken.png: not an image"):
+        assert words in captured.err
+
+
+def test_predict_says_which_threshold_and_where(model, photos, capsys):
+    assert run(["predict", model, "cam1", "--out", "found"]) == 0
+    out = capsys.readouterr().out
+    assert "in 1 image" in out
+    assert "threshold: a score of 0.5 or more, the default" in out
+    assert "see found: pictures/, predictions.json" in out
+    assert run(["predict", model, "cam2", "--out", "found"]) == 2
+    assert "found: holds another result (pictures, predictions.json); choose another --out" in capsys.readouterr().err
+    assert run(["predict", model, "cam2/broken.png", "--out", "other"]) == 2
+    assert "cam2/broken.png: not an image" in capsys.readouterr().err
+    assert not Path("other").exists()
+    assert run(["predict", model, "cam1", "--classes", "cat,dog", "--out", "other"]) == 2
+    assert "does not know dog" in capsys.readouterr().err
+    assert not Path("other").exists()
+
+
+def test_an_interrupted_predict_keeps_what_it_has_found(model, photos, monkeypatch, capsys):
+    from boxquery.predict.outputs import ResultWriter
+
+    add, added = ResultWriter.add, []
+
+    def second_is_interrupted(*words):
+        if added:
+            raise KeyboardInterrupt
+        added.append(add(*words))
+
+    monkeypatch.setattr(ResultWriter, "add", second_is_interrupted)
+    assert run(["predict", model, "cam1", "cam2", "--threshold", "0", "--out", "found"]) == 130
+    assert "1 of 4 images were looked at; what was found in them is in found" in capsys.readouterr().err
+    assert len(json.loads(Path("found/predictions.json").read_text())) == 5
 
 
 def test_every_repeated_option_arrives():

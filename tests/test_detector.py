@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -60,14 +61,60 @@ def test_a_generator_is_read_as_it_is_needed(detector, photo):
 
 
 def test_a_batch_answers_as_one_by_one(detector, photo):
-    """Exactly so for images of one shape; beside a larger one, convolutions see the padding at the border, in the papers as here."""
-    other = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    for result, image in zip(detector.predict([photo, other], batch_size=2), (photo, other), strict=True):
-        np.testing.assert_allclose(result.boxes, detector.predict(image).boxes, atol=1e-2)
-    wide = photo.resize((150, 48))
-    for result, image in zip(detector.predict([photo, wide], batch_size=2), (photo, wide), strict=True):
+    """Whatever else is in it: only images of one shape run together."""
+    images = [photo, photo.resize((150, 48)), photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), photo.resize((48, 80))]
+    for result, image in zip(detector.predict(images, batch_size=4), images, strict=True):
         assert result.size == (image.height, image.width)
-        assert len(result) == len(detector.predict(image))
+        np.testing.assert_allclose(result.boxes, detector.predict(image).boxes, atol=1e-2)
+
+
+def test_which_detections_are_kept(detector, photo):
+    every = detector.predict(photo)
+    for names in (["OWL"], ["cat"], ["cat", "owl"]):  # no query gets another label since its own is not wanted
+        kept = np.isin(every.names, [name.lower() for name in names])
+        assert np.array_equal(detector.predict(photo, classes=names).boxes, every.boxes[kept])
+    assert np.array_equal(detector.predict(photo, max_detections=2).boxes, every.boxes[:2])
+    assert len(detector.predict(photo, nms=0.01)) < len(every)
+    with pytest.raises(bq.UserError, match=r"does not know cta \(did you mean cat\?\); it knows cat, owl"):
+        detector.predict(iter([photo]), classes=["cta"])
+    for wrong in ({"nms": 0}, {"nms": 2}, {"batch_size": 0}, {"max_detections": 0}):
+        with pytest.raises(bq.UserError, match=next(iter(wrong))):
+            detector.predict(photo, **wrong)
+
+
+def test_a_result_draws_itself_and_becomes_coco(detector, photo, tmp_path):
+    photo.save(tmp_path / "0042.png")
+    for source, id_ in ((tmp_path / "0042.png", 42), (photo, 0)):
+        result = detector.predict(source)
+        result.draw().save(tmp_path / "out.jpg")
+        assert Image.open(tmp_path / "out.jpg").size == photo.size
+        rows = result.to_coco()
+        assert json.loads(json.dumps(rows)) == rows
+        assert [row["category_id"] for row in rows] == result.ids
+        assert {row["image_id"] for row in rows} == {id_}
+        x, y, width, height = rows[0]["bbox"]
+        np.testing.assert_allclose([x, y, x + width, y + height], result.boxes[0], atol=0.02)
+    assert {row["image_id"] for row in result.to_coco("frame 7")} == {"frame 7"}
+    assert (np.asarray(result.draw()) != np.asarray(photo)).any()
+    (tmp_path / "0042.png").unlink()
+    gone = detector.predict(photo)
+    assert gone.draw().size == photo.size
+
+
+def test_what_is_printed_of_a_detector_and_a_result(detector, photo):
+    assert repr(detector) == "<Detector detr (paper), 2 classes: cat, owl; image size 64, threshold 0.00, on cpu>"
+    found = repr(detector.predict(photo, max_detections=3))
+    assert re.fullmatch(r"<Result of an image, 80 x 48: 3 objects: [123] (cat|owl)(, 1 \w+)?; scores 0\.\d\d to 0\.\d\d>", found)
+    assert repr(detector.predict(photo, threshold=1)) == "<Result of an image, 80 x 48: no objects>"
+
+
+def test_another_image_size(detector, photo):
+    other = Detector(detector.model, detector.classes, detector.ids, Preprocessing(64), 0.0)
+    other.image_size = 96
+    assert other.transform(photo).shape == (3, 96, 160)
+    assert not same(other.predict(photo), detector.predict(photo))
+    with pytest.raises(bq.UserError, match="image_size=0"):
+        other.image_size = 0
 
 
 def test_answers_are_in_the_image_sorted_named_and_one_a_query(detector, photo):

@@ -21,6 +21,8 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("boxquery")
     if name not in _HOME:
         raise AttributeError(f"module 'boxquery' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

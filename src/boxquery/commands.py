@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,11 +19,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import Device, Options, Switch
+from boxquery.flags import Device, Options, Switch, check_above_zero, check_model, check_nms, check_threshold
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from boxquery.api import Detector
-    from boxquery.result import Result
+    from boxquery.predict.sources import ImageFile
 
 
 @dataclass(frozen=True)
@@ -116,62 +116,94 @@ def predict(
     run: str,
     /,
     *sources: str,
-    out: Path = Path("predictions"),
+    out: Path | None = None,
     threshold: float | None = None,
+    nms: float | None = None,
+    classes: list[str] | None = None,
+    max_detections: int | None = None,
+    image_size: int | None = None,
+    batch_size: int = 1,
     device: Device = "auto",
-    pictures: Annotated[bool, Parameter(show_default="--pictures")] = True,
+    save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
 ) -> CommandResult:
     """Detect objects in images; write pictures with boxes, and ``predictions.json`` in COCO's result format.
 
-    In ``predictions.json``, ``image_id`` is the file's name without its ending (a number if it is one), and ``file_name`` its path. An
-    image that cannot be read is named and skipped.
+    In ``predictions.json``, ``file_name`` is the path below the common folder of all images, and ``image_id`` the file's name without its
+    ending (a number if it is one), or the path where names are not unique. An image that cannot be read is named and skipped.
 
     Args:
         run: A run folder, a model folder or a hub id.
         sources: Image files, folders (searched recursively) or globs.
-        out: Folder to write to.
+        out: Folder to write to. Default: predictions, or the first of predictions-2, predictions-3, ... that is free.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
+        nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
+        classes: Only these classes, separated by commas. Default: all.
+        max_detections: Most detections per image, the best ones. Default: as many as the model has queries.
+        image_size: Short side of the model's input in pixels. Default: that of its training.
+        batch_size: Images per batch; only those of one shape run together, so the result is the same.
         device: Where the model runs; auto takes CUDA if there is any.
-        pictures: Write pictures with boxes, or not.
+        save: What to write, separated by commas: pictures (with boxes), json (COCO's result format), txt (YOLO's lines, with the score),
+            csv (a row per box), crops (an image per box). Default: pictures,json.
     """
-    from boxquery.data.images import IMAGE_SUFFIXES, read_image
-    from boxquery.files import atomic_open, atomic_write
-    from boxquery.pages.drawing import draw
-    from boxquery.pages.images import encode
+    from boxquery.data.images import read_image
+    from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, new_folder
+    from boxquery.predict.sources import find_images
+    from boxquery.predict.summary import Summary
+    from boxquery.progress import Progress
 
     if not sources:
         raise UserError("predict: name images, folders or globs to look at")
+    check_threshold(threshold)
+    check_nms(nms)
+    check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
+    check_model(run)
+    kinds, folder = check_kinds(save or ["pictures", "json"]), new_folder(out)
+    files, notes = find_images(sources)
+    _warn(f"note: {note}" for note in notes)
     detector = _load(run, device)
-    names = [str(name) for name in detector.classes]
-    files = _image_files(sources, IMAGE_SUFFIXES)
-    first = next(files, None)
-    if first is None:
-        raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for)")
-    images = unreadable = objects = 0
-    with atomic_open(out / "predictions.json") as file:
-        file.write(b"[")
-        for path, base in chain([first], files):
+    if image_size is not None:
+        detector.image_size = image_size
+    chosen = None if classes is None else _split_names(classes, detector.classes)
+    summary = Summary(detector.min_score(threshold), given=threshold is not None)
+    reading: deque[ImageFile] = deque()
+
+    def images() -> Iterator[Image.Image]:
+        for file in files:
             try:
-                image = read_image(path)
+                image = read_image(file.path)
             except UserError as error:
-                if len(sources) == 1 and path == Path(sources[0]):
-                    raise
-                unreadable += 1
-                _warn([f"skipped: {error.line()}"])
-                continue
-            images += 1
-            result = detector.predict(image, threshold=threshold)
-            for row in _coco_rows(result, path, base):
-                file.write(("," if objects else "").encode() + b"\n" + json.dumps(row).encode())
-                objects += 1
-            if pictures:
-                picture = draw(image, result.boxes, result.labels, names, scores=result.scores)
-                atomic_write(out / "pictures" / path.relative_to(base).with_suffix(".jpg"), encode(picture, quality=90))
-        if not images:
-            raise UserError(f"none of {unreadable} images could be read")
-        file.write(b"\n]\n")
-    values = {"images": images, "objects": objects, "unreadable": unreadable, "out": str(out), "predictions": str(out / "predictions.json")}
-    return CommandResult(values, text=f"{objects} objects in {images} images; {unreadable} could not be read; see {out}")
+                summary.unreadable += 1
+                progress.warn(f"skipped: {error.line()}")
+                if len(files) == summary.unreadable:
+                    raise UserError(error.line() if len(files) == 1 else f"none of {len(files)} images could be read") from error
+                progress.advance()
+            else:
+                reading.append(file)
+                yield image
+
+    found = detector.predict(
+        images(), threshold=threshold, nms=nms, classes=chosen, max_detections=max_detections, batch_size=batch_size
+    )  # fmt: skip
+    interrupted = False
+    with Progress("predict", len(files)) as progress, ResultWriter(folder, kinds, detector.classes) as writer:
+        try:
+            for result in found:
+                writer.add(reading.popleft(), result)
+                summary.add(result)
+                progress.advance()
+        except KeyboardInterrupt:
+            if not summary.images:
+                raise
+            interrupted = True
+    values = {**summary.values(), "out": str(folder), "saved": {kind: str(folder / PLACES[kind]) for kind in kinds}}
+    if interrupted:
+        _warn([f"{summary.images} of {len(files)} images were looked at; what was found in them is in {folder}"])
+        raise KeyboardInterrupt
+    if nms is None:
+        _warn(f"note: {note}" for note in summary.duplicates_note())
+    places = ", ".join(PLACES[kind] + "/" * (folder / PLACES[kind]).is_dir() for kind in kinds)
+    lines = [*summary.lines(), f"{progress.rate:.1f} images per second; see {folder}: {places}"]
+    return CommandResult(values, text="\n".join(lines))
 
 
 def models(name: str | None = None, /) -> CommandResult:
@@ -248,6 +280,14 @@ def _load(run: str, device: str) -> Detector:
     return load(run).to(choose_device(device))
 
 
+def _split_names(words: Sequence[str], classes: Sequence[str | None]) -> list[str]:
+    """Class names of a flag that takes several, separated by commas; a class whose name has a comma is taken whole."""
+    from boxquery.data.classes import match_names
+
+    whole = match_names(words, classes)
+    return [name.strip() for word, label in zip(words, whole, strict=True) for name in ([word] if label >= 0 else word.split(","))]
+
+
 def _warn(lines: Iterable[str]) -> None:
     for line in lines:
         print(line, file=sys.stderr)
@@ -255,33 +295,3 @@ def _warn(lines: Iterable[str]) -> None:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _image_files(sources: Iterable[str], endings: frozenset[str]) -> Iterator[tuple[Path, Path]]:
-    """Images, each with the folder that its picture's path is relative to; holds one folder's names at a time."""
-    for source in sources:
-        path = Path(source)
-        if path.is_dir():
-            for folder, folders, names in os.walk(path):
-                folders.sort()
-                yield from ((Path(folder) / name, path) for name in sorted(names) if Path(name).suffix.lower() in endings)
-        elif path.is_file():
-            yield path, path.parent
-        else:
-            matches = map(Path, glob.iglob(source, recursive=True))
-            first = next(matches, None)
-            if first is None:
-                raise UserError(f"{source}: no such image or folder, and no match as a glob")
-            yield from ((match, match.parent) for match in chain([first], matches) if match.suffix.lower() in endings)
-
-
-def _coco_rows(result: Result, path: Path, base: Path) -> Iterator[dict[str, Any]]:
-    image = int(path.stem) if path.stem.isdecimal() else path.stem
-    for (x1, y1, x2, y2), score, category in zip(result.boxes.tolist(), result.scores.tolist(), result.ids, strict=True):
-        yield {
-            "image_id": image,
-            "file_name": str(path.relative_to(base)),
-            "category_id": category,
-            "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
-            "score": round(score, 5),
-        }

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from dataclasses import replace
+from difflib import get_close_matches
+from itertools import islice, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from boxquery.data.classes import match_names
 from boxquery.data.images import read_image
 from boxquery.data.loading import collate
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError
+from boxquery.flags import check_above_zero, check_nms, check_threshold
 from boxquery.models import list_models
 from boxquery.result import Result
 
@@ -57,9 +61,25 @@ class Detector:
         measured = {name: {k: split[k] for k in ("AP", "AP50", "AP75")} for name, split in known.items()}
         return {"model": self.model.config["name"], "classes": self.classes, "run": self.run and str(self.run), **measured}
 
+    def __repr__(self) -> str:
+        named = [name for name in self.classes if name is not None]
+        names = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
+        made = self.model.config
+        return (
+            f"<Detector {made['name']} ({made['preset']}), {len(named)} classes: {names}; image size {self.image_size}, "
+            f"threshold {self.threshold:.2f}, on {self.device}>"
+        )
+
     @property
     def image_size(self) -> int:
+        """Short side of the model's input in pixels, or the side of the square; may be set."""
         return self.preprocessing.image_size
+
+    @image_size.setter
+    def image_size(self, pixels: int) -> None:
+        check_above_zero(image_size=pixels)
+        self.preprocessing = replace(self.preprocessing, image_size=pixels)
+        self.transform = EvalTransform(self.preprocessing)
 
     @property
     def unnamed(self) -> list[int]:
@@ -83,7 +103,14 @@ class Detector:
         return self
 
     def predict(
-        self, source: ImageSource | Iterable[ImageSource], *, threshold: float | None = None, batch_size: int = 1, top_k: int | None = None
+        self,
+        source: ImageSource | Iterable[ImageSource],
+        *,
+        threshold: float | None = None,
+        nms: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int | None = None,
+        batch_size: int = 1,
     ) -> Any:
         """Detect objects; one label per query.
 
@@ -91,36 +118,56 @@ class Detector:
             source: a path, PIL image or RGB uint8 array [H, W, 3] gives a ``Result``; a list gives a list; any other iterable gives a
                 generator that holds one batch at a time.
             threshold: minimum score, 0..1; None: the detector's own.
-            batch_size: images per batch.
-            top_k: maximum number of detections per image; None: the paper's own number.
+            nms: IoU threshold of class-wise NMS (1 disables it); None: the model's own (none for DETRs).
+            classes: names of the only classes to keep; None: all.
+            max_detections: most detections per image; None: as many as the model has queries.
+            batch_size: images of one shape that run together, of so many that are read at a time.
 
         Raises ``UserError`` for an image that cannot be read.
         """
+        check_above_zero(batch_size=batch_size, max_detections=max_detections)
+        check_nms(nms)
+        kept = None if classes is None else torch.tensor(self.labels_of(classes))
+        chosen = _Chosen(self.min_score(threshold), nms, kept, max_detections)
         if isinstance(source, ImageSource):
-            return next(self._stream([source], threshold, 1, top_k))
-        stream = self._stream(source, threshold, batch_size, top_k)
+            return next(self._stream([source], chosen, 1))
+        stream = self._stream(source, chosen, batch_size)
         return list(stream) if isinstance(source, list | tuple) else stream
 
-    def _stream(self, sources: Iterable[ImageSource], threshold: float | None, batch_size: int, top_k: int | None) -> Iterator[Result]:
-        threshold = self.min_score(threshold)
-        if batch_size < 1:
-            raise UserError(f"batch_size={batch_size}: must be 1 or more")
-        no_target = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+    def _stream(self, sources: Iterable[ImageSource], chosen: _Chosen, batch_size: int) -> Iterator[Result]:
         sources = iter(sources)
         while group := list(islice(sources, batch_size)):
             images = [to_pil(source) for source in group]
-            batch = collate([{"image": self.transform(image), "target": no_target, "index": i} for i, image in enumerate(images)])
-            sizes = [(image.height, image.width) for image in images]
-            detections = self.predict_batch(batch.images, batch.mask, sizes, top_k=top_k, one_label=True)
-            for source, found, size in zip(group, detections, sizes, strict=True):
-                yield self._result(found, threshold, size, str(source) if isinstance(source, str | Path) else None)
+            yield from map(self._result, group, images, self._detect(images, chosen.nms), repeat(chosen))
+
+    def _detect(self, images: list[Image.Image], nms: float | None) -> list[dict[str, Tensor]]:
+        """Detections per image. Only images of one shape run together: none is padded, so what is found in it depends on it alone."""
+        no_target = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
+        by_shape: dict[tuple[int, int], list[int]] = {}
+        for i, image in enumerate(images):
+            by_shape.setdefault(self.preprocessing.size(image.height, image.width), []).append(i)
+        found: dict[int, dict[str, Tensor]] = {}
+        for alike in by_shape.values():
+            batch = collate([{"image": self.transform(images[i]), "target": no_target, "index": i} for i in alike])
+            sizes = [(images[i].height, images[i].width) for i in alike]
+            found |= zip(alike, self.predict_batch(batch.images, batch.mask, sizes, one_label=True, nms=nms), strict=True)
+        return [found[i] for i in range(len(images))]
+
+    def labels_of(self, names: Sequence[str]) -> list[int]:
+        """Labels of class names, which match without case, space, hyphen and underscore. Raises ``UserError`` for one that is unknown."""
+        names = [names] if isinstance(names, str) else list(names)
+        labels = match_names(names, self.classes)
+        if unknown := [name for name, label in zip(names, labels, strict=True) if label < 0]:
+            known = [name for name in self.classes if name is not None]
+            close = get_close_matches(unknown[0], known, 1)
+            meant = f" (did you mean {close[0]}?)" if close else ""
+            raise UserError(f"classes: the detector does not know {', '.join(unknown)}{meant}; it knows {', '.join(known)}")
+        return labels
 
     def min_score(self, threshold: float | None) -> float:
         """The threshold; the detector's own for None. Raises ``UserError`` if it is not from 0 to 1."""
-        threshold = self.threshold if threshold is None else threshold
-        if not 0 <= threshold <= 1:
-            raise UserError(f"threshold={threshold}: must be from 0 to 1")
-        return threshold
+        check_threshold(threshold)
+        return self.threshold if threshold is None else threshold
 
     @torch.inference_mode()
     def predict_batch(
@@ -143,21 +190,33 @@ class Detector:
         out.logits[..., self.unnamed] = -torch.inf
         return out
 
-    def _result(self, found: dict[str, Tensor], threshold: float, size: tuple[int, int], path: str | None) -> Result:
-        keep = (found["scores"] >= threshold) & (found["scores"] > 0)
-        boxes = found["boxes"][keep].float().cpu()
-        boxes[:, 0::2] = boxes[:, 0::2].clamp(0, size[1])
-        boxes[:, 1::2] = boxes[:, 1::2].clamp(0, size[0])
-        labels = found["labels"][keep].cpu().numpy()
+    def _result(self, source: ImageSource, image: Image.Image, found: dict[str, Tensor], chosen: _Chosen) -> Result:
+        found = {name: values.cpu() for name, values in found.items()}
+        keep = (found["scores"] >= chosen.threshold) & (found["scores"] > 0)
+        if chosen.labels is not None:
+            keep &= torch.isin(found["labels"], chosen.labels)
+        boxes, scores, labels = (found[name][keep][: chosen.max_detections] for name in ("boxes", "scores", "labels"))
+        limits = torch.tensor([image.width, image.height] * 2)
+        path = str(source) if isinstance(source, str | Path) else None
         return Result(
-            boxes=boxes.numpy(),
-            scores=found["scores"][keep].float().cpu().numpy(),
-            labels=labels,
+            boxes=boxes.float().clamp(min=torch.zeros(()), max=limits).numpy(),
+            scores=scores.float().numpy(),
+            labels=labels.numpy(),
             names=[str(self.classes[i]) for i in labels],
             ids=[self.ids[i] for i in labels],
-            size=size,
+            size=(image.height, image.width),
             path=path,
+            image=image if path is None else None,
         )
+
+
+class _Chosen(NamedTuple):
+    """Which detections are kept, see ``Detector.predict``; ``labels`` [C'] or None."""
+
+    threshold: float
+    nms: float | None
+    labels: Tensor | None
+    max_detections: int | None
 
 
 def to_pil(source: ImageSource) -> Image.Image:

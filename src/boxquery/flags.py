@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
@@ -51,3 +52,21 @@ def check_above_zero(**given: float | None) -> None:
     for name, value in given.items():
         if value is not None and not 0 < value < math.inf:
             raise UserError(f"{name}={value}: must be a finite number above 0")
+
+
+def check_nms(iou: float | None) -> None:
+    """Raise ``UserError`` for an IoU threshold of NMS that is given and cannot be one."""
+    if iou is not None and not 0 < iou <= 1:
+        raise UserError(f"nms={iou}: must be an IoU above 0 and at most 1, which disables it")
+
+
+def check_threshold(score: float | None) -> None:
+    """Raise ``UserError`` for a score threshold that is given and is not from 0 to 1."""
+    if score is not None and not 0 <= score <= 1:
+        raise UserError(f"threshold={score}: must be from 0 to 1")
+
+
+def check_model(source: str) -> None:
+    """Raise ``UserError``, at once and without loading anything, for what is neither a folder nor can be a hub id."""
+    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise UserError(f"{source}: no such folder; give a run folder, a model folder or a hub id (owner/name)")

@@ -20,6 +20,7 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
+from boxquery.flags import check_model
 from boxquery.models import create_model
 from boxquery.models.interface import Model
 from boxquery.official.checkpoint import open_checkpoint
@@ -149,9 +150,8 @@ def _check_sum(weights: Mapping[str, Tensor]) -> str:
 
 
 def _download(source: str) -> Path:
+    check_model(source)
     local = f"{source}: no such folder"
-    if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        raise UserError(f"{local}; give a run folder, a model folder or a hub id (owner/name)")
     try:
         return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
     except (RepositoryNotFoundError, HFValidationError) as error:

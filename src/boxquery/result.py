@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from boxquery.data.images import read_image
 from boxquery.errors import UserError
+from boxquery.pages.drawing import draw
+
+#: digits of a file name that is taken for a number; longer ones are not exact everywhere that JSON is read
+_DIGITS = 15
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result:
     """The detections of one image, best first.
 
@@ -22,6 +30,7 @@ class Result:
         ids: K category ids of the data set that the detector was trained on.
         size: (height, width) of the image.
         path: the image file, or None.
+        image: the image itself where there is no file.
     """
 
     boxes: np.ndarray
@@ -31,9 +40,49 @@ class Result:
     ids: list[int]
     size: tuple[int, int]
     path: str | None = None
+    image: Image.Image | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def __repr__(self) -> str:
+        height, width = self.size
+        counts = ", ".join(f"{number} {name}" for name, number in Counter(self.names).most_common(5))
+        found = f"{len(self)} objects: {counts}; scores {self.scores.min():.2f} to {self.scores.max():.2f}" if len(self) else "no objects"
+        return f"<Result of {self.path or 'an image'}, {width} x {height}: {found}>"
+
+    def pixels(self) -> Image.Image:
+        """The image, read again if it came from a file. Raises ``UserError`` if that can no longer be read."""
+        if self.image is not None:
+            return self.image
+        if self.path is None:
+            raise UserError("this result was made without its image; give Result(image=...)")
+        return read_image(self.path)
+
+    def draw(self) -> Image.Image:
+        """The image with boxes, class names and scores on it. Raises ``UserError`` if its file can no longer be read."""
+        names: list[str | None] = [None] * (int(self.labels.max(initial=-1)) + 1)
+        for label, name in zip(self.labels.tolist(), self.names, strict=True):
+            names[label] = name
+        return draw(self.pixels(), self.boxes, self.labels, names, scores=self.scores)
+
+    def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
+        """Rows of COCO's result format: ``image_id``, ``category_id`` (the data set's own), ``bbox`` (x, y, width, height) and ``score``.
+
+        Args:
+            image_id: None: the file's name without its ending, as a number if it is one; 0 for an image without a file.
+        """
+        if image_id is None:
+            image_id = name_to_id(PurePath(self.path)) if self.path else 0
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category,
+                "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(score, 5),
+            }
+            for (x1, y1, x2, y2), score, category in zip(self.boxes.tolist(), self.scores.tolist(), self.ids, strict=True)
+        ]
 
     def to_supervision(self) -> Any:
         """As ``supervision.Detections`` (needs the ``viz`` extra)."""
@@ -44,3 +93,8 @@ class Result:
         return supervision.Detections(
             xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names)}
         )
+
+
+def name_to_id(path: PurePath) -> int | str:
+    """COCO's ``image_id`` of an image file: its name without ending, a number where it is one."""
+    return int(path.stem) if path.stem.isdecimal() and len(path.stem) <= _DIGITS else path.stem

@@ -26,7 +26,7 @@ def explained(request) -> tuple[Detector, Explanation]:
 
 def test_detections_are_those_of_predict(explained):
     each, explanation = explained
-    wanted = each.predict(photo(), top_k=explanation.scores.shape[1])
+    wanted = each.predict(photo(), max_detections=explanation.scores.shape[1])
     assert len(explanation.found) == len(wanted) == explanation.scores.shape[1]
     np.testing.assert_allclose(explanation.scores[-1, explanation.found], wanted.scores, atol=1e-5)
     assert sorted(explanation.name(q) for q in explanation.found) == sorted(wanted.names)

@@ -69,7 +69,11 @@ def find_duplicates(detections: DetectionTable, kept: np.ndarray) -> np.ndarray:
     for group in np.split(index, np.flatnonzero(np.diff(detections.image[index])) + 1):
         if len(group) < 2:
             continue
-        boxes, labels = detections.boxes[group], detections.labels[group]
-        close = (iou(boxes, boxes) > IOU_DUPLICATE) & (labels[:, None] == labels[None])
-        result[group] = np.tril(close, k=-1).any(axis=1)
+        result[group] = overlapped(detections.boxes[group], detections.labels[group])
     return result
+
+
+def overlapped(boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Which of an image's boxes [K, 4], best first, overlap a better one of their class with IoU > 0.7: bool [K]."""
+    close = (iou(boxes, boxes) > IOU_DUPLICATE) & (labels[:, None] == labels[None])
+    return np.tril(close, k=-1).any(axis=1)
