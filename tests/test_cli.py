@@ -134,8 +134,10 @@ def test_models_is_readable_at_80_columns(capsys, monkeypatch):
 
 def test_an_unknown_command_lists_all_that_there_are(capsys):
     assert run(["frobnicate"]) == 2
-    captured = capsys.readouterr().err
-    assert captured == f"error: no command 'frobnicate'; choose one of {', '.join(name for name in app if not name.startswith('-'))}\n"
+    commands = ", ".join(name for name in app if not name.startswith("-"))
+    assert capsys.readouterr().err == f"error: no command 'frobnicate'; commands: {commands}\n"
+    assert run(["trian"]) == 2
+    assert capsys.readouterr().err == f"error: no command 'trian'; did you mean train? commands: {commands}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -147,7 +149,7 @@ def test_help_speaks_of_flags_and_not_of_python(command, capsys, monkeypatch):
     assert not re.search(r"None|True|False|list_models|start_from|``", text)
     for line in re.findall(r"^│ (.+?) +│$", text, re.MULTILINE):
         assert re.search(r"[A-Z].*\.( \[.+\])?$", line), line
-    assert "--device" not in text or "[choices: auto, cpu, cuda] [default: auto]" in text
+    assert "--device" not in text or "[choices: auto, cpu, cuda, mps] [default: auto]" in text
 
 
 @pytest.fixture(scope="module")

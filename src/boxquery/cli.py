@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
@@ -46,7 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     except UserError as error:
         return _failed(error.line(), error.status)
     except UnknownCommandError:
-        return _failed(f"no command {words[0]!r}; choose one of {', '.join(_commands())}")
+        close = difflib.get_close_matches(words[0], _commands(), 1)
+        return _failed(f"no command {words[0]!r};{f' did you mean {close[0]}?' if close else ''} commands: {', '.join(_commands())}")
     except CycloptsError as error:
         return _failed(" ".join(str(error).split()).rstrip(".") + "; --help lists what is known")
     except KeyboardInterrupt:
@@ -69,4 +71,6 @@ def _failed(line: str, status: int = 2) -> int:
 
 def main() -> Any:
     """The ``boxquery`` command."""
+    # read when torch is loaded: what PyTorch lacks on a Mac's GPU is computed on its CPU
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     sys.exit(run(sys.argv[1:]))

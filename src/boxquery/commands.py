@@ -91,7 +91,7 @@ def evaluate(
         split: Split to evaluate on.
         batch_size: Images per batch.
         workers: Processes that read images; 0 reads them in the main one.
-        device: Where the model runs; auto takes CUDA if there is any.
+        device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         strict: Treat invalid boxes and images as errors instead of skipping them.
         nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
     """
@@ -141,7 +141,7 @@ def predict(
         max_detections: Most detections per image, the best ones. Default: as many as the model has queries.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         batch_size: Images per batch; only those of one shape run together, so the result is the same.
-        device: Where the model runs; auto takes CUDA if there is any.
+        device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         save: What to write, separated by commas: pictures (with boxes), json (COCO's result format), txt (YOLO's lines, with the score),
             csv (a row per box), crops (an image per box). Default: pictures,json.
     """

@@ -12,12 +12,16 @@ from boxquery.flags import Device, Precision
 
 
 def choose_device(device: str) -> str:
-    """ "auto", "cpu" or "cuda" -> "cpu" or "cuda". Raises ``UserError``."""
+    """ "auto" -> the first of "cuda", "mps" and "cpu" that there is. Raises ``UserError`` for a device that is not there."""
     if device not in get_args(Device):
         raise UserError(f"device={device!r}: choose {', '.join(get_args(Device))}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device='cuda': this PyTorch sees no CUDA device; use cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return next(name for name, there in found.items() if there)
+    if not found[device]:
+        others = " or ".join(name for name, there in found.items() if there)
+        raise UserError(f"device={device!r}: this PyTorch sees no {device.upper()} device; use {others}")
+    return device
 
 
 def choose_precision(precision: str, device: str) -> str:
@@ -30,13 +34,17 @@ def choose_precision(precision: str, device: str) -> str:
 
 
 def has_fast_bf16(device: str) -> bool:
-    """Whether the hardware multiplies bf16 natively; elsewhere it is emulated and slower than float32."""
+    """Whether the hardware multiplies bf16 natively; elsewhere it is emulated and slower than float32. Not asked of MPS, whose autocast is
+    young."""
     if device == "cuda":
         return torch.cuda.is_bf16_supported()
+    if device == "mps":
+        return False
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     return bool(known.get("amx_bf16") or known.get("avx512_bf16"))
 
 
 def default_workers(device: str) -> int:
-    """Processes that read images: none on a CPU, whose cores the model needs; for CUDA all cores but one, at most eight."""
+    """Processes that read images: for CUDA all cores but one, at most eight. None on a CPU, whose cores the model needs, and none on a Mac,
+    where each would start Python anew and decode for itself."""
     return min(8, max((os.cpu_count() or 1) - 1, 0)) if device == "cuda" else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -14,7 +15,7 @@ from boxquery.errors import UserError, first_line
 #: what is trained where none is named
 DEFAULT_MODEL, DEFAULT_PRESET = "deformable-detr", "small"
 
-Device = Literal["auto", "cpu", "cuda"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16"]
 Preset = Literal["paper", "small", "tiny"]
 #: a flag that is off unless it is given
@@ -45,6 +46,19 @@ def option_word(name: str, value: Any) -> str:
     """``name=value`` such that ``--option`` reads the same value back: YAML in one line."""
     text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"), allow_unicode=True)
     return f"{name}={text.removesuffix('...' + chr(10)).strip()}"
+
+
+def check_workers(workers: int | None) -> None:
+    """Raise ``UserError`` for a number of processes that no machine like this one can use."""
+    cores = os.cpu_count() or 1
+    if workers is not None and not 0 <= workers <= (most := max(4 * cores, 16)):
+        raise UserError(f"workers={workers}: choose 0 to {most}; each is a process of its own, and this machine has {cores} cores")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``UserError`` for a seed that PyTorch's generators do not take."""
+    if not -(2**63) <= seed < 2**64:
+        raise UserError(f"seed={seed}: must fit into 64 bits")
 
 
 def check_above_zero(**given: float | None) -> None:

@@ -34,8 +34,12 @@ CHECK_SUM = "crc32"
 writes several in any order and equal weights would become different files."""
 
 
-def save(detector: Detector, folder: str | Path) -> Path:
-    """Write ``config.json`` and ``model.safetensors``, each atomically. Raises ``UserError`` if they cannot be written."""
+def save(detector: Detector, folder: str | Path, *, epoch: Mapping[str, Any] | None = None) -> Path:
+    """Write ``config.json`` and ``model.safetensors``, each atomically. Raises ``UserError`` if they cannot be written.
+
+    Args:
+        epoch: of a run, whose weights these are: its number, and why it was kept. For readers.
+    """
     folder = Path(folder)
     weights = {k: v.detach().cpu().contiguous() for k, v in detector.model.state_dict().items()}
     config = {
@@ -46,6 +50,7 @@ def save(detector: Detector, folder: str | Path) -> Path:
         "ids": detector.ids,
         "preprocessing": detector.preprocessing.to_dict(),
         "threshold": detector.threshold,
+        **({"epoch": dict(epoch)} if epoch else {}),
     }
     atomic_write(folder / WEIGHTS, to_bytes(weights, metadata={CHECK_SUM: _check_sum(weights)}))
     atomic_write(folder / CONFIG, json.dumps(config, indent=1) + "\n")

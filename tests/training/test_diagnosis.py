@@ -198,5 +198,5 @@ def test_a_failed_check_is_status_1():
 def test_without_objects_in_val_nothing_is_reported_of_ap(tmp_path, capsys):
     data = changed(scenes(), "val", lambda r: replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]))
     bq.train(data, epochs=1, out=tmp_path / "run", **settings("detr"))
-    assert "val, the best model (epoch 1): AP -  AP50 -" in capsys.readouterr().err
+    assert "val, the last model (epoch 1; no AP to choose by): AP -  AP50 -" in capsys.readouterr().err
     assert not (tmp_path / "run/diagnosis.json").exists()

@@ -4,6 +4,7 @@ import csv
 import json
 
 import pytest
+import torch
 
 import boxquery as bq
 from boxquery.data.preprocessing import Preprocessing
@@ -73,11 +74,28 @@ def test_the_best_model_is_kept_and_patience_runs_out(tmp_path):
     data = scenes()
     model = bq.create_model("detr", classes=data.names, preset="tiny", **SMALL)
     best = BestModel(tmp_path / "model", Detector(model, data.names, data.ids, Preprocessing(64)), patience=2)
-    for epoch, (ap, exhausted) in enumerate([(0.2, False), (None, False), (0.3, False), (0.3, False), (0.1, True)], 1):
+    for epoch, (ap, exhausted) in enumerate([(0.2, False), (0.1, False), (0.3, False), (0.3, False), (0.1, True)], 1):
         best.update(epoch, {"AP": ap, "best_threshold": ap}, model, write=True)
         assert best.exhausted == exhausted
-    assert (best.best, best.epoch) == (0.3, 3)
+    assert (best.best, best.epoch) == (0.3, 4)
     assert bq.load(tmp_path / "model").threshold == 0.3
+
+
+@pytest.mark.parametrize("ap", [None, 0.0])
+def test_with_nothing_to_choose_by_the_last_model_is_kept(tmp_path, ap):
+    data = scenes()
+    best = BestModel(tmp_path / "model", Detector(tiny_model(data), data.names, data.ids, Preprocessing(64)), patience=2)
+    for epoch in (1, 2, 3):
+        last = tiny_model(data)
+        best.update(epoch, {"AP": ap, "best_threshold": None}, last, write=True)
+    assert best.epoch == 3
+    assert best.exhausted == (ap is not None)  # an AP that cannot improve is no reason to stop
+    kept = bq.load(tmp_path / "model").model.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in last.state_dict().items())
+
+
+def tiny_model(data):
+    return bq.create_model("detr", classes=data.names, preset="tiny", **SMALL)
 
 
 def test_the_table_has_the_columns_of_all_rows(tmp_path):

@@ -6,6 +6,7 @@ import pickle
 import resource
 import signal
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -230,6 +231,13 @@ def test_one_run_at_a_time_in_a_folder(tmp_path):
         assert [path.name for path in folder.iterdir()] == [RUN_LOCK]
     os.kill(worker, signal.SIGKILL)
     assert not folder.exists()
+
+
+def test_a_start_that_fails_leaves_no_empty_folders(tmp_path):
+    (tmp_path / "kept").mkdir()
+    with suppress(bq.UserError), run_lock(tmp_path / "kept/runs/detr-1"):
+        raise bq.UserError("no such backbone")
+    assert [path.name for path in tmp_path.rglob("*")] == ["kept"]
 
 
 @pytest.mark.parametrize("limit", [20_000, 400_000])

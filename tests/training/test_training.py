@@ -171,6 +171,23 @@ def test_workers_do_not_change_a_run(finished, tmp_path):
     assert rows(tmp_path / "run") == rows(whole)
 
 
+def test_workers_that_read_ahead_are_resumed_with_the_right_epoch(finished, tmp_path, monkeypatch):
+    """They ask for images before the training says which epoch it is."""
+    name, whole, _ = finished
+    keep = EpochEnd.keep
+
+    def pull_the_plug(self, trainer):
+        keep(self, trainer)
+        raise Stop
+
+    monkeypatch.setattr(EpochEnd, "keep", pull_the_plug)
+    with pytest.raises(Stop):
+        bq.train(scenes(), epochs=3, out=tmp_path / "run", workers=1, **settings(name))
+    monkeypatch.setattr(EpochEnd, "keep", keep)
+    bq.train(scenes(), out=tmp_path / "run", resume=True)
+    assert rows(tmp_path / "run") == rows(whole)
+
+
 def test_minutes_become_a_number_of_steps_that_is_written_down(tmp_path):
     bq.train(scenes(), minutes=0.03, out=tmp_path / "run", **settings("detr"))
     config, length = yaml.safe_load((tmp_path / "run/config.yaml").read_text()), RunConfig.read(tmp_path / "run").length
@@ -241,7 +258,7 @@ def test_one_model_has_one_number(tmp_path, monkeypatch, capsys, precision):
         )
     flags = settings("deformable-detr") | {"precision": precision, "force": True}
     detector = bq.train(data, epochs=3, out=tmp_path / "run", **flags)
-    best = max(range(3), key=lambda i: float(rows(tmp_path / "run")[i]["AP"]))
+    best = max(range(3), key=lambda i: (float(rows(tmp_path / "run")[i]["AP"]), i))
     closing = json.loads((tmp_path / "run/evaluation.json").read_text())["val"]
     assert f"val, the best model (epoch {best + 1})" in capsys.readouterr().err
     assert closing["AP50"] == pytest.approx(float(rows(tmp_path / "run")[best]["AP50"]), abs=1e-6)

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero
+from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero, check_seed
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan
@@ -107,6 +107,7 @@ def check(
     from boxquery.models import preset as known_preset
 
     check_above_zero(epochs=epochs, image_size=image_size)
+    check_seed(seed)
     recipe = known_preset(model, preset).recipe
     with _progress_bar() as progress:
         opened, findings = open_checked(data, strict=strict)

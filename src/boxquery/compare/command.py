@@ -99,7 +99,7 @@ def compare(
         seeds: Runs per model, with seeds 0, 1, ...
         out: Folder of the comparison. The same command resumes it, and processes that share it divide the runs. Default: `comparisons/`
             and the name of the data.
-        jobs: Runs at a time, one thread each. Default: one per CPU core; 1 on CUDA.
+        jobs: Runs at a time, one thread each. Default: one per CPU core; 1 on a GPU.
         adopt_from: Folders with finished runs: those with the configuration of a planned run are copied instead of trained.
         show: Folders that are parts of one comparison, to report on without training; written into --out, or the first of them.
 
@@ -130,7 +130,7 @@ def compare(
     for planned, found in adopt(agreed, out, adopt_from or []):
         console.print(f"{planned.name}: adopted from {found}", markup=False, highlight=False)
     try:
-        Runner(agreed, out, jobs or (1 if agreed.device == "cuda" else _cores()), console).run()
+        Runner(agreed, out, jobs or (_cores() if agreed.device == "cpu" else 1), console).run()
     finally:
         written = _write_results(out, [out])
     runs = written.result["runs"]

@@ -91,17 +91,17 @@ def _single(detector: Detector, val: Split, position: int) -> Batch:
 
 
 def _seconds(detector: Detector, val: Split) -> float:
-    """Median time of a forward pass with post-processing, one image at a time: CPU time of this process, on CUDA wall time."""
-    cuda = detector.device.type == "cuda"
-    clock = time.perf_counter if cuda else time.process_time
+    """Median time of a forward pass with post-processing, one image at a time: CPU time of this process, on a GPU wall time."""
+    gpu = detector.device.type != "cpu"
+    clock = time.perf_counter if gpu else time.process_time
     seconds = []
     for number in range(WARM + TIMED):
         position = number % len(val)
         batch, size = _single(detector, val, position), [(val[position].height, val[position].width)]
         started = clock()
         detector.predict_batch(batch.images, batch.mask, size)
-        if cuda:
-            torch.cuda.synchronize()
+        if gpu:
+            torch.accelerator.synchronize()
         seconds.append(clock() - started)
     return median(seconds[WARM:])
 

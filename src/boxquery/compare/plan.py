@@ -31,7 +31,7 @@ class BudgetFlags:
     """The budget of every run of a comparison, one of three, and the presets; ``None`` is not given.
 
     Attributes:
-        minutes: Budget of every run in CPU minutes, which other load does not shorten; on CUDA in minutes of wall time.
+        minutes: Budget of every run in CPU minutes, which other load does not shorten; on a GPU in minutes of wall time.
         epochs: Budget in passes over the training images. Default, without another budget: the presets', which must agree.
         images_seen: Budget in training images; the last epoch is cut short.
         preset: Size and recipe.
@@ -82,7 +82,7 @@ class ComparisonPlan:
     Attributes:
         data: as given by the user.
         seeds: every entry runs with each of them.
-        epochs, minutes, images_seen: the budget, one of the three; minutes are CPU time (on CUDA wall time).
+        epochs, minutes, images_seen: the budget, one of the three; minutes are CPU time (on a GPU wall time).
         image_size, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
     """
 
@@ -110,7 +110,7 @@ class ComparisonPlan:
             return count(self.epochs, "epoch")
         if self.images_seen is not None:
             return count(self.images_seen, "image")
-        return f"{self.minutes:g} {'' if self.device == 'cuda' else 'CPU '}minute{'s' * (self.minutes != 1)}"
+        return f"{self.minutes:g} {'CPU ' if self.device == 'cpu' else ''}minute{'s' * (self.minutes != 1)}"
 
     def command_line(self, planned: PlannedRun, out: Path, timed: RunConfig | None = None) -> list[str]:
         """The arguments of ``boxquery`` that train a run of this plan.

@@ -138,7 +138,7 @@ def furthest(folders: Sequence[Path], planned: PlannedRun) -> Path:
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """The results of a comparison, in one or several parts, as plain values.
 
-    - ``plan``: as in ``compare.yaml``. ``clock``: the column of time that counts, "cpu_seconds" ("seconds" on CUDA).
+    - ``plan``: as in ``compare.yaml``. ``clock``: the column of time that counts, "cpu_seconds" ("seconds" on a GPU).
     - ``runs``: ``label``, ``seed``, ``status``, ``reason``, ``folder`` of every planned run; of a finished one also ``curve`` (a row per
       evaluation), ``scores`` (val, its best model), ``test`` (if the data has a test split), ``nms`` and costs.
     - ``entries``: those with a finished run, best AP first: means over seeds, ``interval`` (95 %), ``reached`` (AP level -> where on
@@ -147,7 +147,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     - ``conclusion``: two sentences. ``notes``: caveats.
     """
     plan = read_plan(folders)
-    clock = "seconds" if plan.device == "cuda" else "cpu_seconds"
+    clock = "cpu_seconds" if plan.device == "cpu" else "seconds"
     runs = [_run(furthest(folders, planned), planned) for planned in plan.runs()]
     done = [run for run in runs if run["status"] == "finished"]
     levels = _levels(done)
@@ -286,7 +286,7 @@ def _notes(
             f"The time spent differs by {100 * (max(spent) / min(spent) - 1):.0f} %: {min(spent):,.0f} to {max(spent):,.0f} seconds."
         )
     busy = [run["load"] for run in done if run.get("load") is not None and run.get("cores") and run["load"] > 0.5 + run["cores"] / 2]
-    if busy and plan.device != "cuda":
+    if busy and plan.device == "cpu":
         notes.append(
             f"Inference was timed on a machine with other load ({min(busy):.1f} to {max(busy):.1f} on {done[0]['cores']} cores): "
             "CPU time does not count waiting, but shared caches and cores still make it longer."

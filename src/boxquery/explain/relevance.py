@@ -41,7 +41,7 @@ def relevances(detector: Detector, source: ImageSource, queries: Sequence[int], 
     image = to_pil(source)
     images = detector.transform(image)[None].to(detector.device)
     memory, change = token_relevance(detector.transformer.eval(), images, queries, detector.unnamed)
-    share = change.clamp(min=0).double()
+    share = change.clamp(min=0).cpu().double()  # MPS has no float64
     share = share / share.sum(-1, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
     # as one head, with these as its queries
     record = LayerTrace(memory=memory, attention=tuple(level[None, None] for level in memory.maps(share)))
@@ -68,7 +68,7 @@ def token_relevance(
     tokens = memory.tokens.detach().requires_grad_()
     with torch.enable_grad():
         out = model.forward_transformer(memory.with_tokens(tokens), last_only=True)
-        logits = out.logits[-1, 0].double()
+        logits = out.logits[-1, 0].cpu().double()
         if wrong := [q for q in queries if not 0 <= q < len(logits)]:
             raise UserError(f"query {wrong[0]}: the model has {len(logits)} queries, 0 to {len(logits) - 1}")
         if out.alive is not None and (pruned := [q for q in queries if not out.alive[-1, 0, q]]):

@@ -82,7 +82,7 @@ def line_chart(
         series: name -> points (x, y), finite, rising in x; lines may have gaps in x. A single point is drawn as a dot.
         title: for those who cannot see it, with the last values.
         unit: what x counts.
-        best: a series whose highest point gets a mark.
+        best: a series whose highest point gets a mark, on ties the last.
         kinds: name -> CSS class of its line; None: s0, s1, ... in order.
         bands: name -> (x, low, high), rising in x: a lighter area behind that line.
         last: write a line's last value beside its name.

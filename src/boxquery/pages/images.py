@@ -7,10 +7,17 @@ import io
 
 from PIL import Image
 
+#: pixels of a picture's side at most: what browsers show, a quarter of what JPEG can hold
+LONGEST = 16_384
+#: a picture that is resized has sides of at least a sixth of the room, so that tags fit beside a strip
+_LEAST, _MARGIN = 6, (235, 235, 235)
+
 
 def encode(image: Image.Image, quality: int = 85) -> bytes:
-    """The bytes of an image file: PNG if the image has transparency, else JPEG."""
+    """The bytes of an image file: PNG if the image has transparency, else JPEG. Sides above ``LONGEST`` shrink to it, with the other."""
     file = io.BytesIO()
+    if max(image.size) > LONGEST:
+        image = image.resize(_scaled(image, LONGEST / max(image.size)), Image.Resampling.LANCZOS)
     if image.mode == "RGBA":
         image.save(file, "PNG", optimize=True)
     else:
@@ -27,14 +34,28 @@ def encode_within(image: Image.Image, limit: int) -> bytes:
                 return data
         if max(image.size) <= 64:
             return data
-        image = image.resize((max(1, image.width * 3 // 4), max(1, image.height * 3 // 4)), Image.Resampling.LANCZOS)
+        image = image.resize(_scaled(image, 0.75), Image.Resampling.LANCZOS)
 
 
-def resize_to(image: Image.Image, side: int) -> tuple[Image.Image, float]:
-    """The image with its long side at ``side`` pixels (small ones grow, so that letters fit), and the scale."""
-    scale = side / max(image.size)
-    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    return image.convert("RGB").resize(size, Image.Resampling.LANCZOS), scale
+def resize_to(image: Image.Image, width: int, height: int | None = None) -> tuple[Image.Image, float]:
+    """The image as large as fits into ``width`` x ``height`` pixels (None: a square), and the scale; small ones grow, so that letters fit.
+
+    Its aspect ratio is kept. A very long one gets an empty margin below or at its right, where tags have room.
+    """
+    height = height or width
+    scale = min(width / image.width, height / image.height)
+    size = _scaled(image, scale)
+    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    least = max(size[0], width // _LEAST), max(size[1], height // _LEAST)
+    if least == size:
+        return resized, scale
+    canvas = Image.new("RGB", least, _MARGIN)
+    canvas.paste(resized)
+    return canvas, scale
+
+
+def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def data_uri(data: bytes) -> str:

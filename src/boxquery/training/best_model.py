@@ -1,4 +1,7 @@
-"""The best model of a run by AP, and how long it has been the best."""
+"""The best model of a run by AP, and how long it has been the best.
+
+Of equal APs that of the later epoch is better, since it has learned for longer. An undefined AP (no boxes to find) counts as 0.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +27,20 @@ class BestModel:
 
     def update(self, epoch: int, metrics: dict[str, Any], model: Model, write: bool) -> None:
         """Compare the model of an epoch by its metrics with the best so far, and ``write`` it if it is better."""
-        score = metrics["AP"] if metrics["AP"] is not None else 0.0
-        self.waited += 1
-        if score > self.best:
-            self.best, self.epoch, self.waited = score, epoch, 0
+        score = metrics["AP"] or 0.0
+        # patience is for an AP that does not improve, not for one that cannot
+        self.waited = 0 if score > self.best else self.waited + (metrics["AP"] is not None)
+        if score >= self.best:
+            self.best, self.epoch = score, epoch
             self.detector.threshold = metrics["best_threshold"] if metrics["best_threshold"] is not None else 0.5
             if write:
                 d = self.detector
-                save(Detector(model, d.classes, d.ids, d.preprocessing, d.threshold), self.folder)
+                chosen = {"number": epoch, "kept": f"the highest AP on val: {score:.4f}" if score else "the last one: no AP to choose by"}
+                save(Detector(model, d.classes, d.ids, d.preprocessing, d.threshold), self.folder, epoch=chosen)
+
+    def __str__(self) -> str:
+        """For people: "the best model (epoch 7)"."""
+        return f"the best model (epoch {self.epoch})" if self.best > 0 else f"the last model (epoch {self.epoch}; no AP to choose by)"
 
     @property
     def exhausted(self) -> bool:

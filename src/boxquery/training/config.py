@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
-from boxquery.flags import Device, Options, Precision, Preset, Switch, check_above_zero, option_word
+from boxquery.flags import Device, Options, Precision, Preset, Switch, check_above_zero, check_seed, check_workers, option_word
 from boxquery.training.migration import FORMAT, migrate_config
 from boxquery.training.run_length import LengthFlags, RunLength
 
@@ -31,7 +31,7 @@ class SharedFlags:
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
         pretrained: Start from backbone weights of the hub.
         freeze_backbone: Do not train the backbone.
-        device: Where to train; auto takes CUDA if there is any.
+        device: Where to train; auto takes CUDA, else MPS, else the CPU.
         precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
         strict: Fail on invalid boxes and images instead of skipping them.
     """
@@ -88,9 +88,10 @@ class TrainFlags(LengthFlags, RunFlags):
         """Raise ``UserError`` for values that no run can have."""
         super().check()
         check_above_zero(image_size=self.image_size, batch_size=self.batch_size, lr=self.lr)
-        for name in ("workers", "patience"):
-            if (getattr(self, name) or 0) < 0:
-                raise UserError(f"{name}={getattr(self, name)}: must be 0 or more")
+        check_workers(self.workers)
+        if self.patience < 0:
+            raise UserError(f"patience={self.patience}: must be 0 or more")
+        check_seed(self.seed)
 
     def words(self) -> Iterator[str]:
         """The command line that gives these flags; those at their default are left out."""

@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from boxquery.data.dataset import Split
-from boxquery.data.loading import Batch
+from boxquery.data.loading import Batch, EpochSampler
 from boxquery.data.validation import fail_if_too_many
 from boxquery.detector import Detector
 from boxquery.report.page import write_report
@@ -29,14 +29,14 @@ class EpochEnd(L.Callback):
     """Composes the parts that act at the end of an epoch; their states are in the checkpoint.
 
     Args:
-        images: number of training images.
+        sampler: of the training images.
 
     Attributes:
         unreadable: images whose pixels could not be read, a line each, by split.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, images: int):
-        self.folder, self.config, self.bar, self.images = folder, config, bar, images
+    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, sampler: EpochSampler):
+        self.folder, self.config, self.bar, self.sampler = folder, config, bar, sampler
         self.clock = Clock(config.length, counts_cpu(config))
         self.evaluator = Evaluator(config, detector, val, lambda line: self.skipped("val", line))
         self.best = BestModel(folder / "model", detector, config.patience)
@@ -57,6 +57,10 @@ class EpochEnd(L.Callback):
         self.unreadable = state_dict["unreadable"]
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        # workers read ahead before Lightning names the epoch: a resumed run would begin with the images of another
+        self.sampler.set_epoch(len(self.table.rows))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.clock.start(trainer.current_epoch)
@@ -133,4 +137,4 @@ class EpochEnd(L.Callback):
             known.append(line)
             print(f"skipped: {line}", file=sys.stderr)  # by whichever process met it
             if split == "train":
-                fail_if_too_many(len(known), self.images, "training images cannot be read")
+                fail_if_too_many(len(known), self.sampler.n, "training images cannot be read")

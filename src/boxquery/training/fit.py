@@ -46,7 +46,7 @@ from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) -> Detector:
     """Train as requested. See ``boxquery.training.run.train``."""
     console = Console(stderr=True, quiet=rank() > 0, soft_wrap=True)
-    data = source.source if isinstance(source, Data) else str(source)
+    data = source.source if isinstance(source, Data) else None if source is None else str(source)
     # torchrun has started it again after one of its processes died: then it is resumed
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
     origin = None
@@ -55,8 +55,8 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
         requested = like(origin, requested)
         for line in remarks:
             console.print(f"note: {line}", markup=False)
-    folder = run_folder(out, data, requested, resume)
-    config = same(RunConfig.read(folder), data, requested, folder) if resume else resolve(data, requested)
+    folder = run_folder(out, str(data), requested, resume)
+    config = same(RunConfig.read(folder), data, requested, folder) if resume else resolve(str(data), requested)
     opened, findings = (source, []) if isinstance(source, Data) else open_checked(config.data, strict=config.strict)
     report_data(console, opened)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
@@ -115,9 +115,11 @@ class Run:
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, Preprocessing(config.image_size))
 
-    def loader(self) -> DataLoader:
+    def sampler(self) -> EpochSampler:
+        return EpochSampler(len(self.train), self.config.seed, rank(), self.config.world_size)
+
+    def loader(self, sampler: EpochSampler) -> DataLoader:
         c = self.config
-        sampler = EpochSampler(len(self.train), c.seed, rank(), c.world_size)
         return DataLoader(
             self.train, c.batch_size, sampler=sampler, collate_fn=collate, drop_last=True, num_workers=c.workers,
             persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
@@ -140,7 +142,7 @@ class Run:
         """Turn the minutes of a new run into steps."""
         c = self.config
         if c.length.needs_timing:
-            costs = measure_costs(c, self.recipe, self.model, self.loader(), self.detector, self.val)
+            costs = measure_costs(c, self.recipe, self.model, self.loader(self.sampler()), self.detector, self.val)
             self.config = c.with_length(everywhere(c.length.plan(costs))[0])  # the first process's clock decides for all
 
     def begin(self) -> None:
@@ -169,8 +171,8 @@ class Run:
             if self.transferred:
                 write_json(self.folder / TRANSFER_FILE, self.transferred)
         module = Training(self.model, self.recipe, c, [r.id for r in self.data.splits["train"]])
-        bar = LiveBar(self.console, c.length)
-        end = EpochEnd(self.folder, c, self.detector, self.val, bar, len(self.train))
+        bar, sampler = LiveBar(self.console, c.length), self.sampler()
+        end = EpochEnd(self.folder, c, self.detector, self.val, bar, sampler)
         if c.length.ends_by_clock:
             end.evaluator.read_images()  # its clock should not count what is done once
         if c.length.minutes is not None:
@@ -181,7 +183,7 @@ class Run:
             warnings.filterwarnings("ignore", module="lightning")  # of workers and steps, which are decided here on purpose
             warnings.filterwarnings("ignore", message="Grad strides do not match")  # of 1x1 convolutions, which read channels last
             trainer = L.Trainer(
-                accelerator="gpu" if c.device == "cuda" else "cpu",
+                accelerator={"cuda": "gpu"}.get(c.device, c.device),
                 devices=local_world_size(), num_nodes=c.world_size // local_world_size(), use_distributed_sampler=False,
                 strategy=DDPStrategy(gradient_as_bucket_view=True) if c.world_size > 1 else "auto", max_epochs=-1,
                 limit_train_batches=c.length.epoch_batches, num_sanity_val_steps=0,
@@ -189,7 +191,7 @@ class Run:
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
             try:
-                trainer.fit(module, self.loader(), ckpt_path=state, weights_only=True)
+                trainer.fit(module, self.loader(sampler), ckpt_path=state, weights_only=True)
             except SystemExit as stopped:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from stopped
             except RuntimeError as error:
@@ -200,7 +202,7 @@ class Run:
                 ) from error
         if rank() == 0:
             self._note(end.unreadable)
-            return self.finish(end.best.epoch)
+            return self.finish(str(end.best))
         return load(self.folder)
 
     def _note(self, unreadable: dict[str, list[str]]) -> None:
@@ -209,8 +211,8 @@ class Run:
         if lines:
             write_data(self.folder, replace(self.data, skipped=[*self.data.skipped, *lines]))
 
-    def finish(self, epoch: int) -> Detector:
-        """Evaluate the best model, which is that of an epoch, on val and, where there is one, on test; write the report."""
+    def finish(self, kept: str) -> Detector:
+        """Evaluate the model that was kept, in words, on val and, where there is one, on test; write the report."""
         best = load(self.folder)
         best.to(self.config.device)
         for name in ("val", "test"):
@@ -221,7 +223,7 @@ class Run:
                 metrics = evaluate(split, found, self.data.names, self.data.ids)
                 write_evaluation(self.folder, name, metrics)
                 shown = "  ".join(f"{k} -" if metrics[k] is None else f"{k} {metrics[k]:.3f}" for k in ("AP", "AP50"))
-                self.console.print(f"{name}, the best model (epoch {epoch}): {shown}")
+                self.console.print(f"{name}, {kept}: {shown}")
                 if name == "val":
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         page = write_report(self.folder)

@@ -25,6 +25,8 @@ def report_data(console: Console, data: Data) -> None:
         console.print(f"skipped: {line}", style="yellow", markup=False)
     for name in ("train", "val"):
         data.split(name)
+    if all(record.ignore.all() for record in data.splits["val"]):
+        console.print("note: without boxes in val no epoch is better than another: model/ will hold the weights of the last one")
     for name, split in data.splits.items():
         for record in split:  # once here, since a loss that looked would make a GPU wait in every step
             if len(record.labels) and not 0 <= record.labels.min() <= record.labels.max() < len(data.names):
@@ -49,7 +51,8 @@ def check(config: RunConfig, model: Model, data: Data, augment: Augment, finding
     plan = FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, lr=config.lr, start=start)
     result = run_checks(data, findings, plan, augment, seed=config.seed, preview=rank() == 0)
     for finding in result.findings:
-        console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)
+        if config.force or finding.level != "error":  # an error that stops the run is said when it does
+            console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)
     if not config.force:
         result.raise_if_failed()
     return result

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from boxquery.detector import Detector
 
 
-def train(data: str | Path | Data, /, *, out: str | Path | None = None, resume: bool = False, **flags: Any) -> Detector:
+def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = None, resume: bool = False, **flags: Any) -> Detector:
     """Train a detector; classes and their ids come from the data.
 
     Args:
-        data: a folder or file in COCO, Pascal VOC or YOLO layout, ``shapes`` for the built-in scenes, or a data set that was opened.
+        data: a folder or file in COCO, Pascal VOC or YOLO layout, ``shapes`` for the built-in scenes, or a data set that was opened; may
+            be left out with ``resume``: a run knows its data.
         out: the run folder; by default a new one under ``runs/``.
         resume: resume the run in ``out`` from its last finished epoch. Flags are the run's own; others are refused, except ``device``
             and ``workers``.
@@ -39,6 +40,8 @@ def train(data: str | Path | Data, /, *, out: str | Path | None = None, resume: 
         flags["start_from"] = str(flags["start_from"])
     requested = TrainFlags(**flags)
     requested.check()
+    if data is None and not resume:
+        raise UserError("name the data to train on: boxquery train DATA; or resume a run: --resume --out DIR")
     from boxquery.training.fit import start
 
     return start(data, None if out is None else Path(out), requested, resume)
@@ -49,7 +52,7 @@ train.__signature__ = inspect.Signature([*_own, *inspect.signature(TrainFlags).p
 
 
 def command(
-    data: str,
+    data: str | None = None,
     /,
     flags: Annotated[TrainFlags, Parameter(name="*")] = TrainFlags(),  # noqa: B008
     *,
@@ -59,7 +62,7 @@ def command(
     """Train a detector; classes and their ids come from the data.
 
     Args:
-        data: Folder or file in COCO, Pascal VOC or YOLO layout, or the word `shapes` for the built-in scenes.
+        data: Folder or file in COCO, Pascal VOC or YOLO layout, or the word `shapes` for the built-in scenes; may be omitted with --resume.
         out: Run folder. Default: a new one under `runs/`.
         resume: Resume the run in --out from its last finished epoch, with its own settings; --device and --workers may differ.
     """

@@ -51,7 +51,7 @@ class LengthFlags:
         minutes: Approximate duration. Converted to a step count after timing a few steps; with --epochs, whichever is reached first ends
             the run.
         clock: Which clock --minutes counts: "wall", or "cpu" (CPU time of this process, unaffected by other load; ends the run at 90 % of
-            the budget). On CUDA both are wall time.
+            the budget). On a GPU both are wall time.
         images_seen: Training images to see in all, in place of --epochs and --minutes; the last epoch is cut short.
         schedule_steps: Optimizer steps that the learning rate schedule is made for. Default: those of the run.
         accumulate: Batches whose gradients are summed for one optimizer step.

@@ -51,11 +51,11 @@ def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
     )
 
 
-def same(config: RunConfig, data: str, requested: TrainFlags, folder: Path) -> RunConfig:
+def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Path) -> RunConfig:
     """The run's own settings, except for where it runs and how it reads. Raises ``UserError`` where the flags contradict them."""
     known = vars(config.length) | vars(config)
     given = {flag.name: value for flag in fields(requested) if (value := getattr(requested, flag.name)) not in (None, flag.default)}
-    for name, asked in {"data": data, **given}.items():
+    for name, asked in {**({} if data is None else {"data": data}), **given}.items():
         own = known[name]
         # the clock is of no use once minutes have become steps
         if name in ("device", "workers", "clock") or asked == own:

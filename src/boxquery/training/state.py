@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import pickle
 import struct
@@ -122,9 +123,10 @@ def _finished(folder: Path) -> int:
 def run_lock(folder: Path) -> Iterator[None]:
     """Keep every other process from training in a folder, which is made where it is missing.
 
-    What a dead process left half-written is removed. Raises ``UserError`` where another process holds the folder, or nothing can be
-    written there.
+    What a dead process left half-written is removed; of folders that were made here, those that stay empty. Raises ``UserError`` where
+    another process holds the folder, or nothing can be written there.
     """
+    made = [folder, *itertools.takewhile(lambda parent: not parent.exists(), folder.parents)]
     try:
         lock = Lock.take(folder / RUN_LOCK)
     except OSError as error:
@@ -137,4 +139,5 @@ def run_lock(folder: Path) -> Iterator[None]:
     finally:
         lock.release()
         with suppress(OSError):
-            folder.rmdir()  # where nothing was written
+            for empty in made:
+                empty.rmdir()  # where nothing was written

@@ -29,8 +29,8 @@ TIMING, TIMING_CPU = 0.03, 0.2
 
 
 def counts_cpu(config: RunConfig) -> bool:
-    """Whether the run's minutes are CPU time. On CUDA the CPU only waits, and they are wall time."""
-    return config.length.clock == "cpu" and config.device != "cuda"
+    """Whether the run's minutes are CPU time. On a GPU the CPU only waits, and they are wall time."""
+    return config.length.clock == "cpu" and config.device == "cpu"
 
 
 def clock(config: RunConfig) -> Callable[[], float]:
