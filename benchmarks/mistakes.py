@@ -1,12 +1,13 @@
-"""The twelve classic mistakes, planted one by one in a real data set: which of them are named, and by what.
+"""The twelve classic mistakes, planted one by one in labelled data: which of them are named, by what, and what is said of clean data.
 
-    python benchmarks/mistakes.py shared/datasets/bccd           # the table (about 20 checks and a training of a minute)
-    python benchmarks/mistakes.py --clean shared/datasets/bccd   # nothing planted: built-in scenes of several kinds, and the data itself
-    python benchmarks/mistakes.py --thresholds                   # what the thresholds in boxquery/check were set on
+    python benchmarks/mistakes.py shared/datasets/bccd --results docs/mistakes.json     # a data set, five seeds: some 100 checks, minutes
+    python benchmarks/mistakes.py shapes --results docs/mistakes.json                   # the built-in scenes
+    python benchmarks/mistakes.py --table --results docs/mistakes.json                  # the tables of docs/check.md from these rows
 
-Every copy is written to a temporary folder, in COCO or YOLO layout, and looked at by ``boxquery check`` (or trained, where the mistake is
-one of training). A mistake counts as named if a finding above a note has the expected name; where it can be made in one split or in all,
-both are planted and both are shown.
+A seed draws nine of ten images of each split (for ``shapes``: the scenes) and whatever else is by chance. Every copy is written to a
+temporary folder, in COCO or YOLO layout, and looked at by ``boxquery check``. A mistake is named if a finding above a note states that
+cause; any other finding is a miss. Rows that the results already have are not measured again. Processes for several data sets may run at
+the same time.
 """
 
 from __future__ import annotations
@@ -15,24 +16,30 @@ import argparse
 import json
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 import boxquery as bq
-from boxquery.check.box_contrast import measure_fit, sample_images
-from boxquery.check.command import check
-from boxquery.check.run_checks import run_checks
+from boxquery.check.command import _plan, check
+from boxquery.check.feasibility import check_steps
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
-from boxquery.report.run_files import read_run
 
 Numbers = Callable[[Record], np.ndarray]
+Said = list[tuple[str, str, str]]
+"""Level, name and text of everything that a check says."""
+
+SEEDS = 5
+KEPT = 0.9  # share of the images that a seed keeps
+EVERY, TRAIN = ("train", "val", "test"), ("train",)
 
 
 def xywh(record: Record) -> np.ndarray:
@@ -40,23 +47,30 @@ def xywh(record: Record) -> np.ndarray:
     return np.concatenate((record.boxes[:, :2], record.boxes[:, 2:] - record.boxes[:, :2]), 1)
 
 
+def centre_and_size(record: Record) -> np.ndarray:
+    return np.concatenate(((record.boxes[:, :2] + record.boxes[:, 2:]) / 2, record.boxes[:, 2:] - record.boxes[:, :2]), 1)
+
+
 def shares(record: Record) -> np.ndarray:
     """YOLO's four numbers [N, 4]."""
-    corners = record.boxes / [record.width, record.height, record.width, record.height]
-    return np.concatenate(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), 1)
+    return centre_and_size(record) / [record.width, record.height, record.width, record.height]
 
 
-def write_coco(data: Data, root: Path, numbers: Numbers = xywh, first_id: int = 1, listed_from: int = 1) -> Path:
-    """``annotations/instances_SPLIT.json`` and ``SPLIT/``; category ids of annotations and of the list count from two numbers."""
+def file_name(record: Record) -> str:
+    return f"{str(record.id).replace('/', '-')}.jpg"
+
+
+def write_coco(data: Data, root: Path, numbers: Numbers = xywh, first_id: int = 1) -> Path:
+    """``annotations/instances_SPLIT.json`` and ``SPLIT/``; the list of categories counts from 1, annotations from ``first_id``."""
     (root / "annotations").mkdir(parents=True)
-    categories = [{"id": i + listed_from, "name": name} for i, name in enumerate(data.names)]
+    categories = [{"id": i, "name": name} for i, name in enumerate(data.names, 1)]
     for name, split in data.splits.items():
         (root / name).mkdir()
         content: dict[str, Any] = {"categories": categories, "images": [], "annotations": []}
         for number, record in enumerate(split, 1):
             assert record.path is not None
-            shutil.copy(record.path, root / name / f"{record.id}.jpg")
-            content["images"].append({"id": number, "file_name": f"{record.id}.jpg", "width": record.width, "height": record.height})
+            shutil.copy(record.path, root / name / file_name(record))
+            content["images"].append({"id": number, "file_name": file_name(record), "width": record.width, "height": record.height})
             content["annotations"] += [
                 {"id": len(content["annotations"]) + i, "image_id": number, "category_id": int(label) + first_id, "bbox": box, "iscrowd": 0}
                 for i, (box, label) in enumerate(zip(numbers(record).tolist(), record.labels, strict=True))
@@ -66,28 +80,33 @@ def write_coco(data: Data, root: Path, numbers: Numbers = xywh, first_id: int = 
 
 
 def write_yolo(data: Data, root: Path, numbers: Numbers = shares, first_id: int = 0) -> Path:
+    """``data.yaml``, ``SPLIT/images/`` and ``SPLIT/labels/``; the list of names counts from 0."""
     for name, split in data.splits.items():
         for kind in ("images", "labels"):
-            (root / kind / name).mkdir(parents=True)
+            (root / name / kind).mkdir(parents=True)
         for record in split:
             assert record.path is not None
-            shutil.copy(record.path, root / "images" / name / f"{record.id}.jpg")
+            shutil.copy(record.path, root / name / "images" / file_name(record))
             lines = [
                 f"{label + first_id} " + " ".join(f"{v:.8f}" for v in row)
                 for row, label in zip(numbers(record), record.labels, strict=True)
             ]
-            (root / "labels" / name / f"{record.id}.txt").write_text("\n".join(lines) + "\n")
-    splits = [f"{name}: images/{name}" for name in data.splits]
+            (root / name / "labels" / Path(file_name(record)).with_suffix(".txt")).write_text("".join(f"{line}\n" for line in lines))
+    splits = [f"{name}: {name}/images" for name in data.splits]
     (root / "data.yaml").write_text("\n".join([f"names: {json.dumps(data.names)}", *splits]))
     return root
 
 
-def changed(data: Data, change: Callable[[Record], Record | None], splits: tuple[str, ...] = ("train", "val", "test")) -> Data:
-    """The data with records of some splits changed, or left out where the change gives None."""
+def image_files(root: Path, split: str) -> list[Path]:
+    return sorted((root / split).rglob("*.jpg"))
+
+
+def changed(data: Data, change: Callable[[Record], Record], splits: tuple[str, ...] = EVERY) -> Data:
+    """The data with the records of some splits changed."""
     return replace(
         data,
         splits={
-            name: replace(split, records=[new for r in split if (new := change(r)) is not None]) if name in splits else split
+            name: replace(split, records=[change(record) for record in split]) if name in splits else split
             for name, split in data.splits.items()
         },
     )
@@ -97,213 +116,262 @@ def only(record: Record, keep: np.ndarray) -> Record:
     return replace(record, boxes=record.boxes[keep], labels=record.labels[keep], ignore=record.ignore[keep], areas=record.areas[keep])
 
 
-def files_turned(root: Path, splits: tuple[str, ...]) -> None:
-    """Each image of a COCO copy gets the pixels of the next one of its split."""
+def turn_files(root: Path, splits: tuple[str, ...], step: int) -> None:
+    """Each image of a copy gets the pixels of another of its split."""
     for name in splits:
-        files = sorted((root / name).glob("*.jpg"))
+        files = image_files(root, name)
         content = [file.read_bytes() for file in files]
-        for file, pixels_of_next in zip(files, content[1:] + content[:1], strict=True):
-            file.write_bytes(pixels_of_next)
+        step = step % (len(files) - 1) + 1
+        for file, pixels in zip(files, content[step:] + content[:step], strict=True):
+            file.write_bytes(pixels)
 
 
-def files_bgr(root: Path, splits: tuple[str, ...]) -> None:
+def swap_colours(root: Path, splits: tuple[str, ...]) -> None:
     for name in splits:
-        for file in (root / name).glob("*.jpg"):
+        for file in image_files(root, name):
             with Image.open(file) as image:
                 Image.fromarray(np.asarray(image.convert("RGB"))[..., ::-1].copy()).save(file, quality=95)
 
 
+def mix_files(root: Path) -> None:
+    """The images of val under the names of train."""
+    others = image_files(root, "val")
+    for i, file in enumerate(image_files(root, "train")):
+        shutil.copy(others[i % len(others)], file)
+
+
 @dataclass(frozen=True)
 class Mistake:
-    """One way to make one of the twelve: its number there, what is planted, the names of findings that name it, and how to plant it."""
+    """One way to make one of the twelve.
+
+    Attributes:
+        number: among the twelve.
+        title: what is planted.
+        names: what names it: the name of a finding, and words that its text has to have.
+        plant: writes the copy.
+        options: model options of the check.
+        shown: whether data with these names (and source) can show it at all; "" or why not.
+    """
 
     number: int
     title: str
-    expected: tuple[str, ...]
+    names: tuple[tuple[str, str], ...]
     plant: Callable[[Data, Path], Any]
     options: dict[str, Any] | None = None
+    shown: Callable[[Data], str] = lambda _: ""
+
+
+def _classes(data: Data) -> str:
+    return "one class" if len(data.names) == 1 else ""
+
+
+def _colours(data: Data) -> str:
+    return "red and blue are drawn alike" if data.source.startswith("shapes") else ""
 
 
 def mistakes(rng: np.random.Generator) -> list[Mistake]:
-    every, train = ("train", "val", "test"), ("train",)
-
-    def in_train(data: Data, root: Path, change: Callable[[Record], Record]) -> None:
-        write_coco(changed(data, change, train), root)
-
     def halved(record: Record) -> Record:
         return only(record, rng.random(len(record.boxes)) < 0.5)
 
     def emptied(record: Record) -> Record:
         return only(record, np.full(len(record.boxes), rng.random() < 0.5))
 
-    def without_wbc(record: Record) -> Record:
-        return only(record, record.labels != 2)
+    def shifted(data: Data, splits: tuple[str, ...]) -> Data:
+        return changed(data, lambda record: replace(record, labels=(record.labels + 1) % len(data.names)), splits)
 
-    def shifted(record: Record) -> Record:
-        return replace(record, labels=(record.labels + 1) % 3)
+    def without_a_class(data: Data) -> Data:
+        missing = rng.integers(len(data.names))
+        return changed(data, lambda record: only(record, record.labels != missing), TRAIN)
+
+    def crowded(record: Record) -> Record:
+        """Every box again and again, a little apart, until there are 100."""
+        many = np.arange(100) % max(len(record.boxes), 1)
+        boxes = record.boxes[many] * np.float32(0.98) + rng.uniform(0, 3, (100, 4)) if len(record.boxes) else record.boxes
+        return replace(
+            only(record, many[: 100 * bool(len(record.boxes))]), boxes=boxes.astype(np.float32).clip(0, [record.width, record.height] * 2)
+        )
+
+    def images_of_others(data: Data, root: Path, splits: tuple[str, ...]) -> None:
+        """COCO states sizes, which betrays photographs of many sizes; YOLO does not: half of the seeds each."""
+        (write_coco if rng.random() < 0.5 else write_yolo)(data, root)
+        turn_files(root, splits, int(rng.integers(1000)))
 
     def mixed(data: Data, root: Path) -> None:
-        """The images of val under the names of train."""
-        write_coco(data, root)
-        files, others = sorted((root / "train").glob("*.jpg")), sorted((root / "val").glob("*.jpg"))
-        for i, file in enumerate(files):
-            shutil.copy(others[i % len(others)], file)
+        (write_coco if rng.random() < 0.5 else write_yolo)(data, root)
+        mix_files(root)
 
     def val_is_train(data: Data, root: Path) -> None:
         write_coco(replace(data, splits={"train": data.splits["train"], "val": data.splits["train"]}), root)
 
-    def crowded(data: Data, root: Path) -> None:
-        """Each box ten times, a little apart, at most 100 per image."""
+    def every_box(what: str) -> Callable[[Data], str]:
+        return lambda _: f"{what} everywhere: nothing to compare with"
 
-        def tenfold(record: Record) -> Record:
-            boxes = np.repeat(record.boxes, 10, 0)[:100] * np.float32(0.98) + rng.uniform(0, 3, (min(10 * len(record.boxes), 100), 4))
-            many = np.repeat(np.arange(len(record.boxes)), 10)[:100]
-            return replace(only(record, many), boxes=boxes.astype(np.float32).clip(0, [record.width, record.height] * 2))
-
-        write_coco(changed(data, tenfold), root)
-
-    def bgr(splits: tuple[str, ...]) -> Callable[[Data, Path], None]:
-        return lambda data, root: files_bgr(write_coco(data, root), splits)
-
-    def other_images(splits: tuple[str, ...]) -> Callable[[Data, Path], None]:
-        return lambda data, root: files_turned(write_coco(data, root), splits)
-
-    ids, formats, fits = ("ids-off-by-one",), ("boxes-of-another-format",), ("images-do-not-belong", "images-of-another-split")
     return [
-        Mistake(1, "ids counted from 0, listed from 1 (COCO)", ids, lambda d, r: write_coco(d, r, first_id=0)),
-        Mistake(1, "ids counted from 1, listed from 0 (YOLO)", ids, lambda d, r: write_yolo(d, r, first_id=1)),
-        Mistake(2, "labels shifted by one class, in train alone", ("labels-shifted",), lambda d, r: in_train(d, r, shifted)),
-        Mistake(2, "labels shifted by one class, everywhere", ("labels-shifted",), lambda d, r: write_coco(changed(d, shifted), r)),
-        Mistake(3, "x1, y1, x2, y2 written as COCO's bbox", formats, lambda d, r: write_coco(d, r, lambda record: record.boxes)),
+        Mistake(1, "ids counted from 0, listed from 1 (COCO)", (("ids-off-by-one", ""),), lambda d, r: write_coco(d, r, first_id=0)),
+        Mistake(1, "ids counted from 1, listed from 0 (YOLO)", (("ids-off-by-one", ""),), lambda d, r: write_yolo(d, r, first_id=1)),
         Mistake(
-            3, "centre and size written as COCO's bbox", (*formats, "boxes-moved"),
-            lambda d, r: write_coco(d, r, lambda t: np.concatenate((t.boxes[:, :2] / 2 + t.boxes[:, 2:] / 2, xywh(t)[:, 2:]), 1)),
+            2, "labels shifted by one class, in train alone", (("labels-shifted", ""),),
+            lambda d, r: write_coco(shifted(d, TRAIN), r), shown=_classes,
         ),
         Mistake(
-            4, "boxes normalised twice (YOLO)", ("boxes-normalised-twice",),
+            2, "labels shifted by one class, everywhere", (("labels-shifted", ""),),
+            lambda d, r: write_coco(shifted(d, EVERY), r), shown=lambda d: _classes(d) or every_box("labels")(d),
+        ),
+        Mistake(
+            3, "x1, y1, x2, y2 written as COCO's bbox", (("boxes-of-another-format", "look like x1, y1, x2, y2"),),
+            lambda d, r: write_coco(d, r, lambda record: record.boxes),
+        ),
+        Mistake(
+            3, "centre and size written as COCO's bbox",
+            (("boxes-of-another-format", "look like centre x, centre y"), ("boxes-moved", "with their centre as their corner")),
+            lambda d, r: write_coco(d, r, centre_and_size),
+        ),
+        Mistake(
+            4, "boxes normalised twice (YOLO)", (("boxes-normalised-twice", ""),),
             lambda d, r: write_yolo(d, r, lambda t: shares(t) / [t.width, t.height, t.width, t.height]),
         ),
-        Mistake(4, "fractions written as pixels (COCO)", ("boxes-normalised",), lambda d, r: write_coco(d, r, shares_xywh)),
-        Mistake(5, "images of another folder, same names, in train", fits, other_images(train)),
-        Mistake(5, "images of another folder, same names, everywhere", fits, other_images(every)),
-        Mistake(6, "BGR images in train alone", ("colours-swapped",), bgr(train)),
-        Mistake(6, "BGR images everywhere", ("colours-swapped",), bgr(every)),
-        Mistake(7, "val equal to train", ("val-is-train",), val_is_train),
-        Mistake(8, "a class of val missing in train", ("class-missing-in-train",), lambda d, r: in_train(d, r, without_wbc)),
-        Mistake(10, "100 objects, 20 queries", ("more-objects-than-queries",), crowded, {"num_queries": 20}),
-        Mistake(11, "half of the boxes missing, in train alone", ("labels-missing",), lambda d, r: in_train(d, r, halved)),
-        Mistake(11, "half of the boxes missing, everywhere", ("labels-missing",), lambda d, r: write_coco(changed(d, halved), r)),
-        Mistake(11, "the labels of half of the images missing", ("many-empty-images",), lambda d, r: write_coco(changed(d, emptied), r)),
-        Mistake(12, "images of val under train's names", ("images-of-another-split", "images-do-not-belong"), mixed),
+        Mistake(
+            4, "fractions written as pixels (COCO)", (("boxes-normalised", ""),),
+            lambda d, r: write_coco(d, r, lambda t: xywh(t) / [t.width, t.height, t.width, t.height]),
+        ),
+        Mistake(5, "images of another folder, same names, in train", (("images-do-not-belong", ""),),
+                lambda d, r: images_of_others(d, r, TRAIN)),
+        Mistake(5, "images of another folder, same names, everywhere", (("images-do-not-belong", ""),),
+                lambda d, r: images_of_others(d, r, EVERY)),
+        Mistake(6, "BGR images in train alone", (("colours-swapped", ""),),
+                lambda d, r: swap_colours(write_coco(d, r), TRAIN), shown=_colours),
+        Mistake(6, "BGR images everywhere", (("colours-swapped", ""),),
+                lambda d, r: swap_colours(write_coco(d, r), EVERY), shown=every_box("BGR")),
+        Mistake(7, "val equal to train", (("val-is-train", ""),), val_is_train),
+        Mistake(8, "a class of val missing in train", (("class-missing-in-train", ""),),
+                lambda d, r: write_coco(without_a_class(d), r), shown=_classes),
+        Mistake(9, "rate 100 times too high", (("rate-too-high", ""),), write_coco),
+        Mistake(10, "100 objects, 20 queries", (("more-objects-than-queries", ""),),
+                lambda d, r: write_coco(changed(d, crowded), r), {"num_queries": 20}),
+        Mistake(11, "half of the boxes missing, in train alone", (("labels-missing", ""),),
+                lambda d, r: write_coco(changed(d, halved, TRAIN), r)),
+        Mistake(11, "half of the boxes missing, everywhere", (("labels-missing", ""),),
+                lambda d, r: write_coco(changed(d, halved), r), shown=every_box("boxes missing")),
+        Mistake(11, "the labels of half of the images missing", (("many-empty-images", ""),),
+                lambda d, r: write_coco(changed(d, emptied), r)),
+        Mistake(12, "images of val under train's names", (("images-of-another-split", ""),), mixed),
     ]  # fmt: skip
 
 
-def shares_xywh(record: Record) -> np.ndarray:
-    return xywh(record) / [record.width, record.height, record.width, record.height]
-
-
-def found_by_check(folder: Path, options: dict[str, Any] | None) -> list[str]:
-    """Names of what is found above a note; of a data set that is refused, the message's own."""
-    try:
-        result = check(str(folder), options=options).summary()
-    except bq.UserError as error:
-        return [name for name, words in REFUSED.items() if words in str(error)] or [f"refused: {error}"[:80]]
-    return [finding["name"] for finding in result["findings"] if finding["level"] != "note"]
-
-
+#: what the message of a refused data set has to say to count as the finding of that name
 REFUSED = {
     "ids-off-by-one": "ids are off by one", "boxes-normalised-twice": "normalised twice", "boxes-normalised": "were normalised (0 to 1)",
-    "boxes-of-another-format": "Boxes look like",
+    "boxes-of-another-format": "Boxes look like", "images-do-not-belong": "do not belong to",
+    "images-of-another-split": "were mixed up",
 }  # fmt: skip
 
 
-def rate_too_high(data: Data, folder: Path) -> list[str]:
-    """A training of 51 steps at 100 times the preset's rate: what was found before and while it ran."""
-    settings: dict[str, Any] = {"model": "deformable-detr", "preset": "tiny", "device": "cpu", "precision": "float32", "workers": 0}
+def said_by_check(folder: Path, options: dict[str, Any] | None) -> Said:
+    """Everything that the check says; of a data set that is refused, the message as an error."""
     try:
-        bq.train(data, epochs=4, image_size=96, lr=0.1, out=folder, force=True, **settings)
+        result = check(str(folder), options=options).summary()
     except bq.UserError as error:
-        print(f"   stopped: {error}")
-    run = read_run(folder)
-    found = [*run.check["findings"], *run.diagnosis.get("findings", [])]
-    return [finding["name"] for finding in found if finding["level"] != "note"]
+        return [("refused", next((name for name, words in REFUSED.items() if words in str(error)), "refused"), str(error))]
+    return [(finding["level"], finding["name"], finding["text"]) for finding in result["findings"]]
 
 
-def table(source: Path) -> None:
-    data = open_data(source)
-    rows: list[tuple[int, str, bool, str]] = []
-    with tempfile.TemporaryDirectory() as place:
-        for mistake in mistakes(np.random.default_rng(0)):
-            folder = Path(place) / "copy"
-            mistake.plant(data, folder)
-            found = found_by_check(folder, mistake.options)
-            shutil.rmtree(folder)
-            rows.append((mistake.number, mistake.title, bool({*found} & {*mistake.expected}), ", ".join(dict.fromkeys(found)) or "nothing"))
-            print("  ", rows[-1], flush=True)
-        found = rate_too_high(data, Path(place) / "run")
-        expected = {"rate-too-high", "loss-not-finite", "gradients-exploding", "loss-rising"}
-        rows.append((9, "rate 100 times too high", bool({*found} & expected), ", ".join(found) or "nothing"))
-    print("| # | planted | found | findings |\n|---|---|---|---|")
-    for number, title, named, found in sorted(rows):
-        print(f"| {number} | {title} | {'yes' if named else 'no'} | {found} |")
-    print(f"\n{len({row[0] for row in rows if row[2]})} of {len({row[0] for row in rows})} found in at least one of their forms;")
-    print(f"{len({row[0] for row in rows} - {row[0] for row in rows if not row[2]})} in every form.")
+def said_of_rate(folder: Path) -> Said:
+    """What ``train`` says before it starts at 100 times the preset's rate."""
+    plan = _plan(open_data(folder), "deformable-detr", "small", {}, None, None)
+    return [(finding.level, finding.name, finding.text) for finding in check_steps(replace(plan, lr=100 * plan.usual_lr))]
 
 
-def kinds() -> dict[str, Data]:
-    """Built-in scenes of several kinds: the usual ones, crowded, sparse, and few."""
-    plain = {f"shapes, seed {seed}": shapes_data(train=400, seed=seed) for seed in range(3)}
-    crowded = shapes_data(train=300, val=100, test=100, size=240, crowding=0.8, max_objects=30, seed=3)
-    return plain | {
-        "shapes, crowded": crowded,
-        "shapes, one object": shapes_data(train=300, val=100, test=100, size=320, max_objects=1, crowding=0, seed=4),
-        "shapes, 40 images": shapes_data(train=40, val=20, test=20, seed=5),
-    }
+def sampled(source: str, seed: int, place: Path) -> Data:
+    """Nine of ten images of each split of a data set, or 200 + 60 scenes, as files."""
+    rng = np.random.default_rng(seed)
+    if source != "shapes":
+        data = open_data(source)
+        splits = {}
+        for name, split in data.splits.items():
+            chosen = np.sort(rng.permutation(len(split))[: round(KEPT * len(split))])
+            splits[name] = replace(split, records=[split[i] for i in chosen])
+        return replace(data, splits=splits)
+    data = shapes_data(train=200, val=60, test=1, seed=seed)
+    splits = {}
+    for name in ("train", "val"):
+        split, records = data.splits[name], []
+        for i, record in enumerate(split):
+            path = place / file_name(record)
+            split.read(i).save(path, quality=95)
+            records.append(replace(record, path=path))
+        splits[name] = replace(split, records=records)
+    return replace(data, splits=splits)
 
 
-def clean(source: Path | None) -> None:
-    """Nothing above a note may be found here."""
-    from boxquery.check.command import _plan
-    from boxquery.data.transforms import Augment
+def measure(source: str, results: Path, seeds: int) -> None:
+    """Add the rows that are missing."""
+    for seed in range(seeds):
+        with tempfile.TemporaryDirectory() as place:
+            data = sampled(source, seed, Path(place))
+            clean = Mistake(0, "nothing", (), write_coco)
+            for number, mistake in enumerate([clean, *mistakes(np.random.default_rng(seed))]):
+                key = {"set": Path(source).name, "seed": seed, "number": mistake.number, "title": mistake.title}
+                if any(key.items() <= row.items() for row in read(results)):
+                    continue
+                # each mistake has chance of its own, so that rows do not depend on which of them were measured before
+                mistake = [clean, *mistakes(np.random.default_rng([seed, number]))][number]
+                folder, started = Path(place) / "copy", time.process_time()
+                mistake.plant(data, folder)
+                said = said_of_rate(folder) if mistake.number == 9 else said_by_check(folder, mistake.options)
+                shutil.rmtree(folder)
+                named = any(
+                    level != "note" and name == found and words in text for level, found, text in said for name, words in mistake.names
+                )
+                row = key | {"named": named, "cannot_show": mistake.shown(data), "said": said, "cpu_seconds": time.process_time() - started}
+                add(results, row)
+                print(row["set"], seed, mistake.title, "named" if named else "-", [f"{a} {b}" for a, b, _ in said], flush=True)
 
-    every = kinds() | ({source.name: open_data(source)} if source else {})
-    for name, data in every.items():
-        plan = _plan(data, "deformable-detr", "small", {}, None, None)
-        found = run_checks(data, [], plan, Augment(), preview=False).findings
-        print(f"{name}: {', '.join(f'{f.level} {f.name}' for f in found) or 'nothing'}", flush=True)
+
+def read(results: Path) -> list[dict[str, Any]]:
+    return json.loads(results.read_text()) if results.exists() else []
 
 
-def thresholds() -> None:
-    """How well boxes of the built-in scenes fit: as they are, on other images, shifted, scaled; with 64 images and with 12."""
-    print("| scenes | images | z as they are | on other images | undoing a shift of 5 % | a scale of 0.8 |\n|---|---|---|---|---|---|")
-    for name, data in kinds().items():
-        for count in (64, 12):
-            images = sample_images(data.splits["train"], count)
-            other = [replace(a, boxes=b.boxes, labels=b.labels) for a, b in zip(images, images[1:] + images[:1], strict=True)]
-            moved = [replace(image, boxes=image.boxes + np.array([0.05, 0, 0.05, 0])) for image in images]
-            scaled = [replace(image, boxes=image.boxes * 0.8) for image in images]
-            own, wrong, shift, scale = (measure_fit(group) for group in (images, other, moved, scaled))
-            assert own is not None
-            assert wrong is not None
-            assert shift is not None
-            assert scale is not None
-            print(f"| {name} | {own.images} | {own.z:.1f} | {wrong.z:.1f} | {shift.moved_z:.1f} | {scale.moved_z:.1f} |", flush=True)
+def add(results: Path, row: dict[str, Any]) -> None:
+    with FileLock(f"{results}.lock"):
+        rows = [json.dumps(old) for old in [*read(results), row]]
+        results.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+
+
+def print_tables(results: Path) -> None:
+    """Hits by mistake and set, and everything that was said of clean data."""
+    rows = read(results)
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    planted = sorted({(row["number"], row["title"]) for row in rows if row["number"]})
+    print(f"| # | planted | {' | '.join(sets)} |\n|---|---|{'---|' * len(sets)}")
+    hits = {name: [0, 0] for name in sets}
+    for number, title in planted:
+        cells = []
+        for name in sets:
+            own = [row for row in rows if (row["set"], row["title"]) == (name, title)]
+            named = sum(row["named"] for row in own)
+            cells.append("-" if own and own[0]["cannot_show"] and not named else f"{named} of {len(own)}")
+            if own and not own[0]["cannot_show"]:
+                hits[name][0] += named
+                hits[name][1] += len(own)
+        print(f"| {number} | {title} | {' | '.join(cells)} |")
+    print(f"| | all that the set can show | {' | '.join(f'{a} of {b}' for a, b in hits.values())} |\n")
+    for row in sorted((row for row in rows if row["number"] == 0), key=lambda row: (row["set"], row["seed"])):
+        print(f"{row['set']}, seed {row['seed']}: {', '.join(f'{level} {name}' for level, name, _ in row['said']) or 'nothing'}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", type=Path, nargs="?")
-    parser.add_argument("--clean", action="store_true")
-    parser.add_argument("--thresholds", action="store_true")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", nargs="?", help="a data set, or shapes")
+    parser.add_argument("--results", type=Path, default=Path("docs/mistakes.json"))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
-    if given.thresholds:
-        thresholds()
-    elif given.clean:
-        clean(given.data)
+    if given.table:
+        print_tables(given.results)
     elif given.data is None:
         parser.error("name the data set to plant mistakes in")
     else:
-        table(given.data)
+        measure(given.data, given.results, given.seeds)
 
 
 if __name__ == "__main__":

@@ -174,20 +174,37 @@ def test_gradients_that_are_none_in_the_last_step_of_an_epoch_are_not_kept(tmp_p
     assert all(torch.isfinite(value).all() for value in state["state_dict"].values() if value.is_floating_point())
 
 
-def test_training_stops_where_the_check_fails_and_force_goes_on(tmp_path, capsys):
-    images = [replace(p, things=[replace(t, name=NAMES[0]) for t in p.things]) for p in pictures(36, 12)]
-    data = write(tmp_path / "data", "voc", [replace(a, data=b.data) for a, b in zip(images, images[1:] + images[:1], strict=True)])
-    words = ["train", data, "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--batch-size", "12"]
-    for option in ("num_queries=9", "hidden_dim=32", "heads=4", "encoder_layers=0", "decoder_layers=1"):
+def words_of(data, out) -> list[str]:
+    words = ["train", str(data), "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--batch-size", "12"]
+    for option in ("num_queries=3", "hidden_dim=32", "heads=4", "encoder_layers=0", "decoder_layers=1"):
         words += ["--option", option]
-    words += ["--out", str(tmp_path / "run")]
+    return [*words, "--out", str(out)]
+
+
+def test_a_guess_stops_no_training_and_names_a_picture_that_exists(tmp_path, capsys):
+    images = [replace(p, things=[replace(t, name=NAMES[0]) for t in p.things[:3]]) for p in pictures(36, 12)]
+    data = write(tmp_path / "data", "voc", [replace(a, data=b.data) for a, b in zip(images, images[1:] + images[:1], strict=True)])
+    assert command_line(words_of(data, tmp_path / "run")) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "fit their own images no better" in line]
+    assert line.startswith("warning (strong evidence): The boxes of train fit their own images no better than the boxes of other images")
+    assert f"Look at {tmp_path}/run/check.png." in line
+    assert (tmp_path / "run/check.png").exists()
+    assert "fit their own images no better" in (tmp_path / "run/report.html").read_text()
+
+
+def test_training_stops_where_the_check_fails_and_force_goes_on(tmp_path, capsys):
+    """More objects than queries in most images, which is a fact."""
+    images = [replace(p, things=[p.things[0]] * 5) for p in pictures(12, 12)]
+    words = words_of(write(tmp_path / "data", "voc", images), tmp_path / "run")
     assert command_line(words) == 1
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert "fit their own images no better than others" in line
-    assert "--force" in line
+    lines = [line for line in capsys.readouterr().err.splitlines() if "more objects" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("error: check failed: 12 of 12 training images have more objects")
+    assert "--force" in lines[0]
+    assert "check.png" not in lines[0]
     assert not (tmp_path / "run").exists()
     assert command_line([*words, "--force"]) == 0
-    assert "fit their own images no better than others" in (tmp_path / "run/report.html").read_text()
+    assert "have more objects" in (tmp_path / "run/report.html").read_text()
     assert "--force" in (tmp_path / "run/config.yaml").read_text()
 
 

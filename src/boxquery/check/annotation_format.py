@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from boxquery.check.duplicates import equal_images
 from boxquery.check.findings import Finding
 from boxquery.data import Data, read, validate
+from boxquery.data.images import read_header
 from boxquery.data.raw import RawDataset, RawImage, RawObject
+from boxquery.data.validation import LIMIT
 from boxquery.errors import UserError
 
 #: other formats are tried where more than this share of boxes does not fit; they have to fit this many times better; fewest boxes
@@ -19,6 +23,8 @@ UNFIT, BETTER, FEWEST = 0.02, 4, 20
 #: boxes are normalised if this share of them lies within so many pixels, or so small a fraction, of the corner of their image
 _CORNER, _FRACTION, _MOST = 2.0, 1 / 32, 0.95
 _SLACK = 1.5  # pixels beyond the image that may be rounding, or counting from 1
+_SHOWN = 4  # images of a finding in the picture
+_RESIZED = 0.02  # by which the ratio of an image's sides differs from the stated one at most where it was only resized
 _BACKGROUND = re.compile(r"^_*(background|back ground|bg|no object|none|n/?a)_*$", re.IGNORECASE)
 _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "x1, y1, x2, y2": lambda n: n,
@@ -40,6 +46,7 @@ def open_checked(source: str | Path, *, strict: bool = False) -> tuple[Data, lis
     try:
         data, _ = validate(raw, strict=strict)
     except UserError as error:
+        findings = findings or list(_images_of_others(raw))
         if not findings:
             raise
         raise UserError(f"{error}. Likely cause: {' '.join(f'{f.text} {f.remedy}' for f in findings)}") from error
@@ -71,11 +78,12 @@ def _ids_off_by_one(raw: RawDataset) -> Finding | None:
         if unknown == {edge} and not used[free] and sum(used.values()) >= FEWEST:
             example = next(obj.where for _, obj in _objects(raw) if _category_id(obj) == edge)
             return Finding(
-                "ids-off-by-one", "error",
+                "ids-off-by-one", "warning",
                 f"Category ids are off by one: annotations count from {first}, the list of categories from {listed}. {used[edge]} boxes "
                 f"have the unknown id {edge} (first: {example}), and id {free} ({raw.names[raw.ids.index(free)]!r}) has none; every other "
                 "box has the class next to its own.",
                 f"{remedy} every category id of the annotations.",
+                "strong",
             )  # fmt: skip
     return None
 
@@ -106,16 +114,16 @@ def _wrong_scale(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Fin
     relative = bool((sizes == 1).all())
     if relative and (beyond := (np.abs(numbers).max(1) > 2).mean()) > 0.5:
         text = f"{beyond:.0%} of the boxes are in pixels, where YOLO expects fractions of the image (0 to 1)."
-        return Finding("boxes-in-pixels", "error", text, "Divide x by the image's width and y by its height.")
+        return Finding("boxes-in-pixels", "warning", text, "Divide x by the image's width and y by its height.", "strong")
     # fractions of fractions are below 1 / side: 1 / 32 for the smallest images
     inside = (_FORMATS[_EXPECTED[raw.format]](numbers).max(1) <= (_FRACTION if relative else _CORNER)).mean()
     if inside <= _MOST:
         return None
     text = f"{inside:.0%} of the boxes lie within the first {'3 %' if relative else '2 pixels'} of their image: they were normalised "
     if relative:
-        return Finding("boxes-normalised-twice", "error", f"{text}twice.", "Write each once, as fractions of the image.")
+        return Finding("boxes-normalised-twice", "warning", f"{text}twice.", "Write each once, as fractions of the image.", "strong")
     text += f"(0 to 1), where {raw.format.upper()} expects pixels."
-    return Finding("boxes-normalised", "error", text, "Multiply x by the image's width and y by its height.")
+    return Finding("boxes-normalised", "warning", text, "Multiply x by the image's width and y by its height.", "strong")
 
 
 def _wrong_order(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
@@ -127,10 +135,11 @@ def _wrong_order(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Fin
     if as_read < UNFIT or unfit[other] * BETTER > as_read:
         return None
     return Finding(
-        "boxes-of-another-format", "error" if as_read > 0.1 else "warning",
+        "boxes-of-another-format", "warning",
         f"Boxes look like {other}, where {raw.format.upper()} expects {expected}: as they are read, {as_read:.0%} of {len(numbers)} have "
         f"no size or reach beyond their image (what reaches beyond is clipped); read as {other}, {unfit[other]:.0%} do.",
         f"Write them as {expected}.",
+        "strong" if as_read > 0.1 else "weak",
     )  # fmt: skip
 
 
@@ -141,13 +150,42 @@ def _unfit(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.logical_not(fit)
 
 
+def _images_of_others(raw: RawDataset) -> Iterator[Finding]:
+    """Of data that was refused: whether images have other proportions than their annotations state, and are those of another split."""
+    stated, other, resized = 0, 0, 0
+    for image in (image for images in raw.splits.values() for image in images):
+        if image.size is None or image.path is None or not min(image.size) > 0:
+            continue
+        with suppress(UserError):
+            header, stated = read_header(image.path), stated + 1
+            actual, said = (header.width, header.height), image.size
+            if said not in (actual, actual[::-1]):
+                turned = said if (said[0] > said[1]) == (actual[0] > actual[1]) else said[::-1]
+                alike = abs(turned[0] * actual[1] / (turned[1] * actual[0]) - 1) < _RESIZED
+                other, resized = other + (not alike), resized + alike
+    if other <= LIMIT * stated or other <= resized:
+        return
+    text = f"{other} of {stated} images have other proportions than their annotations state: the images do not belong to them."
+    groups = equal_images({name: [image.path for image in images] for name, images in raw.splits.items()})
+    train = raw.splits.get("train", [])
+    for name in raw.splits.keys() - {"train"}:
+        shared = {ref for refs in groups if {"train", name} <= {split for split, _ in refs} for ref in refs if ref[0] == "train"}
+        if len(shared) > len(train) / 2:
+            text += f" {len(shared)} of {len(train)} train images are also in {name}, by content: images of train and {name} were mixed up."
+            yield Finding("images-of-another-split", "warning", text, "Put back the images that the annotations were made for.", "strong")
+            return
+    yield Finding("images-do-not-belong", "warning", text, "Pair images and annotations of the same export.", "strong")
+
+
 def _boxes_of_background(data: Data) -> Iterator[Finding]:
     """A class named background that has boxes: a sign of ids that were shifted within a list with room."""
     for label, name in enumerate(data.names):
         if not _BACKGROUND.match(name):
             continue
+        shown = [(split, i) for split, own in data.splits.items() for i, record in enumerate(own) if (record.labels == label).any()]
         if count := sum(int((record.labels == label).sum()) for split in data.splits.values() for record in split):
             yield Finding(
                 "background-has-boxes", "warning", f"{count} boxes are of class {name!r} (id {data.ids[label]}): ids may be off by one.",
-                "Background is not a class here; compare the names in check.png with what the boxes show.",
+                "Background is not a class here: if boxes show other things than their names say, correct the ids.",
+                "weak", tuple(shown[:_SHOWN]),
             )  # fmt: skip

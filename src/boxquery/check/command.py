@@ -56,19 +56,21 @@ class ShownCheck:
         console.print(table)
         side, number = at_size["side_percentiles"], at_size["objects_per_image"]
         lines = [
-            f"For {self.plan.model} ({self.plan.preset}) at {at_size['image_size']} px: objects measure {side['0']:g} to {side['100']:g} "
-            f"px (median {side['50']:g}), a cell of the feature map {at_size['cell']} px, {at_size['below_a_cell']:.0%} of the objects are "
-            f"smaller; an image has {number['0']:g} to {number['100']:g} objects (median {number['50']:g}), the model predicts at most "
-            f"{at_size['queries']}.",
+            f"For {self.plan.model} ({self.plan.preset}) at {at_size['image_size']} px: objects measure {_range(side)} px, a cell of the "
+            f"feature map {at_size['cell']} px, {at_size['below_a_cell']:.0%} of the objects are smaller; {_range(number)} objects per "
+            f"training image, the model predicts at most {at_size['queries']}.",
             *(f"note: {line}" for line in facts["notes"]),
             *(f"skipped: {line}" for line in facts["skipped"]),
         ]
         for line in lines:
             console.print(line, markup=False, style="yellow" if line.startswith("skipped") else None)
-        for finding in self.result.findings:
-            console.print(finding.line(), markup=False, style=_STYLES[finding.level])
-        if all(finding.level == "note" for finding in self.result.findings):
+        for level, line in self.result.lines():
+            console.print(line, markup=False, style=_STYLES[level])
+        if not facts["skipped"] and all(finding.level == "note" for finding in self.result.findings):
             console.print("No problem found.")
+        if self.result.folder is not None:
+            files = ", ".join(sorted(path.name for path in self.result.folder.glob("check.*")))
+            console.print(f"written to {self.result.folder}: {files}", markup=False)
         console.print(f"{self.result.seconds:.1f} s")
 
 
@@ -86,7 +88,7 @@ def check(
     strict: Switch = False,
     seed: int = 0,
 ) -> ShownCheck:
-    """Report what the data is, what is wrong with it, and what will go wrong in training. Exit status 1: training would be pointless;
+    """Report what the data is, what is wrong with it, and what will go wrong in training. Exit status 1: `train` would refuse it;
     2: the data cannot be read.
 
     Args:
@@ -97,7 +99,8 @@ def check(
         image_size: Short side of the images in pixels. Default: the preset's.
         epochs: Planned length of the training. Default: the preset's.
         overfit: Also test, for at most a minute, whether the model can overfit four of the images (at 160 pixels, preset tiny).
-        out: Folder for check.json, check.png (images with their boxes as the network will see them) and check.html.
+        out: Folder for check.json, check.png (images with their boxes) and check.html. Default: checked-DATA where a finding speaks of
+            images, else nothing is written.
         strict: Fail on invalid boxes and images instead of skipping them.
         seed: Seeds the augmentation in check.png and the overfit test.
     """
@@ -113,7 +116,8 @@ def check(
         opened, findings = open_checked(data, strict=strict)
         plan = _plan(opened, model, preset, options or {}, image_size, epochs)
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
-        result = run_checks(opened, findings, plan, augment, seed=seed, preview=out is not None, progress=progress)
+        picture = "if needed" if out is None else "always"
+        result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)
         if overfit:
             from boxquery.check.overfit import overfit_batch
 
@@ -123,12 +127,19 @@ def check(
             result.overfit = tested.values()
             result.add([tested.finding()])
             result.seconds += tested.seconds
+    if out is None and result.picture is not None:  # a finding speaks of images
+        out = Path(f"checked-{Path(data).resolve().stem}")
     if out is not None:
         from boxquery.report.page import write_check
 
         result.write(out)
         write_check(out)
     return ShownCheck(result, plan)
+
+
+def _range(percentiles: dict[str, float]) -> str:
+    low, middle, high = (percentiles[key] for key in ("0", "50", "100"))
+    return f"{low:g}" if low == high else f"{low:g} to {high:g} (median {middle:g})"
 
 
 def _plan(data: Data, model: str, preset: str, options: dict[str, Any], image_size: int | None, epochs: int | None) -> FeasibilityPlan:

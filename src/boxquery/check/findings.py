@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 Level = Literal["error", "warning", "note"]
+Evidence = Literal["", "weak", "strong"]
+ImageRef = tuple[str, int]
+"""Split and index."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,18 +18,29 @@ class Finding:
 
     Attributes:
         name: the kind of finding, for programs: lower case, joined by hyphens.
-        level: "error": training or its evaluation would be pointless; "warning": probably a mistake or a loss; "note": good to know.
+        level: "error": training cannot work, which is a fact; "warning": probably a mistake or a loss; "note": good to know.
         text: what was found, with the numbers that show it.
-        remedy: what to do, or the command that tests it; "" for a note that needs no action.
+        remedy: what to do, or what would settle it; "" for a note that needs no action.
+        evidence: "" for a fact; of a guess, "strong" where it lies far beyond anything that data without the fault showed when the
+            threshold was set, "weak" where it is just beyond, or where harmless causes look alike.
+        images: what to look at: the check draws them into its picture.
+        undo: a move of ``boxquery.check.box_fit.MOVES``, drawn undone as well.
     """
 
     name: str
     level: Level
     text: str
     remedy: str = ""
+    evidence: Evidence = ""
+    images: tuple[ImageRef, ...] = ()
+    undo: str = ""
 
-    def line(self) -> str:
-        return f"{'check failed' if self.level == 'error' else self.level}: {self.text} {self.remedy}".rstrip()
+    def line(self, picture: Path | None = None) -> str:
+        """In one line. ``picture``: where its images were drawn."""
+        kind = "check failed" if self.level == "error" else self.level
+        look = f"Look at {picture}." if self.images and picture is not None else ""
+        return " ".join(filter(None, (f"{kind}{f' ({self.evidence} evidence)' * bool(self.evidence)}:", self.text, look, self.remedy)))
 
     def values(self) -> dict[str, Any]:
-        return asdict(self)
+        """For JSON."""
+        return {"name": self.name, "level": self.level, "text": self.text, "remedy": self.remedy, "evidence": self.evidence}

@@ -85,7 +85,9 @@ class OverfitResult:
         if self.steps < self.planned and self.loss[1] < FELL * self.loss[0]:
             remedy = f"The time was up; a machine as slow as this may need all {self.planned} steps."
             return Finding("not-proven", "warning", text, remedy)
-        return Finding("does-not-learn", "error", text, "Look at check.png first, then try --model deformable-detr.")
+        return Finding(
+            "does-not-learn", "error", text, "If boxes and names fit in the picture that --out writes, try --model deformable-detr."
+        )
 
 
 def overfit_batch(

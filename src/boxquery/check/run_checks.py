@@ -7,17 +7,21 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from PIL import Image
 
-from boxquery.check.box_contrast import check_fit, measure_fit, sample_images
+from boxquery.check.box_fit import check_fit, measure_fit
+from boxquery.check.boxes import check_boxes
+from boxquery.check.colours import check_colours, compare_colours
 from boxquery.check.duplicates import check_duplicates, equal_images
 from boxquery.check.feasibility import FeasibilityPlan, check_objects, check_steps
 from boxquery.check.findings import Finding
-from boxquery.check.preview import draw_preview
-from boxquery.check.splits import check_colours, check_counts, check_labels
+from boxquery.check.labels import check_labels, compare_labels
+from boxquery.check.near_duplicates import check_near_duplicates, check_uniform, thumbnails
+from boxquery.check.preview import draw_picture
+from boxquery.check.samples import SampledImage, sample_images
+from boxquery.check.splits import check_counts
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.transforms import Augment
@@ -25,11 +29,11 @@ from boxquery.errors import CheckFailed
 from boxquery.files import atomic_write, write_json
 from boxquery.report.run_files import data_facts
 
-FILE, PREVIEW = "check.json", "check.png"
+FILE, PICTURE = "check.json", "check.png"
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 #: findings that only follow from boxes read in a wrong format
 _WRONG_FORMAT = {"boxes-of-another-format", "boxes-normalised", "boxes-normalised-twice", "boxes-in-pixels"}
-_FOLLOWING = {"boxes-moved", "images-do-not-belong", "objects-below-a-cell"}
+_FOLLOWING = {"boxes-moved", "images-do-not-belong", "objects-below-a-cell", "boxes-in-a-corner", "same-box-everywhere", "labels-missing"}
 
 
 @dataclass
@@ -38,18 +42,20 @@ class CheckResult:
 
     Attributes:
         facts: ``data``: ``data_facts``; ``feasibility``: sizes and numbers of objects at the training resolution; ``equal_images``: counts;
-            ``box_contrast``: by split.
+            ``near_duplicates``: counts; ``pixels``: what the pixels were found to show, by split.
         findings: errors first.
-        preview: images with boxes, if it was drawn.
+        picture: images with boxes, as the network will see them and as findings speak of them, if it was drawn.
+        folder: where it was written.
         seconds: how long it took.
         overfit: the result of ``--overfit``, if it was asked for.
     """
 
     facts: dict[str, Any]
     findings: list[Finding]
-    preview: Image.Image | None
+    picture: Image.Image | None
     seconds: float
     overfit: dict[str, Any] | None = None
+    folder: Path | None = None
 
     @property
     def errors(self) -> list[Finding]:
@@ -67,16 +73,23 @@ class CheckResult:
         """For JSON."""
         return {
             "status": self.status, **self.facts, "findings": [finding.values() for finding in self.findings],
-            "overfit": self.overfit, "seconds": round(self.seconds, 2), "picture": PREVIEW if self.preview is not None else None,
+            "overfit": self.overfit, "seconds": round(self.seconds, 2), "picture": PICTURE if self.picture is not None else None,
+            "folder": None if self.folder is None else str(self.folder),
         }  # fmt: skip
 
     def write(self, folder: Path) -> None:
-        """``check.json``, and ``check.png`` with the preview."""
-        if self.preview is not None:
+        """``check.json``, and ``check.png`` with the picture."""
+        self.folder = folder
+        if self.picture is not None:
             stream = io.BytesIO()
-            self.preview.save(stream, "PNG")
-            atomic_write(folder / PREVIEW, stream.getvalue())
+            self.picture.save(stream, "PNG")
+            atomic_write(folder / PICTURE, stream.getvalue())
         write_json(folder / FILE, self.values())
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Level and line of every finding; they name the picture where it was written."""
+        picture = None if self.folder is None or self.picture is None else self.folder / PICTURE
+        return [(finding.level, finding.line(picture)) for finding in self.findings]
 
     def raise_if_failed(self) -> None:
         """Raises ``CheckFailed`` with every error."""
@@ -87,41 +100,62 @@ class CheckResult:
 
 def run_checks(
     data: Data, findings: Sequence[Finding], plan: FeasibilityPlan, augment: Augment, *,
-    seed: int = 0, preview: bool = True, progress: Callable[[str, int, int], None] = lambda *_: None,
+    seed: int = 0, picture: Literal["always", "if needed", "never"] = "always", progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> CheckResult:  # fmt: skip
     """Check a data set for a plan; nothing is written.
 
     Args:
         findings: from ``open_checked``: what the raw files showed.
         plan: without ``steps`` what depends on them is left to ``check_steps``.
-        augment, seed: of the run, for the preview.
-        preview: whether to draw it.
+        augment, seed: of the run, for the picture.
+        picture: whether it is drawn; "if needed": if a finding speaks of images.
         progress: gets what is being done, how much is done and how much there is.
     """
     started = time.monotonic()
     progress("boxes", 0, 1)
     facts = data_facts(data)
-    per_image = {name: np.array([int((~record.ignore).sum()) for record in split]) for name, split in data.splits.items()}
     feasibility, more = check_objects(data, plan)
-    findings = [*findings, *more, *check_counts(facts, per_image), *(check_steps(plan) if plan.steps else ())]
+    findings = [*findings, *more, *check_counts(data, facts), *check_boxes(data), *(check_steps(plan) if plan.steps else ())]
     progress("equal images", 0, 1)
-    equal, more = check_duplicates(data, equal_images(data, lambda done, total: progress("equal images", done, total)))
+    paths = {name: [record.path for record in split] if len(split) and split[0].path else [] for name, split in data.splits.items()}
+    groups = equal_images(paths, lambda done, total: progress("equal images", done, total))
+    equal, more = check_duplicates(data, groups)
     findings += more
-    samples, fits, found = {}, {}, []
+    progress("near-duplicates", 0, 1)
+    seen = thumbnails(data)
+    near, more = check_near_duplicates(data, seen, groups)
+    findings += [*more, *check_uniform(data, seen)]
+    samples = {}
     for number, (name, split) in enumerate(data.splits.items()):
         progress("pixels", number, len(data.splits))
         samples[name] = sample_images(split)
-        if (fit := measure_fit(samples[name])) is not None:
-            fits[name] = asdict(fit)
-            found.append(check_fit(name, fit))
-    for name, sample in samples.items():
-        if name != "train" and sample and samples["train"]:
-            found += [check_labels(samples["train"], sample, name, data.names), check_colours(samples["train"], sample, name)]
-    findings += [finding for finding in found if finding is not None]
+    pixels, more = _check_pixels(samples, data.names)
+    findings += more
     if _WRONG_FORMAT & {finding.name for finding in findings}:
         findings = [finding for finding in findings if finding.name not in _FOLLOWING]
-    drawn = draw_preview(data, Preprocessing(plan.image_size), augment, seed) if preview else None
-    result = CheckResult({"data": facts, "feasibility": feasibility, "equal_images": equal, "box_contrast": fits}, [], drawn, 0.0)
+    wanted = picture == "always" or (picture == "if needed" and any(finding.images for finding in findings))
+    drawn = draw_picture(data, Preprocessing(plan.image_size), augment, seed, findings) if wanted else None
+    own = {"data": facts, "feasibility": feasibility, "equal_images": equal, "near_duplicates": near, "pixels": pixels}
+    result = CheckResult(own, [], drawn, 0.0)
     result.add(findings)
     result.seconds = time.monotonic() - started
     return result
+
+
+def _check_pixels(samples: dict[str, list[SampledImage]], names: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+    """What samples of the splits show, by split, and what it means."""
+    facts, found, train = {}, [], samples["train"]
+    for name, sample in samples.items():
+        facts[name] = {}
+        if (fit := measure_fit(sample)) is not None:
+            facts[name]["boxes"] = asdict(fit)
+            found.append(check_fit(name, sample, fit))
+        if name == "train" or not sample or not train:
+            continue
+        if (labels := compare_labels(train, sample)) is not None:
+            facts[name]["labels"] = asdict(labels)
+            found.append(check_labels(train, sample, name, names, labels))
+        if (colours := compare_colours(train, sample)) is not None:
+            facts[name]["colours"] = asdict(colours)
+            found.append(check_colours(train, sample, name, colours))
+    return facts, [finding for finding in found if finding is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import struct
@@ -44,8 +45,8 @@ class Header:
     orientation: int
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """The file as an upright 8-bit RGB image.
+def read_image(path: str | Path, *, at_least: int | None = None) -> Image.Image:
+    """The file as an upright 8-bit RGB image; with ``at_least``, a JPEG may come smaller, its long side no shorter than that (much faster).
 
     EXIF orientation is applied. Transparent pixels are laid on white, as a viewer shows them. 16-bit grey is scaled by 1/257 (65535
     becomes 255) whatever its content, so that equal pixels stay equal across a data set. Of an animation, the first frame.
@@ -56,6 +57,9 @@ def read_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(_file(path)) as image:
+            if at_least is not None:
+                scale = at_least / max(image.size)
+                image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             return upright_rgb(image)
     except _BROKEN as error:
         raise UserError(f"{path}: {_reason(error)}; repair or remove the file") from error

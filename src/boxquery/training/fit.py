@@ -34,7 +34,7 @@ from boxquery.report.run_files import write_data, write_evaluation
 from boxquery.training.config import FILE, RunConfig, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
-from boxquery.training.preflight import check, check_queries, report_data
+from boxquery.training.preflight import check, check_queries, report_data, report_findings
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import LiveBar
 from boxquery.training.settings import like, resolve, run_folder, same
@@ -70,11 +70,13 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
         if origin is not None:
             run.start_from(origin)
         run.plan()
-        checked = check(run.config, run.model, opened, run.augment, findings, console) if state is None else None
+        checked = check(run.config, run.model, opened, run.augment, findings) if state is None else None
         if not resume:
             run.begin()
-        if checked is not None and rank() == 0:
-            checked.write(folder)
+        if checked is not None:
+            if rank() == 0:
+                checked.write(folder)
+            report_findings(console, checked)
         return run.fit(state)
 
 

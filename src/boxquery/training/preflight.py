@@ -18,7 +18,8 @@ from boxquery.training.processes import rank
 def report_data(console: Console, data: Data) -> None:
     """What was read. Raises ``UserError`` where nothing can be trained or evaluated on it, or where labels are beyond the classes."""
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    console.print(f"{data.source}: {data.format}, {counts} images, {len(data.names)} classes: {', '.join(data.names[:12])}", markup=False)
+    classes = f"{len(data.names)} class{'es' * (len(data.names) != 1)}: {', '.join(data.names[:12])}"
+    console.print(f"{data.source}: {data.format}, {counts} images, {classes}", markup=False)
     for note in data.notes:
         console.print(f"note: {note}", markup=False)
     for line in data.skipped:
@@ -44,15 +45,18 @@ def check_queries(model: Model, split: Split) -> None:
         )
 
 
-def check(config: RunConfig, model: Model, data: Data, augment: Augment, findings: list[Finding], console: Console) -> CheckResult:
-    """The findings of the check, printed. Raises ``CheckFailed`` for an error among them, unless ``force``."""
+def check(config: RunConfig, model: Model, data: Data, augment: Augment, findings: list[Finding]) -> CheckResult:
+    """What the check found. Raises ``CheckFailed`` for an error among it, unless ``force``."""
     start = "" if config.start_from else "trained" if config.pretrained else "random"
     steps = config.length.total_steps
     plan = FeasibilityPlan.of(model, image_size=config.image_size, steps=steps, lr=config.lr, start=start)
-    result = run_checks(data, findings, plan, augment, seed=config.seed, preview=rank() == 0)
-    for finding in result.findings:
-        if config.force or finding.level != "error":  # an error that stops the run is said when it does
-            console.print(finding.line(), style="" if finding.level == "note" else "yellow", markup=False)
+    result = run_checks(data, findings, plan, augment, seed=config.seed, picture="always" if rank() == 0 else "never")
     if not config.force:
         result.raise_if_failed()
     return result
+
+
+def report_findings(console: Console, result: CheckResult) -> None:
+    """Every finding; they name the picture, which has to be written before."""
+    for level, line in result.lines():
+        console.print(line, style="" if level == "note" else "yellow", markup=False)
