@@ -283,8 +283,16 @@ def released_detr(path: Path) -> dict[str, Tensor]:
 def test_the_file_of_a_released_checkpoint(tmp_path):
     tensors = released_detr(tmp_path / "theirs.pth")
     detector, assumed = read_source(tmp_path / "theirs.pth", "detr")
-    assert assumed == ["the tensors do not show dilation; taken as False (--option dilation=...)"]
-    assert read_source(tmp_path / "theirs.pth", "detr", {"dilation": True, "num_queries": 3})[1] == []
+    coco, dilation = (
+        "theirs.pth: its class head has COCO's 91 rows",
+        "the tensors do not show dilation; taken as False (--option dilation=...)",
+    )
+    assert assumed[0] == dilation
+    assert assumed[1].startswith(coco)
+    assert len(assumed) == 2
+    assert [line.startswith(coco) for line in read_source(tmp_path / "theirs.pth", "detr", {"dilation": True, "num_queries": 3})[1]] == [
+        True
+    ]
     assert (detector.image_size, detector.model.config["frozen"], detector.classes[1]) == (800, True, "person")
     small = {**detector.model.config["options"], "num_queries": 9}
     target = bq.create_model("detr", classes=2, **small)
@@ -297,7 +305,7 @@ def test_the_file_of_a_released_checkpoint(tmp_path):
     with pytest.raises(bq.UserError, match="not a checkpoint of deformable-detr"):
         read_source(tmp_path / "theirs.pth", "deformable-detr")
     (tmp_path / "theirs.pth").write_bytes((tmp_path / "theirs.pth").read_bytes()[:5000])
-    with pytest.raises(bq.UserError, match="not a checkpoint, or one that would have to be executed"):
+    with pytest.raises(bq.UserError, match="not a checkpoint, or one that was cut short"):
         read_source(tmp_path / "theirs.pth", "detr")
 
 
@@ -419,7 +427,7 @@ def test_nothing_is_written_for_a_source_that_cannot_be_used(first, tmp_path, ca
         (["--from", "no/such/run"], "no/such/run"),
         (["--from", str(damaged)], "does not hold the weights"),
         (["--from", str(first / "last.ckpt")], "give the folder"),
-        (["--from", str(first / "config.yaml"), "--model", "detr"], "not a checkpoint, or one that would have to be executed"),
+        (["--from", str(first / "config.yaml"), "--model", "detr"], "not a checkpoint, or one that was cut short"),
         (["--from", str(first), "--model", "dab-detr"], "the source is a detr, the new model a dab-detr"),
         (["--from", str(first), "--option", "levels=3"], "unknown option 'levels'"),
     ):

@@ -251,24 +251,37 @@ def _size(count: dict[str, Any]) -> str:
     return f"{count['parameters'] / 1e6:.1f} M parameters, {gflops:.{0 if gflops >= 10 else 1}f} G multiply-adds"
 
 
-def import_official(checkpoint: Path, /, *, model: str, out: Path, image_size: int = 800, options: Options = None) -> CommandResult:
-    """Convert a paper's released COCO checkpoint to a model folder.
+def import_official(
+    checkpoint: Path, /, *, model: str, out: Path, classes: str | None = None, image_size: int = 800, options: Options = None
+) -> CommandResult:
+    """Convert a paper's released checkpoint, or one fine-tuned with the authors' code, to a model folder.
+
+    Wrappers around the tensors (``state_dict``, ``ema``, ``module.``) are opened; what was taken off is printed.
 
     Args:
-        checkpoint: The authors' file; only tensors are read from it, nothing in it is executed.
+        checkpoint: A file of torch or safetensors; only tensors are read from it, nothing in it is executed.
         model: Model that the checkpoint is of (detr, dab-detr, ...); its options are read from the tensors.
         out: Model folder to write.
+        classes: Class names by row of the class head, as a,b,c; an empty name is a row without a class. Default: COCO's for a head of
+            COCO's size, otherwise class 0, class 1, ...
         image_size: Shortest side of the input in pixels.
         options: An option that the tensors do not show, as name=value; may be repeated. ``dilation=true`` for a DC5 checkpoint.
     """
     from boxquery.model_folder import open_official, save
-    from boxquery.official.checkpoint import assumptions
 
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
-    detector, report = open_official(checkpoint, model, image_size, options or {})
+    names = [] if classes is None else [name.strip() or None for name in classes.split(",")]
+    if twice := sorted({name for name in names if name and names.count(name) > 1}):
+        raise UserError(f"--classes names {', '.join(twice)} twice")
+    detector, report = open_official(checkpoint, model, image_size, options or {}, names)
+    if not any(detector.classes):
+        if report["rows"] is None:
+            raise UserError(f"{checkpoint}: has no class head (class_embed); name the classes of a new one with --classes a,b,c")
+        detector.classes[:] = [f"class {i}" for i in detector.ids]
+        report["notes"].append(f"{checkpoint.name}: has no class names: they are called class 0, class 1, ... (--classes a,b,c names them)")
     save(detector, out)
-    _warn(assumptions(report))
+    _warn(f"note: {line}" for line in report["notes"])
     text = f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}"
     return CommandResult({**report, "out": str(out)}, text=text)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,8 @@ from boxquery.files import atomic_write
 from boxquery.flags import check_model
 from boxquery.models import create_model
 from boxquery.models.interface import Model
-from boxquery.official.checkpoint import open_checkpoint
-from boxquery.official.coco import CATEGORIES
+from boxquery.official.checkpoint import open_checkpoint, refuse_transformers
+from boxquery.official.coco import CATEGORIES, ROWS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: version of ``config.json``, see ``migrate``
@@ -73,9 +73,12 @@ def load(source: str | Path) -> Detector:
     folder = Path(source)
     run = None
     if not folder.is_dir():
+        if folder.is_file():
+            raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
         folder = _download(str(source))
     elif (folder / "model" / CONFIG).is_file():
         run, folder = folder, folder / "model"
+    refuse_transformers(folder)
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{source}: neither a run nor a model folder ({CONFIG} and {WEIGHTS} are looked for, also under model/)")
     detector = _build(folder / CONFIG)
@@ -130,11 +133,27 @@ def _fill(model: Model, path: Path) -> None:
         raise UserError(f"{path}: does not hold the weights that {CONFIG} describes ({first_line(error)})") from error
 
 
-def open_official(path: Path, name: str, image_size: int, given: dict[str, Any]) -> tuple[Detector, dict[str, Any]]:
-    """A detector from an authors' COCO checkpoint, with the report of ``open_checkpoint``; unused ids have no name."""
-    model, report = open_checkpoint(path, name, given)
-    ids = range(model.config["classes"])
-    return Detector(model, [CATEGORIES.get(i) for i in ids], ids, Preprocessing(image_size)), report
+def open_official(
+    path: Path, name: str, image_size: int, given: dict[str, Any], classes: Sequence[str | None] = ()
+) -> tuple[Detector, dict[str, Any]]:
+    """A detector from a checkpoint in the names of a paper's authors, with the report of ``open_checkpoint``.
+
+    Without ``classes``, a head of COCO's size has COCO's names (none for an unused id), and any other has none: the file does not say what
+    it was trained on. A class head that is missing is new, with a row per name in ``classes``, or one. Raises ``UserError``.
+    """
+    model, report = open_checkpoint(path, name, given, max(len(classes), 1))
+    rows, ids = report["rows"], range(model.config["classes"])
+    names = list(classes)
+    if rows is None:
+        report["notes"].append(f"{path.name}: has no class head (class_embed): a new one, which has to be trained")
+    elif not names and rows == ROWS:
+        names = [CATEGORIES.get(i) for i in ids]
+        report["notes"].append(f"{path.name}: its class head has COCO's {rows} rows, so its classes get COCO's names")
+    elif names and len(names) != rows:
+        raise UserError(
+            f"{path}: its class head has {rows} rows, but --classes has {len(names)} names; a row without a class is an empty name"
+        )
+    return Detector(model, names or [None] * len(ids), ids, Preprocessing(image_size)), report
 
 
 def first_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:

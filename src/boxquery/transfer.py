@@ -27,7 +27,7 @@ from boxquery.model_folder import CONFIG, WEIGHTS, load, open_official
 from boxquery.models import preset
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import list_official
-from boxquery.official.checkpoint import UNSEEN, assumptions
+from boxquery.official.checkpoint import UNSEEN
 from boxquery.parts.attention.deformable import DeformableAttention
 
 TRANSFER_FILE = "transfer.json"
@@ -134,18 +134,24 @@ def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] 
         model: the model that a released checkpoint is of; its file does not say.
         options: the new model's; those that a released checkpoint's tensors do not show (``dilation``) hold for the source, too.
 
-    Returns the detector and what had to be assumed, one line per option. Raises ``UserError``.
+    Returns the detector and notes on what was taken off or assumed. Raises ``UserError``.
     """
     path = Path(source)
     if not path.is_file():
         return load(source), []
-    if path.name in (CONFIG, WEIGHTS, "last.ckpt"):
+    if any((path.parent / file).is_file() for file in (CONFIG, "config.yaml")) and path.name in (CONFIG, WEIGHTS, "last.ckpt"):
         raise UserError(f"{path}: give the folder of the run or model, not a file in it")
     if not model:
         raise UserError(f"{path}: the file does not say which model it is; add --model, one of {', '.join(list_official())}")
     given = {name: value for name, value in (options or {}).items() if name in UNSEEN}
     detector, report = open_official(path, model, preset(model).recipe.image_size, given)
-    return detector, assumptions(report)
+    notes = report["notes"]
+    if report["rows"] is not None and not any(detector.classes):
+        notes.append(
+            f"{path.name}: its class head has {report['rows']} rows and the file no names, so none is taken over "
+            "(import-official --classes a,b,c gives them names)"
+        )
+    return detector, notes
 
 
 def fingerprint(detector: Detector) -> str:

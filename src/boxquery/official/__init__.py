@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
     from boxquery.models.interface import Model
 
+#: our parameters that have a row per class
+CLASS_HEADS = r"(heads\.\d+|queries\.head)\.classes\..+"
+
 
 def list_official() -> list[str]:
     """Models whose released checkpoints can be read."""
@@ -28,17 +31,18 @@ def authors_of(name: str) -> Any:
     return import_module(f"boxquery.official.{name.replace('-', '_')}")
 
 
-def load_official(model: Model, state_dict: dict[str, Tensor]) -> dict[str, list[str]]:
+def load_official(model: Model, state_dict: dict[str, Tensor], *, new_head: bool = False) -> dict[str, list[str]]:
     """Fill a model with the tensors of its authors' checkpoint.
 
     Args:
         model: from ``create_model``, with the options and the class count of the checkpoint (91 for COCO).
         state_dict: the authors' keys and tensors (what they store under ``"model"``).
+        new_head: if the file has no class head at all, as is usual before fine-tuning, keep the model's initial one.
 
-    Every tensor is used, or is a constant that the key map names. Returns ``{"used": [...], "constants": [...], "dropped": [...]}``; the
-    last names rows of tensors that the authors' model has and the paper's has not ("class_embed.bias[91]"). A key that is neither, a
-    parameter left without a tensor, or a shape that differs is a ``UserError`` with the keys. Stem, first stage and batch norm are then
-    frozen, as published.
+    Every tensor is used, or is a constant that the key map names. Returns ``{"used": [...], "constants": [...], "dropped": [...], "new":
+    [...]}``; "dropped" names rows of tensors that the authors' model has and the paper's has not ("class_embed.bias[91]"), "new" the
+    parameters of a new class head (our names). A key that is neither used nor constant, any other parameter left without a tensor, or a
+    shape that differs is a ``UserError`` with the keys. Stem, first stage and batch norm are then frozen, as published.
     """
     name = model.config["name"]
     authors = authors_of(name)
@@ -64,13 +68,15 @@ def load_official(model: Model, state_dict: dict[str, Tensor]) -> dict[str, list
             known.append(key)
         else:
             unknown.append(key)
-    missing = [k for k in own if k not in new and not k.endswith("num_batches_tracked")]
+    heads = {key for key in own if re.fullmatch(CLASS_HEADS, key)}
+    fresh = sorted(heads) if new_head and not heads & new.keys() else []
+    missing = [k for k in own if k not in new and k not in fresh and not k.endswith("num_batches_tracked")]
     if unknown or missing:
         found = [f"{what}: {_some(keys)}" for what, keys in (("not understood", unknown), ("without a tensor", missing)) if keys]
         raise UserError(f"this is not a checkpoint of {name} with these options; {'; '.join(found)}")
     model.load_state_dict(new, strict=False)
     model.freeze()
-    return {"used": list(source.values()), "constants": known, "dropped": dropped}
+    return {"used": list(source.values()), "constants": known, "dropped": dropped, "new": fresh}
 
 
 def rename(key: str, rules: list[tuple[str, str]]) -> str | None:

@@ -1,6 +1,6 @@
 """megvii-research/AnchorDETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import backbone, multihead_attention, norms, sizes
+from boxquery.official.patterns import backbone, class_rows, multihead_attention, norms, sizes
 
 ENCODER, DECODER = (rf"transformer\.{part}_layers\.(\d+)\." for part in ("encoder", "decoder"))
 #: without rows and columns nothing reads the positions of an axis
@@ -32,11 +32,11 @@ def keys(model) -> list[tuple[str, str]]:
     ]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors; C5 and DC5 (the default) have the same tensors: C5 must be given."""
     patterns, dim = tensors["transformer.pattern.weight"].shape
     packed_rows = len(tensors["transformer.decoder_layers.0.cross_attn.in_proj_bias"])
-    return len(tensors["transformer.class_embed.0.bias"]), {
+    return class_rows(tensors), {
         **sizes(tensors, "transformer.{}_layers.", "ffn.linear1.bias"),
         "num_queries": len(tensors["transformer.position.weight"]),
         "patterns": patterns,

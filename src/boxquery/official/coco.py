@@ -1,4 +1,4 @@
-"""COCO's 80 categories by their ids, 1 to 90 with gaps; the released heads have a column for every id."""
+"""COCO's 80 categories by their ids, 1 to 90 with gaps; the released heads have a row for every id from 0 on."""
 
 _NAMES = """
 person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, -, stop sign, parking meter, bench, bird,
@@ -9,3 +9,4 @@ toilet, -, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toa
 teddy bear, hair drier, toothbrush
 """
 CATEGORIES: dict[int, str] = {i: name for i, name in enumerate(_NAMES.strip().replace("\n", " ").split(", "), 1) if name != "-"}
+ROWS = max(CATEGORIES) + 1

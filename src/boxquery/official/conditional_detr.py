@@ -1,6 +1,6 @@
 """Atten4Vis/ConditionalDETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import conditional_transformer, sizes
+from boxquery.official.patterns import class_rows, conditional_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -12,7 +12,7 @@ def keys(model) -> list[tuple[str, str]]:
     ]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     queries, dim = tensors["query_embed.weight"].shape
-    return len(tensors["class_embed.bias"]), {**sizes(tensors), "num_queries": queries, "hidden_dim": dim}
+    return class_rows(tensors), {**sizes(tensors), "num_queries": queries, "hidden_dim": dim}

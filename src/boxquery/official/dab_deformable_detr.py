@@ -1,6 +1,6 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-Deformable-DETR checkpoints."""
 
-from boxquery.official.patterns import deformable_transformer, head_per_layer, sizes
+from boxquery.official.patterns import class_rows, deformable_transformer, head_per_layer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -15,11 +15,11 @@ def keys(model) -> list[tuple[str, str]]:
     ]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors."""
     levels = len(tensors["transformer.level_embed"])
     queries, dim = tensors["tgt_embed.weight"].shape
-    return len(tensors["class_embed.0.bias"]), {
+    return class_rows(tensors), {
         **sizes(tensors),
         "num_queries": queries,
         "hidden_dim": dim,

@@ -1,6 +1,6 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-DETR checkpoints."""
 
-from boxquery.official.patterns import conditional_transformer, sizes
+from boxquery.official.patterns import class_rows, conditional_transformer, sizes, width
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -15,12 +15,12 @@ def keys(model) -> list[tuple[str, str]]:
     ]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     patterns = tensors.get("transformer.patterns.weight")
-    return len(tensors["class_embed.bias"]), {
+    return class_rows(tensors), {
         **sizes(tensors),
         "num_queries": len(tensors["refpoint_embed.weight"]),
-        "hidden_dim": tensors["class_embed.weight"].shape[1],
+        "hidden_dim": width(tensors),
         "patterns": 0 if patterns is None else len(patterns),
     }

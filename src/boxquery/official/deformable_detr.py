@@ -1,6 +1,6 @@
 """fundamentalvision/Deformable-DETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import deformable_transformer, sizes
+from boxquery.official.patterns import class_rows, deformable_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -22,13 +22,13 @@ def keys(model) -> list[tuple[str, str]]:
     return rules
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     first, second = (tensors[f"bbox_embed.{i}.layers.2.bias"] for i in (0, 1))
     two_stage = "transformer.enc_output.weight" in tensors
     levels, dim = tensors["transformer.level_embed"].shape if "transformer.level_embed" in tensors else (1, 256)
     offsets = len(tensors["transformer.encoder.layers.0.self_attn.sampling_offsets.bias"])
-    return len(tensors["class_embed.0.bias"]), {
+    return class_rows(tensors), {
         **sizes(tensors),
         "num_queries": 300 if two_stage else len(tensors["query_embed.weight"]),
         "hidden_dim": dim,

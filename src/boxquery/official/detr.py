@@ -1,6 +1,6 @@
 """facebookresearch/detr (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import detr_transformer, sizes
+from boxquery.official.patterns import class_rows, detr_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -13,10 +13,10 @@ def keys(model) -> list[tuple[str, str]]:
     ]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count (without "no object") and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     queries, dim = tensors["query_embed.weight"].shape
-    return len(tensors["class_embed.bias"]) - 1, {
+    return class_rows(tensors, others=1), {
         **sizes(tensors),
         "num_queries": queries,
         "hidden_dim": dim,

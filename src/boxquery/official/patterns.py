@@ -117,11 +117,25 @@ def head_per_layer() -> Rules:
     ]
 
 
+def class_rows(tensors, others: int = 0) -> int | None:
+    """The class count of the (first) class head, whose last ``others`` rows are no classes; None if the file has no such head."""
+    return next((len(v) - others for k, v in tensors.items() if re.fullmatch(r"(transformer\.)?class_embed\.(0\.)?bias", k)), None)
+
+
+def width(tensors) -> int:
+    """The number of channels in the transformer."""
+    return tensors["transformer.decoder.layers.0.linear1.weight"].shape[1]
+
+
 def sizes(tensors, layer: str = "transformer.{}.layers.", ffn: str = "linear1.bias") -> dict:
     """The options that every paper has, as read from the tensors."""
 
     def layers(part: str) -> int:
-        return 1 + max(int(m[1]) for k in tensors if (m := re.match(re.escape(layer.format(part)) + r"(\d+)\.", k)))
+        first = layer.format(part)
+        found = [int(m[1]) for k in tensors if (m := re.match(re.escape(first) + r"(\d+)\.", k))]
+        if not found:
+            raise KeyError(f"{first}0")
+        return 1 + max(found)
 
     return {
         "encoder_layers": layers("encoder"),

@@ -3,12 +3,14 @@
 from boxquery.official.patterns import (
     DECODER,
     backbone,
+    class_rows,
     conditional_self_attention,
     decoder,
     deformable_encoder,
     dense_encoder,
     head_per_layer,
     sizes,
+    width,
 )
 
 #: their parts of a decoder layer's cross-attention -> ours
@@ -34,15 +36,15 @@ def keys(model) -> list[tuple[str, str]]:
     ]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     point_numbers = len(tensors["transformer.decoder.layers.0.point2.6.bias"])
-    return len(tensors["class_embed.0.bias"]), {
+    return class_rows(tensors), {
         **sizes(tensors),
         # several levels halve the encoder's
         "ffn_dim": len(tensors["transformer.decoder.layers.0.linear1.bias"]),
         "num_queries": len(tensors["query_embed.weight"]),
-        "hidden_dim": tensors["class_embed.0.weight"].shape[1],
+        "hidden_dim": width(tensors),
         "levels": len(tensors["transformer.level_embed"]) if "transformer.level_embed" in tensors else 1,
         "neck_norm": "input_proj.0.1.weight" in tensors,
         "smca": point_numbers == 4 * 8,

@@ -1,6 +1,6 @@
 """gaopengcuhk/SMCA-DETR (no licence stated): the keys of its released single-scale checkpoints."""
 
-from boxquery.official.patterns import DECODER, detr_transformer, sizes
+from boxquery.official.patterns import DECODER, class_rows, detr_transformer, sizes
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -24,12 +24,12 @@ def adapt(model, tensors):
     return kept, [f"{name}[{len(bias) - 1}]" for name in names]
 
 
-def options(tensors) -> tuple[int, dict]:
+def options(tensors) -> tuple[int | None, dict]:
     """The class count (without the spare column) and our options, as read from the tensors; DC5 and ``gaussian_smooth`` must be given."""
     queries, dim = tensors["query_embed.weight"].shape
     heads = len(tensors["transformer.decoder.layers.0.point2.bias"]) // 2
     scales = tensors.get("transformer.decoder.layers.0.point3.bias")
-    return len(tensors["class_embed.bias"]) - 1, {
+    return class_rows(tensors, others=1), {
         **sizes(tensors),
         "num_queries": queries,
         "hidden_dim": dim,
