@@ -42,6 +42,7 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.evaluation.metrics import evaluate",
         "from boxquery.cli import run; run(['predict', 'own/er', 'no/such/image.jpg'])",
         "from boxquery.cli import run; run(['predict', 'no/such/run', '.'])",
+        "from boxquery.cli import run; run(['evaluate', 'own/er', 'no/such/data'])",
         "import boxquery; assert boxquery.__version__; boxquery.Result",
     ],
 )
@@ -90,6 +91,9 @@ def test_the_commands_are_those_that_work():
         (["predict", "own/er", ".", "--image-size", "-1"], "image_size=-1"),
         (["predict", "own/er", ".", "--max-detections", "0"], "max_detections=0"),
         (["predict", "own/er", ".", "--save", "pdf"], "--save pdf"),
+        (["evaluate", "own/er", "no/such/data"], "no/such/data"),
+        (["evaluate", "own/er", "shapes", "--split", "night"], "no split 'night'"),
+        (["evaluate", "own/er", "shapes", "--max-detections", "0"], "max_detections=0"),
         (["explain", "no/such/run", "shapes:1"], "no/such/run"),
         (["explain", "no/such/run"], "name images"),
         (["models", "yolo"], "yolo"),

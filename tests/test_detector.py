@@ -13,6 +13,7 @@ from torchvision.ops import box_iou
 import boxquery as bq
 from boxquery.api import Detector
 from boxquery.cli import run
+from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.official.coco import CATEGORIES
 
@@ -228,21 +229,83 @@ def test_neither_a_folder_nor_a_hub_id():
         bq.load("nobody/nothing")
 
 
-def test_evaluation_matches_classes_by_name(detector, tmp_path):
-    from boxquery.data.dataset import Data, Record, Split
+def labelled(names, labels):
+    """One image with objects of these labels."""
+    boxes, areas = np.array([[1, 1, 20, 20]] * len(labels), np.float32).reshape(-1, 4), np.full(len(labels), 361, np.float32)
+    record = Record("a", None, 80, 48, boxes, np.array(labels, np.int64), np.zeros(len(labels), bool), areas)
+    split = Split("val", [record], lambda _: Image.new("RGB", (80, 48)))
+    return Data("here", "coco", names, list(range(len(names))), {"val": split})
 
-    def data(names, labels):
-        boxes, areas = np.array([[1, 1, 20, 20]] * len(labels), np.float32), np.full(len(labels), 361, np.float32)
-        record = Record("a", None, 80, 48, boxes, np.array(labels), np.zeros(len(labels), bool), areas)
-        split = Split("val", [record], lambda _: Image.new("RGB", (80, 48)))
-        return Data("here", "coco", names, list(range(len(names))), {"val": split})
 
-    found = detector.evaluate(data(["owl", "cat"], [0, 1, 1]))
+def test_evaluation_matches_classes_by_name(detector):
+    found = detector.evaluate(labelled(["owl", "cat"], [0, 1, 1]))
     assert {row["name"]: row["objects"] for row in found["per_class"] if row["objects"]} == {"cat": 2, "owl": 1}
-    with pytest.raises(bq.UserError, match="does not know wolf"):
-        detector.evaluate(data(["wolf"], [0]))
+    assert found["notes"] == []
+    loose = detector.evaluate(labelled(["OWL", "Cat"], [0, 1, 1]))
+    assert loose.pop("notes") == ["class names are matched without case, space, hyphen and underscore: OWL is owl, Cat is cat"]
+    assert loose == {name: value for name, value in found.items() if name != "notes"}
+    with pytest.raises(bq.UserError, match=r"does not know wolf; it knows cat, owl$"):
+        detector.evaluate(labelled(["wolf"], [0]))
+    with pytest.raises(bq.UserError, match=r"does not know wolf; .* --classes cat evaluates what both know"):
+        detector.evaluate(labelled(["wolf", "cat"], [0, 1]))
+    assert detector.evaluate(labelled(["wolf", "cat"], [0, 1]), classes=["cat"])["objects"] == 1
     with pytest.raises(bq.UserError, match="no split 'test'"):
-        detector.evaluate(data(["owl"], [0]), split="test")
+        detector.evaluate(labelled(["owl"], [0]), split="test")
+
+
+def sigmoid_detector(*classes: str, num_queries: int) -> Detector:
+    """One whose queries give several classes each."""
+    torch.manual_seed(0)
+    options = {"backbone": "resnet10t", "num_queries": num_queries, "encoder_layers": 1}
+    model = bq.create_model("deformable-detr", classes=len(classes), preset="tiny", **options)
+    return Detector(model, classes, [10 * (i + 1) for i in range(len(classes))], Preprocessing(96))
+
+
+def test_classes_that_the_data_does_not_list_are_left_out():
+    """Of precision, thresholds, duplicates and false positives, as of AP."""
+    detector = sigmoid_detector("cat", "owl", num_queries=9)
+    every = detector.evaluate(labelled(["owl", "cat"], [0]), threshold=0)
+    owls = detector.evaluate(labelled(["owl"], [0]), threshold=0)
+    assert owls["notes"] == ["1 class that the detector knows and the data does not list is left out, predictions too: cat"]
+    assert owls["per_class"][1] == every["per_class"][1]
+    assert owls["precision"] == owls["per_class"][1]["precision"]
+    assert owls["per_class"][0] == {"name": "cat", "id": 10, "AP": None, "AP50": None, "objects": 0, "precision": None, "recall": None}
+    assert (owls["detections"], every["detections"]) == (9, 18)
+    chosen = detector.evaluate(labelled(["owl", "cat"], [0]), threshold=0, classes=["owl"])
+    assert {**chosen, "notes": []} == {**owls, "notes": []}
+    empty = labelled(["owl"], [])
+    assert detector.evaluate(empty, threshold=0)["false_positives_per_empty_image"] == 9
+
+
+def test_more_detections_count_where_more_are_asked_for_or_there_are_more_objects():
+    """COCO's AP has 100 per class and image; what is beyond is counted, and said."""
+    many = sigmoid_detector("cell", num_queries=200)
+    few, crowd = labelled(["cell"], [0] * 3), labelled(["cell"], [0] * 150)
+    for data, more, counted, beyond in ((few, {}, 100, 0), (crowd, {}, 100, 100), (crowd, {"max_detections": 300}, 200, 0)):
+        found = many.evaluate(data, **more)
+        assert (found["detections"], found["truncated"]) == (counted, beyond)
+        assert found["max_detections"] == more.get("max_detections", 100)
+        assert any("recall can be at most 0.67" in note for note in found["notes"]) == (beyond > 0)
+    with pytest.raises(bq.UserError, match="max_detections=0"):
+        many.evaluate(few, max_detections=0)
+
+
+def test_the_page_of_an_evaluation(detector, tmp_path):
+    data = labelled(["owl", "<b>cat</b>"], [0, 1])
+    odd = Detector(detector.model, ["<b>cat</b>", None, "owl"], [17, 18, 90], Preprocessing(64), 0.0)
+    metrics = odd.evaluate(data, out=tmp_path / "out", threshold=0)
+    out = tmp_path / "out"
+    names = {"evaluation.html", "evaluation.json", "analysis.json", "per_class.csv", "confusion.csv", "curves.csv", "errors.csv"}
+    assert names | {"pictures", "pictures.json"} == {path.name for path in out.iterdir()}
+    assert json.loads((out / "evaluation.json").read_text()) == {"val": metrics}
+    page = (out / "evaluation.html").read_text()
+    assert "&lt;b&gt;cat&lt;/b&gt;" in page
+    assert "<b>cat" not in page
+    for heading in ("Scores", "By class", "Confusion matrix", "Precision by recall", "What AP50 would gain", "Truth and prediction"):
+        assert heading in page
+    assert (out / "confusion.csv").read_text().splitlines()[0] == "object,<b>cat</b>,owl,not found"
+    with pytest.raises(bq.UserError, match="holds another evaluation"):
+        odd.evaluate(data, out=out)
 
 
 def official_names(model) -> dict[str, torch.Tensor]:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
 from boxquery import detector, model_folder
-from boxquery.data.classes import map_labels
+from boxquery.data.classes import map_labels, match_names, matching_notes
 from boxquery.data.dataset import Data
 from boxquery.data.open import open_data
 from boxquery.detector import ImageSource
-from boxquery.errors import UserError
-from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import drop_unreadable, predict_split
+from boxquery.evaluation.metrics import MAX_DETECTIONS, evaluate, limits_note
+from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
 from boxquery.explain.explanation import explain
+from boxquery.flags import check_above_zero, check_nms, check_threshold
+from boxquery.progress import Progress
+from boxquery.report.page import new_evaluation, write_evaluation_page
 from boxquery.training import run
 
 P = ParamSpec("P")
@@ -51,27 +54,57 @@ class Detector(detector.Detector):
         data: str | Path | Data,
         *,
         split: str = "val",
+        out: str | Path | None = None,
+        threshold: float | None = None,
+        nms: float | None = None,
+        classes: Sequence[str] | None = None,
+        max_detections: int = MAX_DETECTIONS,
         batch_size: int = 8,
         workers: int = 0,
         strict: bool = False,
-        nms: float | None = None,
+        progress: bool = False,
     ) -> dict[str, Any]:
         """AP and the metrics around it on a split of a data set; classes are matched by name.
 
+        Classes that the data does not list are left out. A query may give several classes, as COCO's AP wants it of models with sigmoid
+        scores, where ``predict`` gives its best one.
+
         Args:
+            out: a folder for ``evaluation.html`` with confusion matrix, curves and errors by type, and the same as CSV and JSON.
+            threshold: score from which detections count for precision, recall and duplicates; None: the one with the best F1 on this split.
             nms: IoU threshold of class-wise NMS (1 disables it); None: the model's own (none for DETRs).
+            classes: names of the only classes to evaluate; None: all that the data lists.
+            max_detections: detections per class and image that count; COCO's AP has 100.
             strict: an image that cannot be read is fatal; otherwise it is named on stderr and left out.
+            progress: show on stderr how far it is.
+
+        Returns what ``boxquery.evaluation.metrics.evaluate`` does, and ``notes``: what was decided and what limits the numbers.
 
         Raises ``UserError`` if the data lacks the split or has a class that the detector does not know.
         """
-        if nms is not None and not 0 < nms <= 1:
-            raise UserError(f"nms={nms}: must be an IoU above 0 and at most 1, which disables it")
+        check_nms(nms)
+        check_threshold(threshold)
+        check_above_zero(max_detections=max_detections)
+        folder = None if out is None else new_evaluation(Path(out))
         opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
-        records = map_labels(opened, split, self.classes)
-        found = predict_split(self, records, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
+        labels = None if classes is None else self.labels_of(classes)
+        records = map_labels(opened, split, self.classes, labels)
+        notes = matching_notes(opened, self.classes) if labels is None else []
+        with Progress("evaluate", len(records)) if progress else nullcontext() as bar:
+            found = predict_split(
+                self, records, batch_size=batch_size, workers=workers, nms=nms, max_detections=max_detections, strict=strict,
+                done=bar.advance if bar else lambda count: None,
+            )  # fmt: skip
         records, found = drop_unreadable(records, found)
+        found = keep_labels(found, match_names(opened.names, self.classes) if labels is None else labels)
         names = [f"(no name {i})" if name is None else name for i, name in enumerate(self.classes)]
-        return evaluate(records, found, names, self.ids)
+        metrics = evaluate(records, found, names, self.ids, max_detections=max_detections, threshold=threshold)
+        queries = self.model.num_queries_per_layer[-1] if self.model.has_queries else max_detections
+        metrics["notes"] = notes + limits_note(records, max_detections, queries)
+        if folder is not None:
+            title = f"{self.run or self.model.config['name']} on {split} of {opened.source}"
+            write_evaluation_page(folder, title, records, found, names, metrics)
+        return metrics
 
 
 def _public(make: Callable[P, detector.Detector]) -> Callable[P, Detector]:

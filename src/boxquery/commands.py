@@ -77,39 +77,72 @@ def evaluate(
     /,
     *,
     split: str = "val",
+    out: Path | None = None,
+    threshold: float | None = None,
+    nms: float | None = None,
+    classes: list[str] | None = None,
+    max_detections: int = 100,
+    image_size: int | None = None,
     batch_size: int = 8,
     workers: int = 0,
     device: Device = "auto",
     strict: Switch = False,
-    nms: float | None = None,
 ) -> CommandResult:
     """Print AP as pycocotools defines it, per class, with duplicates, false positives on empty images and the best threshold.
+
+    A query may give several classes here, as COCO's AP wants it of models with sigmoid scores; predict and explain give its best one.
 
     Args:
         run: A run folder, a model folder or a hub id.
         data: A data set in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
         split: Split to evaluate on.
+        out: Folder for a page with confusion matrix, precision by recall, errors by type and pictures, and its numbers as CSV and JSON.
+        threshold: Score from which detections count for precision, recall and duplicates. Default: the one with the best F1 on this split.
+        nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
+        classes: Only these classes, separated by commas. Default: all that the data lists.
+        max_detections: Detections per class and image that count, the best ones; COCO's AP is defined with 100.
+        image_size: Short side of the model's input in pixels. Default: that of its training.
         batch_size: Images per batch.
         workers: Processes that read images; 0 reads them in the main one.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         strict: Treat invalid boxes and images as errors instead of skipping them.
-        nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
     """
     from boxquery.data.open import open_data
 
-    detector = _load(run, device)
+    check_threshold(threshold)
+    check_nms(nms)
+    check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
+    check_model(run)
     opened = open_data(data, strict=strict)
+    opened.split(split)
     _warn(opened.notes + [f"skipped: {line}" for line in opened.skipped])
-    metrics = detector.evaluate(opened, split=split, batch_size=batch_size, workers=workers, nms=nms, strict=strict)
+    detector = _load(run, device)
+    if image_size is not None:
+        detector.image_size = image_size
+    metrics = detector.evaluate(
+        opened, split=split, out=out, threshold=threshold, nms=nms, classes=classes and _split_names(classes, detector.classes),
+        max_detections=max_detections, batch_size=batch_size, workers=workers, strict=strict, progress=True,
+    )  # fmt: skip
+    _warn(f"note: {note}" for note in metrics["notes"])
+    if nms is None and (metrics["duplicate_rate"] or 0) >= 0.1:
+        _warn([f"note: {metrics['duplicate_rate']:.0%} of the detections at the threshold are duplicates; --nms 0.7 measures without them"])
     table = Table(title=escape(f"{run} on {split} of {data}"), title_justify="left")
-    for column in ("", "AP", "AP50", "objects"):
+    for column in ("", "AP", "AP50", "precision", "recall", "objects"):
         table.add_column(column, justify="left" if not column else "right")
-    for row in [{**metrics, "name": "all"}, *metrics["per_class"]]:
-        table.add_row(escape(row["name"]), _number(row["AP"]), _number(row["AP50"]), str(row["objects"]))
+    classes_seen = [row for row in metrics["per_class"] if row["objects"] or row["precision"] is not None]
+    for row in [{**metrics, "name": "all"}, *classes_seen]:
+        table.add_row(escape(row["name"]), *(_number(row[name]) for name in ("AP", "AP50", "precision", "recall")), str(row["objects"]))
     others = (
         "AP75", "APs", "APm", "APl", "best_threshold", "precision", "recall", "f1", "duplicate_rate", "false_positives_per_empty_image",
     )  # fmt: skip
-    return CommandResult(metrics, table, "\n".join(f"{name.replace('_', ' ')}: {_number(metrics[name])}" for name in others))
+    lines = [f"{name.replace('_', ' ')}: {_number(metrics[name])}" for name in others]
+    if threshold is not None:
+        lines.append(f"precision, recall, f1, duplicates and false positives are at a score of {threshold:g} or more, as given")
+    if metrics["truncated"]:
+        lines.append(f"{metrics['truncated']:,} detections beyond {max_detections:,} per class and image do not count")
+    if out is not None:
+        lines.append(f"page: {out / 'evaluation.html'}")
+    return CommandResult(metrics, table, "\n".join(lines))
 
 
 def predict(

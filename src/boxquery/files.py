@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import yaml
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, printable
 
 #: suffix of files that are still being written
 PARTIAL = ".new"
@@ -75,6 +77,18 @@ def atomic_write(path: Path, content: str | bytes) -> Path:
     with atomic_open(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def csv_lines(rows: Iterable[Iterable[Any]]) -> bytes:
+    """Rows of cells as CSV; None is an empty cell."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(["" if cell is None else printable(str(cell)) for cell in row] for row in rows)
+    return text.getvalue().encode()
+
+
+def write_table(path: Path, rows: Iterable[Iterable[Any]]) -> Path:
+    """Write a CSV file."""
+    return atomic_write(path, csv_lines(rows))
 
 
 def clear_leftovers(folder: Path) -> None:

@@ -15,7 +15,7 @@ from boxquery.data.dataset import Record
 from boxquery.errors import UserError
 from boxquery.evaluation import metrics
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, coco_match, flatten_detections, iou
-from boxquery.evaluation.metrics import evaluate
+from boxquery.evaluation.metrics import evaluate, limits_note
 
 
 def record(boxes=(), labels=None, ignore=None, areas=None, id=1, size=(640, 480)):
@@ -262,3 +262,35 @@ def test_fast_and_plain_floats():
 def test_torch_is_not_imported():
     code = "import sys; import boxquery.evaluation.metrics, boxquery.report.page, boxquery.pages.drawing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_rates_of_each_class_and_at_a_given_threshold():
+    records = [record([[0, 0, 100, 100], [200, 200, 300, 300]], [0, 1]), record()]
+    predictions = {
+        0: prediction((0, 0, 100, 100, 0.9, 0), (200, 200, 300, 300, 0.5, 1), (0, 0, 100, 90, 0.4, 0), (400, 400, 450, 450, 0.35, 1)),
+        1: prediction((0, 0, 50, 50, 0.3, 1)),
+    }
+    best = evaluate(records, predictions, ["a", "b", "c"], [1, 2, 3])
+    assert (best["threshold"], best["best_threshold"]) == (0.5, 0.5)
+    assert [(row["precision"], row["recall"]) for row in best["per_class"]] == [(1.0, 1.0), (1.0, 1.0), (None, None)]
+    low = evaluate(records, predictions, ["a", "b", "c"], [1, 2, 3], threshold=0.3)
+    assert (low["threshold"], low["best_threshold"], low["precision"], low["recall"]) == (0.3, 0.5, 2 / 5, 1.0)
+    assert [(row["precision"], row["recall"]) for row in low["per_class"]] == [(1 / 2, 1.0), (1 / 3, 1.0), (None, None)]
+    assert (low["duplicate_rate"], low["false_positives_per_empty_image"]) == (1 / 5, 1.0)
+    high = evaluate(records, predictions, ["a", "b", "c"], [1, 2, 3], threshold=0.95)
+    assert (high["precision"], high["recall"], high["f1"], high["duplicate_rate"]) == (None, 0.0, 0.0, None)
+    assert high["AP"] == best["AP"]
+    json.dumps(high, allow_nan=False)
+
+
+def test_what_recall_cannot_exceed():
+    crowded = [record(random_boxes(np.random.default_rng(0), 150)), record([[0, 0, 9, 9]] * 3, [0, 1, 1])]
+    assert limits_note(crowded, 100, 300) == [
+        "recall can be at most 0.67: an image has up to 150 objects of one class, and 100 detections of a class count per image as COCO "
+        "defines AP; --max-detections 300 counts more"
+    ]
+    assert limits_note(crowded, 300, 40) == [
+        "recall can be at most 0.28: an image has up to 150 objects of one class, but the model has 40 queries; "
+        "train with --option num_queries=180 or more"
+    ]
+    assert limits_note(crowded, 150, 150) == limits_note(crowded[1:], 100, 9) == limits_note([record()], 100, 9) == []

@@ -12,6 +12,9 @@ from boxquery.data.dataset import Record
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, WRONG, DetectionTable, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
 
+#: detections per class and image that count in COCO's AP
+MAX_DETECTIONS = 100
+
 
 def evaluate(
     records: Sequence[Record],
@@ -19,7 +22,8 @@ def evaluate(
     names: Sequence[str],
     ids: Sequence[int],
     *,
-    max_detections: int = 100,
+    max_detections: int = MAX_DETECTIONS,
+    threshold: float | None = None,
 ) -> dict[str, Any]:
     """Compare predictions with the annotations.
 
@@ -30,18 +34,20 @@ def evaluate(
             the key, so an image that two of them have counts once.
         names, ids: class names and the data set's own category ids, by label.
         max_detections: as in COCO, the number of best detections *per class and image* that count; ``truncated`` is the number of others.
+        threshold: score from which detections count in what is measured at one threshold; None: the best one.
 
     Returns:
         A dict for JSON; a number that is not defined (no objects of that size, no detections, ...) is None.
 
         - ``AP`` (mean over IoU 0.50:0.95), ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` (area < 32², < 96², larger; from
           ``Record.areas``), ``AR1``, ``AR10`` and ``AR100`` (named after ``max_detections``): as pycocotools.
-        - ``per_class``: [{``name``, ``id``, ``AP``, ``AP50``, ``objects``}] by label.
         - ``best_threshold``: the score threshold (keep score >= threshold) with the best F1 at IoU 0.5, over all classes together;
-          the highest one on ties, None if no detection is right. ``precision``, ``recall``, ``f1`` there.
-        - ``duplicate_rate``: share of the detections at ``best_threshold`` that overlap a better-scored one of their class and image with
+          the highest one on ties, None if no detection is right. ``threshold``: the given one, else that. ``precision``, ``recall``,
+          ``f1`` there.
+        - ``per_class``: [{``name``, ``id``, ``AP``, ``AP50``, ``precision``, ``recall``, ``objects``}] by label.
+        - ``duplicate_rate``: share of the detections at ``threshold`` that overlap a better-scored one of their class and image with
           IoU > 0.7. Taken there and not at a fixed score, so that softmax and sigmoid scores can be compared. None without a threshold.
-        - ``false_positives_per_empty_image``: wrong detections per image without any annotation, at ``best_threshold``.
+        - ``false_positives_per_empty_image``: wrong detections per image without any annotation, at ``threshold``.
         - ``images``, ``objects`` (without ignored ones), ``ignored``, ``empty_images``, ``detections``, ``truncated``,
           ``max_detections``: counts.
 
@@ -62,16 +68,22 @@ def evaluate(
     for record in records:
         np.add.at(objects, record.labels[~record.ignore], 1)
     result = _coco(records, detections, names, ids, objects, max_detections)
-    result |= _operating_point(records, detections, int(objects.sum()))
-    return result | {
-        "images": len(records),
-        "objects": int(objects.sum()),
-        "ignored": int(sum(record.ignore.sum() for record in records)),
-        "empty_images": sum(len(record.boxes) == 0 for record in records),
-        "detections": len(detections.scores),
-        "truncated": detections.truncated,
-        "max_detections": max_detections,
-    }
+    point, per_class = _operating_point(records, detections, objects, threshold)
+    for row, own in zip(result["per_class"], per_class, strict=True):
+        row |= own
+    return (
+        result
+        | point
+        | {
+            "images": len(records),
+            "objects": int(objects.sum()),
+            "ignored": int(sum(record.ignore.sum() for record in records)),
+            "empty_images": sum(len(record.boxes) == 0 for record in records),
+            "detections": len(detections.scores),
+            "truncated": detections.truncated,
+            "max_detections": max_detections,
+        }
+    )
 
 
 def _mean(values: np.ndarray) -> float | None:
@@ -92,13 +104,7 @@ def _coco(
     if not objects.any():
         precision, recall = -np.ones((10, 101, len(names), 4, len(limits))), -np.ones((10, len(names), 4, len(limits)))
     else:
-        truth = _truth(records, len(names))
-        table = np.column_stack([detections.image + 1, _xywh(detections.boxes), detections.scores, detections.labels + 1])
-        run = COCOeval(truth, truth.load_res(table), "bbox")
-        run.params.max_dets = limits
-        run.evaluate()
-        run.accumulate()
-        tables = run.eval
+        tables = coco_eval(records, detections, len(names), limits).eval
         assert tables is not None
         # [IoU, recall, class, area, limit] and [IoU, class, area, limit]
         precision, recall = np.asarray(tables["precision"]), np.asarray(tables["recall"])
@@ -122,6 +128,21 @@ def _coco(
         for label, (name, id_) in enumerate(zip(names, ids, strict=True))
     ]
     return result
+
+
+def coco_eval(records: Sequence[Record], detections: DetectionTable, classes: int, limits: list[int]) -> COCOeval:
+    """hotcoco's evaluation, run, with a truth that has objects.
+
+    Args:
+        limits: numbers of detections per class and image, rising.
+    """
+    truth = _truth(records, classes)
+    table = np.column_stack([detections.image + 1, _xywh(detections.boxes), detections.scores, detections.labels + 1])
+    run = COCOeval(truth, truth.load_res(table), "bbox")
+    run.params.max_dets = limits
+    run.evaluate()
+    run.accumulate()
+    return run
 
 
 def _xywh(boxes: np.ndarray) -> np.ndarray:
@@ -149,37 +170,59 @@ def _truth(records: Sequence[Record], classes: int) -> COCO:
     )
 
 
-def _operating_point(records: Sequence[Record], detections: DetectionTable, objects: int) -> dict[str, float | None]:
+def _operating_point(
+    records: Sequence[Record], detections: DetectionTable, objects: np.ndarray, threshold: float | None
+) -> tuple[dict[str, float | None], list[dict[str, float | None]]]:
+    """What is measured at one score threshold, of all classes together and of each."""
     outcome, _ = coco_match(records, detections, IOU_RIGHT)
+    best = _best_threshold(detections, outcome, int(objects.sum()))
+    threshold = best if threshold is None else threshold
+    kept = detections.scores >= (np.inf if threshold is None else threshold)
+    right, wrong = (np.bincount(detections.labels[kept & (outcome == kind)], minlength=len(objects)) for kind in (RIGHT, WRONG))
+    point = {"best_threshold": best, "threshold": threshold, **_rates(int(right.sum()), int(wrong.sum()), int(objects.sum()))}
+    point |= dict.fromkeys(("duplicate_rate", "false_positives_per_empty_image"))
+    if threshold is None and len(detections.scores):
+        point["precision"] = 0.0  # at any threshold
+    if kept.any():
+        point["duplicate_rate"] = float(find_duplicates(detections, kept)[kept].mean())
+    empty = np.array([len(record.boxes) == 0 for record in records])
+    if threshold is not None and empty.any():
+        point["false_positives_per_empty_image"] = float(empty[detections.image[kept & (outcome == WRONG)]].sum() / empty.sum())
+    per_class = [_rates(*counts) for counts in zip(right.tolist(), wrong.tolist(), objects.tolist(), strict=True)]
+    return point, [{name: rates[name] for name in ("precision", "recall")} for rates in per_class]
+
+
+def _rates(right: int, wrong: int, objects: int) -> dict[str, float | None]:
+    shown = right + wrong
+    return {
+        "precision": right / shown if shown else None,
+        "recall": right / objects if objects else None,
+        "f1": 2 * right / (shown + objects) if objects else None,
+    }
+
+
+def _best_threshold(detections: DetectionTable, outcome: np.ndarray, objects: int) -> float | None:
     counted = outcome != IGNORED
     order = np.argsort(-detections.scores[counted], kind="stable")
     scores = detections.scores[counted][order]
     right = np.cumsum(outcome[counted][order] == RIGHT)
-    shown = np.arange(1, len(scores) + 1)
-    point: dict[str, float | None] = dict.fromkeys(
-        ("best_threshold", "precision", "recall", "f1", "duplicate_rate", "false_positives_per_empty_image")
-    )
-    if objects:
-        point |= {"recall": 0.0, "f1": 0.0}
-    if len(scores):
-        point["precision"] = 0.0
     if not len(scores) or right[-1] == 0:
-        return point
-
-    f1 = 2 * right / (shown + objects)
+        return None
+    f1 = 2 * right / (np.arange(1, len(scores) + 1) + objects)
     f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores are kept or dropped together
-    best = int(np.argmax(f1))
-    threshold = float(scores[best])
-    kept = detections.scores >= threshold
-    point |= {
-        "best_threshold": threshold,
-        "precision": float(right[best] / shown[best]),
-        "recall": float(right[best] / objects),
-        "f1": float(f1[best]),
-        "duplicate_rate": float(find_duplicates(detections, kept)[kept].mean()),
-    }
-    empty = np.array([len(record.boxes) == 0 for record in records])
-    if empty.any():
-        wrong = kept & (outcome == WRONG)
-        point["false_positives_per_empty_image"] = float(np.sum(empty[detections.image[wrong]]) / empty.sum())
-    return point
+    return float(scores[int(np.argmax(f1))])
+
+
+def limits_note(records: Sequence[Record], max_detections: int, queries: int) -> list[str]:
+    """Whether recall cannot reach 1, since an image has more objects of a class than detections count, or than the model has queries."""
+    per_image = [np.bincount(record.labels[~record.ignore]) for record in records]
+    objects = sum(int(each.sum()) for each in per_image)
+    most, least = max((int(each.max(initial=0)) for each in per_image), default=0), min(max_detections, queries)
+    if most <= least:
+        return []
+    bound = sum(int(np.minimum(each, least).sum()) for each in per_image) / objects
+    said = f"recall can be at most {bound:.2f}: an image has up to {most:,} objects of one class"
+    if queries < min(most, max_detections):
+        return [f"{said}, but the model has {queries:,} queries; train with --option num_queries={-(-most * 6 // 50) * 10} or more"]
+    enough, coco = -(-2 * most // 100) * 100, " as COCO defines AP" if max_detections == MAX_DETECTIONS else ""
+    return [f"{said}, and {max_detections:,} detections of a class count per image{coco}; --max-detections {enough} counts more"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -14,6 +15,7 @@ from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.validation import fail_if_too_many
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import ImageDetections
+from boxquery.evaluation.metrics import MAX_DETECTIONS
 from boxquery.parts.boxes import nms_per_class
 
 if TYPE_CHECKING:
@@ -60,28 +62,36 @@ def predict_split(
     only: Sequence[int] | None = None,
     cached: DetectionDataset | None = None,
     nms: float | None = None,
+    max_detections: int = MAX_DETECTIONS,
     strict: bool = False,
     warn: Callable[[str], None] = warn_skipped,
+    done: Callable[[int], None] = lambda count: None,
 ) -> DetectionsByImage:
     """Position in the split -> (boxes [K, 4] xyxy pixels, scores [K], labels [K]), as ``evaluate`` takes them.
 
     Args:
+        max_detections: as ``evaluate`` will be given. The model is asked for the paper's own number per image, unless this or an image's
+            objects are more than COCO's 100: then for one per query at least.
         only: positions to predict, such as one process's share; None: all.
         cached: a data set over this split that keeps decoded images.
         nms: IoU threshold of NMS, see ``Model.postprocess``.
         strict: an image whose pixels cannot be read is fatal.
         warn: called once for each image whose pixels cannot be read, which has no entry (see ``drop_unreadable``); prints on stderr by
             default.
+        done: called with the number of images of every batch.
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size={batch_size}, workers={workers}: a batch has at least 1 image, and workers is 0 or more")
     dataset = cached or DetectionDataset(split, detector.transform, strict=strict)
     order = list(range(len(split)) if only is None else only)
+    needed = max([max_detections, *(len(record.boxes) for record in split)])
+    top_k = max(needed, detector.model.num_queries_per_layer[-1]) if needed > MAX_DETECTIONS else None
     found: DetectionsByImage = {}
     for batch in read_batches(dataset, order, batch_size=batch_size, workers=workers, warn=warn):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
-        for i, detections in zip(batch.indices, detector.predict_batch(batch.images, batch.mask, sizes, nms=nms), strict=True):
+        for i, detections in zip(batch.indices, detector.predict_batch(batch.images, batch.mask, sizes, top_k=top_k, nms=nms), strict=True):
             found[i] = tuple(detections[name].cpu().numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
+        done(len(sizes))
     return {i: found[i] for i in order if i in found}  # without those that only replaced others
 
 
@@ -91,6 +101,15 @@ def apply_nms(found: DetectionsByImage, iou: float) -> DetectionsByImage:
     for position, detections in found.items():
         left = nms_per_class({name: torch.from_numpy(values) for name, values in zip(_KEYS, detections, strict=True)}, iou)
         kept[position] = tuple(left[name].numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
+    return kept
+
+
+def keep_labels(found: DetectionsByImage, labels: Sequence[int]) -> DetectionsByImage:
+    """The detections of some classes alone."""
+    kept: DetectionsByImage = {}
+    for position, (boxes, scores, own) in found.items():
+        wanted = np.isin(own, labels)
+        kept[position] = boxes[wanted], scores[wanted], own[wanted]
     return kept
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -11,10 +9,10 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, get_args
+from typing import BinaryIO, Literal, Self, get_args
 
 from boxquery.errors import UserError, printable
-from boxquery.files import atomic_open, atomic_write
+from boxquery.files import atomic_open, atomic_write, csv_lines
 from boxquery.pages.images import encode
 from boxquery.predict.sources import ImageFile
 from boxquery.result import Result
@@ -84,7 +82,7 @@ class ResultWriter:
         if "json" in self.kinds:
             self.tables["json"].write(b"[")
         if "csv" in self.kinds:
-            self._line(_COLUMNS)
+            self.tables["csv"].write(csv_lines([_COLUMNS]))
         if "txt" in self.kinds:
             self._write(self.out / _CLASSES, "".join(f"{_one_line(name)}\n" for name in self.classes).encode())
         return self
@@ -105,7 +103,8 @@ class ResultWriter:
                     for row, name, box in zip(rows, result.names, result.boxes.tolist(), strict=True):
                         corners = [round(value, 2) for value in box]
                         size = result.size[1], result.size[0]
-                        self._line((file.name, file.id, *size, name, row["category_id"], row["score"], *corners))
+                        cells = (file.name, file.id, *size, name, row["category_id"], row["score"], *corners)
+                        self.tables["csv"].write(csv_lines([cells]))
                 case "crops":
                     self._crops(file, result)
         self.rows += len(rows)
@@ -116,11 +115,6 @@ class ResultWriter:
             left, top = min(int(x1), image.width - 1), min(int(y1), image.height - 1)
             crop = image.crop((left, top, max(left + 1, round(x2)), max(top + 1, round(y2))))
             self._write(self.out / "crops" / self.folders[label] / f"{file.stem}-{number}.jpg", encode(crop, quality=95))
-
-    def _line(self, cells: Sequence[Any]) -> None:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow([printable(str(cell)) for cell in cells])
-        self.tables["csv"].write(text.getvalue().encode())
 
     def _write(self, path: Path, content: bytes) -> None:
         self.written.append(atomic_write(path, content))

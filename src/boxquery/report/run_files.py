@@ -30,6 +30,7 @@ class RunFiles:
         config: ``config.yaml``.
         epochs: rows of ``metrics.csv``; cells that are empty, not a number, NaN or inf are left out.
         evaluation: ``evaluation.json``: split name -> the dict of ``boxquery.evaluation.metrics.evaluate``.
+        analysis: ``analysis.json``: split name -> the dict of ``boxquery.evaluation.analysis.analyse``.
         data: ``data.json``, see ``data_facts``.
         pictures: ``pictures.json``, see ``boxquery.report.pictures``.
         transfer: ``transfer.json``, see ``boxquery.transfer.Transfer``; empty if the run did not start from a trained model.
@@ -41,6 +42,7 @@ class RunFiles:
     config: dict[str, Any]
     epochs: list[dict[str, float]]
     evaluation: dict[str, dict[str, Any]]
+    analysis: dict[str, dict[str, Any]]
     data: dict[str, Any]
     pictures: dict[str, Any]
     transfer: dict[str, Any]
@@ -67,7 +69,8 @@ def read_run(folder: Path) -> RunFiles:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run folder; give the folder that `boxquery train --out` wrote")
     mappings = {
-        name: read_mapping(folder / f"{name}.json") for name in ("evaluation", "data", "pictures", "transfer", "check", "diagnosis")
+        name: read_mapping(folder / f"{name}.json")
+        for name in ("evaluation", "analysis", "data", "pictures", "transfer", "check", "diagnosis")
     }
     mappings["check"] = _rename(mappings["check"])
     return RunFiles(folder, read_mapping(folder / "config.yaml"), _read_table(folder / "metrics.csv"), **mappings)
@@ -94,8 +97,16 @@ def _number(cell: str) -> float:
 
 def write_evaluation(run: Path, split: str, result: dict[str, Any]) -> Path:
     """Put the result of ``evaluate`` for one split into ``evaluation.json``, which keeps those of other splits."""
-    path = run / "evaluation.json"
-    return write_json(path, read_mapping(path) | {split: result})
+    return _put(run / "evaluation.json", split, result)
+
+
+def write_analysis(run: Path, split: str, result: dict[str, Any]) -> Path:
+    """The same of ``analyse``, in ``analysis.json``."""
+    return _put(run / "analysis.json", split, result)
+
+
+def _put(path: Path, key: str, value: dict[str, Any]) -> Path:
+    return write_json(path, read_mapping(path) | {key: value})
 
 
 def data_facts(data: Data) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -40,12 +40,22 @@ _SCORES = (
 )
 _AT_THRESHOLD = (
     ("best_threshold", "Best threshold", "the score at which F1 is highest (IoU 0.5, all classes)"),
+    ("threshold", "Threshold given", "the score from which boxes count below, instead of the best one"),
     ("f1", "F1", "at that threshold: harmonic mean of precision and recall"),
     ("precision", "Precision", "at that threshold: share of the boxes that are right"),
     ("recall", "Recall", "at that threshold: share of the objects that are found"),
     ("duplicate_rate", "Duplicates", "at that threshold: share of boxes on an object that has a better one"),
     ("false_positives_per_empty_image", "False per empty image", "at that threshold: boxes per image without objects"),
 )
+_TIDE = {
+    "wrong class": "on an object of another class (IoU from 0.5)",
+    "misplaced": "on an object of its class, but with an IoU from 0.1 to 0.5",
+    "wrong class and misplaced": "both",
+    "duplicate": "on an object that a better-scored box has found",
+    "background": "on no object (IoU below 0.1)",
+    "missed": "objects that no box explains",
+}
+_MATRIX, _CONFUSED, _CURVES_SHOWN = 20, 25, 7  # most classes of a matrix, rows of confusions, and classes in a chart
 _OUTCOMES = ("right", "missed", "false", "wrong class", "misplaced", "duplicate")
 
 Rows = list[list[Any]]
@@ -55,7 +65,7 @@ Figure = tuple[Markup, str, str]
 
 def values(run: RunFiles) -> dict[str, Any]:
     """All sections by name; empty where the run has nothing to show."""
-    sections = (origin, facts, curves, alignment, log, scores, classes, pictures, transfer, dataset, check, settings)
+    sections = (origin, facts, curves, alignment, log, scores, classes, errors, pictures, transfer, dataset, check, settings)
     return {section.__name__: section(run) for section in sections}
 
 
@@ -131,19 +141,58 @@ def scores(run: RunFiles) -> Rows:
     results = run.evaluation.values()
     limits = sorted({int(found[1]) for result in results for key in result if (found := re.fullmatch(r"AR(\d+)", key))})
     recalls = [(f"AR{n}", f"AR{n}", f"recall, mean over IoU, of the best {n} per image and class") for n in limits]
-    entries = (*_SCORES, *recalls, *_AT_THRESHOLD)
+    given = any(result.get("threshold") != result["best_threshold"] for result in results if "threshold" in result)
+    entries = (*_SCORES, *recalls, *(entry for entry in _AT_THRESHOLD if given or entry[0] != "threshold"))
     return [[name, *(three(result.get(key)) for result in results), meaning] for key, name, meaning in entries]
 
 
 def classes(run: RunFiles) -> Rows:
-    """Name, AP, AP as a bar, AP50, boxes and, if known, training boxes of every class, the best first."""
+    """Name, AP, AP as a bar, AP50, precision, recall, boxes and, if known, training boxes of every class, the best first."""
     found = run.result["per_class"] if run.result else []
     trained = run.data.get("splits", {}).get("train", {}).get("per_class", [])
     rows = []
     for i, item in enumerate(found):
         counts = [item["objects"], *(trained[i : i + 1] if len(trained) == len(found) else [])]
-        rows.append([class_name(item["name"]), three(item["AP"]), item["AP"], three(item["AP50"]), *map(number, counts)])
+        if not any(counts) and item.get("precision") is None:
+            continue  # the data does not list it
+        rates = [three(item.get(key)) for key in ("AP50", "precision", "recall")]
+        rows.append([class_name(item["name"]), three(item["AP"]), item["AP"], *rates, *map(number, counts)])
     return sorted(rows, key=lambda row: -1 if row[2] is None else row[2], reverse=True)
+
+
+def errors(run: RunFiles) -> dict[str, Any]:
+    """``analysis.json`` of the split: the confusion matrix in shades, or the most frequent confusions of many classes; curves; TIDE."""
+    found = run.analysis.get(run.split)
+    if not found or not found["curves"]:
+        return {}
+    names, matrix = [*map(class_name, found["confusion"]["names"]), "background"], found["confusion"]["matrix"]
+    shown: dict[str, Any] = {"threshold": found["threshold"], "matrix": [], "confused": []}
+    if found["threshold"] is not None and len(names) <= _MATRIX + 1:
+        shown["columns"] = [*names[:-1], "not found"]
+        shown["matrix"] = [(name, [(n, _shade(n, row)) for n in row]) for name, row in zip(names, matrix, strict=True)]
+    elif found["threshold"] is not None:
+        pairs = [(n, i, j) for i, row in enumerate(matrix[:-1]) for j, n in enumerate(row[:-1]) if n and i != j]
+        shown["confused"] = [[names[i], names[j], number(n)] for n, i, j in sorted(pairs, key=lambda pair: -pair[0])[:_CONFUSED]]
+    gains = sorted(found["tide"], key=lambda row: -row["AP50_gain"])
+    shown["tide"] = [[row["type"], three(row["AP50_gain"]), row["AP50_gain"], number(row["count"]), _TIDE[row["type"]]] for row in gains]
+    shown["charts"] = [_precision_by_recall(found["curves"])]
+    return shown
+
+
+def _shade(count: int, row: Sequence[int]) -> int:
+    """0 to 4: how large a share of its row."""
+    return -(-4 * count // max(sum(row), 1))
+
+
+def _precision_by_recall(curves: Sequence[Mapping[str, Any]]) -> Figure:
+    """Of the mean and of each class, where they are few, else of the best and the worst."""
+    lines = {class_name(curve["name"]): curve["precision"] for curve in sorted(curves, key=lambda curve: -curve["AP50"])}
+    mean = [sum(column) / len(column) for column in zip(*lines.values(), strict=True)]
+    few = list(lines.items()) if len(lines) <= _CURVES_SHOWN else [*lines.items()][:3] + [*lines.items()][-3:]
+    drawn = {"mean": mean, **dict(few)} if len(lines) > 1 else dict(few)
+    points = {name: [(float(x), y) for x, y in enumerate(line) if not x or line[x - 1] > 0] for name, line in drawn.items()}
+    note = "IoU 0.5, interpolated as in COCO" + ("; mean, three best and three worst classes" if len(lines) > _CURVES_SHOWN else "")
+    return line_chart(points, title="Precision by recall", unit="recall %", last=False, width=560, height=300), "Precision by recall", note
 
 
 def transfer(run: RunFiles) -> dict[str, Any]:

@@ -70,12 +70,14 @@ class RunFlags(SharedFlags, ModelFlags):
     Attributes:
         patience: Stop after this many evaluations without a better AP; 0 never stops.
         workers: Processes that read images. Default: 0 on a CPU, up to 8 for CUDA.
+        max_detections: Detections per class and image that count when the best epoch is chosen; COCO's AP is defined with 100.
         seed: Seeds initialisation, data order, augmentation and dropout, but not the train/val split.
         force: Train even where the check before the first epoch fails.
     """
 
     patience: int = 0
     workers: int | None = None
+    max_detections: int = 100
     seed: int = 0
     force: Switch = False
 
@@ -87,7 +89,7 @@ class TrainFlags(LengthFlags, RunFlags):
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have."""
         super().check()
-        check_above_zero(image_size=self.image_size, batch_size=self.batch_size, lr=self.lr)
+        check_above_zero(image_size=self.image_size, batch_size=self.batch_size, lr=self.lr, max_detections=self.max_detections)
         check_workers(self.workers)
         if self.patience < 0:
             raise UserError(f"patience={self.patience}: must be 0 or more")

@@ -48,12 +48,14 @@ class Evaluator:
         """Metrics, and the predictions that they were computed from. Every process predicts its share of the images."""
         share = range(rank(), len(self.val), world_size())
         self.detector.model = model
+        limit = self.config.max_detections
         found = predict_split(
-            self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images, warn=self.warn
-        )
+            self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images, max_detections=limit,
+            warn=self.warn,
+        )  # fmt: skip
         found = {place: own for part in everywhere(found) for place, own in part.items()}
         val, kept = drop_unreadable(self.val, found)
-        return evaluate(val, kept, [str(n) for n in self.detector.classes], self.detector.ids), found
+        return evaluate(val, kept, [str(n) for n in self.detector.classes], self.detector.ids, max_detections=limit), found
 
     def alignment(self, model: Model) -> dict[str, Any]:
         """Of the same few images after every epoch."""

@@ -17,20 +17,21 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from boxquery.check.annotation_format import open_checked
-from boxquery.data.dataset import Data
+from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.evaluation.metrics import evaluate
+from boxquery.evaluation.analysis import analyse
+from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
-from boxquery.report.run_files import write_data, write_evaluation
+from boxquery.report.run_files import write_analysis, write_data, write_evaluation
 from boxquery.training.config import FILE, RunConfig, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
@@ -161,9 +162,16 @@ class Run:
         )
         if not c.pretrained and not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
+        for line in self.limits(self.val):
+            self.console.print(f"note: {line}", markup=False)
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             c.write(self.folder)
+
+    def limits(self, split: Split) -> list[str]:
+        """What recall on a split cannot exceed, and why."""
+        most = self.config.max_detections
+        return limits_note(split, most, self.model.num_queries_per_layer[-1] if self.model.has_queries else most)
 
     def fit(self, state: Path | None) -> Detector:
         """Train from a state, or from the beginning."""
@@ -220,10 +228,14 @@ class Run:
         for name in ("val", "test"):
             if name in self.data.splits:
                 split = self.data.splits[name]
-                found = predict_split(best, split, batch_size=max(self.config.batch_size, 4), strict=self.config.strict)
+                limit = self.config.max_detections
+                found = predict_split(
+                    best, split, batch_size=max(self.config.batch_size, 4), max_detections=limit, strict=self.config.strict
+                )  # fmt: skip
                 split, found = drop_unreadable(split, found)
-                metrics = evaluate(split, found, self.data.names, self.data.ids)
-                write_evaluation(self.folder, name, metrics)
+                metrics = evaluate(split, found, self.data.names, self.data.ids, max_detections=limit)
+                write_evaluation(self.folder, name, {**metrics, "notes": self.limits(split)})
+                write_analysis(self.folder, name, analyse(split, found, self.data.names, metrics))
                 shown = "  ".join(f"{k} -" if metrics[k] is None else f"{k} {metrics[k]:.3f}" for k in ("AP", "AP50"))
                 self.console.print(f"{name}, {kept}: {shown}")
                 if name == "val":
