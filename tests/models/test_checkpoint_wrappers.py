@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -293,6 +294,7 @@ def test_a_folder_of_transformers_is_named(words, weights, tmp_path, monkeypatch
     Path("hf").mkdir()
     Path("hf/config.json").write_text('{"architectures": ["DetrForObjectDetection"], "model_type": "detr"}')
     Path("hf", weights).write_bytes(b"")
+    Image.new("RGB", (8, 8)).save("a.jpg")
     assert run(words) == 2
     assert "error: hf: a model of Hugging Face's transformers (DetrForObjectDetection); these are not read yet" in capsys.readouterr().err
 
@@ -320,7 +322,8 @@ def test_a_program_of_torch(tmp_path, capsys):
 
 def test_a_file_where_a_model_is_expected(tmp_path, capsys):
     (tmp_path / "fine.pth").write_bytes(pickle.dumps(3))
-    assert run(["predict", str(tmp_path / "fine.pth"), "a.jpg"]) == 2
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
+    assert run(["predict", str(tmp_path / "fine.pth"), str(tmp_path / "a.jpg")]) == 2
     assert "is a file; give a run or model folder (import-official makes one" in capsys.readouterr().err
     assert run(["import-official", str(tmp_path), "--model", "detr", "--out", str(tmp_path / "out")]) == 2
     assert "is a folder; give the checkpoint file in it" in capsys.readouterr().err
