@@ -82,5 +82,7 @@ def check_threshold(score: float | None) -> None:
 
 def check_model(source: str) -> None:
     """Raise ``UserError``, at once and without loading anything, for what is neither a folder nor can be a hub id."""
+    if Path(source).is_file():
+        raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
     if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
         raise UserError(f"{source}: no such folder; give a run folder, a model folder or a hub id (owner/name)")

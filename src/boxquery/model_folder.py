@@ -73,8 +73,6 @@ def load(source: str | Path) -> Detector:
     folder = Path(source)
     run = None
     if not folder.is_dir():
-        if folder.is_file():
-            raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
         folder = _download(str(source))
     elif (folder / "model" / CONFIG).is_file():
         run, folder = folder, folder / "model"
