@@ -921,7 +921,7 @@ disk(
     imported,
     lambda: full(200_000),
 )
-disk("predictions to a file", "refused", "cannot be written", predict_to_file)
+disk("predictions to a file", "refused", "is a file", predict_to_file)
 disk(
     "an explanation below a file",
     "refused",

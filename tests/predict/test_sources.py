@@ -78,9 +78,15 @@ def test_an_image_that_is_named_twice_is_looked_at_once():
 
 def test_what_is_no_image_is_counted():
     pictures("photos/a.png")
-    for name in ("notes.txt", "more.txt", "film.mp4"):
+    pictures("photos/found/pictures/a.jpg", "photos/found/crops/cat/a-0.jpg", "photos/.thumbnails/a.png", "photos/__MACOSX/a.png")
+    for name in ("notes.txt", "more.txt", "film.mp4", "._a.png", "Thumbs.db", "found/predictions.json"):
         Path("photos", name).touch()
-    assert find_images(["photos"])[1] == ["passed over 3 files without an image's ending: 2 .txt, 1 .mp4"]
+    images, notes = find_images(["photos"])
+    assert [image.name for image in images] == ["a.png"]
+    assert notes == [
+        "passed over what is no image: 2 .txt, 1 .mp4, 1 crops/ of an earlier result, 1 pictures/ of an earlier result, 1 .json"
+    ]
+    assert [image.name for image in find_images(["photos/found/pictures"])[0]] == ["a.jpg"]
     Path("photos/a.png").unlink()
     with pytest.raises(UserError, match=r"photos: no image there .* there are 2 \.txt, 1 \.mp4"):
         find_images(["photos"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.errors import UserError
 from boxquery.pages.format import count
@@ -58,7 +59,7 @@ def find_images(sources: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
     if not files:
         there = f"; there are {_endings(passed)}" if passed else ""
         raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for{there})")
-    notes = [f"passed over {count(passed.total(), 'file')} without an image's ending: {_endings(passed)}"] if passed else []
+    notes = [f"passed over what is no image: {_endings(passed)}"] if passed else []
     if again:
         notes.append(f"{count(len(again), 'image')} named more than once, looked at once: {_some(map(str, again))}")
     root = Path(os.path.commonpath([os.path.abspath(base) for _, base in files.values()]))
@@ -93,9 +94,15 @@ def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
 
 
 def _folder(root: Path, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
+    """As ``_files``, without what is hidden, and without the pictures that an earlier call has written there."""
     for folder, folders, names in os.walk(root):
-        folders.sort()
+        written = {"pictures", "crops"} & set(folders) if "predictions.json" in names else set()
+        for name in sorted(written):
+            passed[f"{name}/ of an earlier result"] += 1
+        folders[:] = sorted(name for name in folders if not is_hidden(name) and name not in written)
         for name in sorted(names):
+            if is_hidden(name):
+                continue
             if (suffix := Path(name).suffix.lower()) in IMAGE_SUFFIXES:
                 yield Path(folder) / name, root
             else:
