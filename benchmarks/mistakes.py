@@ -3,6 +3,7 @@
     python benchmarks/mistakes.py shared/datasets/bccd --results docs/mistakes.json     # a data set, five seeds: some 100 checks, minutes
     python benchmarks/mistakes.py shapes --results docs/mistakes.json                   # the built-in scenes
     python benchmarks/mistakes.py --table --results docs/mistakes.json                  # the tables of docs/check.md from these rows
+    python benchmarks/mistakes.py shared/datasets/bccd --draws 20   # small samples of it: what pixels show, rightly and wrongly
 
 A seed draws nine of ten images of each split (for ``shapes``: the scenes) and whatever else is by chance. Every copy is written to a
 temporary folder, in COCO or YOLO layout, and looked at by ``boxquery check``. A mistake is named if a finding above a note states that
@@ -29,6 +30,8 @@ from PIL import Image
 import boxquery as bq
 from boxquery.check.command import _plan, check
 from boxquery.check.feasibility import check_steps
+from boxquery.check.run_checks import check_pixels
+from boxquery.check.samples import RED_BLUE, SampledImage, sample_images
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
@@ -327,6 +330,53 @@ def measure(source: str, results: Path, seeds: int) -> None:
                 print(row["set"], seed, mistake.title, "named" if named else "-", [f"{a} {b}" for a, b, _ in said], flush=True)
 
 
+def measure_draws(source: str, draws: int) -> None:
+    """What pixels show of small samples: of each split at random, as they are, and with images, boxes, labels or colours changed."""
+    rng = np.random.default_rng(0)
+    data = shapes_data(train=300, val=100, test=1) if source == "shapes" else open_data(source)
+    pools = {name: sample_images(split, 300) for name, split in data.splits.items() if len(split) > 1}
+    classes = len(data.names)
+
+    def others(images: list[SampledImage]) -> list[SampledImage]:
+        return [replace(a, boxes=b.boxes) for a, b in zip(images, images[1:] + images[:1], strict=True)]
+
+    def swapped(images: list[SampledImage]) -> list[SampledImage]:
+        return [replace(image, sums=image.sums * np.where(np.arange(image.sums.shape[-1]) == RED_BLUE, -1, 1)) for image in images]
+
+    for count in (24, 40, 64):
+        hits: dict[str, list[int]] = {}
+        low, said = [], []
+        for _ in range(draws):
+            name = str(rng.choice([name for name in pools if name != "train"]))
+            drawn = {split: [pools[split][i] for i in np.sort(rng.permutation(len(pools[split]))[:count])] for split in ("train", name)}
+            x, y = rng.choice([-0.1, -0.05, 0.05, 0.1], 2)
+            move = [
+                lambda b, x=x, y=y: b + np.array([x, y, x, y]),
+                lambda b: b * 0.8,
+                lambda b: b[:, [1, 0, 3, 2]],
+                lambda b: 1 - b[:, [2, 1, 0, 3]],
+            ]
+            change = move[int(rng.integers(len(move)))]
+            train = drawn["train"]
+            planted = {
+                "": train, "images-do-not-belong": others(train), "colours-swapped": swapped(train),
+                "boxes-moved": [replace(image, boxes=np.clip(change(image.boxes), 0, 1)) for image in train],
+                "labels-shifted": [replace(image, labels=(image.labels + 1) % classes) for image in train],
+            }  # fmt: skip
+            for kind, images in planted.items():
+                facts, findings = check_pixels({"train": images, name: drawn[name]}, data.names)
+                if kind:
+                    hit = any(finding.name == kind for finding in findings)
+                    hits.setdefault(kind, []).append(hit)
+                else:
+                    said += [f"{finding.evidence} {finding.name}" for finding in findings]
+                    low += [(own["boxes"]["z"], own["boxes"]["fit"]) for own in facts.values() if "boxes" in own]
+        title = f"{Path(source).name}, {count} images, {draws} draws"
+        lowest = f"lowest z {min(z for z, _ in low):.1f}, lowest fit {min(fit for _, fit in low):.2f}"
+        named = ", ".join(f"{kind} {sum(own)} of {len(own)}" for kind, own in hits.items())
+        print(f"{title}: clean: {', '.join(said) or 'nothing'} ({lowest}); {named}", flush=True)
+
+
 def read(results: Path) -> list[dict[str, Any]]:
     return json.loads(results.read_text()) if results.exists() else []
 
@@ -365,11 +415,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("docs/mistakes.json"))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--draws", type=int, default=0)
     given = parser.parse_args()
     if given.table:
         print_tables(given.results)
     elif given.data is None:
         parser.error("name the data set to plant mistakes in")
+    elif given.draws:
+        measure_draws(given.data, given.draws)
     else:
         measure(given.data, given.results, given.seeds)
 

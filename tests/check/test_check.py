@@ -1,5 +1,6 @@
 """Faults of a whole data set, planted in all three layouts and in records, and named; clean data, in which nothing is found."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -48,6 +49,15 @@ def test_clean_data_gives_no_warning(tmp_path, layout):
 def test_built_in_scenes_give_no_warning(seed):
     data = shapes_data(train=64, val=32, test=8, seed=seed, crowding=[0.2, 0.8, 0.0, 0.5][seed], max_objects=[10, 12, 3, 2][seed])
     assert alarms(named(data)) == set()
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["bccd", "cards", "raccoon"])
+def test_nothing_is_guessed_of_real_data(shared, name):
+    """Not even of camouflaged animals; copies are named by their content."""
+    data, findings = open_checked(shared / "datasets" / name)
+    found = named(data, findings, replace(PLAN, queries=100, image_size=240))
+    assert set(found.items()) <= {("duplicate-images", "note")}
 
 
 @pytest.mark.shared
@@ -387,6 +397,16 @@ def test_mosaics_have_more_boxes_and_val_misses_none():
     assert "labels-missing" in named(same)
 
 
+def test_more_objects_than_coco_counts_and_recall_that_is_bounded():
+    full = changed(scenes(), "val", lambda r: kept(r, np.arange(150) % len(r.boxes)))
+    findings = {f.name: f for f in run_checks(full, [], replace(PLAN, queries=100), Augment(), picture="never").findings}
+    assert findings["recall-bounded"].level == "warning"
+    assert "Recall on val can be at most 0.67: up to 150 objects per image" in findings["recall-bounded"].text
+    assert "--option num_queries=180" in findings["recall-bounded"].remedy
+    assert "val has up to 150 objects per image" in findings["many-objects"].text
+    assert "recall-bounded" not in named(full, plan=replace(PLAN, queries=150))
+
+
 def test_too_few_steps_and_a_rate_far_off(monkeypatch):
     floors = {"floor": {"random": {"left": 1000, "not_within": 500}, "trained": {"left": None, "not_within": 0}}}
     monkeypatch.setattr("boxquery.check.feasibility.measured", lambda name: floors if name == "detr" else {})
@@ -409,9 +429,45 @@ def test_the_command_writes_and_prints_what_it_found(tmp_path, capsys):
     assert "What the network sees" in (tmp_path / "out/check.html").read_text()
     assert run(["check", data, "--model", "detr", "--preset", "tiny", "--option", "num_queries=1"]) == 1
     assert "check failed: " in capsys.readouterr().out
+    assert run(["check", data, "--model", "detr", "--preset", "tiny", "--out", str(tmp_path / "again")]) == 0
+    shown = capsys.readouterr().out
+    assert f"written to {tmp_path}/again: check.html, check.json, check.png" in shown
+    assert "1 to 5 (median" in shown
     assert run(["check", str(tmp_path / "nowhere")]) == 2
     assert run(["check", data, "--epochs", "-3"]) == 2
     assert "epochs=-3: must be a finite number above 0" in capsys.readouterr().err
+
+
+def test_a_finding_that_speaks_of_images_names_a_picture_that_was_written(tmp_path, capsys, monkeypatch):
+    images = pictures()
+    data = write(tmp_path / "data", "yolo", [replace(a, data=b.data) for a, b in zip(images, images[1:] + images[:1], strict=True)])
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", data, "--model", "detr", "--preset", "tiny"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.startswith("warning") and "boxes of train" in line]
+    assert line.startswith("warning (strong evidence): ")
+    picture = next(word for word in line.split() if word.endswith("check.png.")).rstrip(".")
+    with Image.open(tmp_path / picture) as image:
+        assert image.height > 1000  # the grid, and a row per finding
+    assert "No problem found." not in lines
+
+
+def test_images_of_another_folder_and_of_another_split_are_named_where_sizes_betray_them(tmp_path):
+    """What is refused for its stated sizes is refused with its cause."""
+    images = pictures(30, 30)
+    resized = []
+    for i, picture in enumerate(images):
+        with Image.open(io.BytesIO(picture.data or b"")) as image:
+            stream = io.BytesIO()
+            image.resize((SIDE, SIDE - 24 * (i % 3))).save(stream, "PNG")
+        resized.append(replace(picture, data=stream.getvalue()))
+    turned = [replace(a, data=b.data) for a, b in zip(images, resized, strict=True)]
+    with pytest.raises(bq.UserError, match=r"the images do not belong to them\. Pair"):
+        open_checked(write(tmp_path / "turned", "voc", turned))
+    train, val = turned[:30], turned[30:]
+    mixed = [replace(a, data=b.data) for a, b in zip(train, val, strict=True)] + val
+    with pytest.raises(bq.UserError, match="images of train and val were mixed up"):
+        open_checked(write(tmp_path / "mixed", "voc", mixed))
 
 
 def test_check_prints_what_the_data_is(capsys):

@@ -155,7 +155,7 @@ def measure_fit(images: Sequence[SampledImage]) -> BoxFit | None:
         undo = [lambda b: b, *(MOVES[name] for name in names)]
         rows = []
         for i in which:
-            mine, theirs = images[i].boxes[:_MOVED_BOXES], others[i][:: max(len(others[i]) // (3 * _MOVED_BOXES), 1)]
+            mine, theirs = images[i].boxes[:_MOVED_BOXES], others[i][:: max(len(others[i]) // (2 * _MOVED_BOXES), 1)]
             rows.append(_scores(images[i], np.stack([move(mine) for move in undo]), np.stack([move(theirs) for move in undo])))
         return np.array(rows)
 

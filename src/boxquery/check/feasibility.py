@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 CROWDED = 0.5
 #: share of the training objects smaller than a cell from which it is a note, and a warning
 SMALL, MOSTLY_SMALL = 0.1, 0.5
+#: predictions per image that COCO counts
+_COUNTED = 100
 #: how many times the preset's learning rate is a warning
 FAST = 10.0
 
@@ -81,7 +83,7 @@ def check_objects(data: Data, plan: FeasibilityPlan) -> tuple[dict[str, Any], li
         "below_a_cell": round(below, 4),
         "objects_per_image": _percentiles(numbers),
     }
-    return facts, [*_check_queries(numbers, plan), *_check_cells(below, plan)]
+    return facts, [*_check_queries(numbers, plan), *_check_recall(data, plan), *_check_cells(below, plan)]
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:
@@ -96,8 +98,32 @@ def _check_queries(numbers: np.ndarray, plan: FeasibilityPlan) -> Iterator[Findi
             "more-objects-than-queries", "error" if plan.drops or over.mean() > CROWDED else "warning",
             f"{over.sum()} of {len(numbers)} training images have more objects (up to {numbers.max()}) than the model has {what} "
             f"({plan.queries}): {(numbers - plan.queries).clip(0).sum()} of {numbers.sum()} objects can never be detected.",
-            f"Give --option {plan.limit}={int(-(-numbers.max() * 1.2 // 10) * 10)} or more{', in every layer' * plan.drops}.",
+            f"Give --option {plan.limit}={_enough(numbers)} or more{', in every layer' * plan.drops}.",
         )  # fmt: skip
+
+
+def _check_recall(data: Data, plan: FeasibilityPlan) -> Iterator[Finding]:
+    """Images of which not all objects can be found, since the model predicts fewer."""
+    for name, split in data.splits.items():
+        numbers = np.array([int((~record.ignore).sum()) for record in split])
+        if name != "train" and numbers.size and numbers.max() > plan.queries:
+            yield Finding(
+                "recall-bounded", "warning",
+                f"Recall on {name} can be at most {np.minimum(numbers, plan.queries).sum() / numbers.sum():.2f}: up to {numbers.max()} "
+                f"objects per image, and the model predicts at most {plan.queries}.",
+                f"Give --option {plan.limit}={_enough(numbers)} or more.",
+            )  # fmt: skip
+        if name != "train" and numbers.size and numbers.max() > _COUNTED:
+            yield Finding(
+                "many-objects", "note",
+                f"{name} has up to {numbers.max()} objects per image: more than the usual {_COUNTED} predictions per image have to count, "
+                "as they do in training and in `evaluate`; COCO's own evaluation stops there.",
+            )  # fmt: skip
+
+
+def _enough(numbers: np.ndarray) -> int:
+    """A number of queries with some room above the fullest image."""
+    return int(-(-numbers.max() * 1.2 // 10) * 10)
 
 
 def _check_cells(below: float, plan: FeasibilityPlan) -> Iterator[Finding]:

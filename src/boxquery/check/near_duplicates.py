@@ -69,8 +69,8 @@ def _collect(chosen: list[int], images: list[Image.Image | None]) -> Thumbnails:
 
 
 def check_near_duplicates(data: Data, seen: dict[str, Thumbnails], equal: list[list[ImageRef]]) -> tuple[dict[str, Any], list[Finding]]:
-    """Counts by pair of splits, and what they mean. ``equal``: groups of the same content, which are reported elsewhere."""
-    group = {ref: number for number, refs in enumerate(equal) for ref in refs}
+    """Counts by pair of splits, and what they mean. ``equal``: groups of the same content, which are told elsewhere."""
+    shared = {ref: {split for split, _ in refs} for refs in equal for ref in refs}
     counts, findings = {}, []
     for first, second in combinations(seen, 2):
         a, b = seen[first], seen[second]
@@ -78,7 +78,7 @@ def check_near_duplicates(data: Data, seen: dict[str, Thumbnails], equal: list[l
         pairs: dict[ImageRef, ImageRef] = {}
         for i, j in np.argwhere(near):
             one, other = (first, int(a.indices[i])), (second, int(b.indices[j]))
-            if a.thumbs[i] @ b.thumbs[j] >= CORRELATION and not (one in group and group[one] == group.get(other)):
+            if a.thumbs[i] @ b.thumbs[j] >= CORRELATION and first not in shared.get(other, ()):
                 pairs.setdefault(other, one)
         counts[f"{first} & {second}"] = len(pairs)
         if len(pairs) < FEWEST:

@@ -33,7 +33,14 @@ FILE, PICTURE = "check.json", "check.png"
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 #: findings that only follow from boxes read in a wrong format
 _WRONG_FORMAT = {"boxes-of-another-format", "boxes-normalised", "boxes-normalised-twice", "boxes-in-pixels"}
-_FOLLOWING = {"boxes-moved", "images-do-not-belong", "objects-below-a-cell", "boxes-in-a-corner", "same-box-everywhere", "labels-missing"}
+_FOLLOWING = {
+    "boxes-moved",
+    "images-do-not-belong",
+    "objects-below-a-cell",
+    "boxes-in-a-corner",
+    "same-box-everywhere",
+    "boxes-listed-twice",
+}
 
 
 @dataclass
@@ -129,7 +136,7 @@ def run_checks(
     for number, (name, split) in enumerate(data.splits.items()):
         progress("pixels", number, len(data.splits))
         samples[name] = sample_images(split)
-    pixels, more = _check_pixels(samples, data.names)
+    pixels, more = check_pixels(samples, data.names)
     findings += more
     if _WRONG_FORMAT & {finding.name for finding in findings}:
         findings = [finding for finding in findings if finding.name not in _FOLLOWING]
@@ -142,7 +149,7 @@ def run_checks(
     return result
 
 
-def _check_pixels(samples: dict[str, list[SampledImage]], names: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
+def check_pixels(samples: dict[str, list[SampledImage]], names: Sequence[str]) -> tuple[dict[str, dict[str, Any]], list[Finding]]:
     """What samples of the splits show, by split, and what it means."""
     facts, found, train = {}, [], samples["train"]
     for name, sample in samples.items():
