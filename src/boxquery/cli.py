@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cyclopts import App, Parameter
@@ -14,10 +15,11 @@ from cyclopts.exceptions import CycloptsError, UnknownCommandError
 
 from boxquery.errors import UserError
 
+JSON = "With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr."
+
 app = App(
     name="boxquery",
     help="Detection transformers: train, understand, compare and ship a DETR.",
-    help_epilogue="With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr.",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=()),
@@ -35,6 +37,8 @@ def run(arguments: Sequence[str]) -> int:
     words = [word for word in arguments if word != "--json"]
     as_json = len(words) < len(arguments)
     words = words or ["--help"]
+    if not {*words}.isdisjoint(app.help_flags):
+        app.help_epilogue = f"{JSON}\n\nPages that are called docs/... are in {docs_folder()}"
     if words[0] in app.help_flags:
         for name in _commands():
             app[name]  # commands are imported lazily; without it the list of all commands would have no descriptions
@@ -58,6 +62,12 @@ def run(arguments: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return getattr(result, "status", 0)
+
+
+def docs_folder() -> Path:
+    """Where the pages are: in the installed package, or at the root of a checkout."""
+    here = Path(__file__).parent
+    return here / "docs" if (here / "docs").is_dir() else here.parents[1] / "docs"
 
 
 def _commands() -> list[str]:
