@@ -30,6 +30,7 @@ from boxquery.detector import Detector
 from boxquery.evaluation.alignment import measure_batch, measure_split, with_objects
 from boxquery.explain.figure import draw_map
 from boxquery.training.config import RunConfig
+from boxquery.training.pretrained import recorded_weights
 from convergence import curve
 
 INK, GOLD, TEAL, QUIET = "#1f2933", "#e0a100", "#0f8b8d", "#8a949e"
@@ -47,7 +48,8 @@ def detector_of(where: str, data: Data) -> Detector:
     assert moment == "0", f"{where}: only @0 can be rebuilt"
     config = RunConfig.read(Path(run))
     torch.manual_seed(config.seed)
-    model = bq.create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
+    weights = recorded_weights(config) or False
+    model = bq.create_model(config.model, classes=data.names, preset=config.preset, pretrained=weights, **config.options)
     return Detector(model.eval(), data.names, data.ids, Preprocessing(config.image_size))
 
 

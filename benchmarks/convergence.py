@@ -62,7 +62,7 @@ BODY: dict[str, Any] = json.loads(json.dumps({**NARROW_RESNET10, "output_stride"
 #: pre-trains the backbone: proposals and denoising supervise every cell; without an encoder its features have to suffice
 PRETRAINING: dict[str, Any] = {
     "model": "deformable-detr", "preset": "tiny", "image_size": 128, "epochs": 3, "lr": 1e-3, "seed": 1000, "device": "cpu",
-    "precision": "float32", "options": {"levels": 1, "encoder_layers": 0, "backbone_options": BODY},
+    "precision": "float32", "pretrained": False, "options": {"levels": 1, "encoder_layers": 0, "backbone_options": BODY},
 }  # fmt: skip
 
 Run = tuple[str, float, int, int]  # model, learning rate, seed, epochs
@@ -124,9 +124,9 @@ def one(where: str, weights: str, system: str, rate: float, seed: int, epochs: i
     """Entry point of such a process."""
     register("anchor-smca", combination())
     model, options = SYSTEMS[system]
-    options = {"dilation": False, **options, "backbone_options": {**BODY, "pretrained_cfg_overlay": {"file": weights}}}
-    settings: dict[str, Any] = {"model": model, "preset": "tiny", "options": options, "pretrained": True, "image_size": 128}
-    settings |= {"epochs": epochs, "lr": rate, "seed": seed, "device": "cpu", "precision": "float32", "workers": 0}
+    options = {"dilation": False, **options, "backbone_options": BODY}
+    settings: dict[str, Any] = {"model": model, "preset": "tiny", "options": options, "pretrained": weights, "backbone_lr_factor": 1.0}
+    settings |= {"image_size": 128, "epochs": epochs, "lr": rate, "seed": seed, "device": "cpu", "precision": "float32", "workers": 0}
     bq.train(shapes_data(seed=seed), out=Path(where), resume=(Path(where) / "last.ckpt").exists(), **settings)
 
 

@@ -139,15 +139,11 @@ EXPERIMENTS = {
 def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
     """Run the comparison, and record its results without anything that names this machine."""
     experiment = EXPERIMENTS[name]
-    plan, weights = runs / f"{name}-{data}.yaml", {"pretrained_cfg_overlay": {"file": str(backbone(Path("runs/convergence")))}}
-    planned = {
-        label: {**given, "options": {**given["options"], "backbone_options": {**given["options"]["backbone_options"], **weights}}}
-        for label, given in experiment.entries(data).items()
-    }
-    atomic_write(plan, yaml.safe_dump(planned, sort_keys=False))
+    plan = runs / f"{name}-{data}.yaml"
+    atomic_write(plan, yaml.safe_dump(experiment.entries(data), sort_keys=False))
     flags = CompareFlags(
-        images_seen=experiment.images[data], preset="tiny", image_size=128, batch_size=4, pretrained=True,
-        freeze_backbone=experiment.frozen, device="cpu", precision="float32",
+        images_seen=experiment.images[data], preset="tiny", image_size=128, batch_size=4, backbone_lr_factor=1.0,
+        pretrained=str(backbone(Path("runs/convergence"))), freeze_backbone=experiment.frozen, device="cpu", precision="float32",
     )  # fmt: skip
     finished = [folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()]
     comparison = compare(

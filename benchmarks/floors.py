@@ -51,7 +51,7 @@ def floor(name: str, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder) / "run"
         settings: dict[str, Any] = {"model": name, "preset": "tiny", "device": "cpu", "precision": "float32", "workers": 0, "force": True}
-        bq.train(data, out=where, epochs=steps * BATCH // TRAIN, batch_size=BATCH, **settings)
+        bq.train(data, out=where, epochs=steps * BATCH // TRAIN, batch_size=BATCH, pretrained=False, **settings)
         last = read_run(where).epochs[-1]
     return {"steps": int(last["step"]), "AP50": round(last["AP50"], 4), "cpu_seconds": last["cpu_seconds"]}
 

@@ -39,7 +39,7 @@ SETTINGS = {
         "backbone_options": {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""},
         "hidden_dim": 32, "heads": 4, "ffn_dim": 32, "num_queries": 12,
     },
-    "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32", "workers": 0,
+    "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32", "workers": 0, "pretrained": False,
 }  # fmt: skip
 EPOCHS = 4
 #: what writing a file is made of; a kill may come before and after each

@@ -1,6 +1,6 @@
 """What a trained detector finds: six images of a split, as ``boxquery predict`` draws them, side by side: the picture of the README.
 
-    boxquery train path/to/bccd --minutes 7 --clock cpu --out runs/bccd
+    boxquery train path/to/bccd --minutes 7 --clock cpu --pretrained none --out runs/bccd
     python benchmarks/predictions.py runs/bccd path/to/bccd docs/predictions.jpg
 
 The images are spread evenly over the split, not chosen by how well they came out.

@@ -110,7 +110,7 @@ def train(model: str, words: str, seed: str, run: Path) -> None:
     flags = USUAL | {"--model": model, "--seed": seed, "--out": str(run)} | ({} if "--images-seen" in words else {"--epochs": "2"})
     usual = [word for flag, value in flags.items() if flag not in words for word in (flag, value)]
     own = [word for part in shlex.split(words) for word in (["--option", part] if "=" in part else [part])]
-    sys.argv = ["boxquery", "train", "images", *usual, *own]
+    sys.argv = ["boxquery", "train", "images", "--pretrained=false", *usual, *own]
     try:
         runpy.run_module("boxquery", run_name="__main__")
     except SystemExit as done:

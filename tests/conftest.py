@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_CACHE"] = os.devnull  # what a developer has downloaded is nothing to start from here
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest

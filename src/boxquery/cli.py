@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from cyclopts.exceptions import CycloptsError, UnknownCommandError
 
 from boxquery.errors import UserError
+from boxquery.flags import fill_in
 
 JSON = "With --json a command prints one machine-readable object on stdout; progress and remarks go to stderr."
 
@@ -34,8 +35,8 @@ for command in ("demo", "evaluate", "predict", "models", "import_official"):
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line. Returns the exit status: 0 done, 1 a check failed, 2 the input was wrong, 130 interrupted."""
-    words = [word for word in arguments if word != "--json"]
-    as_json = len(words) < len(arguments)
+    words = fill_in([word for word in arguments if word != "--json"])
+    as_json = "--json" in arguments
     words = words or ["--help"]
     if not {*words}.isdisjoint(app.help_flags):
         app.help_epilogue = f"{JSON}\n\nPages that are called docs/... are in {docs_folder()}"

@@ -58,7 +58,7 @@ def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0) -> Non
     from boxquery.training.run import train
 
     started = time.monotonic()
-    run = train("shapes", model="deformable-detr", preset="tiny", minutes=minutes, out=out, seed=seed).run
+    run = train("shapes", model="deformable-detr", preset="tiny", minutes=minutes, out=out, seed=seed, pretrained=False).run
     assert run is not None
     metrics = json.loads((run / "evaluation.json").read_text())["test"]
     seconds = round(time.monotonic() - started, 1)

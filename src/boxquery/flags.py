@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,6 +21,31 @@ Precision = Literal["auto", "float32", "bf16"]
 Preset = Literal["paper", "small", "tiny"]
 #: a flag that is off unless it is given
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
+
+
+#: words of ``--pretrained`` that are no files; alone it is ``required``
+PRETRAINED: dict[str, bool | str] = {"auto": "auto", "none": False, "required": True, "false": False, "true": True}
+
+
+def pretrained_of(word: str) -> bool | str:
+    """What a word after ``--pretrained`` means: one of ``PRETRAINED``, else a file or folder."""
+    return PRETRAINED.get(word.lower(), word)
+
+
+def parse_pretrained(kind: Any, tokens: Any) -> bool | str:
+    return pretrained_of(tokens[-1].value)
+
+
+def fill_in(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with the value of a ``--pretrained`` that has none."""
+    pairs = zip(words, [*words[1:], "--"], strict=False)
+    return ["--pretrained=required" if word == "--pretrained" and following.startswith("-") else word for word, following in pairs]
+
+
+if TYPE_CHECKING:
+    Pretrained = bool | str
+else:  # cyclopts takes a flag that may be a bool for one without a value
+    Pretrained = Annotated[str | bool, Parameter(converter=parse_pretrained, accepts_keys=False, n_tokens=1, negative=())]
 
 
 def parse_options(kind: Any, tokens: Any) -> dict[str, Any]:

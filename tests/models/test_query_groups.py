@@ -25,6 +25,7 @@ from boxquery.parts.output import LayerPredictions, Matches, Output, QueryGroup
 from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 from tests.models.builders import batch, create, objects, shaken, systems
 from tests.models.test_overfit import learned
 
@@ -64,13 +65,13 @@ class HintedQueries(BoxQueries):
         return state.with_group(group, self.hint.expand(*valid.shape, -1), boxes.logit(1e-3))
 
 
-def build(classes: int, options: ToyOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: ToyOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     layers = decoder(o, lambda: SelfAttention(dim, o.heads), lambda layer: DenseAttention(dim, o.heads))
     regions, locate = encoder(o), DABDeformableLocate(dim)
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
-        image=image(o, pretrained, SinePosition(dim)),
+        image=image(o, weights, SinePosition(dim)),
         encoder=regions,
         queries=HintedQueries(o.queries, dim, classes),
         locate=locate,

@@ -2,10 +2,8 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torchvision.models import resnet50
 
-from boxquery.errors import UserError
 from boxquery.parts.backbone import Backbone, Neck
 
 
@@ -52,17 +50,13 @@ def test_freezing_keeps_the_outputs():
         torch.testing.assert_close(a, b)
 
 
-def test_weights_from_a_file(tmp_path, monkeypatch):
-    """Offline, with what ``state_dict`` of another backbone gave; a file that is not there, or that could run code, is refused."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_a_model_can_be_pickled(tmp_path):
+    """As ``torch.save(model)`` does, with its memory format."""
     torch.manual_seed(0)
-    narrow = {"channels": (8, 8, 16, 16), "stem_width": 8, "stem_type": ""}
-    given = Backbone("resnet10t", 1, options=narrow).body.state_dict()
-    file = tmp_path / "weights.safetensors"
-    save_file(given, file)
-    loaded = Backbone("resnet10t", 1, pretrained=True, options={**narrow, "pretrained_cfg_overlay": {"file": str(file)}}).body.state_dict()
-    assert given.keys() == loaded.keys()
-    assert all(torch.equal(loaded[name], given[name]) for name in given if not name.endswith("num_batches_tracked"))
-    for wrong in (tmp_path / "none.safetensors", tmp_path / "weights.pth"):
-        with pytest.raises(UserError, match="is not a safetensors file"):
-            Backbone("resnet10t", 1, pretrained=True, options={**narrow, "pretrained_cfg_overlay": {"file": str(wrong)}})
+    for dilation in (False, True):
+        backbone = Backbone("resnet10t", 1, dilation=dilation).eval()
+        torch.save(backbone, tmp_path / "backbone.pt")
+        again = torch.load(tmp_path / "backbone.pt", weights_only=False)
+        images = torch.randn(1, 3, 64, 64)
+        assert torch.equal(backbone(images)[0], again(images)[0])
+        assert again.channels_last is not dilation

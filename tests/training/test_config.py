@@ -11,6 +11,7 @@ from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import app, run
+from boxquery.flags import PRETRAINED, fill_in
 from boxquery.training.config import RunConfig, RunFlags, TrainFlags
 from boxquery.training.run_length import RunLength
 
@@ -30,7 +31,8 @@ FLAGS = st.builds(
     preset=NOT_GIVEN | st.sampled_from(["paper", "small", "tiny"]),
     options=NOT_GIVEN | st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]*", fullmatch=True), VALUES, min_size=1),
     image_size=NOT_GIVEN | COUNT, batch_size=NOT_GIVEN | COUNT, lr=NOT_GIVEN | RATE, patience=st.integers(0, 99),
-    pretrained=st.booleans(), freeze_backbone=st.booleans(), strict=st.booleans(), force=st.booleans(),
+    pretrained=st.booleans() | st.just("auto") | TEXT.filter(lambda word: word.lower() not in PRETRAINED),
+    freeze_backbone=st.booleans(), strict=st.booleans(), force=st.booleans(),
     device=st.sampled_from(["auto", "cpu", "cuda"]), precision=st.sampled_from(["auto", "float32", "bf16"]),
     workers=NOT_GIVEN | st.integers(0, 64), seed=st.integers(-(2**40), 2**40),
     epochs=NOT_GIVEN | COUNT, minutes=NOT_GIVEN | st.floats(1e-3, 1e6), clock=st.sampled_from(["wall", "cpu"]),
@@ -40,7 +42,7 @@ FLAGS = st.builds(
 
 
 def parse(words: list[str]) -> dict:
-    command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+    command, bound, _ = app.parse_args(fill_in(words), exit_on_error=False, print_error=False)
     assert command.__name__ == "command"
     return {"flags": TrainFlags(), **bound.arguments}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -120,7 +120,10 @@ def compare(
         if data is None:
             raise UserError("name the data: boxquery compare DATA --models A,B,... --out DIR")
         entries = entries_of(models or [], plan, sweep or {}, flags)
-        agreed = _write_plan(resolved_plan(data, entries, range(seeds), flags), out, console)
+        if flags.pretrained == "auto" and (out / FILE).exists():
+            flags = replace(flags, pretrained=ComparisonPlan.read(out).pretrained)
+        plan_of_flags = resolved_plan(data, entries, range(seeds), flags, lambda line: console.print(line, markup=False))
+        agreed = _write_plan(plan_of_flags, out, console)
     else:
         if not (out / FILE).exists():
             raise UserError(f"{out}: no comparison there to resume; name what to compare: --models A,B,...")

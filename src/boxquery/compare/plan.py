@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ FILE = "compare.yaml"
 CLOSE = 0.02
 _ENTRY = ("model", "preset", "options", "lr")
 #: of a plan, the same for all of its runs; of the budgets exactly one is given
-_SETTINGS = ("image_size", "batch_size", "pretrained", "freeze_backbone", "precision", "strict")
+_SETTINGS = ("image_size", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict")
 _BUDGETS = ("epochs", "minutes", "images_seen")
 
 
@@ -49,7 +49,7 @@ class CompareFlags(SharedFlags, BudgetFlags):
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no comparison can have."""
-        check_above_zero(**{name: getattr(self, name) for name in (*_BUDGETS, "image_size", "batch_size", "lr")})
+        check_above_zero(**{name: getattr(self, name) for name in (*_BUDGETS, "image_size", "batch_size", "lr", "backbone_lr_factor")})
         if sum(getattr(self, name) is not None for name in _BUDGETS) > 1:
             raise UserError("--minutes, --epochs and --images-seen each set the budget of a run; give one of them")
 
@@ -84,6 +84,7 @@ class ComparisonPlan:
         seeds: every entry runs with each of them.
         epochs, minutes, images_seen: the budget, one of the three; minutes are CPU time (on a GPU wall time).
         image_size, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
+        pretrained: False, True or a path, never ``auto``: all entries start alike.
     """
 
     data: str
@@ -94,11 +95,12 @@ class ComparisonPlan:
     images_seen: int | None
     image_size: int
     batch_size: int
-    pretrained: bool
+    pretrained: bool | str
     freeze_backbone: bool
     device: str
     precision: str
     strict: bool
+    backbone_lr_factor: float | None = None
 
     def runs(self) -> list[PlannedRun]:
         """All runs; every entry with one seed before the next seed, so that finished runs can be compared."""
@@ -257,8 +259,10 @@ def _entry(label: Any, given: Any, flags: CompareFlags, file: Path) -> Entry:
     return Entry(label, given.get("model", label), given.get("preset", flags.preset), {**(flags.options or {}), **own}, lr)
 
 
-def resolved_plan(data: str, entries: Sequence[Entry], seeds: Iterable[int], flags: CompareFlags) -> ComparisonPlan:
-    """The plan; what the flags do not give is the presets', or suits this machine. Imports torch.
+def resolved_plan(
+    data: str, entries: Sequence[Entry], seeds: Iterable[int], flags: CompareFlags, say: Callable[[str], Any] = lambda line: None
+) -> ComparisonPlan:
+    """The plan; what the flags do not give is the presets', or suits this machine; ``say`` is told what that was. Imports torch.
 
     Raises:
         UserError: an unknown model, preset or option; presets that differ in image or batch size, or in epochs if no budget is given.
@@ -280,5 +284,16 @@ def resolved_plan(data: str, entries: Sequence[Entry], seeds: Iterable[int], fla
         if others:
             values = ", ".join(map(str, (settings[name], *others)))
             raise UserError(f"the presets differ in {name} ({values}): give --{name.replace('_', '-')} for all")
+    settings["pretrained"] = _start(entries, flags.pretrained, say)
     resolved = (replace(entry, lr=entry.lr or own.recipe.lr) for entry, own in zip(entries, known, strict=True))
     return ComparisonPlan(data=data, entries=tuple(resolved), seeds=tuple(seeds), **settings)
+
+
+def _start(entries: Sequence[Entry], wanted: bool | str, say: Callable[[str], Any]) -> bool | str:
+    """What the backbones of all entries start from: with ``auto`` released weights only where all have some. Raises ``UserError``."""
+    from boxquery.training.pretrained import choose_weights
+
+    for entry in entries:
+        if choose_weights(entry.model, entry.preset, entry.options, wanted, say) is None:
+            return False
+    return True if wanted == "auto" else wanted

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from boxquery.models.base import DetectionTransformer
     from boxquery.models.interface import Model
     from boxquery.models.recipes import Preset
+    from boxquery.parts.weights import BackboneWeights
 
 HERE = Path(__file__).parent
 
@@ -29,7 +30,7 @@ class Paper(Protocol):
     PRESETS: dict[str, Preset]
 
     @property
-    def build(self) -> Callable[[int, Any, bool], DetectionTransformer]: ...
+    def build(self) -> Callable[[int, Any, BackboneWeights | None], DetectionTransformer]: ...
 
 
 #: models registered by the user, by name
@@ -57,7 +58,7 @@ def register(name: str, paper: Paper) -> None:
     Args:
         name: lower-case words and numbers joined by hyphens, none of the library's; your own may be registered again.
         paper: a module like those in this folder, with ``PRESETS`` (name -> ``Preset``; ``presets()`` makes the three), a function
-            ``build(classes, options, pretrained) -> DetectionTransformer``, and a docstring that says how it differs from DETR.
+            ``build(classes, options, weights) -> DetectionTransformer``, and a docstring that says how it differs from DETR.
 
     docs/mixing.md shows one. Raises ``UserError``.
     """
@@ -67,7 +68,7 @@ def register(name: str, paper: Paper) -> None:
         raise UserError(f"name={name!r}: the library has a model of this name; choose another")
     known = getattr(paper, "PRESETS", None)
     if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
-        raise UserError(f"{name}: a model's module needs PRESETS (a filled dictionary) and build(classes, options, pretrained)")
+        raise UserError(f"{name}: a model's module needs PRESETS (a filled dictionary) and build(classes, options, weights)")
     _own[name] = paper
 
 
@@ -101,16 +102,22 @@ def differences(name: str) -> list[str]:
     return [" ".join(bullet.split()) for bullet in bullets]
 
 
-def preset(name: str, size: str = "paper") -> Preset:
-    """Options and training recipe of a model's preset; imports torch."""
+def preset(name: str, size: str = "paper", *, pretrained: bool = False) -> Preset:
+    """Options and training recipe of a model's preset, as they are with or without released weights of the backbone; imports torch."""
     presets = _paper(name).PRESETS
     if size not in presets:
         raise UserError(f"{name} has no preset {size!r}; choose one of {', '.join(presets)}")
-    return presets[size]
+    return (presets[size].pretrained if pretrained else None) or presets[size]
 
 
 def create_model(
-    name: str, *, classes: int | list[str], backbone: str | None = None, pretrained: bool = False, preset: str = "paper", **options: Any
+    name: str,
+    *,
+    classes: int | list[str],
+    backbone: str | None = None,
+    pretrained: bool | str | Path | BackboneWeights = False,
+    preset: str = "paper",
+    **options: Any,
 ) -> Model:
     """Build a model.
 
@@ -118,16 +125,18 @@ def create_model(
         name: from ``list_models()`` or ``boxquery.models.list_baselines()``.
         classes: a count, or a list of names.
         backbone: any timm feature extractor; None: the preset's.
-        pretrained: backbone weights from the hub; stem, first stage and batch norm are then frozen, as published.
+        pretrained: True: the backbone's released weights, from the hub or its cache; or a file or folder of them. Stem, first stage and
+            batch norm are then frozen, as published, and the presets small and tiny have a whole ResNet-18 in place of a narrow one.
         preset: "paper" (the published R50 configuration), "small" or "tiny".
         options: the paper's own options and those of all models (docs/options.md); an unknown one is a ``UserError`` that lists the known
             ones.
     """
     from boxquery.models.common_options import apply
     from boxquery.models.options import with_options
+    from boxquery.parts.weights import BackboneWeights, find_weights
 
     paper = _paper(name)
-    start = globals()["preset"](name, preset).options
+    start = globals()["preset"](name, preset, pretrained=bool(pretrained)).options
     if backbone is not None:
         options["backbone"] = backbone
         if backbone != start.backbone:
@@ -137,11 +146,14 @@ def create_model(
     count = len(classes) if isinstance(classes, (list, tuple)) else classes
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")
-    model = paper.build(count, chosen, pretrained)
+    if pretrained and not isinstance(pretrained, BackboneWeights):
+        pretrained = find_weights(chosen.backbone, pretrained)
+    weights = pretrained or None
+    model = paper.build(count, chosen, weights)
     if model.has_queries:
         apply(model, chosen, count)
     model.config = {"name": name, "classes": count, "preset": preset, "frozen": False, "options": asdict(chosen)}
-    if pretrained:
+    if weights is not None:
         model.freeze()
     return model
 

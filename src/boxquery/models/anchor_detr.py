@@ -38,6 +38,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
 from boxquery.parts.queries import Queries
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class Positions(nn.Module):
         return position, (x, y)
 
 
-def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: AnchorOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     rows_and_columns = o.attention == "rcda"
 
@@ -173,7 +174,7 @@ def build(classes: int, options: AnchorOptions, pretrained: bool) -> DetectionTr
     reset_packed(regions, *layers)
     # head: one for all layers, boxes start small, at their point
     return DetectionTransformer(
-        image=image(o, pretrained, positions, norm=True),
+        image=image(o, weights, positions, norm=True),
         encoder=regions,
         queries=queries,
         layers=layers,

@@ -19,6 +19,7 @@ from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encode
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.positions import LearnedPosition, NoPosition, SinePosition
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 
 Image = tuple[Backbone, Neck, Tokens]
 
@@ -30,10 +31,16 @@ def refine_detached(state: QueryState, prediction: Prediction, head: Head) -> Qu
 
 
 def image(
-    o: Options, pretrained: bool, position: nn.Module, levels: int = 1, maps: int = 3, norm: bool = False, level_embedding: bool = False
-) -> Image:
+    o: Options,
+    weights: BackboneWeights | None,
+    position: nn.Module,
+    levels: int = 1,
+    maps: int = 3,
+    norm: bool = False,
+    level_embedding: bool = False,
+) -> Image:  # fmt: skip
     """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, the others strided convolutions."""
-    backbone = Backbone(o.backbone, min(levels, maps), pretrained, o.dilation, o.backbone_options)
+    backbone = Backbone(o.backbone, min(levels, maps), weights, o.dilation, o.backbone_options)
     neck = Neck(backbone.channels, o.hidden_dim, extra=max(levels - maps, 0), norm=norm)
     chosen = {"sine": SinePosition, "learned": LearnedPosition, "none": NoPosition}.get(o.position)
     return backbone, neck, Tokens(position if chosen is None else chosen(o.hidden_dim), o.hidden_dim, levels, level_embedding)

@@ -33,6 +33,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, sine
 from boxquery.parts.queries import ReferencePointQueries
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class ConditionalLocate(nn.Module):
         return state, QueryGeometry(position=position, self_position=state.position, reference=point, self_mask=state.self_mask)
 
 
-def build(classes: int, options: ConditionalOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: ConditionalOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     queries, locate, regions = ReferencePointQueries(o.queries, dim), ConditionalLocate(dim), encoder(o)
     layers = decoder(
@@ -68,7 +69,7 @@ def build(classes: int, options: ConditionalOptions, pretrained: bool) -> Detect
     )
     reset_transformer(regions, queries.reference, locate, *layers)
     return DetectionTransformer(
-        image=image(o, pretrained, SinePosition(dim)),
+        image=image(o, weights, SinePosition(dim)),
         encoder=regions,
         queries=queries,
         locate=locate,

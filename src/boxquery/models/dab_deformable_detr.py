@@ -37,6 +37,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class DABDeformableLocate(nn.Module):
         return state, QueryGeometry(position=position, reference=box, self_mask=state.self_mask)
 
 
-def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: DABDeformableOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
     def cross_attn(layer: int = 0) -> DeformableAttention:
@@ -94,7 +95,7 @@ def build(classes: int, options: DABDeformableOptions, pretrained: bool) -> Dete
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
-        image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
+        image=image(o, weights, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, "learned", o.fixed_xy, o.anchor_size),
         locate=locate,

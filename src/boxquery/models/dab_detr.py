@@ -38,6 +38,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def refine(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
     return replace(state, reference=box_anchor.detach(), box_anchor=box_anchor)
 
 
-def build(classes: int, options: DABOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: DABOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     regions = encoder(o, activation=nn.PReLU, locate=ScaledPositions(dim))
     locate = DABLocate(dim)
@@ -118,7 +119,7 @@ def build(classes: int, options: DABOptions, pretrained: bool) -> DetectionTrans
     )
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
-        image=image(o, pretrained, SinePosition(dim, temperature=20)),
+        image=image(o, weights, SinePosition(dim, temperature=20)),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
         locate=locate,

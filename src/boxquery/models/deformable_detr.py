@@ -33,6 +33,7 @@ from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import ProposalQueries, ReferencePointQueries
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ PRESETS = presets(
 )
 
 
-def build(classes: int, options: DeformableOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: DeformableOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
     def cross_attn(layer: int = 0) -> DeformableAttention:
@@ -86,7 +87,7 @@ def build(classes: int, options: DeformableOptions, pretrained: bool) -> Detecti
     ]
     return DetectionTransformer(
         # image: maps from stride 8 on, further levels by strided convolutions
-        image=image(o, pretrained, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
+        image=image(o, weights, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
         encoder=regions,
         queries=queries,
         layers=layers,

@@ -30,6 +30,7 @@ from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import LearnedQueries
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DETROptions(Options):
 PRESETS = presets(DETROptions(), Recipe())
 
 
-def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: DETROptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     # queries
     queries = LearnedQueries(o.queries, dim)
@@ -61,7 +62,7 @@ def build(classes: int, options: DETROptions, pretrained: bool) -> DetectionTran
     # refine: nothing is; head: one for all layers, boxes without an anchor, and one more class for "no object"
     return DetectionTransformer(
         # image: CNN features, one 1x1 convolution, positions
-        image=image(o, pretrained, SinePosition(dim)),
+        image=image(o, weights, SinePosition(dim)),
         encoder=regions,
         queries=queries,
         layers=layers,

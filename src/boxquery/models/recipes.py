@@ -73,16 +73,29 @@ NARROW_RESNET10: dict[str, Any] = {**NARROW_RESNET18, "layers": (1, 1, 1, 1)}
 
 @dataclass(frozen=True)
 class Preset:
-    """A size of a paper's model and how it is trained."""
+    """A size of a paper's model and how it is trained.
+
+    Attributes:
+        pretrained: the same where the backbone starts from released weights; None: nothing changes.
+    """
 
     options: Any
     recipe: Recipe
+    pretrained: Preset | None = None
+
+
+def narrow(options: Any, recipe: Recipe, **own: Any) -> Preset:
+    """A preset whose backbone is a ResNet-18 with the options ``own``, which is cheap but of which no weights are released.
+
+    Where weights are loaded it is the whole ResNet-18, trained at a tenth of the transformer's rate, as all papers of the family do.
+    """
+    released = Preset(replace(options, backbone="resnet18", backbone_options={}), replace(recipe, backbone_lr=recipe.lr / 10))
+    return Preset(replace(options, backbone="resnet18", backbone_options=own), recipe, released)
 
 
 #: what "small" and "tiny" change of any paper: narrow, shallow, the last stage at stride 16 for small objects
 SMALL_MODEL: dict[str, Any] = {
-    "backbone": "resnet18", "backbone_options": NARROW_RESNET18, "dilation": True,
-    "encoder_layers": 2, "decoder_layers": 3, "hidden_dim": 128, "ffn_dim": 512, "dropout": 0.0,
+    "dilation": True, "encoder_layers": 2, "decoder_layers": 3, "hidden_dim": 128, "ffn_dim": 512, "dropout": 0.0,
 }  # fmt: skip
 
 
@@ -91,6 +104,6 @@ def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
     small = replace(options, **{**SMALL_MODEL, **own})
     return {
         "paper": Preset(options, recipe),
-        "small": Preset(replace(small, num_queries=100), SMALL_DATA),
-        "tiny": Preset(replace(small, num_queries=40, encoder_layers=1, backbone_options=NARROW_RESNET10), TINY_DATA),
+        "small": narrow(replace(small, num_queries=100), SMALL_DATA, **NARROW_RESNET18),
+        "tiny": narrow(replace(small, num_queries=40, encoder_layers=1), TINY_DATA, **NARROW_RESNET10),
     }

@@ -39,6 +39,7 @@ from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SingleSinePosition, sine
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
+from boxquery.parts.weights import BackboneWeights
 
 #: samples per head and level, in the encoder of several levels
 POINTS = 4
@@ -97,7 +98,7 @@ def sampled_encoder(o: SAMOptions) -> Encoder:
     return encoder(half, lambda: DeformableAttention(o.hidden_dim, o.heads, o.levels, POINTS), locate=at_centres)
 
 
-def build(classes: int, options: SAMOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: SAMOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
     def cross_attn(layer: int) -> SemanticAlignedAttention:
@@ -112,7 +113,7 @@ def build(classes: int, options: SAMOptions, pretrained: bool) -> DetectionTrans
     reset_transformer(regions, *layers)
     return DetectionTransformer(
         # image: with several levels, each has a norm and an embedding
-        image=image(o, pretrained, SingleSinePosition(dim), o.levels, norm=o.neck_norm or several, level_embedding=several),
+        image=image(o, weights, SingleSinePosition(dim), o.levels, norm=o.neck_norm or several, level_embedding=several),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, size=o.anchor_size),
         locate=locate,

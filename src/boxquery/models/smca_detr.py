@@ -35,6 +35,7 @@ from boxquery.parts.heads import Head
 from boxquery.parts.layers import Encoder, EncoderLayer, reset_transformer
 from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import LearnedQueries
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -84,10 +85,10 @@ def steps(backbone: Backbone, levels: int) -> tuple[float, ...]:
     return (*own, *(2.0**i for i in range(1, levels - len(own) + 1)))
 
 
-def build(classes: int, options: SMCAOptions, pretrained: bool) -> DetectionTransformer:
+def build(classes: int, options: SMCAOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     # image: the backbone's last map, or its last two and strided convolutions for more
-    parts = image(o, pretrained, SinePosition(dim), o.levels, maps=2)
+    parts = image(o, weights, SinePosition(dim), o.levels, maps=2)
     cells = regions(o)
     # locate: with Gaussians around a centre that the first layer predicts
     locate = GaussianLocate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ import torch
 from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, first_line
+from boxquery.parts.weights import BackboneWeights, fitted
 
 #: names of the shallow blocks that the family freezes once they hold trained weights (DETR, section 4: stem and first stage).
 SHALLOW = ("conv1", "bn1", "layer1", "stem", "stages_0", "stages.0")
@@ -23,17 +23,19 @@ class Backbone(nn.Module):
     Args:
         name: any timm model that supports ``features_only``.
         maps: how many of its last maps to return.
-        pretrained: load its weights from the hub, or from the file that ``options`` name (``pretrained_cfg_overlay={"file": ...}``).
+        weights: what to start from; None: random.
         dilation: DC5, the last stage keeps the resolution of the one before (stride 16 instead of 32).
         options: keyword arguments of the timm model itself, for example narrower ``channels``.
     """
 
-    def __init__(self, name: str, maps: int, pretrained: bool = False, dilation: bool = False, options: dict | None = None):
+    def __init__(self, name: str, maps: int, weights: BackboneWeights | None = None, dilation: bool = False, options: dict | None = None):
         super().__init__()
-        self.body = _create(name, maps, pretrained, dilation, options or {})
+        self.body = _create(name, maps, dilation, options or {})
         self.name = name
+        #: modules of the file of weights that are of no use here, as its classifier
+        self.left_out = [] if weights is None else _load(self.body, name, weights)
         # up to a sixth faster on CPUs, except where convolutions are dilated, which it makes slower (docs/LOG.md)
-        self.order = torch.contiguous_format if dilation else torch.channels_last
+        self.channels_last = not dilation
         info: Any = self.body.feature_info
         self.channels: list[int] = info.channels()
         self.strides: list[int] = info.reduction()
@@ -42,7 +44,8 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """[B, 3, H, W] -> maps [B, C, h, w], the finest first."""
         try:
-            maps = self.body(images.contiguous(memory_format=self.order))
+            order = torch.channels_last if self.channels_last else torch.contiguous_format
+            maps = self.body(images.contiguous(memory_format=order))
         except AssertionError as reason:  # how timm's transformers refuse a size
             raise UserError(
                 f"backbone {self.name!r} cannot process images of {images.shape[-2]} x {images.shape[-1]} pixels: {reason}; "
@@ -58,37 +61,24 @@ class Backbone(nn.Module):
                 parameter.requires_grad_(False)
 
 
-def _create(name: str, maps: int, pretrained: bool, dilation: bool, options: dict):
+def _create(name: str, maps: int, dilation: bool, options: dict):
     if not timm.is_model(name):
         close = ", ".join(timm.list_models(f"*{name.split('.')[0][:6]}*")[:5]) or "timm.list_models() lists them"
         raise UserError(f"backbone {name!r} is not a timm model; similar: {close}")
-    own = options.get("pretrained_cfg_overlay", {}).get("file")
-    if pretrained and own and not (os.path.isfile(own) and str(own).endswith(".safetensors")):
-        raise UserError(f"backbone {name!r}: {own} is not a safetensors file; backbone_options' pretrained_cfg_overlay names its weights")
-    if pretrained and not own and os.environ.get("HF_HUB_OFFLINE", "") in ("1", "true", "TRUE", "ON", "YES") and not _cached(name):
-        raise UserError(f"backbone {name!r}: HF_HUB_OFFLINE is set and its weights are not in the cache; unset it or use pretrained=False")
     stride = {"output_stride": 16} if dilation else {}
     last = tuple(range(-maps, 0))
     try:
-        return timm.create_model(name, pretrained=pretrained, features_only=True, out_indices=last, **stride, **options)
+        return timm.create_model(name, features_only=True, out_indices=last, **stride, **options)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as reason:
         hint = "; dilation=True needs a backbone whose output_stride can be chosen, as ResNets have" if dilation else ""
-        raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {str(reason).splitlines()[0]}{hint}") from reason
-    except OSError as reason:
-        raise UserError(
-            f"backbone {name!r}: its weights cannot be fetched ({reason}); check the network or use pretrained=False"
-        ) from reason
+        raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {first_line(reason)}{hint}") from reason
 
 
-def _cached(name: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    config: Any = timm.get_pretrained_cfg(name)
-    repository = getattr(config, "hf_hub_id", None)
-    if not repository:
-        return False
-    repository = repository if not repository.endswith("/") else f"{repository}{config.architecture}.{config.tag}"
-    return any(isinstance(try_to_load_from_cache(repository, f), str) for f in ("model.safetensors", "pytorch_model.bin"))
+def _load(body: nn.Module, name: str, weights: BackboneWeights) -> list[str]:
+    """Fill a body; returns the modules of the file that it has no use for. Raises ``UserError`` where they do not fit each other."""
+    tensors, left = fitted(weights.tensors(), body, name, weights.file)
+    body.load_state_dict(tensors, strict=False)  # a count of batches may be missing, which nothing here uses
+    return left
 
 
 class Neck(nn.Module):

@@ -13,7 +13,9 @@ from cyclopts import Parameter
 
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
-from boxquery.flags import Device, Options, Precision, Preset, Switch, check_above_zero, check_seed, check_workers, option_word
+from boxquery.flags import (
+    Device, Options, Precision, Preset, Pretrained, Switch, check_above_zero, check_seed, check_workers, option_word,
+)  # fmt: skip
 from boxquery.training.migration import FORMAT, migrate_config
 from boxquery.training.run_length import LengthFlags, RunLength
 
@@ -29,7 +31,10 @@ class SharedFlags:
         image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
         batch_size: Images per batch of one process. Default: the preset's.
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
-        pretrained: Start from backbone weights of the hub.
+        backbone_lr_factor: Learning rate of the backbone, as a factor on --lr. Default: the preset's (of small and tiny 1 from random
+            weights, 0.1 from released ones).
+        pretrained: What the backbone starts from: released weights (required; without a value the same), those if the hub or its cache has
+            them and else random weights (auto), random weights (none), or a file or folder of weights.
         freeze_backbone: Do not train the backbone.
         device: Where to train; auto takes CUDA, else MPS, else the CPU.
         precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
@@ -40,7 +45,8 @@ class SharedFlags:
     image_size: int | None = None
     batch_size: int | None = None
     lr: float | None = None
-    pretrained: Switch = False
+    backbone_lr_factor: float | None = None
+    pretrained: Pretrained = "auto"
     freeze_backbone: Switch = False
     device: Device = "auto"
     precision: Precision = "auto"
@@ -89,7 +95,10 @@ class TrainFlags(LengthFlags, RunFlags):
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have."""
         super().check()
-        check_above_zero(image_size=self.image_size, batch_size=self.batch_size, lr=self.lr, max_detections=self.max_detections)
+        check_above_zero(
+            image_size=self.image_size, batch_size=self.batch_size, lr=self.lr, backbone_lr_factor=self.backbone_lr_factor,
+            max_detections=self.max_detections,
+        )  # fmt: skip
         check_workers(self.workers)
         if self.patience < 0:
             raise UserError(f"patience={self.patience}: must be 0 or more")
@@ -105,6 +114,7 @@ class TrainFlags(LengthFlags, RunFlags):
                 yield name
             elif value != flag.default:
                 text = ",".join(f"{k}:{v}" if k else str(v) for k, v in value.items()) if isinstance(value, dict) else str(value)
+                text = "none" if value is False else text
                 yield from [f"{name}={text}"] if text.startswith("-") else [name, text]
 
 
@@ -114,7 +124,9 @@ class RunConfig(RunFlags):
 
     Attributes:
         data: what the user named.
-        options: the model's options that differ from the preset; chosen: which of them the data chose (anchors), not the user.
+        options: the model's options that differ from the preset; chosen: those that the data (anchors) or the weights chose, not the user.
+        pretrained: False, True or a path; ``auto`` only before weights were looked for.
+        weights: what the backbone started from: ``source``, ``file`` and ``sha256``, or "random" as the source.
         start_hash: what the weights that it started from were, see ``boxquery.transfer.fingerprint``.
         frozen: whether stem, first stage and batch norm of the backbone keep what the source had.
         world_size: number of processes.
@@ -126,6 +138,7 @@ class RunConfig(RunFlags):
     preset: str = field()
     options: dict[str, Any] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
+    weights: dict[str, str] = field(default_factory=dict)
     start_hash: str = ""
     frozen: bool = False
     image_size: int = field()

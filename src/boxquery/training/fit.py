@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
+from boxquery.parts.weights import BackboneWeights
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import write_analysis, write_data, write_evaluation
@@ -36,6 +38,7 @@ from boxquery.training.config import FILE, RunConfig, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
 from boxquery.training.preflight import check, check_queries, report_data, report_findings
+from boxquery.training.pretrained import recorded_weights, with_weights
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import LiveBar
 from boxquery.training.settings import like, resolve, run_folder, same
@@ -65,9 +68,15 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
         state, note = latest_checkpoint(folder) if resume else (None, "")
         if note:
             console.print(note, markup=False)
+        weights = None
+        if not resume:
+            # the first process asks the hub; the others find what it has found
+            config = everywhere(with_weights(config, _line(console)) if rank() == 0 else config)[0]
+        if state is None:
+            weights = recorded_weights(config)
         if resume and state is None and config.start_from:
             origin, config = _same_source(config), replace(config, frozen=False)
-        run = Run(folder, config, opened, console, resume)
+        run = Run(folder, config, opened, console, resume, weights)
         if origin is not None:
             run.start_from(origin)
         run.plan()
@@ -81,6 +90,10 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
         return run.fit(state)
 
 
+def _line(console: Console) -> Callable[[str], None]:
+    return lambda line: console.print(line, markup=False)
+
+
 def _same_source(config: RunConfig) -> Detector:
     """What a run started from that has no state yet. Raises ``UserError`` where it is no longer what it was."""
     origin, _ = read_source(config.start_from or "", config.model, config.options)
@@ -90,20 +103,26 @@ def _same_source(config: RunConfig) -> Detector:
 
 
 class Run:
-    """Data, model and settings of one run."""
+    """Data, model and settings of one run.
 
-    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console, resume: bool):
+    Args:
+        weights: what the backbone of a run starts from that has no state yet; None: random values.
+    """
+
+    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console, resume: bool, weights: BackboneWeights | None = None):
         self.folder, self.data, self.console = folder, data, console
         #: what became of the model that it started from, if it did
         self.transferred: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        self.model = create_model(config.model, classes=data.names, preset=config.preset, pretrained=config.pretrained, **config.options)
-        if config.frozen:
+        pretrained = weights or False
+        self.model = create_model(config.model, classes=data.names, preset=config.preset, pretrained=pretrained, **config.options)
+        if config.frozen or config.pretrained:
             self.model.freeze()
         if config.freeze_backbone:
             self.model.backbone.requires_grad_(False)
-        recipe = preset(config.model, config.preset).recipe
-        self.recipe = replace(recipe, lr=config.lr, backbone_lr=recipe.backbone_lr * config.lr / recipe.lr)
+        recipe = preset(config.model, config.preset, pretrained=bool(config.pretrained)).recipe
+        factor = config.backbone_lr_factor or recipe.backbone_lr / recipe.lr
+        self.recipe = replace(recipe, lr=config.lr, backbone_lr=config.lr * factor)
         train, self.val = data.splits["train"], data.splits["val"]
         check_queries(self.model, train)
         if not resume:
@@ -111,7 +130,7 @@ class Run:
             length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
             chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, Preprocessing(config.image_size))))
             options = config.options | chosen
-            config = replace(config, batch_size=size, length=length, options=options, chosen=sorted(chosen))
+            config = replace(config, batch_size=size, length=length, options=options, chosen=sorted({*config.chosen, *chosen}))
         self.config = config
         self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         transform = TrainTransform(Preprocessing(config.image_size), self.augment)
@@ -132,8 +151,8 @@ class Run:
         """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
         c, names = self.config, self.data.names
         found = transfer(origin.transformer, self.detector.transformer, origin.classes, names)
-        frozen = found.backbone and (c.preset == "paper" or c.freeze_backbone or origin.model.config["frozen"])
-        if frozen and not c.pretrained:
+        frozen = bool(c.pretrained) or (found.backbone and (c.preset == "paper" or c.freeze_backbone or origin.model.config["frozen"]))
+        if frozen:
             self.model.freeze()
         self.config = replace(c, frozen=frozen, start_hash=fingerprint(origin))
         self.transferred = asdict(found) | {"from": c.start_from, "hash": self.config.start_hash, "frozen": frozen}
@@ -160,7 +179,11 @@ class Run:
         self.console.print(
             f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, {length}, {c.precision} on {c.device}"
         )
-        if not c.pretrained and not c.start_from:
+        if c.pretrained:
+            left = ", ".join(self.model.backbone.left_out)
+            used = f"{BackboneWeights(**c.weights)}{f', without its {left}' if left else ''}"
+            self.console.print(f"backbone from {used}: stem, first stage and batch norm are frozen", markup=False)
+        elif not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
         for line in self.limits(self.val):
             self.console.print(f"note: {line}", markup=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from boxquery.errors import UserError
-from boxquery.flags import Switch
+from boxquery.flags import Switch, pretrained_of
 from boxquery.training.config import TrainFlags
 
 if TYPE_CHECKING:
@@ -38,6 +38,10 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
         )
     if flags.get("start_from") is not None:
         flags["start_from"] = str(flags["start_from"])
+    if flags.get("pretrained", "auto") is None:
+        del flags["pretrained"]
+    elif isinstance(weights := flags.get("pretrained"), str | Path):
+        flags["pretrained"] = pretrained_of(str(weights))
     requested = TrainFlags(**flags)
     requested.check()
     if data is None and not resume:

@@ -64,7 +64,8 @@ def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Pat
             continue
         if name == "schedule_steps" and _schedule(requested) == own:
             continue
-        if name in ("data", "start_from") and own and Path(asked).resolve() == Path(own).resolve():
+        is_path = name in ("data", "start_from", "pretrained") and isinstance(asked, str) and isinstance(own, str)
+        if is_path and Path(asked).resolve() == Path(own).resolve():
             continue
         # options are among what the source, the user and the data chose; a file makes lists of sequences
         if name == "options" and all(key in own and own[key] == value for key, value in json.loads(json.dumps(asked)).items()):

@@ -18,7 +18,7 @@ from boxquery.errors import UserError
 from boxquery.models.baselines.anchors import RATIOS, GridAnchors, default_sizes, measured_ratios, measured_sizes
 from boxquery.models.interface import Model
 from boxquery.models.options import check_least
-from boxquery.models.recipes import NARROW_RESNET10, NARROW_RESNET18, SMALL_DATA, TINY_DATA, Preset, Recipe
+from boxquery.models.recipes import NARROW_RESNET10, NARROW_RESNET18, SMALL_DATA, TINY_DATA, Preset, Recipe, narrow
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.memory import extent
@@ -76,12 +76,12 @@ def variants(options: BaselineOptions, recipe: Recipe, **own: Any) -> dict[str, 
 
     Scores are low early in training; the small sizes keep detections from 0.01, so that the threshold does not make AP zero.
     """
-    width: dict[str, Any] = {"backbone": "resnet18", "maps": 3, "hidden_dim": 128, "score": 0.01}
-    small = replace(options, backbone_options=NARROW_RESNET18, **{**width, **own})
+    width: dict[str, Any] = {"maps": 3, "hidden_dim": 128, "score": 0.01}
+    small = replace(options, **{**width, **own})
     return {
         "paper": Preset(options, recipe),
-        "small": Preset(small, replace(SMALL_DATA, query_lr_factor=1.0)),
-        "tiny": Preset(replace(small, backbone_options=NARROW_RESNET10), replace(TINY_DATA, query_lr_factor=1.0)),
+        "small": narrow(small, replace(SMALL_DATA, query_lr_factor=1.0), **NARROW_RESNET18),
+        "tiny": narrow(small, replace(TINY_DATA, query_lr_factor=1.0), **NARROW_RESNET10),
     }
 
 

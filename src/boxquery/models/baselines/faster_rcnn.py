@@ -32,6 +32,7 @@ from boxquery.models.baselines.base import AnchorGrid, Baseline, BaselineOptions
 from boxquery.models.options import check_least
 from boxquery.parts.backbone import Backbone
 from boxquery.parts.boxes import at_least_float32
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,6 @@ class FasterRCNN(Baseline):
         return [{"scores": s, "labels": c - 1, "boxes": b} for s, c, b in zip(scores, labels, boxes, strict=True)]
 
 
-def build(classes: int, options: FasterRCNNOptions, pretrained: bool) -> FasterRCNN:
-    backbone = Backbone(options.backbone, options.maps, pretrained, options=options.backbone_options)
+def build(classes: int, options: FasterRCNNOptions, weights: BackboneWeights | None) -> FasterRCNN:
+    backbone = Backbone(options.backbone, options.maps, weights, options=options.backbone_options)
     return FasterRCNN(classes, backbone, options)

@@ -22,6 +22,7 @@ from boxquery.models.baselines.anchors import GridAnchors
 from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, published, variants
 from boxquery.models.baselines.dense import DenseBaseline, DenseOutput
 from boxquery.parts.backbone import Backbone
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,6 @@ class FCOS(DenseBaseline):
         return {"class": losses["classification"], "giou": losses["bbox_regression"], "centre": losses["bbox_ctrness"]}
 
 
-def build(classes: int, options: FCOSOptions, pretrained: bool) -> FCOS:
-    backbone = Backbone(options.backbone, options.maps, pretrained, options=options.backbone_options)
+def build(classes: int, options: FCOSOptions, weights: BackboneWeights | None) -> FCOS:
+    backbone = Backbone(options.backbone, options.maps, weights, options=options.backbone_options)
     return FCOS(classes, backbone, options)

@@ -20,6 +20,7 @@ from boxquery.models.baselines.anchors import GridAnchors
 from boxquery.models.baselines.base import AnchorGrid, BaselineOptions, Channels, published, variants
 from boxquery.models.baselines.dense import DenseBaseline, DenseOutput
 from boxquery.parts.backbone import Backbone
+from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,6 @@ class RetinaNet(DenseBaseline):
         return {"class": losses["classification"], "l1": losses["bbox_regression"]}
 
 
-def build(classes: int, options: RetinaNetOptions, pretrained: bool) -> RetinaNet:
-    backbone = Backbone(options.backbone, options.maps, pretrained, options=options.backbone_options)
+def build(classes: int, options: RetinaNetOptions, weights: BackboneWeights | None) -> RetinaNet:
+    backbone = Backbone(options.backbone, options.maps, weights, options=options.backbone_options)
     return RetinaNet(classes, backbone, options)

@@ -1,0 +1,232 @@
+"""Released weights of a backbone: found on the hub, in its cache or in a file, and read without executing anything."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import pickle
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import timm
+import torch
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from boxquery.errors import UserError, first_line
+
+#: seconds that the hub has for its first answer; HF_HUB_ETAG_TIMEOUT replaces it where a network is slower
+PATIENCE = 2.0
+#: file names under which weights are released, the better one first
+FILES = ("model.safetensors", "pytorch_model.bin")
+#: keys under which training programs keep a state dict beside other things
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+#: what the hub's client can raise before it has an answer
+_NO_ANSWER = (HTTPError, OSError, ValueError, RuntimeError, ImportError)
+#: libraries that remark on every attempt
+_TALKATIVE = ("huggingface_hub", "timm", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
+
+
+class NoWeights(UserError):
+    """Released weights cannot be had now: there are none, or neither hub nor cache has them."""
+
+
+@dataclass(frozen=True)
+class BackboneWeights:
+    """A file with a backbone's weights.
+
+    Attributes:
+        source: the hub id, or the path as it was given.
+        file: where it is here.
+        sha256: of the file.
+    """
+
+    source: str
+    file: str
+    sha256: str
+
+    @classmethod
+    def of(cls, source: str, file: Path) -> Self:
+        """Raises ``UserError`` for a file that cannot be read."""
+        try:
+            with file.open("rb") as content:
+                return cls(source, str(file), hashlib.file_digest(content, "sha256").hexdigest())
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
+    def __str__(self) -> str:
+        return f"{self.source} (sha256 {self.sha256[:12]})"
+
+    def checked(self) -> Self:
+        """The same file, which is still what it was. Raises ``UserError`` where it is not."""
+        again = self.of(self.source, Path(self.file))
+        if again.sha256 != self.sha256:
+            raise UserError(f"{self.file}: not the backbone weights that the run started from (another sha256); restore them")
+        return again
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The file's tensors by name, without the wrappers around them. Raises ``UserError`` where it holds none."""
+        file = Path(self.file)
+        try:
+            # training programs keep their command line beside the tensors: plain values, allowed by name
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                safe = file.suffix == ".safetensors"
+                content: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
+            raise UserError(f"{file}: not a file of weights, or one that would have to be executed ({first_line(error)[:80]})") from error
+        while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
+            content = inner[0]
+        tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
+        if not tensors:
+            raise UserError(f"{file}: holds no tensors; give a state dict as timm or torchvision saves it")
+        return tensors
+
+
+def find_weights(backbone: str, wanted: bool | str | Path, progress: Callable[[str], Any] = lambda line: None) -> BackboneWeights:
+    """The weights to start a backbone from.
+
+    Args:
+        backbone: its timm name.
+        wanted: True for the released ones, from the hub's cache or else the hub; or a file, or a folder that holds one.
+        progress: is called with a line about a download that begins.
+
+    Raises:
+        NoWeights: the released ones cannot be had; within about three seconds where the hub does not answer.
+        UserError: a file or folder that is no such thing.
+    """
+    return _released(backbone, progress) if wanted is True else _local(backbone, str(wanted))
+
+
+def _local(backbone: str, given: str) -> BackboneWeights:
+    path = Path(given).expanduser()
+    if not path.exists():
+        raise UserError(f"{given}: no such file or folder; --pretrained takes weights as timm or torchvision saves them, auto or none")
+    if not path.is_dir():
+        return BackboneWeights.of(given, path)
+    if (path / "snapshots").is_dir():  # a repository in the hub's cache
+        main = path / "refs" / "main"
+        snapshots = sorted((path / "snapshots").iterdir())
+        path = path / "snapshots" / main.read_text().strip() if main.is_file() else snapshots[0] if len(snapshots) == 1 else path
+    file = next((path / name for name in FILES if (path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{given}: no weights in this folder ({' or '.join(FILES)} is looked for); name the file itself")
+    config = path / "config.json"
+    try:
+        made = json.loads(config.read_text(encoding="utf-8")).get("architecture") if config.is_file() else None
+    except (ValueError, AttributeError, OSError) as error:
+        raise UserError(f"{config}: cannot be read ({first_line(error)})") from error
+    if made and made != (own := backbone.partition(".")[0]):
+        raise UserError(f"{given}: holds weights of {made}, and the backbone is {own}; choose it by --option backbone={made}")
+    return BackboneWeights.of(given, file)
+
+
+def _released(backbone: str, progress: Callable[[str], Any]) -> BackboneWeights:
+    known: Any = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    if known is None or not known.hf_hub_id:
+        raise NoWeights(f"no weights of {backbone} are released on the hub; give a file of them, or choose another backbone")
+    repository = known.hf_hub_id + (f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else "")
+    names = (known.hf_hub_filename,) if known.hf_hub_filename else FILES
+    for name in names:
+        if isinstance(file := try_to_load_from_cache(repository, name), str):
+            return BackboneWeights.of(repository, Path(file))
+    missing = f"{repository} is not in the hub's cache"
+    if constants.HF_HUB_OFFLINE:
+        raise NoWeights(f"{missing}, and HF_HUB_OFFLINE is set")
+    with quiet():
+        for name in names:
+            size = _ask(repository, name, missing)
+            if size is None:
+                continue
+            progress(f"downloading {size / 1e6:.0f} MB of backbone weights: {constants.ENDPOINT}/{repository}")
+            try:
+                return BackboneWeights.of(repository, Path(hf_hub_download(repository, name, etag_timeout=_patience())))
+            except (HTTPError, OSError, RuntimeError) as error:
+                raise NoWeights(f"{missing}, and the download broke off ({first_line(error)[:80]}); try again") from error
+    raise NoWeights(f"{missing}, and {constants.ENDPOINT} has none of {', '.join(names)} there")
+
+
+def _patience() -> float:
+    return float(constants.HF_HUB_ETAG_TIMEOUT) if os.environ.get("HF_HUB_ETAG_TIMEOUT") else PATIENCE
+
+
+def _ask(repository: str, name: str, missing: str) -> int | None:
+    """The size of a file on the hub in bytes, None where it is not there. Raises ``NoWeights`` where there is no answer in time.
+
+    In a thread, since a look-up of the host's name cannot be given a limit; it is left behind.
+    """
+    found: list[int | Exception] = []
+
+    def ask() -> None:
+        try:
+            found.append(get_hf_file_metadata(hf_hub_url(repository, name), timeout=_patience()).size or 0)
+        except _NO_ANSWER as error:
+            found.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_patience() + 0.5)
+    if not found:
+        raise NoWeights(f"{missing}, and {constants.ENDPOINT} does not answer within {_patience():g} s (HF_HUB_ETAG_TIMEOUT allows more)")
+    if isinstance(found[0], int):
+        return found[0]
+    if getattr(getattr(found[0], "response", None), "status_code", None) == 404:
+        return None
+    raise NoWeights(f"{missing}, and {constants.ENDPOINT} cannot be reached ({first_line(found[0])[:80]})") from found[0]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the remarks of libraries on what we report ourselves."""
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
+    before = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
+
+
+def fitted(tensors: dict[str, Tensor], body: nn.Module, backbone: str, file: str) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under the names of a feature extractor's body, and the modules of the file that it has no use for, such as a classifier.
+
+    The file may be of the backbone alone, or of a larger model that has it (``module.``, ``backbone.body.``). Raises ``UserError`` where it
+    lacks tensors, or is of another network.
+    """
+    own = list(body.state_dict())
+    starts = {"", *(k[: -len(own[0])] for k in tensors if k.endswith("." + own[0]))}
+    start = max(sorted(starts), key=lambda prefix: sum(prefix + name in tensors for name in own))
+    given = {_flat(k.removeprefix(start)): k for k in tensors if k.startswith(start)}
+    names = {name: given[_flat(name)] for name in own if _flat(name) in given}
+    other = f"give the file that fits, or its backbone by --option backbone=NAME (now {backbone}), without backbone_options that reshape it"
+    if lacking := [name for name in own if name not in names and not name.endswith("num_batches_tracked")]:
+        raise UserError(f"{file}: lacks {len(lacking)} of the {len(own)} tensors of {backbone}, first {lacking[0]}; {other}")
+    used, parts = set(names.values()), {re.sub(r"_\d+$", "", name.split(".")[0]) for name in own}
+    left = [k.removeprefix(start) for k in given.values() if k not in used]
+    if deeper := [name for name in left if name.split(".")[0] in parts]:
+        raise UserError(f"{file}: has tensors that {backbone} lacks, first {deeper[0]}; {other}")
+    for name, k in names.items():
+        there, here = (list(tensor.shape) for tensor in (tensors[k], body.state_dict()[name]))
+        if there != here:
+            raise UserError(f"{file}: {name} is {there} there and {here} in {backbone}; {other}")
+    return {name: tensors[k] for name, k in names.items()}, sorted({name.split(".")[0] for name in left})
+
+
+def _flat(name: str) -> str:
+    """A parameter's name in a feature extractor and in the whole network: ``stages_0.x`` is ``stages.0.x``, and some are in ``model``."""
+    return name.removeprefix("model.").replace("_", ".")
