@@ -14,7 +14,16 @@ from cyclopts import Parameter
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import (
-    Device, Options, Precision, Preset, Pretrained, Switch, check_above_zero, check_seed, check_workers, option_word,
+    Device,
+    Options,
+    Precision,
+    Preset,
+    Pretrained,
+    Switch,
+    check_above_zero,
+    check_seed,
+    check_workers,
+    option_word,
 )  # fmt: skip
 from boxquery.training.migration import FORMAT, migrate_config
 from boxquery.training.run_length import LengthFlags, RunLength
