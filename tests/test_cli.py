@@ -279,3 +279,10 @@ def test_a_reader_that_leaves_is_no_error():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode == 0
+
+
+def test_the_ap_of_a_model_is_that_of_its_preset_paper(capsys):
+    """Anchor DETR's default has DC5: so has the size beside it."""
+    assert run(["models"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("anchor-detr")]
+    assert row.split()[-2:] == ["44.3", "50"]

@@ -264,7 +264,7 @@ def models(name: str | None = None, /) -> CommandResult:
         ap, epochs = re.findall(r"([\d.]+) AP in (\d+) epochs", row["published"])[0]
         table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
     text = (
-        "\nsize: parameters of preset paper; AP: published, ResNet-50 on COCO val2017, after that many epochs.\n"
+        "\nsize: parameters of preset paper; AP: published for it, ResNet-50 on COCO val2017, after that many epochs.\n"
         f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
     )
     return CommandResult({"models": rows, "baselines": baselines}, table, text)
