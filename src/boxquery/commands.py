@@ -228,7 +228,12 @@ def predict(
             if not summary.images:
                 raise
             interrupted = True
-    values = {**summary.values(), "out": str(folder), "saved": {kind: str(folder / PLACES[kind]) for kind in kinds}}
+    values = {
+        **summary.values(),
+        "images_per_second": round(progress.rate, 2),
+        "out": str(folder),
+        "saved": {kind: str(folder / PLACES[kind]) for kind in kinds},
+    }
     if interrupted:
         _warn([f"{summary.images} of {len(files)} images were looked at; what was found in them is in {folder}"])
         raise KeyboardInterrupt

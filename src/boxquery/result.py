@@ -13,6 +13,7 @@ from PIL import Image
 from boxquery.data.images import read_image
 from boxquery.errors import UserError
 from boxquery.pages.drawing import draw
+from boxquery.pages.format import count
 
 #: digits of a file name that is taken for a number; longer ones are not exact everywhere that JSON is read
 _DIGITS = 15
@@ -48,7 +49,11 @@ class Result:
     def __repr__(self) -> str:
         height, width = self.size
         counts = ", ".join(f"{number} {name}" for name, number in Counter(self.names).most_common(5))
-        found = f"{len(self)} objects: {counts}; scores {self.scores.min():.2f} to {self.scores.max():.2f}" if len(self) else "no objects"
+        found = (
+            f"{count(len(self), 'object')}: {counts}; scores {self.scores.min():.2f} to {self.scores.max():.2f}"
+            if len(self)
+            else "no objects"
+        )
         return f"<Result of {self.path or 'an image'}, {width} x {height}: {found}>"
 
     def pixels(self) -> Image.Image:

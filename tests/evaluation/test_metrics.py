@@ -286,11 +286,15 @@ def test_rates_of_each_class_and_at_a_given_threshold():
 def test_what_recall_cannot_exceed():
     crowded = [record(random_boxes(np.random.default_rng(0), 150)), record([[0, 0, 9, 9]] * 3, [0, 1, 1])]
     assert limits_note(crowded, 100, 300) == [
-        "recall can be at most 0.67: an image has up to 150 objects of one class, and 100 detections of a class count per image as COCO "
+        "recall can be at most 0.67: an image has up to 150 objects of one class, but 100 detections of a class count per image as COCO "
         "defines AP; --max-detections 300 counts more"
     ]
     assert limits_note(crowded, 300, 40) == [
         "recall can be at most 0.28: an image has up to 150 objects of one class, but the model has 40 queries; "
         "train with --option num_queries=180 or more"
     ]
+    assert limits_note(crowded, 100, 100)[0].endswith(
+        "but the model has 100 queries and 100 detections of a class count per image as COCO defines AP; "
+        "train with --option num_queries=180 or more, and --max-detections 300 counts more"
+    )
     assert limits_note(crowded, 150, 150) == limits_note(crowded[1:], 100, 9) == limits_note([record()], 100, 9) == []

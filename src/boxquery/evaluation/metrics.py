@@ -221,8 +221,13 @@ def limits_note(records: Sequence[Record], max_detections: int, queries: int) ->
     if most <= least:
         return []
     bound = sum(int(np.minimum(each, least).sum()) for each in per_image) / objects
-    said = f"recall can be at most {bound:.2f}: an image has up to {most:,} objects of one class"
-    if queries < min(most, max_detections):
-        return [f"{said}, but the model has {queries:,} queries; train with --option num_queries={-(-most * 6 // 50) * 10} or more"]
-    enough, coco = -(-2 * most // 100) * 100, " as COCO defines AP" if max_detections == MAX_DETECTIONS else ""
-    return [f"{said}, and {max_detections:,} detections of a class count per image{coco}; --max-detections {enough} counts more"]
+    limits, remedies = [], []
+    if queries == least:
+        limits.append(f"the model has {queries:,} queries")
+        remedies.append(f"train with --option num_queries={-(-most * 6 // 50) * 10} or more")
+    if max_detections == least:
+        coco = " as COCO defines AP" if max_detections == MAX_DETECTIONS else ""
+        limits.append(f"{max_detections:,} detections of a class count per image{coco}")
+        remedies.append(f"--max-detections {-(-2 * most // 100) * 100} counts more")
+    said = f"recall can be at most {bound:.{2 if bound < 0.995 else 4}f}: an image has up to {most:,} objects of one class, but {' and '.join(limits)}"
+    return [f"{said}; {', and '.join(remedies)}"]
