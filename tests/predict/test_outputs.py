@@ -112,7 +112,10 @@ def test_a_summary_says_what_and_why():
     ]
     assert summary.lines() == [
         "5 objects in 2 images (1 without any): 4 red, 1 a/b: c",
-        "threshold: a score of 0.25 or more, which had the best F1 in the evaluation during training; --threshold sets another",
+        "threshold: a score of 0.25 or more, which had the best F1 in the evaluation during training",
     ]
+    nothing = Summary(0.25, given=True)
+    nothing.add(result())
+    assert nothing.lines()[1] == "threshold: a score of 0.25 or more, as given; a lower --threshold shows what is weaker"
     assert "as given" in Summary(0.25, given=True).lines()[1]
     assert "the default" in Summary(0.5, given=False).lines()[1]

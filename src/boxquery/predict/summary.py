@@ -64,7 +64,8 @@ class Summary:
         named = ", ".join(f"{number:,} {name}" for name, number in self.classes.most_common(10))
         more = f" and {len(self.classes) - 10} more classes" if len(self.classes) > 10 else ""
         lines = [f"{count(self.objects, 'object')} in {count(self.images, 'image')}{empty}" + (f": {named}{more}" if named else "")]
-        lines.append(f"threshold: a score of {self.threshold:.3g} or more, {self._why()}")
+        weaker = "; a lower --threshold shows what is weaker" if self.images and not self.objects else ""
+        lines.append(f"threshold: a score of {self.threshold:.3g} or more, {self._why()}{weaker}")
         if self.unreadable:
             lines.append(f"{count(self.unreadable, 'image')} could not be read")
         return lines
@@ -73,5 +74,5 @@ class Summary:
         if self.given:
             return "as given"
         if self.threshold == _DEFAULT:
-            return "the default, since no evaluation has found a better one; --threshold sets another"
-        return "which had the best F1 in the evaluation during training; --threshold sets another"
+            return "the default, since no evaluation has found a better one"
+        return "which had the best F1 in the evaluation during training"
