@@ -120,7 +120,7 @@ class Detector:
             threshold: minimum score, 0..1; None: the detector's own.
             nms: IoU threshold of class-wise NMS (1 disables it); None: the model's own (none for DETRs).
             classes: names of the only classes to keep; None: all.
-            max_detections: most detections per image; None: as many as the model has queries.
+            max_detections: most detections per image; None: as many as the model has queries, or a baseline's own.
             batch_size: images of one shape that run together, of so many that are read at a time.
 
         Raises ``UserError`` for an image that cannot be read.
@@ -138,10 +138,11 @@ class Detector:
         sources = iter(sources)
         while group := list(islice(sources, batch_size)):
             images = [to_pil(source) for source in group]
-            yield from map(self._result, group, images, self._detect(images, chosen.nms), repeat(chosen))
+            yield from map(self._result, group, images, self._detect(images, chosen), repeat(chosen))
 
-    def _detect(self, images: list[Image.Image], nms: float | None) -> list[dict[str, Tensor]]:
+    def _detect(self, images: list[Image.Image], chosen: _Chosen) -> list[dict[str, Tensor]]:
         """Detections per image. Only images of one shape run together: none is padded, so what is found in it depends on it alone."""
+        top_k = chosen.max_detections and max(chosen.max_detections, self.model.num_queries_per_layer[-1])
         no_target = {"labels": torch.zeros(0, dtype=torch.int64), "boxes": torch.zeros(0, 4)}
         by_shape: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
@@ -150,7 +151,9 @@ class Detector:
         for alike in by_shape.values():
             batch = collate([{"image": self.transform(images[i]), "target": no_target, "index": i} for i in alike])
             sizes = [(images[i].height, images[i].width) for i in alike]
-            found |= zip(alike, self.predict_batch(batch.images, batch.mask, sizes, one_label=True, nms=nms), strict=True)
+            found |= zip(
+                alike, self.predict_batch(batch.images, batch.mask, sizes, top_k=top_k, one_label=True, nms=chosen.nms), strict=True
+            )
         return [found[i] for i in range(len(images))]
 
     def labels_of(self, names: Sequence[str]) -> list[int]:

@@ -229,5 +229,6 @@ def limits_note(records: Sequence[Record], max_detections: int, queries: int) ->
         coco = " as COCO defines AP" if max_detections == MAX_DETECTIONS else ""
         limits.append(f"{max_detections:,} detections of a class count per image{coco}")
         remedies.append(f"--max-detections {-(-2 * most // 100) * 100} counts more")
-    said = f"recall can be at most {bound:.{2 if bound < 0.995 else 4}f}: an image has up to {most:,} objects of one class, but {' and '.join(limits)}"
+    digits = 2 if bound < 0.995 else 4
+    said = f"recall can be at most {bound:.{digits}f}: an image has up to {most:,} objects of one class, but {' and '.join(limits)}"
     return [f"{said}; {', and '.join(remedies)}"]
