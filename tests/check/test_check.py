@@ -399,11 +399,13 @@ def test_mosaics_have_more_boxes_and_val_misses_none():
 
 def test_more_objects_than_coco_counts_and_recall_that_is_bounded():
     full = changed(scenes(), "val", lambda r: kept(r, np.arange(150) % len(r.boxes)))
-    findings = {f.name: f for f in run_checks(full, [], replace(PLAN, queries=100), Augment(), picture="never").findings}
+    findings = {f.name: f for f in run_checks(full, [], replace(PLAN, queries=100, max_detections=40), Augment(), picture="never").findings}
     assert findings["recall-bounded"].level == "warning"
     assert "Recall on val can be at most 0.67: up to 150 objects per image" in findings["recall-bounded"].text
     assert "--option num_queries=180" in findings["recall-bounded"].remedy
-    assert "val has up to 150 objects per image" in findings["many-objects"].text
+    assert findings["many-objects"].text.startswith("val: recall can be at most 0.")
+    assert "but 40 detections of a class count per image; --max-detections " in findings["many-objects"].text
+    assert "many-objects" not in named(full, plan=replace(PLAN, queries=100, max_detections=150))
     assert "recall-bounded" not in named(full, plan=replace(PLAN, queries=150))
 
 

@@ -12,6 +12,7 @@ from boxquery.check.findings import Finding
 from boxquery.check.floors import everything, measured
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Preprocessing, object_sizes
+from boxquery.evaluation.metrics import MAX_DETECTIONS, limits_note
 from boxquery.models import preset
 
 if TYPE_CHECKING:
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
 CROWDED = 0.5
 #: share of the training objects smaller than a cell from which it is a note, and a warning
 SMALL, MOSTLY_SMALL = 0.1, 0.5
-#: predictions per image that COCO counts
-_COUNTED = 100
 #: how many times the preset's learning rate is a warning
 FAST = 10.0
 
@@ -39,6 +38,7 @@ class FeasibilityPlan:
         steps: optimizer steps, 0 if not known yet.
         lr, usual_lr: the learning rate, and the preset's.
         start: "random", "trained" (a pretrained backbone), or "" for a whole trained model, whose steps are not checked.
+        max_detections: detections per class and image that the evaluation counts.
         drops: later layers have fewer queries; ``queries`` are then those of the last layer, which every object needs.
     """
 
@@ -53,15 +53,19 @@ class FeasibilityPlan:
     start: str = "random"
     drops: bool = False
     limit: str = "num_queries"
+    max_detections: int = MAX_DETECTIONS
 
     @classmethod
-    def of(cls, model: Model, *, image_size: int, steps: int, lr: float | None = None, start: str = "random") -> FeasibilityPlan:
+    def of(
+        cls, model: Model, *, image_size: int, steps: int, lr: float | None = None, start: str = "random",
+        max_detections: int = MAX_DETECTIONS,
+    ) -> FeasibilityPlan:  # fmt: skip
         """Of a model that ``create_model`` built; without ``lr`` at the preset's."""
         name, size = model.config["name"], model.config["preset"]
         usual = preset(name, size).recipe.lr
         return cls(
             name, size, model.num_queries_per_layer[-1], model.backbone.strides[0], image_size, steps, lr or usual, usual, start,
-            drops_queries(model), "num_queries" if model.has_queries else "detections",
+            drops_queries(model), "num_queries" if model.has_queries else "detections", max_detections,
         )  # fmt: skip
 
 
@@ -113,12 +117,9 @@ def _check_recall(data: Data, plan: FeasibilityPlan) -> Iterator[Finding]:
                 f"objects per image, and the model predicts at most {plan.queries}.",
                 f"Give --option {plan.limit}={_enough(numbers)} or more.",
             )  # fmt: skip
-        if name != "train" and numbers.size and numbers.max() > _COUNTED:
-            yield Finding(
-                "many-objects", "note",
-                f"{name} has up to {numbers.max()} objects per image: more than the usual {_COUNTED} predictions per image have to count, "
-                "as they do in training and in `evaluate`; COCO's own evaluation stops there.",
-            )  # fmt: skip
+        if name != "train" and numbers.size:
+            for line in limits_note(split, plan.max_detections, int(numbers.max())):
+                yield Finding("many-objects", "note", f"{name}: {line}", "")
 
 
 def _enough(numbers: np.ndarray) -> int:

@@ -185,8 +185,6 @@ class Run:
             self.console.print(f"backbone from {used}: stem, first stage and batch norm are frozen", markup=False)
         elif not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
-        for line in self.limits(self.val):
-            self.console.print(f"note: {line}", markup=False)
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             c.write(self.folder)
