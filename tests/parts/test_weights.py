@@ -79,7 +79,7 @@ def test_a_file_of_torch_in_the_wrappers_that_people_have(resnet18, tmp_path, ho
     assert backbone.left_out == ["fc"]
 
 
-def test_files_and_folders(resnet18, file, tmp_path):
+def test_files_and_folders(resnet18, file, tmp_path, monkeypatch):
     folder = tmp_path / "saved"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes(file.read_bytes())
@@ -87,9 +87,12 @@ def test_files_and_folders(resnet18, file, tmp_path):
     torch_folder = tmp_path / "torch"
     torch_folder.mkdir()
     torch.save(resnet18, torch_folder / "pytorch_model.bin")
-    for given in (file, folder, torch_folder, cached(tmp_path, file.read_bytes())):
+    in_cache = cached(tmp_path, file.read_bytes())
+    for given in (file, folder, torch_folder, in_cache, *(in_cache / "blobs").iterdir()):
         assert same(loaded(given), resnet18), given
         assert find_weights("resnet18", given).source == str(given)
+    monkeypatch.chdir(tmp_path)
+    assert find_weights("resnet18", "saved").file == str(folder / "model.safetensors")
     assert find_weights("resnet18", file).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
     with pytest.raises(
         UserError, match=r"holds weights of resnet18, and the backbone is resnet50; choose it by --option backbone=resnet18"

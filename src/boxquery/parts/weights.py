@@ -62,7 +62,7 @@ class BackboneWeights:
         """Raises ``UserError`` for a file that cannot be read."""
         try:
             with file.open("rb") as content:
-                return cls(source, str(file), hashlib.file_digest(content, "sha256").hexdigest())
+                return cls(source, os.path.abspath(file), hashlib.file_digest(content, "sha256").hexdigest())
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror})") from error
 
@@ -80,9 +80,10 @@ class BackboneWeights:
         """The file's tensors by name, without the wrappers around them. Raises ``UserError`` where it holds none."""
         file = Path(self.file)
         try:
+            with file.open("rb") as opened:
+                safe = opened.read(9).endswith(b"{")  # after eight bytes of length a header in JSON, whatever the file's name
             # training programs keep their command line beside the tensors: plain values, allowed by name
             with torch.serialization.safe_globals([argparse.Namespace]):
-                safe = file.suffix == ".safetensors"
                 content: Any = load_file(file) if safe else torch.load(file, map_location="cpu", weights_only=True)
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, OSError) as error:
             raise UserError(f"{file}: not a file of weights, or one that would have to be executed ({first_line(error)[:80]})") from error
