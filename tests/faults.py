@@ -221,7 +221,7 @@ coco("a path of 5,000 characters", "named", "File name too long", entry(file_nam
 coco("an image without file name", "named", "has no file name", entry(file_name=None))
 coco("a file name that does not exist", "named", "no such file", entry(file_name="gone.png"))
 coco("a file name that is half a character", "named", "cannot be read", entry(file_name="\ud83d.png"))
-coco("a stated size that is not the file's", "named", "stated size 100 x 100, but the file is 64 x 48", entry(width=100, height=100))
+coco("a stated size that is not the file's", "named", "stated 100 x 100, the file is 64 x 48", entry(width=100, height=100))
 coco("a box with a NaN", "named", "not finite", box(bbox=[1, float("nan"), 5, 5]))
 coco("a box with an infinite number", "named", "not finite", box(bbox=[1, 1, float("inf"), 5]))
 coco("a box whose corner overflows", "named", "not finite", box(bbox=[1e308, 1, 1e308, 5]))
@@ -229,14 +229,14 @@ coco("a box with a number of 400 digits", "named", "not finite", box(bbox=[10**4
 coco("a box without width", "named", "box has no size", box(bbox=[5, 5, 0, 4]))
 coco("a box too thin for a float32", "named", "box has no size", box(bbox=[50, 5, 1e-9, 4]))
 coco("a box of negative height", "named", "box has no size", box(bbox=[5, 9, 4, -4]))
-coco("a box right of the image", "named", "lies outside its 64 x 48 image", box(bbox=[64, 5, 4, 4]))
+coco("a box right of the image", "named", "lies outside its image (64 x 48", box(bbox=[64, 5, 4, 4]))
 coco("a box of words", "named", "not four numbers", box(bbox=["a", "b", "c", "d"]))
 coco("a box of truth values", "named", "not four numbers", box(bbox=[True, True, True, True]))
 coco("a box of three numbers", "named", "not four numbers", box(bbox=[1, 2, 3]))
 coco("no box", "named", "not four numbers", box(bbox=None))
 coco("an unknown category", "named", "unknown category", box(category_id=4))
 coco("a category that is a list", "named", "unknown category", box(category_id=[3]))
-coco("an unknown image", "named", "unknown image 7", box(image_id=7))
+coco("an unknown image", "named", "unknown image (7)", box(image_id=7))
 coco("an annotation that is a text", "named", "not an object", lambda c: c["annotations"].__setitem__(5, "what?"))
 coco(
     "more than a tenth of the boxes broken",
@@ -244,7 +244,7 @@ coco(
     "boxes are invalid, more than 10%",
     lambda c: [a.update(bbox=[]) for a in c["annotations"][:9]],
 )
-coco("no boxes at all", "refused", "no boxes to train on", lambda c: c["annotations"].clear())
+coco("no boxes at all", "refused", "no boxes in any image", lambda c: c["annotations"].clear())
 coco(
     "one image",
     "refused",
@@ -346,7 +346,7 @@ laid(
 laid(
     "voc", "an image listed twice", "refused", "'p002' is listed twice", lambda r: (r / "ImageSets/Main/val.txt").open("a").write("p002\n")
 )
-laid("voc", "an empty list", "refused", "'val' has no images", write("ImageSets/Main/val.txt", "\n"))
+laid("voc", "an empty list", "named", "the data has no images in val", write("ImageSets/Main/val.txt", "\n"))
 laid(
     "voc",
     "a list that leads out",
@@ -361,7 +361,7 @@ laid(
     "voc",
     "an XML file that is a folder",
     "named",
-    "p001: image has no annotation",
+    "p001: has no annotation",
     lambda r: ((r / "Annotations/p001.xml").unlink(), (r / "Annotations/p001.xml").mkdir()),
 )
 laid("voc", "a listed image without annotation", "named", "has no annotation", lambda r: (r / "Annotations/p004.xml").unlink())
@@ -422,7 +422,7 @@ laid(
 )
 laid("yolo", "no label files", "refused", "no label files", lambda r: [f.unlink() for f in (r / "labels").rglob("*.txt")])
 laid("yolo", "a label file that is not text", "refused", "labels/train/p000.txt", write("labels/train/p000.txt", b"\xff\xfe"))
-laid("yolo", "a split without images", "refused", "'val' has no images", lambda r: [f.unlink() for f in (r / "images/val").iterdir()])
+laid("yolo", "a split without images", "named", "has no images in val", lambda r: [f.unlink() for f in (r / "images/val").iterdir()])
 laid("yolo", "two images of one name", "refused", "image id 'p002' is already taken", write("images/val/p002.jpg", b""))
 laid("yolo", "a label folder that is a link out", "refused", "is a link that leaves the data folder", outside("labels"))
 laid("yolo", "a class number that no name has", "named", "unknown category", id, object_of(5, 5, 9, 9, name="cow"))
@@ -451,13 +451,13 @@ laid(
     lambda r: (r / "labels/val/p002.txt").open("a").write("0 32 24 10 10\n"),
 )
 laid("yolo", "a NaN", "named", "not four numbers", lambda r: (r / "labels/val/p002.txt").open("a").write("0 nan 0.5 0.1 0.1\n"))
-laid("yolo", "a label file without image", "named", "extra: no such file", write("labels/val/extra.txt", "0 0.5 0.5 0.1 0.1\n"))
+laid("yolo", "a label file without image", "named", "no such file (extra)", write("labels/val/extra.txt", "0 0.5 0.5 0.1 0.1\n"))
 laid("yolo", "an image without label file", "named", "1 of 24 images have no label file", lambda r: (r / "labels/val/p002.txt").unlink())
 laid(
     "yolo",
     "a file name that is not UTF-8",
     "named",
-    "caf\\udce9.png: not an image",
+    "not an image (images/val/caf\\udce9.png)",
     lambda r: open(os.fsencode(r / "images/val") + b"/caf\xe9.png", "w").close(),
 )
 
@@ -574,7 +574,7 @@ for kind in writers.FORMATS:
         lambda r: next(r.rglob("p002.png")).write_bytes(broken(encoded("PNG"))),
         count=36,
     )
-    laid(kind, "an image that is an empty file", "named", "p002.png: not an image", lambda r: next(r.rglob("p002.png")).write_bytes(b""))
+    laid(kind, "an image that is an empty file", "named", "not an image (", lambda r: next(r.rglob("p002.png")).write_bytes(b""))
 laid("coco", "an image that is a bomb", "named", BOMBED, lambda r: next(r.rglob("p002.png")).write_bytes(png(60_000, 60_000)))
 laid(
     "voc", "an image that is a folder", "named", "p002", lambda r: (next(r.rglob("p002.png")).unlink(), (r / "JPEGImages/p002.png").mkdir())

@@ -114,8 +114,8 @@ def evaluate(
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
     check_model(run)
     opened = open_data(data, strict=strict)
+    _warn(opened.messages())
     opened.split(split)
-    _warn(opened.notes + [f"skipped: {line}" for line in opened.skipped])
     detector = _load(run, device)
     if image_size is not None:
         detector.image_size = image_size

@@ -1,4 +1,8 @@
-"""The exception that users can cause, and text that is safe to print."""
+"""The exception that users can cause, and the wording of messages."""
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -36,5 +40,12 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that UTF-8 can encode: lone surrogates, as in file names of other encodings, are escaped as ``\\udce9``."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Text that a terminal shows in one line: lone surrogates, as in file names of other encodings, are escaped as ``\\udce9``, and so are
+    control characters and those that reverse the direction of writing."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def count(value: int, one: str, many: str = "") -> str:
+    """1 image, 1,200 images; ``many`` where the plural is not ``one`` and an s."""
+    return f"{value:,} {one if value == 1 else many or one + 's'}"

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from boxquery.data.raw import RawDataset, RawImage, RawObject
 from boxquery.data.validation import check_box, validate
 
 from . import writers
-from .writers import Picture, pictures
+from .writers import Picture, Thing, pictures
 
 
 @given(
@@ -103,3 +104,66 @@ def test_damaged_files_are_read_or_refused(tmp_path, kind):
             outcomes.add("refused" if "\n" not in str(error) else str(error))
         file.write_bytes(data)
     assert outcomes == {"read", "refused"}
+
+
+def test_what_many_share_is_said_once(tmp_path):
+    """Thirty invalid boxes among five hundred: ten lines and a count, all in the data; a refusal names the kind, the first and the rest."""
+    images = pictures(12)
+    images[0].things += [Thing("cat", [1, 1, 9, 9])] * 500
+    images[1].things += [Thing("cat", [5, 5, 5, 9])] * 30
+    data = open_data(writers.write_coco_file(tmp_path / "some", images))
+    lines = data.messages()
+    assert len(data.skipped) == 30
+    assert sum(line.startswith("skipped: ") for line in lines) == 11
+    assert lines[-1] == "skipped: and 20 more: box has no size; boxquery check with --out lists all in check.json"
+    images[0].things = []
+    for picture in images[2:10]:
+        picture.missing = True
+    with pytest.raises(UserError) as caught:
+        open_data(writers.write_coco_file(tmp_path / "most", images))
+    assert re.search(
+        r"8 of 12 images are invalid, more than 10%: no such file: 8 of 12 images; the first is data.json image 102 \(p002.png\); "
+        r"put the images .*; \d+ of \d+ boxes kept, \d+ skipped$",
+        str(caught.value),
+    )
+    kept, total, skipped = map(int, re.findall(r"(\d+) of (\d+) boxes kept, (\d+) skipped", str(caught.value))[0])
+    assert kept + skipped == total == sum(len(picture.things) for picture in images)
+    with pytest.raises(UserError, match=f"{kept} of {total} boxes kept, {skipped} skipped"):
+        open_data(tmp_path / "most", strict=True)
+
+
+def test_copies_stay_on_one_side_of_a_split_that_is_made(tmp_path):
+    images = pictures(40)
+    for i, picture in enumerate(images):
+        picture.size = picture.stated = (64, 48 + i // 2)  # twins have equal pixels
+    data = open_data(writers.write_voc_flat(tmp_path, images))
+    sides = [{record.height for record in split} for split in data.splits.values()]
+    assert not sides[0] & sides[1]
+    assert [len(split) for split in data.splits.values()] == [32, 8]
+    assert any("40 images with copies under other names" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("kind", writers.FORMATS)
+def test_a_split_is_only_missed_where_it_is_needed(tmp_path, kind):
+    """Without val some images are held out; without train, val can still be evaluated; an unreadable test split is left out."""
+    images = pictures(40, splits=("train", "train", "train", "val", "test"))
+    for picture in images:
+        if picture.split == "test":
+            picture.things = []
+    images[4].data = b"?"
+    root = writers.FORMATS[kind](tmp_path / "all", [p for p in images if p.split != "test" or p is images[4]])
+    data = open_data(root)
+    assert list(data.splits) == ["train", "val"]
+    with pytest.raises(UserError, match=r"no split 'test' \(none of its 1 image can be used\); it has train, val"):
+        data.split("test")
+    only = open_data(writers.FORMATS[kind](tmp_path / "val", pictures(10, splits=("val",))))
+    assert list(only.splits) == ["val"]
+    with pytest.raises(UserError, match="no split 'train'; it has val"):
+        only.training_split()
+
+
+def test_names_are_printable(tmp_path):
+    images = [RawImage(i, tmp_path / "none.png", f"image {i}\x1b[31m") for i in range(3)]
+    with pytest.raises(UserError) as caught:
+        validate(RawDataset("coco", ["a\u202eb\n"], [1], {"": images}))
+    assert str(caught.value).isprintable()

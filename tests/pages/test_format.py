@@ -2,7 +2,8 @@
 
 import pytest
 
-from boxquery.pages.format import class_name, count, duration, number, three
+from boxquery.errors import count
+from boxquery.pages.format import class_name, duration, number, three
 
 
 def test_numbers():

@@ -31,6 +31,7 @@ class ShownCheck:
 
     result: CheckResult
     plan: FeasibilityPlan
+    messages: list[str]
 
     @property
     def status(self) -> int:
@@ -59,8 +60,7 @@ class ShownCheck:
             f"For {self.plan.model} ({self.plan.preset}) at {at_size['image_size']} px: objects measure {_range(side)} px, a cell of the "
             f"feature map {at_size['cell']} px, {at_size['below_a_cell']:.0%} of the objects are smaller; {_range(number)} objects per "
             f"training image, the model predicts at most {at_size['queries']}.",
-            *(f"note: {line}" for line in facts["notes"]),
-            *(f"skipped: {line}" for line in facts["skipped"]),
+            *self.messages,
         ]
         for line in lines:
             console.print(line, markup=False, style="yellow" if line.startswith("skipped") else None)
@@ -134,7 +134,7 @@ def check(
 
         result.write(out)
         write_check(out)
-    return ShownCheck(result, plan)
+    return ShownCheck(result, plan, opened.messages())
 
 
 def _range(percentiles: dict[str, float]) -> str:

@@ -17,10 +17,9 @@ from boxquery.compare.report import write_report
 from boxquery.compare.results import RESULTS, collect
 from boxquery.compare.runner import Runner, adopt
 from boxquery.compare.table import result_table
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.files import write_json
 from boxquery.flags import check_above_zero
-from boxquery.pages.format import count
 
 
 def parse_names(kind: Any, tokens: Any) -> list[str]:

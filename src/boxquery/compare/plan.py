@@ -11,10 +11,9 @@ from typing import Any
 
 import yaml
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.files import atomic_write
 from boxquery.flags import Preset, check_above_zero, option_word
-from boxquery.pages.format import count
 from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
 
 FILE = "compare.yaml"

@@ -11,9 +11,10 @@ import numpy as np
 from markupsafe import Markup
 
 from boxquery.compare.results import FOLDER
+from boxquery.errors import count
 from boxquery.files import atomic_write
 from boxquery.pages.charts import line_chart
-from boxquery.pages.format import DASH, bounds, count, duration, number, percent, three
+from boxquery.pages.format import DASH, bounds, duration, number, percent, three
 from boxquery.pages.html import render
 
 #: colours that style.css has for lines; further ones are dashed

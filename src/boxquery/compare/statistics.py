@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from boxquery.errors import count
 from boxquery.evaluation.bootstrap import Interval, interval
-from boxquery.pages.format import bounds, count
+from boxquery.pages.format import bounds
 
 
 def against_best(means: Mapping[str, float], resampled: Mapping[str, np.ndarray]) -> tuple[str, dict[str, tuple[float, Interval]]]:

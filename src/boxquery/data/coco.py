@@ -14,7 +14,7 @@ from typing import Any
 
 from boxquery.data.find import ImageFinder
 from boxquery.data.folder import Folder, split_name, visible
-from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
+from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError, one_line
 
 _SAMPLE = 20  # images tried when the image folder is looked for
@@ -109,7 +109,13 @@ def _categories(folder: Folder, files: dict[str, Path], contents: dict[str, dict
 
 
 def _images(
-    folder: Folder, finder: ImageFinder, base: Path, file: Path, content: dict[str, Any], labels: dict[int, int], orphans: list[str]
+    folder: Folder,
+    finder: ImageFinder,
+    base: Path,
+    file: Path,
+    content: dict[str, Any],
+    labels: dict[int, int],
+    orphans: list[tuple[str, Fault]],
 ) -> list[RawImage]:
     where, split = folder.show(file), split_name(file.stem) or ""
     images: dict[int | str, RawImage] = {}
@@ -125,12 +131,12 @@ def _images(
         images[image_id] = RawImage(image_id, path, text, size if size[0] > 0 and size[1] > 0 else None)
     for number, entry in enumerate(content["annotations"]):
         if not isinstance(entry, dict):
-            orphans.append(f"{where} annotations[{number}]: not an object")
+            orphans.append((f"{where} annotations[{number}]", Fault("not an object", repr(entry)[:80])))
             continue
         text = f"{where} annotation {entry.get('id', f'[{number}]')}"
         image_id = _value(entry, "image_id", int, str)
         if image_id not in images:
-            orphans.append(f"{text}: unknown image {entry.get('image_id')!r}")
+            orphans.append((text, Fault("unknown image", repr(entry.get("image_id"))[:80], "export images and annotations together")))
             continue
         images[image_id].objects.append(
             RawObject(

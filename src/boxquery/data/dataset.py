@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from boxquery.errors import UserError
+
+SHOWN = 10
+"""Lines that a command prints of each kind of fault; the rest is counted."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,7 +72,9 @@ class Data:
         ids: the data set's own category ids, parallel to ``names`` (VOC has none: the position).
         splits: "train", "val" and, where there is one, "test".
         notes: decisions that the user should know of (a seeded split, ...), one line each.
-        skipped: one line per skipped box or image: what, where, why.
+        skipped: one line per skipped box or image: where, why, what became of it.
+        kinds: per line of ``skipped``, the reason that it shares with others.
+        absent: why "train", "val" or "test" is not among the splits although the data speaks of it.
     """
 
     source: str
@@ -78,11 +84,36 @@ class Data:
     splits: dict[str, Split]
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    kinds: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
 
     def split(self, name: str) -> Split:
         """The split of that name. Raises ``UserError`` where the data has none, or one without images."""
         if name not in self.splits:
-            raise UserError(f"{self.source}: no split {name!r}; it has {', '.join(self.splits)}")
+            why = f" ({self.absent[name]})" if name in self.absent else ""
+            raise UserError(f"{self.source}: no split {name!r}{why}; it has {', '.join(self.splits)}")
         if not len(self.splits[name]):
             raise UserError(f"{self.source}: no images in split {name!r}")
         return self.splits[name]
+
+    def training_split(self) -> Split:
+        """The split "train". Raises ``UserError`` where there is nothing to learn from: no split, no boxes, only boxes to be ignored."""
+        train = self.split("train")
+        if not any(len(record.boxes) for record in train):
+            raise UserError(f"{self.source}: no boxes to train on; check that the annotations belong to these images")
+        if all(record.ignore.all() for record in train):
+            raise UserError(f"{self.source}: no boxes to train on: all are to be ignored (iscrowd, difficult); mark those that are objects")
+        return train
+
+    def messages(self) -> list[str]:
+        """What a command prints of how the data was read: every note, and of the skipped boxes and images some of each kind."""
+        by_kind: dict[str, list[str]] = {}
+        for line, kind in zip_longest(self.skipped, self.kinds, fillvalue=""):
+            by_kind.setdefault(kind, []).append(line)
+        lines = [f"note: {note}" for note in self.notes]
+        for kind, skipped in by_kind.items():
+            lines += [f"skipped: {line}" for line in skipped[:SHOWN]]
+            if len(skipped) > SHOWN:
+                more = f"and {len(skipped) - SHOWN:,} more" + (f": {kind}" if kind else "")
+                lines.append(f"skipped: {more}; boxquery check with --out lists all in check.json")
+        return lines

@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from boxquery.data.folder import Folder, split_name
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.data.raw import RawDataset
+from boxquery.data.raw import NO_FILE, Fault, RawDataset
 
 _ENDING = re.compile(r"\.[a-z][a-z0-9]{1,4}$")
 _UPLOAD = re.compile(r"^[0-9a-f]{6,32}[-_]")  # Label Studio's
@@ -47,7 +47,7 @@ class ImageFinder:
         self._tables: dict[int, dict[str, list[Path]]] = {}
         self._exact: set[Path] = set()
         self._inferred: dict[str, _Inference] = {}
-        self._missing: dict[str, str] = {}
+        self._missing: dict[str, Fault] = {}
         self._outside: dict[str, tuple[Path, str]] = {}
 
     def find(self, base: Path, name: str, where: str, split: str = "") -> Path:
@@ -78,7 +78,7 @@ class ImageFinder:
             self._outside[where] = base, name
         place, last = folder.show(base), (_parts(name) or [name])[-1]
         near = f"looked in {'the data folder' if place == '.' else place + '/'}, and for {_quoted(last)} in all folders of the data"
-        self._missing[where] = f"{_quoted(name)}: no such file; {words or near}"
+        self._missing[where] = Fault(NO_FILE, f"{_quoted(name)}; {words or near}")
         return exact
 
     def best_base(self, names: list[str], split: str = "") -> Path | None:
@@ -112,7 +112,7 @@ class ImageFinder:
             if rivals or entry.path in self._exact:
                 other = _quoted(rivals[0]) if rivals else "an exact path"
                 near = f"{self._folder.show(entry.path)} would fit, but {other} means it too"
-                self._missing[where] = f"{_quoted(entry.name)}: no such file; {near}"
+                self._missing[where] = Fault(NO_FILE, f"{_quoted(entry.name)}; {near}")
             else:
                 kinds[entry.how].append(entry)
         for how, entries in kinds.items():

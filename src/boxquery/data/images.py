@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from boxquery.data.raw import NO_FILE, Fault
 from boxquery.errors import UserError, one_line
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
@@ -62,14 +63,14 @@ def read_image(path: str | Path, *, at_least: int | None = None) -> Image.Image:
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
             return upright_rgb(image)
     except _BROKEN as error:
-        raise UserError(f"{path}: {_reason(error)}; repair or remove the file") from error
+        fault = _fault(error)
+        raise UserError(f"{path}: {fault}; {fault.remedy or 'check the path'}") from error
 
 
-def read_header(path: str | Path) -> Header:
-    """Upright size and orientation, and a cheap check that the file ends where its format ends; pixels are decoded only in doubt.
+def read_header(path: str | Path) -> Header | Fault:
+    """Upright size and orientation, or why ``read_image`` would fail.
 
-    Raises:
-        UserError: as ``read_image``; the message does not name the file, since callers do.
+    A cheap check that the file ends where its format ends; pixels are decoded only in doubt.
     """
     try:
         with Image.open(_file(path)) as image:
@@ -78,7 +79,7 @@ def read_header(path: str | Path) -> Header:
             if not _ends_well(path, image.format):
                 image.load()
     except _BROKEN as error:
-        raise UserError(_reason(error)) from error
+        return _fault(error)
     if orientation >= 5:
         width, height = height, width
     return Header(width, height, orientation)
@@ -160,11 +161,11 @@ def _to_8_bit(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values.astype(np.float64) * (255.0 / full)), 0, 255).astype(np.uint8)
 
 
-def _reason(error: BaseException) -> str:
+def _fault(error: BaseException) -> Fault:
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        return Fault(NO_FILE)
     if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image"
+        return Fault("not an image", remedy="replace what is not an image by the image itself")
     if isinstance(error, Image.DecompressionBombError):
-        return "more pixels than Pillow allows (decompression bomb)"
-    return f"cannot be read ({one_line(error)})"
+        return Fault("more pixels than Pillow allows (decompression bomb)", remedy="save a smaller copy")
+    return Fault("cannot be read", one_line(error), "copy or export it again")

@@ -6,6 +6,26 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+NO_FILE = "no such file"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Why an object or an image cannot be used, in parts, so that what many share is said once.
+
+    Attributes:
+        kind: what others may share, a few words: "no such file", "box has no size", "image_id is text".
+        detail: what is this one's own: its name and the places that were tried, or its values.
+        remedy: what to do about all of this kind, as an imperative; "" leaves it to validation.
+    """
+
+    kind: str
+    detail: str = ""
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.detail})" if self.detail else self.kind
+
 
 @dataclass(slots=True)
 class RawObject:
@@ -18,6 +38,7 @@ class RawObject:
         raw: the annotation itself, for messages: a line of text, or category and box.
         ignore: a crowd or a difficult object.
         area: the annotation's own area in pixels, or None.
+        fault: why the reader rejects it, or None; boxes and labels are looked at by validation.
     """
 
     where: str
@@ -26,6 +47,7 @@ class RawObject:
     raw: str | tuple[object, object]
     ignore: bool = False
     area: float | None = None
+    fault: Fault | None = None
 
 
 @dataclass(slots=True)
@@ -39,7 +61,8 @@ class RawImage:
         size: stated width and height, or None.
         objects: its boxes.
         relative: boxes are in 0..1 of the image.
-        fault: why the reader rejects it, or None.
+        fault: why the reader rejects it, or None. A missing file is seen by validation, but only the reader knows where it was looked for:
+            ``Fault(NO_FILE, "images/1/a0.png, looked for in images and train")``.
     """
 
     id: int | str
@@ -48,7 +71,7 @@ class RawImage:
     size: tuple[float, float] | None = None
     objects: list[RawObject] = field(default_factory=list)
     relative: bool = False
-    fault: str | None = None
+    fault: Fault | None = None
 
 
 @dataclass(slots=True)
@@ -59,7 +82,7 @@ class RawDataset:
         format, names, ids: as in ``Data``.
         splits: images of "train", "val", "test"; under "" where the data has no splits.
         notes: as in ``Data``.
-        orphans: one line per box that belongs to no image.
+        orphans: boxes that belong to no image: where each is, and why.
         source: as in ``Data``; set by ``data.read``.
     """
 
@@ -68,7 +91,7 @@ class RawDataset:
     ids: list[int]
     splits: dict[str, list[RawImage]]
     notes: list[str] = field(default_factory=list)
-    orphans: list[str] = field(default_factory=list)
+    orphans: list[tuple[str, Fault]] = field(default_factory=list)
     source: str = ""
 
 

@@ -1,70 +1,107 @@
 """Validation that every format shares: from what a reader found to records that can be trained on.
 
-An invalid box or image is skipped and named, or fatal with ``strict``; too many are always fatal.
+An invalid box or image is skipped and named, or fatal with ``strict``; too many are always fatal. What many faults share is said once.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.images import Header, read_header, read_image, turn_boxes
-from boxquery.data.raw import RawDataset, RawImage, RawObject
+from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage, RawObject
 from boxquery.data.shapes import shapes_data
-from boxquery.errors import UserError, printable
+from boxquery.data.splits import make_splits
+from boxquery.errors import UserError, count, printable
 
 LIMIT = 0.10
 """A larger share of invalid boxes or images is fatal."""
-HELD_OUT = 0.20
-"""Share of the training images that becomes "val" where the data has none."""
 _SLACK = 0.05  # pixels beyond the image that are rounding errors, not worth a note
 _THREADS = 8
-_QUOTED = 3  # problems quoted when there are too many
+_QUOTED = 3  # kinds of faults that a refusal names
+_REMEDIES = {
+    NO_FILE: "put the images where the annotations name them",
+    "has no file name": "give each image its file name",
+    "stated size is not the file's": "write the files' own sizes, and scale the boxes if the images were resized after labelling",
+    "box has no size": "check that the four numbers are in the order of this format",
+    "box lies outside its image": "check that annotations and images belong together, and that the images were not resized after labelling",
+    "unknown category": "add what is missing to the list of classes",
+}
+_REMEDY = "correct these annotations"
 
 Box = tuple[float, float, float, float]
 
 
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A fault that was met.
+
+    Attributes:
+        where, fault: what cannot be used as it is, and why.
+        line: both in one line, and what became of it.
+        boxes: number of boxes that were skipped for it.
+        images: 1 if an image was skipped or is not of its stated size, else 0.
+    """
+
+    where: str
+    fault: Fault
+    line: str
+    boxes: int
+    images: int
+
+
 @dataclass(slots=True)
 class ImportReport:
-    """Counts of boxes and images, and one line per problem. In the end ``boxes_kept + boxes_skipped == boxes_total``."""
+    """Counts of boxes and images, and what was wrong. In the end ``boxes_kept + boxes_skipped == boxes_total``."""
 
-    strict: bool = False
-    lines: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     boxes_total: int = 0
     boxes_kept: int = 0
-    boxes_skipped: int = 0
     images_total: int = 0
-    images_invalid: int = 0
     clipped: int = 0
     rotated: int = 0
 
-    def problem(self, line: str, outcome: str = "skipped") -> None:
-        """Add a line. Raises ``UserError`` instead where ``strict``."""
-        line = printable(" ".join(line.split()))
-        if self.strict:
-            raise UserError(f"{line}; repair it, or go without --strict to have such cases skipped")
-        self.lines.append(f"{line}; {outcome}")
+    @property
+    def boxes_skipped(self) -> int:
+        return sum(problem.boxes for problem in self.problems)
 
-    def skip_box(self, line: str) -> None:
-        self.boxes_skipped += 1
-        self.problem(line)
+    @property
+    def images_invalid(self) -> int:
+        return sum(problem.images for problem in self.problems)
+
+    @property
+    def lines(self) -> list[str]:
+        """One line per problem."""
+        return [problem.line for problem in self.problems]
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each problem."""
+        return [problem.fault.kind for problem in self.problems]
+
+    def add(self, where: str, fault: Fault, outcome: str = "skipped", *, boxes: int = 0, images: int = 0) -> None:
+        line = printable(" ".join(f"{where}: {fault}; {outcome}".split()))
+        self.problems.append(Problem(where, fault, line, boxes, images))
+
+    def boxes(self) -> str:
+        """What became of the boxes."""
+        return f"{self.boxes_kept:,} of {count(self.boxes_total, 'box', 'boxes')} kept, {self.boxes_skipped:,} skipped"
 
     def notes(self) -> list[str]:
-        notes = (
-            (self.boxes_skipped, f"{self.boxes_kept} of {self.boxes_total} boxes kept, {self.boxes_skipped} skipped"),
-            (self.images_invalid, f"{self.images_invalid} of {self.images_total} images unreadable or not of the stated size"),
-            (self.clipped, f"{self.clipped} box(es) reached beyond their image and were clipped to it"),
-            (self.rotated, f"{self.rotated} image(s) were annotated before EXIF rotation; their boxes were rotated with the image"),
-        )
-        return [note for count, note in notes if count]
+        images = f"{self.images_invalid:,} of {count(self.images_total, 'image')} cannot be used or are not of the stated size"
+        clipped = f"{count(self.clipped, 'box', 'boxes')} reached beyond the image and were clipped to it"
+        rotated = f"{count(self.rotated, 'image')} annotated before EXIF rotation: the boxes were rotated with the image"
+        notes = ((self.boxes_skipped, self.boxes()), (self.images_invalid, images), (self.clipped, clipped), (self.rotated, rotated))
+        return [note for number, note in notes if number]
 
 
 def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[Data, ImportReport]:
@@ -75,29 +112,29 @@ def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[D
         seed: selects the images held out as "val" where the data has none, and the built-in scenes.
 
     Raises:
-        UserError: a duplicate image id; an empty split; with ``strict`` any problem; more than ``LIMIT`` of boxes or images invalid; no
-            box to train on.
+        UserError: a duplicate image id; no images or no boxes in any split; with ``strict`` any problem; more than ``LIMIT`` of boxes or
+            images invalid.
     """
-    report = ImportReport(strict)
+    report = ImportReport()
     if raw.format == "shapes":
         return shapes_data(seed=seed), report
     notes = list(raw.notes)
     names = _unique_names(raw, notes)
-    splits = _make_splits(raw, seed, notes)
+    splits, absent = make_splits(raw, seed, notes)
     report.boxes_total += len(raw.orphans)
-    for line in raw.orphans:
-        report.skip_box(line)
-    records = {name: _valid_records(images, report) for name, images in splits.items()}
-    _fail_if_useless(report, records, raw.source)
+    for where, fault in raw.orphans:
+        report.add(where, fault, boxes=1)
+    records = {name: _valid_records(images, report, raw.source) for name, images in splits.items()}
+    _fail_if_useless(report, records, raw.source, strict)
     notes += report.notes()
-    for name, kept in records.items():
-        empty = sum(not len(record.boxes) for record in kept)
-        if empty == len(kept):
-            notes.append(f"split {name!r} has no boxes at all: it cannot be evaluated")
-        elif empty:
-            notes.append(f"{empty} of {len(kept)} images in {name} have no objects; they are kept")
+    unusable = {name: f"none of its {count(len(splits[name]), 'image')} can be used" for name, kept in records.items() if not kept}
+    absent |= unusable
+    if unusable:
+        notes.append(f"no image of {' and '.join(unusable)} can be used: left out")
+    records = {name: kept for name, kept in records.items() if kept}
+    notes += _notes_on_empty(records)
     result = {name: Split(name, kept, read_record) for name, kept in records.items()}
-    return Data(raw.source, raw.format, names, raw.ids, result, notes, report.lines), report
+    return Data(raw.source, raw.format, names, raw.ids, result, notes, report.lines, report.kinds, absent), report
 
 
 def read_record(record: Record) -> Image.Image:
@@ -107,84 +144,46 @@ def read_record(record: Record) -> Image.Image:
     return read_image(record.path)
 
 
-def check_box(box: Box, width: int, height: int) -> tuple[Box, str | None]:
+def check_box(box: Box, width: int, height: int) -> tuple[Box, Fault | None]:
     """A box, xyxy in pixels, clipped to its image, and why it is invalid, or None."""
     x1, y1, x2, y2 = box
     if not all(map(math.isfinite, box)):
-        return box, "box is not finite"
+        return box, Fault("box is not finite")
     if x2 <= x1 or y2 <= y1:
-        return box, "box has no size"
+        return box, Fault("box has no size")
     if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-        return box, f"box lies outside its {width} x {height} image"
+        return box, Fault("box lies outside its image", f"{width} x {height}")
     clipped = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
     left, top, right, bottom = np.array(clipped, np.float32)  # what differs in float64 may be equal here
-    return clipped, None if right > left and bottom > top else "box has no size"
+    return clipped, None if right > left and bottom > top else Fault("box has no size")
 
 
-def fail_if_too_many(invalid: int, total: int, what: str, where: str = "", examples: str = "") -> None:
-    """Raises ``UserError`` for a larger share than ``LIMIT``."""
+def fail_if_too_many(invalid: int, total: int, what: str, where: str = "", why: str = "copy these files again") -> None:
+    """Raises ``UserError`` for a larger share than ``LIMIT``. ``why`` may go on with what to do."""
     if invalid > LIMIT * total:
-        raise UserError(f"{where}{invalid} of {total} {what}, more than {LIMIT:.0%}{examples}; repair the data")
+        raise UserError(f"{where}{invalid:,} of {total:,} {what}, more than {LIMIT:.0%}: {why}")
 
 
 def _unique_names(raw: RawDataset, notes: list[str]) -> list[str]:
     """The class names, with their ids where several are equal: a checkpoint finds its classes by name."""
     names = [printable(name) for name in raw.names]
-    count = Counter(names)
-    if len(count) == len(names):
+    times = Counter(names)
+    if len(times) == len(names):
         return names
     notes.append("several categories have the same name; their ids were added to tell them apart")
-    return [name if count[name] == 1 else f"{name} ({i})" for name, i in zip(names, raw.ids, strict=True)]
+    return [name if times[name] == 1 else f"{name} ({i})" for name, i in zip(names, raw.ids, strict=True)]
 
 
-def _make_splits(raw: RawDataset, seed: int, notes: list[str]) -> dict[str, list[RawImage]]:
-    """The splits in the order train, val, test; "val" is held out of the training images where there is none."""
-    splits = {name: raw.splits[name] for name in ("train", "val", "test") if name in raw.splits}
-    if "" in raw.splits:
-        splits["train"] = raw.splits[""]
-    for name, images in splits.items():
-        if not images:
-            raise UserError(f"{raw.source}: split {name!r} has no images; add some or remove the split")
-    if not splits:
-        raise UserError(f"{raw.source}: no images; check that this is the data folder")
-    if "train" in splits and "val" not in splits:
-        images = splits.pop("train")
-        if len(images) < 2:
-            raise UserError(f"{raw.source}: one image cannot be split into train and val; add images or a val split")
-        count = max(1, round(HELD_OUT * len(images)))
-        held_out = set(sorted(range(len(images)), key=lambda i: _random_key(seed, images[i].id))[:count])
-        train, val = ([image for i, image in enumerate(images) if (i in held_out) == held] for held in (False, True))
-        splits = {"train": train, "val": val, **splits}
-        which = "no splits" if "" in raw.splits else "no val split"
-        notes.append(f"the data has {which}: {count} of its {len(images)} training images are held out as val (seed {seed})")
-    uses = Counter(path for images in splits.values() for path in {image.path for image in images})
-    if shared := sum(count > 1 for path, count in uses.items() if path is not None):
-        notes.append(f"{shared} image file(s) are in more than one split: evaluation does not measure performance on new images")
-    for name, images in splits.items():
-        seen: dict[int | str, str] = {}
-        for image in images:
-            if image.id in seen:
-                raise UserError(f"{image.where}: image id {image.id!r} is already taken in {name} by {seen[image.id]}; make ids unique")
-            seen[image.id] = image.where
-    return splits
-
-
-def _random_key(seed: int, image_id: int | str) -> bytes:
-    """Depends on seed and image alone, so that adding images moves few others between splits."""
-    return hashlib.blake2b(f"{seed}/{image_id!r}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-
-
-def _valid_records(images: list[RawImage], report: ImportReport) -> list[Record]:
+def _valid_records(images: list[RawImage], report: ImportReport, source: str) -> list[Record]:
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = list(pool.map(_header, images))
     records = []
     for image, header in zip(images, headers, strict=True):
         report.images_total += 1
         report.boxes_total += len(image.objects)
-        if isinstance(header, str):
-            report.images_invalid += 1
-            report.boxes_skipped += len(image.objects)
-            report.problem(f"{image.where}: image {header}", f"skipped with its {len(image.objects)} box(es)")
+        if isinstance(header, Fault):
+            with_boxes = f" with its {count(len(image.objects), 'box', 'boxes')}" if image.objects else ""
+            report.add(image.where, _named(header, image.path, source), f"skipped{with_boxes}", boxes=len(image.objects), images=1)
             continue
         boxes = [raw.box for raw in image.objects]
         actual = (header.width, header.height)
@@ -193,23 +192,26 @@ def _valid_records(images: list[RawImage], report: ImportReport) -> list[Record]
                 report.rotated += 1
                 boxes = [box and _rotated(box, header) for box in boxes]
             else:
-                report.images_invalid += 1
-                stated = f"{image.size[0]:g} x {image.size[1]:g}"
-                report.problem(f"{image.where}: stated size {stated}, but the file is {actual[0]} x {actual[1]}", "the file's size is used")
+                stated = f"stated {image.size[0]:g} x {image.size[1]:g}, the file is {actual[0]} x {actual[1]}"
+                report.add(image.where, Fault("stated size is not the file's", stated), "the file's size is used", images=1)
         records.append(_record(image, boxes, header, report))
     return records
 
 
-def _header(image: RawImage) -> Header | str:
+def _header(image: RawImage) -> Header | Fault:
     """The header, or why there is none."""
     if image.fault is not None:
         return image.fault
-    if image.path is None:
-        return "has no file name"
-    try:
-        return read_header(image.path)
-    except UserError as error:
-        return f"{image.path.name}: {error}"
+    return Fault("has no file name") if image.path is None else read_header(image.path)
+
+
+def _named(fault: Fault, path: Path | None, source: str) -> Fault:
+    """The fault of an image with the name of its file, if it has none."""
+    if path is None:
+        return fault
+    root = os.path.abspath(source)
+    name = os.path.relpath(path, root) if Path(path).is_relative_to(root) else str(path)
+    return fault if path.name in fault.detail else Fault(fault.kind, ": ".join(filter(None, (name, fault.detail))), fault.remedy)
 
 
 def _rotated(box: Box, header: Header) -> Box:
@@ -223,19 +225,18 @@ def _record(image: RawImage, boxes: Sequence[Box | None], header: Header, report
     width, height = header.width, header.height
     kept: list[tuple[Box, RawObject]] = []
     for raw, box in zip(image.objects, boxes, strict=True):
-        if box is None:
-            report.skip_box(f"{raw.where}: box is not four numbers ({_short(raw)})")
-            continue
-        if image.relative:
-            box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
-        inside, problem = check_box(box, width, height)
-        if problem is None and raw.label is None:
-            problem = "unknown category"
-        if problem is not None:
-            report.skip_box(f"{raw.where}: {problem} ({_short(raw)})")
-            continue
-        report.clipped += max(abs(a - b) for a, b in zip(inside, box, strict=True)) > _SLACK
-        kept.append((inside, raw))
+        fault = raw.fault
+        if box is not None and fault is None:
+            if image.relative:
+                box = (box[0] * width, box[1] * height, box[2] * width, box[3] * height)
+            inside, fault = check_box(box, width, height)
+            if fault is None and raw.label is not None:
+                report.clipped += max(abs(a - b) for a, b in zip(inside, box, strict=True)) > _SLACK
+                kept.append((inside, raw))
+                continue
+        fault = fault or Fault("box is not four numbers" if box is None else "unknown category")
+        detail = "; ".join(filter(None, (fault.detail, _short(raw))))
+        report.add(raw.where, Fault(fault.kind, detail, fault.remedy), boxes=1)
     report.boxes_kept += len(kept)
     array = np.array([box for box, _ in kept], dtype=np.float32).reshape(-1, 4)
     sizes = (array[:, 2] - array[:, 0]) * (array[:, 3] - array[:, 1])
@@ -258,15 +259,48 @@ def _short(raw: RawObject) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
-def _fail_if_useless(report: ImportReport, records: dict[str, list[Record]], source: str) -> None:
-    examples = ": " + "; ".join(line.rpartition("; ")[0] for line in report.lines[:_QUOTED])
-    fail_if_too_many(report.images_invalid, report.images_total, "images are invalid", f"{source}: ", examples)
-    fail_if_too_many(report.boxes_skipped, report.boxes_total, "boxes are invalid", f"{source}: ", examples)
-    for name, kept in records.items():
-        if not kept:
-            raise UserError(f"{source}: no image of split {name!r} can be read{examples}; repair the data")
-    trained = records.get("train", [record for kept in records.values() for record in kept])
+def _notes_on_empty(records: dict[str, list[Record]]) -> list[str]:
+    """Images without objects, in one note, and splits without any, in another."""
+    empty = {name: sum(not len(record.boxes) for record in kept) for name, kept in records.items()}
+    none = [name for name, kept in records.items() if empty[name] == len(kept)]
+    some = [
+        f"{empty[name]:,} of {count(len(kept), 'image')} in {name}" for name, kept in records.items() if empty[name] and name not in none
+    ]
+    return [
+        *([f"no boxes at all in {' and '.join(none)}: AP cannot be measured there"] if none else ()),
+        *([f"{', '.join(some)} without objects; they are kept"] if some else ()),
+    ]
+
+
+def _fail_if_useless(report: ImportReport, records: dict[str, list[Record]], source: str, strict: bool) -> None:
+    """Raises ``UserError`` for too many problems, with ``strict`` for any, and where no image or box is left."""
+    images = _in_common(report.problems, lambda problem: problem.images, report.images_total, "image", "images")
+    boxes = _in_common(report.problems, lambda problem: problem.boxes, report.boxes_total, "box", "boxes")
+    if strict and report.problems:
+        both = "; ".join(filter(None, (images, boxes if any(not problem.images for problem in report.problems) else "")))
+        raise UserError(f"{source}: {both}, or go without --strict to have such cases skipped; {report.boxes()}")
+    fail_if_too_many(report.images_invalid, report.images_total, "images are invalid", f"{source}: ", f"{images}; {report.boxes()}")
+    fail_if_too_many(report.boxes_skipped, report.boxes_total, "boxes are invalid", f"{source}: ", f"{boxes}; {report.boxes()}")
+    if not any(records.values()):
+        raise UserError(f"{source}: no image can be used: {images}")
+    trained = [record for kept in records.values() for record in kept]
     if not any(len(record.boxes) for record in trained):
-        raise UserError(f"{source}: no boxes to train on; check that the annotations belong to these images")
-    if all(record.ignore.all() for record in trained):
-        raise UserError(f"{source}: no boxes to train on: all are to be ignored (iscrowd, difficult); mark those that are objects")
+        raise UserError(f"{source}: no boxes in any image; check that the annotations belong to these images")
+
+
+def _in_common(problems: Sequence[Problem], amount: Callable[[Problem], int], total: int, one: str, many: str) -> str:
+    """What most of the problems share, each kind with its first instance, and what to do about the most frequent."""
+    kinds: dict[str, list[Problem]] = {}
+    for problem in problems:
+        if amount(problem):
+            kinds.setdefault(problem.fault.kind, []).append(problem)
+    ordered = sorted(((sum(map(amount, group)), group) for group in kinds.values()), key=lambda pair: -pair[0])
+    parts = []
+    for number, group in ordered[:_QUOTED]:
+        first = printable(" ".join(f"{group[0].where} ({group[0].fault.detail})".split())).replace(" ()", "")
+        share = f"all {count(total, one, many)}" if number == total > 1 else f"{number:,} of {count(total, one, many)}"
+        parts.append(f"{group[0].fault.kind}: {share}{'; the first is' if number > 1 else ','} {first}")
+    if len(ordered) > _QUOTED:
+        parts.append(f"and {count(len(ordered) - _QUOTED, 'other kind')}")
+    fault = ordered[0][1][0].fault if ordered else Fault("")
+    return "; ".join([*parts, fault.remedy or _REMEDIES.get(fault.kind, _REMEDY)] if parts else [])

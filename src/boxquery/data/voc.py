@@ -21,13 +21,14 @@ from defusedxml.ElementTree import fromstring
 
 from boxquery.data.folder import Folder, folders, split_name, visible
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
+from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError, one_line
 
 _ANNOTATIONS = ("Annotations", "annotations", "Annotations/xmls", "annotations/xmls")
 _IMAGES = ("JPEGImages", "images", "Images")
 _XML = frozenset({".xml"})
 _SPLITS = ("train", "val", "test")
+_WITHOUT = Fault("has no annotation", remedy="export it, or take the image off the list")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -59,7 +60,12 @@ def read(root: Path) -> RawDataset:
     for split, group in groups.items():
         images = _by_id(folder, group.images)
         splits[split] = [
-            RawImage(image_id, None, f"{group.where} {image_id}", fault="has no annotation")
+            RawImage(
+                image_id,
+                None,
+                f"{group.where} {image_id}",
+                fault=_WITHOUT,
+            )
             if file is None
             else _image(folder, image_id, file, trees[file], group.images, images, labels)
             for image_id, file in group.files.items()

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from boxquery.data.folder import Folder, visible
-from boxquery.data.raw import RawDataset, RawImage, RawObject, as_number
+from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage, RawObject, as_number
 from boxquery.errors import UserError, one_line
 
 _SETTINGS = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
@@ -79,7 +79,7 @@ def read(root: Path, head: Path) -> RawDataset:
         for text in texts:
             if text not in used and text.name not in _CLASSES:
                 where, objects = folder.show(text), _objects(folder, text, labels)
-                images.append(RawImage(where, None, where, None, objects, relative=True, fault=f"{text.stem}: no such file"))
+                images.append(RawImage(where, None, where, None, objects, relative=True, fault=Fault(NO_FILE, text.stem)))
     if total and missing == total:
         raise UserError(f"{root}: no label files for {total} images; they belong in labels/ beside images/, or beside the images")
     if missing:

@@ -285,6 +285,6 @@ def _open(source: str, split: str, strict: bool, detector: Detector) -> Data:
 
     data = open_data(source, strict=strict)
     open_split(detector, data, split)
-    for line in [*data.notes, *(f"skipped: {line}" for line in data.skipped)]:
+    for line in data.messages():
         print(line, file=sys.stderr)
     return data

@@ -52,11 +52,6 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def count(value: int, one: str, many: str = "") -> str:
-    """1 image, 1,200 images; ``many`` where the plural is not ``one`` and an s."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
-
-
 def split_title(name: str) -> str:
     """A split's name in a sentence."""
     return {"val": "validation"}.get(name, name)

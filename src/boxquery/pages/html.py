@@ -12,7 +12,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from boxquery.pages.format import class_name, count, duration, number, split_title, three
+from boxquery.errors import count
+from boxquery.pages.format import class_name, duration, number, split_title, three
 from boxquery.pages.images import data_uri, encode
 
 _TEMPLATES = Path(__file__).with_name("templates")

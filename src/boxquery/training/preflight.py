@@ -9,7 +9,7 @@ from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult, run_checks
 from boxquery.data.dataset import Data, Split
 from boxquery.data.transforms import Augment
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.models.interface import Model
 from boxquery.training.config import RunConfig
 from boxquery.training.processes import rank
@@ -18,14 +18,14 @@ from boxquery.training.processes import rank
 def report_data(console: Console, data: Data) -> None:
     """What was read. Raises ``UserError`` where nothing can be trained or evaluated on it, or where labels are beyond the classes."""
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    classes = f"{len(data.names)} class{'es' * (len(data.names) != 1)}: {', '.join(data.names[:12])}"
-    console.print(f"{data.source}: {data.format}, {counts} images, {classes}", markup=False)
-    for note in data.notes:
-        console.print(f"note: {note}", markup=False)
-    for line in data.skipped:
-        console.print(f"skipped: {line}", style="yellow", markup=False)
-    for name in ("train", "val"):
-        data.split(name)
+    console.print(
+        f"{data.source}: {data.format}, {counts} images, {count(len(data.names), 'class', 'classes')}: {', '.join(data.names[:12])}",
+        markup=False,
+    )
+    for line in data.messages():
+        console.print(line, style="yellow" if line.startswith("skipped") else "", markup=False)
+    data.training_split()
+    data.split("val")
     if all(record.ignore.all() for record in data.splits["val"]):
         console.print("note: without boxes in val no epoch is better than another: model/ will hold the weights of the last one")
     for name, split in data.splits.items():
