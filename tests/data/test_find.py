@@ -24,7 +24,7 @@ def found(root, names, files, base=".", split=""):
     finder.finish(raw)
     paths = [None if image.fault else os.path.relpath(image.path, root) for image in raw.splits[""]]
     assert all(image.path.is_file() for image in raw.splits[""] if not image.fault)
-    return paths, raw.notes, [image.fault for image in raw.splits[""] if image.fault]
+    return paths, raw.notes, [str(image.fault) for image in raw.splits[""] if image.fault]
 
 
 SPELLINGS = {  # name in the annotations, file on disk, words of the note
@@ -89,7 +89,7 @@ def test_the_longest_end_of_the_path_decides(tmp_path):
     assert found(tmp_path, ["/x/cam1/a.png", "/x/cam2/a.png", "/y/left/a.png"], files)[0] == files
     paths, _, faults = found(tmp_path, ["/x/cam3/a.png"], files)
     assert paths == [None]
-    assert faults == ["'/x/cam3/a.png': no such file; 3 files could be meant (cam1/a.png and cam2/a.png)"]
+    assert faults == ["no such file ('/x/cam3/a.png'; 3 files could be meant (cam1/a.png and cam2/a.png))"]
 
 
 def test_two_names_of_one_file(tmp_path):
@@ -102,7 +102,7 @@ def test_two_names_of_one_file(tmp_path):
 
 def test_images_of_another_split_are_not_taken(tmp_path):
     files = ["train/a.png", "train/b.png", "val/b.png"]
-    assert found(tmp_path, ["a.png"], files, split="val")[2] == ["'a.png': no such file; train/a.png is of another split"]
+    assert found(tmp_path, ["a.png"], files, split="val")[2] == ["no such file ('a.png'; train/a.png is of another split)"]
     assert found(tmp_path, ["/x/val/a.png"], files)[0] == [None]
     assert found(tmp_path, ["a.jpg"], files, base="val")[0] == [None]
     assert found(tmp_path, ["/x/b.png", "/y/valid/b.png"], files, split="val")[0] == [None, None]  # both are the same file
@@ -112,7 +112,7 @@ def test_images_of_another_split_are_not_taken(tmp_path):
 
 def test_what_is_not_there_is_named_in_full(tmp_path):
     _, _, faults = found(tmp_path, ["x/y/a.png", ""], ["b.png", "._a.png", "__MACOSX/a.png", ".ipynb_checkpoints/a.png"], base="images")
-    assert faults[0] == "'x/y/a.png': no such file; looked in images/, and for 'a.png' in all folders of the data"
+    assert faults[0] == "no such file ('x/y/a.png'; looked in images/, and for 'a.png' in all folders of the data)"
     assert "no such file" in faults[1]
 
 
@@ -126,7 +126,7 @@ def test_what_leaves_the_folder_is_fatal(tmp_path, name):
 def test_of_a_dead_folder_some_may_be_missing(tmp_path):
     paths, _, faults = found(tmp_path / "set", ["/colab/gone.png", "/colab/b.png"], ["b.png"])
     assert paths == [None, "b.png"]
-    assert "'/colab/gone.png': no such file" in faults[0]
+    assert "no such file ('/colab/gone.png'" in faults[0]
 
 
 def test_links_out_are_never_followed(tmp_path):

@@ -27,6 +27,7 @@ LIMIT = 0.10
 """A larger share of invalid boxes or images is fatal."""
 _SLACK = 0.05  # pixels beyond the image that are rounding errors, not worth a note
 _THREADS = 8
+_LONGEST = 1000  # characters of a line
 _QUOTED = 3  # kinds of faults that a refusal names
 _REMEDIES = {
     NO_FILE: "put the images where the annotations name them",
@@ -89,7 +90,8 @@ class ImportReport:
         return [problem.fault.kind for problem in self.problems]
 
     def add(self, where: str, fault: Fault, outcome: str = "skipped", *, boxes: int = 0, images: int = 0) -> None:
-        line = printable(" ".join(f"{where}: {fault}; {outcome}".split()))
+        text = " ".join(f"{where}: {fault}; {outcome}".split())
+        line = printable(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}")
         self.problems.append(Problem(where, fault, line, boxes, images))
 
     def boxes(self) -> str:
@@ -211,7 +213,7 @@ def _named(fault: Fault, path: Path | None, source: str) -> Fault:
         return fault
     root = os.path.abspath(source)
     name = os.path.relpath(path, root) if Path(path).is_relative_to(root) else str(path)
-    return fault if path.name in fault.detail else Fault(fault.kind, ": ".join(filter(None, (name, fault.detail))), fault.remedy)
+    return fault if printable(path.name) in fault.detail else Fault(fault.kind, ": ".join(filter(None, (name, fault.detail))), fault.remedy)
 
 
 def _rotated(box: Box, header: Header) -> Box:

@@ -12,8 +12,7 @@ from pathlib import Path, PurePath
 
 from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.errors import UserError
-from boxquery.pages.format import count
+from boxquery.errors import UserError, count
 from boxquery.result import name_to_id
 
 #: bytes of a file or folder name that is written; file systems end at 255, and a suffix and a number follow

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from boxquery.errors import count
 from boxquery.evaluation.errors import IOU_DUPLICATE, overlapped
-from boxquery.pages.format import count
 from boxquery.result import Result
 
 #: duplicates are mentioned from this share of the boxes, and this number
