@@ -40,10 +40,14 @@ def first_line(error: BaseException) -> str:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows in one line: lone surrogates, as in file names of other encodings, are escaped as ``\\udce9``, and so are
-    control characters and those that reverse the direction of writing."""
-    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Text that a terminal shows in one line: what ``encodable`` escapes, control characters, and those that reverse the direction of
+    writing are escaped as ``\\x1b``."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), encodable(text))
+
+
+def encodable(text: str) -> str:
+    """Text that UTF-8 can encode: lone surrogates, as in file names of other encodings, are escaped as ``\\udce9``."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def count(value: int, one: str, many: str = "") -> str:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import yaml
 
-from boxquery.errors import UserError, printable
+from boxquery.errors import UserError, encodable
 
 #: suffix of files that are still being written
 PARTIAL = ".new"
@@ -82,7 +82,7 @@ def atomic_write(path: Path, content: str | bytes) -> Path:
 def csv_lines(rows: Iterable[Iterable[Any]]) -> bytes:
     """Rows of cells as CSV; None is an empty cell."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(["" if cell is None else printable(str(cell)) for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(["" if cell is None else encodable(str(cell)) for cell in row] for row in rows)
     return text.getvalue().encode()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from boxquery.check.duplicates import equal_images
 from boxquery.check.findings import Finding
 from boxquery.data import Data, read, validate
 from boxquery.data.images import read_header
-from boxquery.data.raw import RawDataset, RawImage, RawObject
+from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject
 from boxquery.data.validation import LIMIT
 from boxquery.errors import UserError
 
@@ -156,13 +155,14 @@ def _images_of_others(raw: RawDataset) -> Iterator[Finding]:
     for image in (image for images in raw.splits.values() for image in images):
         if image.size is None or image.path is None or not min(image.size) > 0:
             continue
-        with suppress(UserError):
-            header, stated = read_header(image.path), stated + 1
-            actual, said = (header.width, header.height), image.size
-            if said not in (actual, actual[::-1]):
-                turned = said if (said[0] > said[1]) == (actual[0] > actual[1]) else said[::-1]
-                alike = abs(turned[0] * actual[1] / (turned[1] * actual[0]) - 1) < _RESIZED
-                other, resized = other + (not alike), resized + alike
+        header = read_header(image.path)
+        if isinstance(header, Fault):
+            continue
+        actual, said, stated = (header.width, header.height), image.size, stated + 1
+        if said not in (actual, actual[::-1]):
+            turned = said if (said[0] > said[1]) == (actual[0] > actual[1]) else said[::-1]
+            alike = abs(turned[0] * actual[1] / (turned[1] * actual[0]) - 1) < _RESIZED
+            other, resized = other + (not alike), resized + alike
     if other <= LIMIT * stated or other <= resized:
         return
     text = f"{other} of {stated} images have other proportions than their annotations state: the images do not belong to them."
