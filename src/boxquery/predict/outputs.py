@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, get_args
 
-from boxquery.errors import UserError, printable
+from boxquery.errors import UserError, encodable, printable
 from boxquery.files import atomic_open, atomic_write, csv_lines
 from boxquery.pages.images import encode
 from boxquery.predict.sources import ImageFile
@@ -153,7 +153,7 @@ def _folder_names(classes: Sequence[str | None]) -> list[str]:
     names: list[str] = []
     taken: set[str] = set()
     for label, name in enumerate(classes):
-        safe = _UNSAFE.sub("_", printable(name or "")).strip(" .").encode()[:100].decode(errors="ignore") or f"class {label}"
+        safe = _UNSAFE.sub("_", encodable(name or "")).strip(" .").encode()[:100].decode(errors="ignore") or f"class {label}"
         while safe.casefold() in taken:
             safe = f"{safe} ({label})"
         taken.add(safe.casefold())
