@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 from boxquery.errors import UserError
-from boxquery.predict.outputs import ResultWriter, check_kinds, new_folder
-from boxquery.predict.sources import ImageFile
+from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, new_folder
+from boxquery.predict.sources import ImageFile, find_images
 from boxquery.predict.summary import Summary
 from boxquery.result import Result
 
@@ -119,3 +120,45 @@ def test_a_summary_says_what_and_why():
     assert nothing.lines()[1] == "threshold: a score of 0.25 or more, as given; a lower --threshold shows what is weaker"
     assert "as given" in Summary(0.25, given=True).lines()[1]
     assert "the default" in Summary(0.5, given=False).lines()[1]
+
+
+CLASHES = {
+    "folders": ["cam1/frame.png", "cam2/frame.png", "cam2/more/frame.png"],
+    "endings": ["a.png", "a.jpg", "a.JPG", "a.png.jpg"],
+    "numbers": ["1.png", "001.png", "x/01.png"],
+    "case": ["A.png", "a.png", "b/A.png"],
+    "a folder called as an image": ["x.png", "x.jpg/a.png", "x.jpg/a.jpg"],
+    "long": ["b/" + "long" * 60 + "1.png", "b/" + "long" * 60 + "2.png"],
+    "odd": ["-0.png", "x-0.png", "x.png", "[b].png", "%31.png", "1.png", "a b.png", "a_b.png", "caf\u00e9.png", "cafe\u0301.png"],
+}
+
+
+@pytest.mark.parametrize("batch", ["one call", "named one by one", "with a folder twice"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("clash", CLASHES)
+def test_every_image_has_its_own_outputs(clash, kind, batch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = CLASHES[clash]
+    for name in names:
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(Path("photos", name))
+    sources = {
+        "one call": ["photos"],
+        "named one by one": [f"photos/{name}" for name in names],
+        "with a folder twice": ["photos", "./photos"],
+    }
+    files, _ = find_images(sources[batch])
+    with ResultWriter(Path("out"), [kind], CLASSES) as writer:
+        for file in files:
+            writer.add(file, FOUND)
+    if kind == "json":
+        ids = Counter(row["image_id"] for row in json.loads(Path("out/predictions.json").read_text()))
+    elif kind == "csv":
+        with Path("out/predictions.csv").open(newline="") as lines:
+            ids = Counter(row["file_name"] for row in csv.DictReader(lines))
+    else:
+        written = [path for path in Path("out", PLACES[kind]).rglob("*") if path.is_file()]
+        if len({name.casefold() for name in names}) == len(names):  # or there is no file system that ignores case
+            assert len({str(path).casefold() for path in written}) == len(written)
+        ids = dict.fromkeys(range(len(written) // (5 if kind == "crops" else 1)), 5)
+    assert list(ids.values()) == [5] * len(names)
