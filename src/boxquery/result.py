@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from boxquery.data.images import read_image
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.pages.drawing import draw
-from boxquery.pages.format import count
 
 #: digits of a file name that is taken for a number; longer ones are not exact everywhere that JSON is read
 _DIGITS = 15
