@@ -207,7 +207,7 @@ coco("no categories", "refused", "no categories", lambda c: c["categories"].clea
 coco("two images with one id", "refused", "image id 101 is already taken", lambda c: c["images"][5].update(id=101))
 coco("two categories with one id", "refused", "category id 3 is already taken", lambda c: c["categories"][1].update(id=3))
 coco("a category without id", "refused", "categories[1]: needs an integer 'id'", lambda c: c["categories"][1].pop("id") and None)
-coco("a category id in words", "refused", "categories[1]: needs an integer 'id'", lambda c: c["categories"][1].update(id="3"))
+coco("a category id in words", "refused", "categories[1]: category id 3 is already taken", lambda c: c["categories"][1].update(id="3"))
 coco("a category whose name is a list", "refused", "categories[1]", lambda c: c["categories"][1].update(name=["cat"]))
 coco("an image without id", "refused", "images[4]: needs an 'id'", lambda c: c["images"][4].pop("id") and None)
 coco("an image id that is a list", "refused", "images[4]: needs an 'id'", entry(id=[1]))

@@ -24,6 +24,14 @@ def test_labels_become_those_of_the_detector():
         assert np.array_equal(record.labels, 5 - before.labels)
 
 
+def test_names_in_another_case_are_the_detectors():
+    data = shapes_data(train=5, val=5, test=1, size=64)
+    known = [name.upper() for name in reversed(data.names)]
+    turned = map_labels(data, "val", known)
+    for record, before in zip(turned, data.splits["val"], strict=True):
+        assert [known[i].lower() for i in record.labels] == [data.names[i] for i in before.labels]
+
+
 def test_only_classes_with_objects_must_be_known():
     data = shapes_data(train=5, val=20, test=1, size=64)
     with pytest.raises(UserError, match="does not know circle; it knows square, triangle, star, cross"):

@@ -122,6 +122,12 @@ class ImageFinder:
         for images in raw.splits.values():
             for image in images:
                 image.fault = image.fault or self._missing.get(image.where)
+        gone = {split for split, images in raw.splits.items() if images and all(image.where in self._missing for image in images)}
+        for split in gone if any(raw.splits[split] for split in set(raw.splits) - gone) else ():
+            images = raw.splits[split]
+            example, boxes = images[0].fault, sum(len(image.objects) for image in images)
+            raw.notes.append(f"none of the {len(images)} images of {split} is there ({example}): left out with its {boxes} boxes")
+            raw.splits[split] = []
 
     def _look_up(self, base: Path, name: str, split: str) -> tuple[Path | None, str]:
         """The file that a name can mean, and what was passed over; or None, and why the files that come near are not used."""

@@ -3,42 +3,64 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
-from boxquery.data import coco, voc, yolo
+from boxquery.data import coco, tools, voc, yolo
 from boxquery.data.dataset import Data
-from boxquery.data.folder import folders
+from boxquery.data.folder import Folder, folders, visible
+from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset
 from boxquery.data.validation import validate
 from boxquery.errors import UserError
 
 _EXPECTED = "give a data folder, a COCO .json, a YOLO .yaml, or the word shapes"
-_ABOVE = frozenset({"annotations", "labels"})  # a JSON in such a folder describes images beside the folder
+_LOOKED_FOR = (
+    "looked for COCO .json, Pascal VOC .xml, YOLO data.yaml or classes.txt with .txt labels, and the formats of VIA, labelme, Supervisely, "
+    "CVAT, Label Studio and CreateML"
+)
+_ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
+_DEPTH = 3  # folders that are looked into for one that can be read
+_LISTED = 5  # of what is there, in the message where nothing was found
+
+Reader = Callable[[], RawDataset]
 
 
-def open_data(source: str | Path, *, strict: bool = False, seed: int = 0) -> Data:
-    """A data set in COCO, Pascal VOC or YOLO layout, or the built-in scenes: ``read`` and ``validate``.
+def open_data(
+    source: str | Path, *, strict: bool = False, seed: int = 0, images: str | Path | None = None, annotations: str | Path | None = None
+) -> Data:
+    """A data set in COCO, Pascal VOC or YOLO layout or an annotation tool's own, or the built-in scenes: ``read`` and ``validate``.
 
     Labels are contiguous, every file was found, and every box is inside its image. Raises ``UserError`` as the two steps do.
     """
-    return validate(read(source), strict=strict, seed=seed)[0]
+    return validate(read(source, images=images, annotations=annotations), strict=strict, seed=seed)[0]
 
 
-def read(source: str | Path) -> RawDataset:
+def read(source: str | Path, *, images: str | Path | None = None, annotations: str | Path | None = None) -> RawDataset:
     """A data set as its files have it, before validation. The layout is recognised by looking.
 
     Args:
-        source: a folder; a COCO ``.json``; a YOLO ``.yaml``; or the word ``shapes`` for the built-in scenes.
+        source: a folder; a COCO ``.json``; a YOLO ``.yaml``; a file that an annotation tool wrote; or the word ``shapes`` for the built-in
+            scenes.
+        images: the folder of the images, where it is not found by itself: inside the data folder, relative to it or to the working
+            directory, or an absolute path to anywhere.
+        annotations: the folder or file of the annotations, likewise.
 
     Raises:
         UserError: the path or its content cannot be used.
     """
-    raw = RawDataset("shapes", [], [], {}) if str(source) == "shapes" else _read_path(source)
+    if str(source) == "shapes":
+        if images is not None or annotations is not None:
+            raise UserError("shapes are drawn, not read: leave out --images and --annotations")
+        raw = RawDataset("shapes", [], [], {})
+    else:
+        raw = _read_path(source, images, annotations)
     raw.source = str(source)
     return raw
 
 
-def _read_path(source: str | Path) -> RawDataset:
+def _read_path(source: str | Path, images: str | Path | None, annotations: str | Path | None) -> RawDataset:
     path = Path(source).expanduser()
     try:
         exists = path.exists()
@@ -48,48 +70,142 @@ def _read_path(source: str | Path) -> RawDataset:
         raise UserError(f"{source}: no such file or folder; {_EXPECTED}")
     path = Path(os.path.abspath(path))  # the readers compare paths, so theirs have no ".." left
     try:
-        return _read_folder(path) if path.is_dir() else _read_file(path)
+        root = path if path.is_dir() else path.parent
+        image_folder = None if images is None else _named(root, images, "--images")
+        if image_folder is not None and not image_folder.is_dir():
+            raise UserError(f"--images {images}: not a folder; give the one that holds the images")
+        if annotations is not None and path.is_file():
+            raise UserError(f"{source}: a file of annotations itself; give the data folder, or leave out --annotations")
+        if annotations is not None:
+            return _read_annotations(root, _named(root, annotations, "--annotations"), image_folder)
+        return _read_folder(path, image_folder) if path.is_dir() else _read_file(path, image_folder)
     except OSError as error:  # no right to read, names longer than any file's
         name = str(error.filename)
         name = name if len(name) < 200 else f"{name[:100]}...{name[-80:]}"
         raise UserError(f"{path}: cannot be read ({error.strerror}: {name}); correct the path or the permissions") from error
 
 
-def _read_file(path: Path) -> RawDataset:
-    match path.suffix.lower():
-        case ".json":
-            root = path.parent.parent if path.parent.name.lower() in _ABOVE else path.parent
-            return coco.read(root, [path], whole=True)
-        case ".yaml" | ".yml":
-            return yolo.read(path.parent, path)
+def _named(root: Path, name: str | Path, flag: str) -> Path:
+    """A place that the user names: inside the data folder, or absolute. Raises ``UserError`` if it is neither, or not there."""
+    path = Path(name).expanduser()
+    if path.is_absolute():
+        if path.exists():
+            return Path(os.path.abspath(path))
+        raise UserError(f"{flag} {name}: no such file or folder")
+    found = [place for place in (Path(os.path.abspath(root / path)), Path(os.path.abspath(path))) if place.exists()]
+    inside = [place for place in found if place.is_relative_to(root)]
+    if not found:
+        raise UserError(f"{flag} {name}: no such file or folder in {root} or in the working directory")
+    if not inside:
+        raise UserError(f"{flag} {name}: {found[0]} is outside of the data folder {root}; give its absolute path if that is meant")
+    Folder(root).check_link(inside[0], flag)
+    return inside[0]
+
+
+def _read_file(path: Path, images: Path | None, root: Path | None = None) -> RawDataset:
+    suffix = path.suffix.lower()
+    if suffix in _ARCHIVES:
+        raise UserError(f"{path}: an archive; unpack it, and give the folder")
+    if suffix in (".yaml", ".yml"):
+        return yolo.read(path.parent if root is None else root, path)
+    if root is None:
+        root = path.parent
+        if images is None and coco.FOLDERS.match(root.name) and not _has_images(root):  # annotations/train.json: images beside the folder
+            root = root.parent
+    if suffix == ".json" and coco.looks_like_coco(path):
+        return coco.read(root, [path], whole=True, images=images)
+    if (kind := tools.recognise(path)) is not None:
+        return tools.read(root, kind, [path], images)
+    if suffix == ".json":
+        return coco.read(root, [path], whole=True, images=images)
     raise UserError(f"{path}: not a data set; {_EXPECTED}")
 
 
-def _read_folder(root: Path) -> RawDataset:
-    """A folder in the first layout that it matches, or else the only folder inside it."""
-    if (raw := _read_layout(root)) is not None:
-        return raw
-    inner = folders(root)
-    if len(inner) == 1 and (raw := _read_layout(inner[0])) is not None:
-        raw.notes.append(f"the data is in {inner[0].name}/")
-        return raw
-    raise UserError(f"{root}: no annotations found; looked for COCO .json, Pascal VOC .xml, YOLO data.yaml or classes.txt")
+def _read_annotations(root: Path, place: Path, images: Path | None) -> RawDataset:
+    """Annotations that the user names, of images in the data folder or in ``images``."""
+    if not place.is_relative_to(root):
+        root, images = (place if place.is_dir() else place.parent), images or root
+    if place.is_file():
+        return _read_file(place, images, root)
+    files = coco.find(place) or coco.find_deeper(place)
+    if files:
+        return coco.read(root, files, whole=len(files) == 1, images=images)
+    if (tool := tools.find(place)) is not None:
+        return tools.read(root, *tool, images)
+    kinds = {path.suffix.lower() for path in Folder(place).walk(place)}
+    if ".xml" in kinds:
+        return voc.read(root)
+    if ".txt" in kinds:
+        return yolo.read(root, yolo.find(root) or root)
+    raise UserError(f"{place}: no annotations found: {_content(place)}; {_LOOKED_FOR}")
 
 
-def _read_layout(root: Path) -> RawDataset | None:
-    """COCO and YOLO by their own files, VOC by its folders; last, COCO by any JSON in the folder, the weakest sign."""
-    files, head = coco.find(root), yolo.find(root)
-    signs = {"coco": bool(files) and files[0].parent != root, "voc": voc.find(root), "yolo": head is not None}
-    formats = [name for name, sign in signs.items() if sign]
-    if not formats and not files:
-        return None
-    match formats[:1]:
-        case ["voc"]:
-            raw = voc.read(root)
-        case ["yolo"] if head is not None:
-            raw = yolo.read(root, head)
-        case _:
-            raw = coco.read(root, files, whole=len(files) == 1 and files[0].parent == root)
-    if len(formats) > 1:
-        raw.notes.append(f"{root.name}/ looks like {' and like '.join(formats)}; read as {formats[0]}")
+def _read_folder(root: Path, images: Path | None) -> RawDataset:
+    """A folder in the first layout that it matches, or else the only folder inside it that can be read."""
+    if formats := _formats(root, images):
+        return _read_first(root, formats)
+    level = folders(root)
+    for _ in range(_DEPTH):
+        inner = {place: formats for place in level if (formats := _formats(place, images)) and (images or _has_images(place))}
+        if len(inner) > 1:
+            names = [f"{place.relative_to(root).as_posix()}/" for place in inner]
+            raise UserError(f"{root}: several folders hold annotations: {_few(names)}; give one of them")
+        for place, formats in inner.items():
+            raw = _read_first(place, formats)
+            raw.notes.append(f"the data is in {place.relative_to(root).as_posix()}/")
+            return raw
+        level = [deep for place in level for deep in folders(place)]
+    if files := coco.find_deeper(root) or visible(root, "*.json"):
+        return coco.read(root, files, whole=len(files) == 1, images=images)
+    raise UserError(f"{root}: no annotations found: {_content(root)}; {_LOOKED_FOR}")
+
+
+def _read_first(root: Path, formats: dict[str, Reader]) -> RawDataset:
+    first, *others = formats
+    raw = formats[first]()
+    if others:
+        raw.notes.append(f"{root.name}/ looks like {' and like '.join(formats)}; read as {first}")
     return raw
+
+
+def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
+    """The formats that a folder itself is in, in the order of how sure their signs are, with what reads it."""
+    formats: dict[str, Reader] = {}
+    files = coco.find(root)
+    beside = bool(files) and files[0].parent == root  # the weakest sign
+    if files and not beside:
+        formats["coco"] = lambda: coco.read(root, files, images=images)
+    if voc.find(root) and not any(tools.recognise(file) for file in visible(root, "*.xml")[:1]):
+        formats["voc"] = lambda: voc.read(root)
+    if (head := yolo.find(root)) is not None:
+        formats["yolo"] = lambda: yolo.read(root, head)
+    if (not formats or head == root) and (tool := tools.find(root)) is not None:
+        if head == root:  # a folder named labels is all that speaks for YOLO
+            formats.pop("yolo")
+        formats[tool[0]] = lambda: tools.read(root, *tool, images)
+    if beside:
+        formats["coco"] = lambda: coco.read(root, files, whole=len(files) == 1, images=images)
+    return formats
+
+
+def _has_images(root: Path) -> bool:
+    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in Folder(root).walk(root))
+
+
+def _content(root: Path) -> str:
+    """What is in a folder, in words."""
+    counts: Counter[str] = Counter()
+    for path in Folder(root).walk(root):
+        suffix = path.suffix.lower()
+        counts["image" if suffix in IMAGE_SUFFIXES else suffix or "without ending"] += 1
+    found = [f"{count} {kind}{'s' if kind == 'image' and count > 1 else ''}" for kind, count in counts.most_common(_LISTED)]
+    inner = [f"{place.name}/" for place in folders(root)]
+    text = f"there are {', '.join(found)}" if found else "it has no files"
+    archives = [path.name for path in visible(root) if path.suffix.lower() in _ARCHIVES]
+    if archives:
+        return f"{text}; unpack {_few(archives)}"
+    return f"{text}, in {_few(inner)}" if inner and found else text
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")

@@ -1,0 +1,246 @@
+"""Readers of annotation tools' own formats, each from one file's content to its images; what they share is in ``tools.py``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+from boxquery.data.folder import Folder, split_name
+from boxquery.data.raw import Fault, as_number
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(slots=True)
+class Shape:
+    """An object as a tool has it: class name (None: it has none), box, or why there is none, and the annotation for messages."""
+
+    where: str
+    name: str | None
+    box: Box | None
+    raw: str
+    fault: Fault | None = None
+
+
+@dataclass(slots=True)
+class Image:
+    """An image as a tool has it; ``base`` is the folder that ``name`` is relative to."""
+
+    where: str
+    name: str
+    base: Path
+    size: tuple[float, float] | None = None
+    shapes: list[Shape] = field(default_factory=list)
+    split: str = ""
+    relative: bool = False
+
+
+def _around(xs: Iterable[object], ys: Iterable[object]) -> Box | None:
+    """The box around points, or None where there are fewer than two or one is not a number."""
+    x, y = [as_number(v) for v in xs], [as_number(v) for v in ys]
+    if len(x) < 2 or len(x) != len(y) or any(map(math.isnan, x + y)):
+        return None
+    return min(x), min(y), max(x), max(y)
+
+
+def _numbers(*values: object) -> Box | None:
+    numbers = [as_number(v) for v in values]
+    return None if len(numbers) != 4 or any(map(math.isnan, numbers)) else (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def _sized(x: object, y: object, width: object, height: object) -> Box | None:
+    numbers = _numbers(x, y, width, height)
+    return numbers and (numbers[0], numbers[1], numbers[0] + numbers[2], numbers[1] + numbers[3])
+
+
+def _centred(x: object, y: object, width: object, height: object) -> Box | None:
+    n = _numbers(x, y, width, height)
+    return n and (n[0] - n[2] / 2, n[1] - n[3] / 2, n[0] + n[2] / 2, n[1] + n[3] / 2)
+
+
+def _not_a_box(kind: object) -> Fault:
+    return Fault(f"a {kind} is not a box", "", "annotate with rectangles")
+
+
+def _text(value: object) -> str | None:
+    """A class name: text, or a number as text."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return None
+    return str(value).strip() or None
+
+
+def _size(width: object, height: object) -> tuple[float, float] | None:
+    numbers = as_number(width), as_number(height)
+    return numbers if numbers[0] > 0 and numbers[1] > 0 else None
+
+
+def _via_shape(where: str, shape: dict[str, Any], attributes: dict[str, Any], key: str | None) -> Shape:
+    value = attributes.get(key) if key else None
+    if isinstance(value, dict):  # check boxes: {"cat": true}
+        value = next((name for name, on in value.items() if on), None)
+    box, fault = None, None
+    match kind := shape.get("name"):
+        case "rect":
+            box = _sized(*(shape.get(side) for side in ("x", "y", "width", "height")))
+        case "circle" | "ellipse":
+            rx, ry = shape.get("rx", shape.get("r")), shape.get("ry", shape.get("r"))
+            box = _centred(shape.get("cx"), shape.get("cy"), 2 * as_number(rx), 2 * as_number(ry))
+        case "polygon" | "polyline":
+            box = _around(shape.get("all_points_x", ()), shape.get("all_points_y", ()))
+        case _:
+            fault = _not_a_box(kind)
+    return Shape(where, _text(value), box, f"{value}, {json.dumps(shape)}", fault)
+
+
+def _via_key(attributes: Sequence[dict[str, Any]]) -> str | None:
+    """The attribute that names the class: one of the usual names, or else the one that most regions have."""
+    counts = Counter(key for entry in attributes for key, value in entry.items() if value not in ("", {}, None))
+    usual = [key for key in counts if key.lower() in ("class", "label", "name", "category", "type", "object", "class_name")]
+    return max(usual or counts, key=lambda key: counts[key], default=None)
+
+
+def via(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
+    where, entries = folder.show(file), via_entries(content)
+    regions = [(list(r.values()) if isinstance(r := entry.get("regions", []), dict) else r) for entry in entries]
+    key = _via_key([region.get("region_attributes", {}) for group in regions for region in group])
+    for entry, group in zip(entries, regions, strict=True):
+        here = f"{where} {entry['filename']}"
+        shapes = [
+            _via_shape(f"{here} region {i}", region.get("shape_attributes", {}), region.get("region_attributes", {}), key)
+            for i, region in enumerate(group)
+        ]
+        yield Image(here, str(entry["filename"]), file.parent, None, shapes)
+
+
+def via_entries(content: Any) -> list[dict[str, Any]]:
+    entries = content.get("_via_img_metadata", content) if isinstance(content, dict) else {}
+    values = list(entries.values()) if isinstance(entries, dict) else []
+    return values if all(isinstance(entry, dict) and "filename" in entry and "regions" in entry for entry in values) else []
+
+
+def via_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterator[Image]:
+    where, name = folder.show(file), "filename" if "filename" in rows[0] else "#filename"
+    regions = [(json.loads(row["region_shape_attributes"] or "{}"), json.loads(row["region_attributes"] or "{}")) for row in rows]
+    key = _via_key([attributes for _, attributes in regions])
+    images: dict[str, Image] = {}
+    for number, (row, (shape, attributes)) in enumerate(zip(rows, regions, strict=True), 2):
+        image = images.setdefault(row[name], Image(f"{where} {row[name]}", row[name], file.parent))
+        if shape:
+            image.shapes.append(_via_shape(f"{where} line {number}", shape, attributes, key))
+    yield from images.values()
+
+
+def labelme(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
+    where = folder.show(file)
+    name = os.path.basename(str(content["imagePath"]).replace("\\", "/"))
+    image = Image(where, name, file.parent, _size(content.get("imageWidth"), content.get("imageHeight")))
+    for number, shape in enumerate(content["shapes"]):
+        points, kind = shape["points"], shape.get("shape_type") or "polygon"
+        box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
+        if kind == "circle" and len(points) == 2:
+            radius = math.dist(points[0], points[1])
+            box = _centred(points[0][0], points[0][1], 2 * radius, 2 * radius)
+        elif kind not in ("rectangle", "polygon", "linestrip", "rotation"):
+            box, fault = None, _not_a_box(kind)
+        image.shapes.append(Shape(f"{where} shape {number}", _text(shape.get("label")), box, f"{shape.get('label')}, {points}", fault))
+    yield image
+
+
+def supervisely(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
+    where, name = folder.show(file), file.name.removesuffix(".json")
+    image = Image(where, name, file.parent.parent / "img", _size(content["size"].get("width"), content["size"].get("height")))
+    for number, entry in enumerate(content["objects"]):
+        kind, points = entry.get("geometryType"), (entry.get("points") or {}).get("exterior") or []
+        box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
+        if kind not in ("rectangle", "polygon", None):
+            box, fault = None, _not_a_box(kind)
+        image.shapes.append(
+            Shape(f"{where} object {number}", _text(entry.get("classTitle")), box, f"{entry.get('classTitle')}, {points}", fault)
+        )
+    yield image
+
+
+def cvat(folder: Folder, file: Path, tree: Element) -> Iterator[Image]:
+    where = folder.show(file)
+    if tree.find("track") is not None:
+        raise ValueError("tracks of a video; choose 'CVAT for images 1.1'")
+    for entry in tree.findall("image"):
+        name = entry.get("name", "")
+        here = f"{where} {name}"
+        image = Image(
+            here, name, file.parent, _size(entry.get("width"), entry.get("height")), split=split_name(entry.get("subset", "")) or ""
+        )
+        for number, shape in enumerate(entry):
+            if shape.tag not in ("tag", "attribute"):
+                box, fault = None, None
+                if shape.tag == "box" and as_number(shape.get("rotation", "0")) % 360 == 0:
+                    box = _numbers(*(shape.get(side) for side in ("xtl", "ytl", "xbr", "ybr")))
+                elif shape.tag in ("polygon", "polyline"):
+                    points = [pair.split(",") for pair in shape.get("points", "").split(";")]
+                    box = _around((p[0] for p in points), (p[-1] for p in points))
+                elif shape.tag == "ellipse":
+                    box = _centred(shape.get("cx"), shape.get("cy"), 2 * as_number(shape.get("rx")), 2 * as_number(shape.get("ry")))
+                else:
+                    fault = _not_a_box("rotated box" if shape.tag == "box" else shape.tag)
+                text = ", ".join(f"{key} {value}" for key, value in shape.attrib.items())
+                image.shapes.append(Shape(f"{here} {shape.tag} {number}", _text(shape.get("label")), box, text, fault))
+        yield image
+
+
+def label_studio(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
+    where = folder.show(file)
+    for number, task in enumerate(content):
+        data = task.get("data", task)
+        name = next((value for value in (data.get("image"), data.get("img"), *data.values()) if isinstance(value, str)), "")
+        here = f"{where} task {task.get('id', number)}"
+        image = Image(here, name, file.parent, relative=True)
+        done = next((entry for entry in task.get("annotations", ()) if not entry.get("was_cancelled")), {"result": []})
+        found = done["result"] if "data" in task else next((v for v in task.values() if isinstance(v, list) and v and "x" in v[0]), [])
+        for i, entry in enumerate(found):
+            value, kind = entry.get("value", entry), str(entry.get("type", "rectanglelabels"))
+            if kind in ("choices", "textarea", "rating", "relation"):
+                continue
+            names = next((v for key, v in value.items() if key.endswith("labels") and isinstance(v, list) and v), [None])
+            box = _sized(*(as_number(value.get(side)) / 100 for side in ("x", "y", "width", "height")))
+            if points := value.get("points"):
+                box = _around((p[0] / 100 for p in points), (p[1] / 100 for p in points))
+            turned = as_number(value.get("rotation", 0)) % 360 != 0
+            fault = _not_a_box("rotated box" if turned else kind) if turned or box is None else None
+            image.shapes.append(Shape(f"{here} result {i}", _text(names[0]), None if fault else box, json.dumps(value), fault))
+        yield image
+
+
+def createml(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
+    where = folder.show(file)
+    for entry in content:
+        name = str(entry.get("image", entry.get("imagefilename")))
+        here = f"{where} {name}"
+        shapes = [
+            Shape(
+                f"{here} annotation {i}",
+                _text(shape.get("label")),
+                _centred(*(shape["coordinates"].get(side) for side in ("x", "y", "width", "height"))),
+                json.dumps(shape),
+            )
+            for i, shape in enumerate(entry.get("annotations", entry.get("annotation")))
+        ]
+        yield Image(here, name, file.parent, None, shapes)
+
+
+def boxes_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterator[Image]:
+    where = folder.show(file)
+    images: dict[str, Image] = {}
+    for number, row in enumerate(rows, 2):
+        name = row["filename"]
+        image = images.setdefault(name, Image(f"{where} {name}", name, file.parent, _size(row.get("width"), row.get("height"))))
+        corners = [row[side] for side in ("xmin", "ymin", "xmax", "ymax")]
+        if any(corners):
+            image.shapes.append(Shape(f"{where} line {number}", _text(row["class"]), _numbers(*corners), f"{row['class']}, {corners}"))
+    yield from images.values()

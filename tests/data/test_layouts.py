@@ -1,0 +1,157 @@
+"""Folders as people have them: which files are annotations, where their images are, and which split they are of."""
+
+import json
+import shutil
+from collections.abc import Callable
+
+import pytest
+
+from boxquery import UserError
+
+from . import writers
+from .outcomes import boxes, by_split, expected, outcome
+from .writers import Picture, Thing, pictures
+
+
+def coco_in(json_name, image_name):
+    """A writer: a JSON per split and its images, where these patterns say."""
+
+    def write(root, images):
+        for split, group in by_split(images).items():
+            file = root / json_name.format(split)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(writers.coco_content(group)))
+            for picture in group:
+                writers.save_image(root / image_name.format(split) / f"{picture.stem}.png", picture)
+        return root
+
+    return write
+
+
+def in_capitals(write):
+    def rename(root, images):
+        write(root, images)
+        for place in sorted((p for p in root.rglob("*") if p.is_dir()), key=lambda p: -len(p.parts)):
+            place.rename(place.with_name(place.name.upper()))
+        return root
+
+    return rename
+
+
+LAYOUTS: dict[str, Callable] = {
+    "annots and data": coco_in("annots/{}.json", "data/{}"),
+    "one folder of images": coco_in("labels/{}.json", "imgs"),
+    "json and img": coco_in("json/coco_{}.json", "img/{}"),
+    "files beside images": coco_in("{}.json", "images/{}"),
+    "files beside one folder": coco_in("{}.json", "photos"),
+    "FiftyOne": coco_in("{}/labels.json", "{}/data"),
+    "CVAT": coco_in("annotations/instances_{}.json", "images/{}"),
+    "CVAT with folders": coco_in("{}/annotations/instances_default.json", "{}/images/default"),
+    "split folders": coco_in("{}/coco.json", "{}/images"),
+    "split folders, any case": in_capitals(coco_in("{}/annotations/coco.json", "{}/images")),
+    "CamelCase": coco_in("Annotations/{}Set.json", "{}Images"),
+    "Roboflow": coco_in("{}/_annotations.coco.json", "{}"),
+    "far below": coco_in("annotations/{}.json", "all/of/the/images"),
+    "annotations two folders below": coco_in("export/coco/{}.json", "photos"),
+}
+WORDS = [("train", "val"), ("training", "validation"), ("trn", "dev"), ("Train", "Valid"), ("TRAIN", "EVAL")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_coco_layouts(tmp_path, layout):
+    images = pictures(12)
+    data, _ = outcome(LAYOUTS[layout](tmp_path, images), sum(len(p.things) for p in images))
+    assert data.format == "coco"
+    assert boxes(data) == expected(images)
+    assert {name: {r.path.stem for r in split} for name, split in data.splits.items()} == {
+        name: {p.stem for p in group} for name, group in by_split(images).items()
+    }
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("layout", ["annots and data", "FiftyOne", "Roboflow", "files beside one folder"])
+def test_words_of_splits(tmp_path, layout, words):
+    images = pictures(12)
+    names = dict(zip(("train", "val"), words, strict=True))
+    for picture in images:
+        picture.split = names[picture.split]
+    data, _ = outcome(LAYOUTS[layout](tmp_path, images))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 8, "val": 4}
+
+
+def test_the_same_names_in_each_split(tmp_path):
+    """Images that are numbered anew in each split are each found in their own."""
+    images = [Picture(f"{i}", split, [Thing("cat", [i, 1, i + 5, 9 + (split == "val")])]) for split in ("train", "val") for i in range(6)]
+    data, _ = outcome(LAYOUTS["annots and data"](tmp_path, images), 12)
+    assert [record.path.parent.name for split in data.splits.values() for record in split] == ["train"] * 6 + ["val"] * 6
+    shutil.rmtree(tmp_path / "data" / "val")
+    data, said = outcome(tmp_path)
+    assert "none of the 6 images of val is there" in said
+    assert {record.path.parent.name for split in data.splits.values() for record in split} == {"train"}
+
+
+def test_a_split_that_was_not_exported(tmp_path):
+    images = pictures(16, ("train", "train", "val", "test"))
+    LAYOUTS["annots and data"](tmp_path, images)
+    shutil.rmtree(tmp_path / "data" / "test")
+    data, said = outcome(tmp_path)
+    boxes_of_test = sum(len(p.things) for p in images if p.split == "test")
+    assert "none of the 4 images of test is there (no such file ('p003.png'" in said
+    assert f"left out with its {boxes_of_test} boxes" in said
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 8, "val": 4}
+    (tmp_path / "annots" / "test.json").write_text("")
+    assert "annots/test.json: an empty file; left out" in outcome(tmp_path)[1]
+    (tmp_path / "annots" / "test.json").write_text('{"classes": 3}')
+    assert "annots/test.json: no list 'images'" in outcome(tmp_path)[1]
+
+
+def test_category_ids_of_one_file_are_others(tmp_path):
+    images = pictures(12)
+    root = LAYOUTS["annots and data"](tmp_path, images)
+    (root / "annots" / "val.json").write_text(json.dumps(writers.coco_content([p for p in images if p.split == "val"], (90, 3, 17))))
+    data, said = outcome(root)
+    assert "annots/val.json: its category ids are others than those of the files before it: matched by name" in said
+    assert boxes(data) == expected(images)
+
+
+def test_one_readable_folder_inside_is_taken_and_several_are_named(tmp_path):
+    images = pictures(12)
+    writers.write_coco(tmp_path / "a" / "b" / "set", images)
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "notes").mkdir()
+    data, said = outcome(tmp_path)
+    assert "the data is in a/b/set/" in said
+    assert boxes(data) == expected(images)
+    writers.write_voc(tmp_path / "a" / "b" / "voc", images)
+    with pytest.raises(UserError, match="several folders hold annotations: a/b/set/, a/b/voc/; give one of them"):
+        outcome(tmp_path)
+
+
+def test_where_nothing_is_found_it_is_said_what_is_there(tmp_path):
+    for picture in pictures(3):
+        writers.save_image(tmp_path / "images" / f"{picture.stem}.png", picture)
+    (tmp_path / "readme.txt").write_text("")
+    (tmp_path / "rest.zip").write_bytes(b"PK")
+    with pytest.raises(UserError) as caught:
+        outcome(tmp_path)
+    for words in ("no annotations found", "3 images", "1 .txt", "unpack rest.zip", "COCO .json", "Pascal VOC .xml", "YOLO data.yaml"):
+        assert words in str(caught.value)
+    with pytest.raises(UserError, match=r"rest.zip: an archive; unpack it, and give the folder"):
+        outcome(tmp_path / "rest.zip")
+
+
+@pytest.mark.parametrize("writer", list(writers.FORMATS.values()))
+def test_what_macos_leaves_is_not_seen(tmp_path, writer):
+    images = pictures(12)
+    root = writer(tmp_path / "zip" / "mine", images)
+    for path in [p for p in root.rglob("*") if p.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\0\5\x16\7")
+        (path.parent / ".DS_Store").write_bytes(b"\0")
+        (path.parent / "Thumbs.db").write_bytes(b"\0")
+    shutil.copytree(root, tmp_path / "zip" / "__MACOSX" / "mine")
+    data, said = outcome(tmp_path / "zip")
+    assert "the data is in mine/" in said
+    assert boxes(data) == expected(images)
+    assert data.skipped == []
+    shutil.copytree(root, root / ".ipynb_checkpoints")
+    assert boxes(outcome(root)[0]) == expected(images)
