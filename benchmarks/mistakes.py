@@ -18,8 +18,10 @@ import json
 import shutil
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,24 @@ from filelock import FileLock
 from PIL import Image
 
 import boxquery as bq
-from boxquery.check.command import _plan, check
-from boxquery.check.feasibility import check_steps
-from boxquery.check.run_checks import check_pixels
+from boxquery.check.annotation_format import open_checked
+from boxquery.check.colours import check_colours, compare_colours
+from boxquery.check.command import plan_for
+from boxquery.check.feasibility import FeasibilityPlan, check_steps
+from boxquery.check.labels import check_labels, compare_labels
+from boxquery.check.run_checks import check_pixels, run_checks
 from boxquery.check.samples import RED_BLUE, SampledImage, sample_images
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
+from boxquery.data.transforms import Augment
 
 Numbers = Callable[[Record], np.ndarray]
 Said = list[tuple[str, str, str]]
 """Level, name and text of everything that a check says."""
 
 SEEDS = 5
+DRAWN = (24, 64)  # images of a split in ``--draws``
 KEPT = 0.9  # share of the images that a seed keeps
 EVERY, TRAIN = ("train", "val", "test"), ("train",)
 
@@ -269,18 +276,26 @@ REFUSED = {
 }  # fmt: skip
 
 
+@cache
+def plan_of(classes: int, options: tuple[tuple[str, Any], ...]) -> FeasibilityPlan:
+    """What ``boxquery check`` assumes without flags, for 200 training images."""
+    return plan_for("deformable-detr", "small", dict(options), classes=classes, images=200)
+
+
 def said_by_check(folder: Path, options: dict[str, Any] | None) -> Said:
     """Everything that the check says; of a data set that is refused, the message as an error."""
     try:
-        result = check(str(folder), options=options).summary()
+        data, findings = open_checked(folder)
     except bq.UserError as error:
         return [("refused", next((name for name, words in REFUSED.items() if words in str(error)), "refused"), str(error))]
-    return [(finding["level"], finding["name"], finding["text"]) for finding in result["findings"]]
+    plan = plan_of(len(data.names), tuple((options or {}).items()))
+    result = run_checks(data, findings, plan, Augment(), picture="never")
+    return [(finding.level, finding.name, finding.text) for finding in result.findings]
 
 
 def said_of_rate(folder: Path) -> Said:
     """What ``train`` says before it starts at 100 times the preset's rate."""
-    plan = _plan(open_data(folder), "deformable-detr", "small", {}, None, None)
+    plan = plan_of(len(open_data(folder).names), ())
     return [(finding.level, finding.name, finding.text) for finding in check_steps(replace(plan, lr=100 * plan.usual_lr))]
 
 
@@ -343,38 +358,34 @@ def measure_draws(source: str, draws: int) -> None:
     def swapped(images: list[SampledImage]) -> list[SampledImage]:
         return [replace(image, sums=image.sums * np.where(np.arange(image.sums.shape[-1]) == RED_BLUE, -1, 1)) for image in images]
 
-    for count in (24, 40, 64):
-        hits: dict[str, list[int]] = {}
-        low, said = [], []
+    for count in DRAWN:
+        hits: dict[str, list[bool]] = defaultdict(list)
+        said: list[str] = []
+        lowest = np.inf
         for _ in range(draws):
             name = str(rng.choice([name for name in pools if name != "train"]))
-            drawn = {split: [pools[split][i] for i in np.sort(rng.permutation(len(pools[split]))[:count])] for split in ("train", name)}
+            train, other = ([pools[split][i] for i in np.sort(rng.permutation(len(pools[split]))[:count])] for split in ("train", name))
+            facts, findings = check_pixels({"train": train, name: other}, data.names)
+            said += [f"{finding.evidence} {finding.name}" for finding in findings]
+            lowest = min([lowest, *(own["boxes"]["z"] for own in facts.values() if "boxes" in own)])
             x, y = rng.choice([-0.1, -0.05, 0.05, 0.1], 2)
-            move = [
-                lambda b, x=x, y=y: b + np.array([x, y, x, y]),
-                lambda b: b * 0.8,
-                lambda b: b[:, [1, 0, 3, 2]],
-                lambda b: 1 - b[:, [2, 1, 0, 3]],
-            ]
-            change = move[int(rng.integers(len(move)))]
-            train = drawn["train"]
-            planted = {
-                "": train, "images-do-not-belong": others(train), "colours-swapped": swapped(train),
-                "boxes-moved": [replace(image, boxes=np.clip(change(image.boxes), 0, 1)) for image in train],
-                "labels-shifted": [replace(image, labels=(image.labels + 1) % classes) for image in train],
-            }  # fmt: skip
-            for kind, images in planted.items():
-                facts, findings = check_pixels({"train": images, name: drawn[name]}, data.names)
-                if kind:
-                    hit = any(finding.name == kind for finding in findings)
-                    hits.setdefault(kind, []).append(hit)
-                else:
-                    said += [f"{finding.evidence} {finding.name}" for finding in findings]
-                    low += [(own["boxes"]["z"], own["boxes"]["fit"]) for own in facts.values() if "boxes" in own]
-        title = f"{Path(source).name}, {count} images, {draws} draws"
-        lowest = f"lowest z {min(z for z, _ in low):.1f}, lowest fit {min(fit for _, fit in low):.2f}"
+            title, change = list({
+                f"shifted by {100 * x:+.0f} % of the width and {100 * y:+.0f} %": lambda b, x=x, y=y: b + np.array([x, y, x, y]),
+                "scaled by 0.8": lambda b: b * 0.8, "written with x and y swapped": lambda b: b[:, [1, 0, 3, 2]],
+                "mirrored left to right": lambda b: np.stack((1 - b[:, 2], b[:, 1], 1 - b[:, 0], b[:, 3]), 1),
+            }.items())[int(rng.integers(4))]  # fmt: skip
+            _, findings = check_pixels({"train": others(train)}, data.names)
+            hits["images-do-not-belong"].append("images-do-not-belong" in {finding.name for finding in findings})
+            _, findings = check_pixels({"train": [replace(i, boxes=np.clip(change(i.boxes), 0, 1)) for i in train]}, data.names)
+            hits["boxes-moved"].append("boxes-moved" in {finding.name for finding in findings})
+            hits["boxes-moved, by the right move"].append(any(title in finding.text for finding in findings))
+            if (labels := compare_labels([replace(i, labels=(i.labels + 1) % classes) for i in train], other)) is not None:
+                hits["labels-shifted"].append(check_labels(train, other, name, data.names, labels) is not None)
+            if (colours := compare_colours(swapped(train), other)) is not None:
+                hits["colours-swapped"].append(check_colours(train, other, name, colours) is not None)
         named = ", ".join(f"{kind} {sum(own)} of {len(own)}" for kind, own in hits.items())
-        print(f"{title}: clean: {', '.join(said) or 'nothing'} ({lowest}); {named}", flush=True)
+        title = f"{Path(source).name}, {count} images, {draws} draws"
+        print(f"{title}: clean: {', '.join(said) or 'nothing'} (lowest z {lowest:.1f}); {named}", flush=True)
 
 
 def read(results: Path) -> list[dict[str, Any]]:

@@ -18,8 +18,9 @@ from boxquery.check.samples import ALONG_X, ALONG_Y, GREEN, LIGHT, RED_BLUE, TEX
 
 OTHERS = 8  # other images whose boxes are laid on each image
 FEWEST = 24  # images below which nothing is reported
-#: standard errors: below ``BELONG`` boxes fit their own images no better than others; a move is reported from ``BETTER`` on
-BELONG, BETTER = 2.5, 4.0
+#: standard errors: below ``BELONG`` boxes fit their own images no better than others, if they differ by less than ``LITTLE`` spreads too
+#: (of few images, camouflaged objects are not significant, but they differ); a move is reported from ``BETTER`` on
+BELONG, LITTLE, BETTER = 2.5, 0.3, 4.0
 #: standard errors below and beyond which that is strong evidence
 STRANGE, FAR_BETTER = 1.0, 8.0
 SHOWN = 4  # images of a finding in the picture
@@ -189,7 +190,7 @@ def check_fit(split: str, images: Sequence[SampledImage], fit: BoxFit) -> Findin
             "If the dashed boxes (undone) fit better than the solid ones, export the annotations again.",
             "strong" if fit.move_z > FAR_BETTER else "weak", shown, fit.move,
         )  # fmt: skip
-    if fit.z < BELONG:
+    if fit.z < BELONG and fit.fit < LITTLE:
         return Finding(
             "images-do-not-belong", "warning",
             f"The boxes of {split} fit their own images no better than the boxes of other images do ({fit.z:.1f} standard errors, "

@@ -13,6 +13,8 @@ from boxquery.check.samples import GREEN, LIGHT, RED_BLUE, SampledImage
 
 #: shares of the images: reported if this share of train has its own colours and of the other split has them swapped; then as strong
 USUAL, ALL = 0.75, 0.9
+#: and only if the other split is nearly train's once they are exchanged: a split of other light is not
+NEAR = 0.2
 _SHOWN = 2  # images of each split in the picture
 _GRID, _FOLDS, _SHRINK = 6, 4, 0.3
 _SATURATED = 0.05  # red minus blue, 0..1, beyond which it counts as no more
@@ -25,10 +27,12 @@ class ColourFit:
     Attributes:
         train: of train itself, each image judged by others.
         other: of the other split.
+        apart: how far the other split is from train with the two exchanged, as a share of how far it is as it is (squared distances).
     """
 
     train: float
     other: float
+    apart: float
 
 
 def _features(image: SampledImage) -> np.ndarray:
@@ -48,12 +52,21 @@ def _features(image: SampledImage) -> np.ndarray:
     ])  # fmt: skip
 
 
+def _covariance(x: np.ndarray) -> np.ndarray:
+    """[D, D] of images [N, D], shrunk towards a multiple of the identity."""
+    covariance = np.cov(x.T)
+    return (1 - _SHRINK) * covariance + _SHRINK * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+
+
 def _direction(x: np.ndarray) -> np.ndarray:
     """Fisher's direction between images [N, D] and the same images with red and blue swapped, whose features are -x."""
-    covariance = np.cov(x.T)
-    return np.linalg.solve(
-        (1 - _SHRINK) * covariance + _SHRINK * np.trace(covariance) / len(covariance) * np.eye(len(covariance)), x.mean(0)
-    )
+    return np.linalg.solve(_covariance(x), x.mean(0))
+
+
+def _distance(x: np.ndarray, y: np.ndarray) -> float:
+    """Between the means of two samples, squared, in their own spread."""
+    difference = x.mean(0) - y.mean(0)
+    return float(difference @ np.linalg.solve(_covariance(x) + _covariance(y), difference))
 
 
 def compare_colours(train: Sequence[SampledImage], other: Sequence[SampledImage]) -> ColourFit | None:
@@ -66,13 +79,14 @@ def compare_colours(train: Sequence[SampledImage], other: Sequence[SampledImage]
     held_out = np.zeros(len(x), bool)
     for k in range(_FOLDS):
         held_out[fold == k] = x[fold == k] @ _direction(x[fold != k]) > 0
-    return ColourFit(float(held_out.mean()), float((y @ _direction(x) > 0).mean()))
+    apart = _distance(x, -y) / max(_distance(x, y), 1e-9)
+    return ColourFit(float(held_out.mean()), float((y @ _direction(x) > 0).mean()), apart)
 
 
 def check_colours(train: Sequence[SampledImage], other: Sequence[SampledImage], split: str, fit: ColourFit) -> Finding | None:
     """What the colours of a split mean."""
     least = min(fit.train, 1 - fit.other)
-    if least < USUAL:
+    if least < USUAL or fit.apart > NEAR:
         return None
     return Finding(
         "colours-swapped", "warning",

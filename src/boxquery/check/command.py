@@ -19,7 +19,6 @@ from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options, Preset, Switc
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan
     from boxquery.check.run_checks import CheckResult
-    from boxquery.data.dataset import Data
 
 _CLASSES = 20  # rows of the table of classes
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -114,7 +113,8 @@ def check(
     recipe = known_preset(model, preset).recipe
     with _progress_bar() as progress:
         opened, findings = open_checked(data, strict=strict)
-        plan = _plan(opened, model, preset, options or {}, image_size, epochs)
+        images = len(opened.split("train"))
+        plan = plan_for(model, preset, options or {}, classes=len(opened.names), images=images, image_size=image_size, epochs=epochs)
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         picture = "if needed" if out is None else "always"
         result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)
@@ -142,7 +142,9 @@ def _range(percentiles: dict[str, float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g} (median {middle:g})"
 
 
-def _plan(data: Data, model: str, preset: str, options: dict[str, Any], image_size: int | None, epochs: int | None) -> FeasibilityPlan:
+def plan_for(
+    model: str, preset: str, options: dict[str, Any], *, classes: int, images: int, image_size: int | None = None, epochs: int | None = None
+) -> FeasibilityPlan:
     """What ``train`` would do with these flags; the model is built without memory for its weights."""
     import torch
 
@@ -150,9 +152,9 @@ def _plan(data: Data, model: str, preset: str, options: dict[str, Any], image_si
     from boxquery.models import create_model
     from boxquery.models import preset as known_preset
 
-    recipe, images = known_preset(model, preset).recipe, len(data.split("train"))
+    recipe = known_preset(model, preset).recipe
     with torch.device("meta"):
-        built = create_model(model, classes=len(data.names), preset=preset, **options)
+        built = create_model(model, classes=classes, preset=preset, **options)
     steps = (epochs or recipe.epochs) * max(images // min(recipe.batch_size, images), 1)
     return FeasibilityPlan.of(built, image_size=image_size or recipe.image_size, steps=steps)
 
