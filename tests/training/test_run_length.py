@@ -39,14 +39,25 @@ def test_a_run_lasts_as_many_batches_as_it_is_given(whole, accumulate):
 
 
 @pytest.mark.parametrize("clock", ["wall", "cpu"])
-@pytest.mark.parametrize("costs", [Costs(0.3, 0.25, 2.0), Costs(0.11, 0.1, 4.0), Costs(2.0, 1.0, 1.0), Costs(0.02, 0.02, 0.5)])
+@pytest.mark.parametrize("costs", [(0.3, 0.25, 2.0, 0.0), (0.11, 0.1, 4.0, 0.1), (2.0, 1.0, 1.0, 0.5), (0.02, 0.02, 0.5, 0.2)])
 def test_planned_steps_and_evaluations_fill_the_minutes(costs, clock):
+    costs = Costs(*costs)
     for whole, minutes in product(BATCHES, (2.0, 10.0)):
         plan = RunLength(minutes=minutes, clock=clock).with_data(whole, 4).plan(costs)
         batches, evaluations = plan.total_batches, -(-plan.total_epochs // plan.val_every)
         spent = min(batches, whole) * costs.first + max(batches - whole, 0) * costs.later + evaluations * costs.evaluation
-        spent += costs.evaluation if clock == "wall" else 0
+        spent += plan.total_epochs * costs.closing + (costs.evaluation if clock == "wall" else 0)
         assert spent == pytest.approx(60 * minutes * PLANNED, rel=0.02, abs=2 * costs.first + costs.evaluation), (whole, minutes)
+        if clock == "wall":
+            assert plan.expected_seconds(costs) == pytest.approx(spent)
+
+
+def test_a_shorter_run_is_planned_as_minutes_are():
+    costs = Costs(0.3, 0.25, 2.0, 0.1)
+    whole = RunLength(epochs=500).with_data(50, 4)
+    shorter = whole.within(5, costs)
+    assert shorter == RunLength(minutes=5).with_data(50, 4).plan(costs)
+    assert shorter.expected_seconds(costs) < 300 < whole.expected_seconds(costs)
 
 
 class Clock:

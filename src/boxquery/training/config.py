@@ -163,6 +163,10 @@ class RunConfig(RunFlags):
         flags = TrainFlags(**own, **vars(self.length.as_flags()))
         return shlex.join(["boxquery", "train", self.data, *flags.words(), "--out", str(out)])
 
+    def resume_command(self, out: Path | str) -> str:
+        """The command line that resumes the run."""
+        return shlex.join(["boxquery", "train", self.data, "--out", str(out), "--resume"])
+
     def with_length(self, length: RunLength) -> Self:
         return replace(self, length=length)
 

@@ -12,6 +12,7 @@ from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, EpochSampler
 from boxquery.data.validation import fail_if_too_many
 from boxquery.detector import Detector
+from boxquery.pages.format import count
 from boxquery.report.page import write_report
 from boxquery.training.best_model import BestModel
 from boxquery.training.clock import Clock
@@ -98,6 +99,7 @@ class EpochEnd(L.Callback):
         self.seen, evaluation = self.seen + 1, 0.0
         if self.clock.is_due(epoch):
             start = self.clock.seconds()
+            self.bar.heartbeat.doing = f"epoch {epoch}: evaluating on {count(len(self.evaluator.val), 'val image')}"
             metrics, found = self.evaluator.evaluate(pl_module.best_guess)
             self.clock.evaluation = evaluation = self.clock.seconds() - start
             findings += self.diagnosis.after_evaluation(row, metrics, found)

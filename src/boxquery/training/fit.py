@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
+from boxquery.pages.format import count
 from boxquery.parts.weights import BackboneWeights
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
@@ -40,16 +41,22 @@ from boxquery.training.module import Training
 from boxquery.training.preflight import check, check_queries, report_data, report_findings
 from boxquery.training.pretrained import recorded_weights, with_weights
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
-from boxquery.training.progress import LiveBar
+from boxquery.training.progress import Heartbeat, LiveBar
+from boxquery.training.run_length import Costs
 from boxquery.training.settings import like, resolve, run_folder, same
 from boxquery.training.state import StateFiles, latest_checkpoint, run_lock
-from boxquery.training.timing import busy_note, counts_cpu, evaluation_seconds, measure_costs
+from boxquery.training.timing import announcement, evaluated_images, evaluation_seconds, measure_costs
 from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 
 
 def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) -> Detector:
     """Train as requested. See ``boxquery.training.run.train``."""
     console = Console(stderr=True, quiet=rank() > 0, soft_wrap=True)
+    with Heartbeat(console) as heartbeat:
+        return _start(source, out, requested, resume, console, heartbeat)
+
+
+def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, console: Console, heartbeat: Heartbeat) -> Detector:
     data = source.source if isinstance(source, Data) else None if source is None else str(source)
     # torchrun has started it again after one of its processes died: then it is resumed
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
@@ -76,10 +83,11 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
             weights = recorded_weights(config)
         if resume and state is None and config.start_from:
             origin, config = _same_source(config), replace(config, frozen=False)
-        run = Run(folder, config, opened, console, resume, weights)
+        run = Run(folder, config, opened, console, heartbeat, resume, weights)
         if origin is not None:
             run.start_from(origin)
         run.plan()
+        heartbeat.doing = "checking the data"
         checked = check(run.config, run.model, opened, run.augment, findings) if state is None else None
         if not resume:
             run.begin()
@@ -87,7 +95,12 @@ def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) ->
             if rank() == 0:
                 checked.write(folder)
             report_findings(console, checked)
-        return run.fit(state)
+        try:
+            return run.fit(state)
+        except KeyboardInterrupt:
+            how = "resume with: " if config.world_size == 1 else "resume with torchrun and: "
+            console.print(how + run.config.resume_command(folder), markup=False, highlight=False)
+            raise
 
 
 def _line(console: Console) -> Callable[[str], None]:
@@ -106,11 +119,17 @@ class Run:
     """Data, model and settings of one run.
 
     Args:
+        heartbeat: what is being done, for those without a terminal.
         weights: what the backbone of a run starts from that has no state yet; None: random values.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, data: Data, console: Console, resume: bool, weights: BackboneWeights | None = None):
-        self.folder, self.data, self.console = folder, data, console
+    def __init__(
+        self, folder: Path, config: RunConfig, data: Data, console: Console, heartbeat: Heartbeat, resume: bool,
+        weights: BackboneWeights | None = None,
+    ):  # fmt: skip
+        self.folder, self.data, self.console, self.heartbeat = folder, data, console, heartbeat
+        #: measured where minutes had to become steps
+        self.costs: Costs | None = None
         #: what became of the model that it started from, if it did
         self.transferred: dict[str, Any] = {}
         torch.manual_seed(config.seed)
@@ -164,20 +183,20 @@ class Run:
         """Turn the minutes of a new run into steps."""
         c = self.config
         if c.length.needs_timing:
-            costs = measure_costs(c, self.recipe, self.model, self.loader(self.sampler()), self.detector, self.val)
-            self.config = c.with_length(everywhere(c.length.plan(costs))[0])  # the first process's clock decides for all
+            self.costs = self.measure_costs()
+            self.config = c.with_length(everywhere(c.length.plan(self.costs))[0])  # the first process's clock decides for all
+
+    def measure_costs(self) -> Costs:
+        self.heartbeat.doing = "timing a few steps"
+        with self._readers():
+            return measure_costs(self.config, self.recipe, self.model, self.loader(self.sampler()), self.detector, self.val)
 
     def begin(self) -> None:
         """Say what will be trained, and write the configuration."""
-        c, length = self.config, self.config.length
-        if length.minutes is not None:
-            whose, about = " of CPU time" * counts_cpu(c), "about " * length.ends_by_clock
-            self.console.print(f"{length.minutes:g} min{whose}: {about}{length.total_steps:,} steps on this machine")
-            if note := busy_note(c):
-                self.console.print(note, markup=False)
+        c = self.config
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
         self.console.print(
-            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, {length}, {c.precision} on {c.device}"
+            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, {c.precision} on {c.device}"
         )
         if c.pretrained:
             left = ", ".join(self.model.backbone.left_out)
@@ -186,6 +205,8 @@ class Run:
         elif not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
         if rank() == 0:
+            for line in announcement(c, self.costs or (self.measure_costs() if c.length.minutes is None else None)):
+                self.console.print(line, markup=False, highlight=False)
             self.folder.mkdir(parents=True, exist_ok=True)
             c.write(self.folder)
 
@@ -202,12 +223,12 @@ class Run:
             if self.transferred:
                 write_json(self.folder / TRANSFER_FILE, self.transferred)
         module = Training(self.model, self.recipe, c, [r.id for r in self.data.splits["train"]])
-        bar, sampler = LiveBar(self.console, c.length), self.sampler()
+        bar, sampler = LiveBar(self.console, c.length, self.heartbeat), self.sampler()
         end = EpochEnd(self.folder, c, self.detector, self.val, bar, sampler)
         if c.length.ends_by_clock:
             end.evaluator.read_images()  # its clock should not count what is done once
         if c.length.minutes is not None:
-            end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, end.evaluator.images)
+            end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, evaluated_images(c), end.evaluator.images)
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
@@ -222,19 +243,25 @@ class Run:
                 logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
             )  # fmt: skip
             try:
-                trainer.fit(module, self.loader(sampler), ckpt_path=state, weights_only=True)
+                with self._readers():
+                    trainer.fit(module, self.loader(sampler), ckpt_path=state, weights_only=True)
             except SystemExit as stopped:  # what Lightning makes of Ctrl-C
                 raise KeyboardInterrupt from stopped
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader worker"):
-                    raise
-                raise UserError(
-                    f"{self.folder}: a process that reads images died ({error}), as where memory ends; resume with --resume --workers 0"
-                ) from error
         if rank() == 0:
             self._note(end.unreadable)
             return self.finish(str(end.best))
         return load(self.folder)
+
+    @contextlib.contextmanager
+    def _readers(self) -> Iterator[None]:
+        """Raises ``UserError`` where a process that reads images dies."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            again = "resume with --resume --workers 0" if (self.folder / FILE).is_file() else "train again with --workers 0"
+            raise UserError(f"{self.folder}: a process that reads images died ({error}), as where memory ends; {again}") from error
 
     def _note(self, unreadable: dict[str, list[str]]) -> None:
         """Into ``data.json``, and with it into the report, what only reading showed."""
@@ -250,6 +277,7 @@ class Run:
             if name in self.data.splits:
                 split = self.data.splits[name]
                 limit = self.config.max_detections
+                self.heartbeat.doing = f"evaluating on {count(len(split), f'{name} image')}"
                 found = predict_split(
                     best, split, batch_size=max(self.config.batch_size, 4), max_detections=limit, strict=self.config.strict
                 )  # fmt: skip
@@ -261,6 +289,7 @@ class Run:
                 self.console.print(f"{name}, {kept}: {shown}")
                 if name == "val":
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
+        self.heartbeat.doing = "writing the report"
         page = write_report(self.folder)
         self.console.print(f"report: {page}", markup=False)
         return best

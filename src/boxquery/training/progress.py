@@ -1,43 +1,114 @@
-"""What a person sees while a model trains: one live line on a terminal, one line per epoch elsewhere; always on stderr."""
+"""What a person sees while a model trains, on stderr: one live line on a terminal; elsewhere one per epoch and half minute."""
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import lightning as L
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Column
 
+from boxquery.pages.format import duration
 from boxquery.training.run_length import RunLength
+
+#: seconds after which a run that is not watched on a terminal says how far it is
+QUIET = 30.0
+#: seconds between two looks at the loss, on a terminal and elsewhere: reading a number from a GPU waits for it
+WATCHED, UNWATCHED = 0.5, 5.0
+
+
+class Heartbeat:
+    """Off a terminal, prints what is being done where nothing else was printed for half a minute.
+
+    A thread does it: neither a slow step nor a long evaluation is silent.
+
+    Attributes:
+        doing: words, or a function that returns them.
+    """
+
+    def __init__(self, console: Console, every: float = QUIET):
+        self.console, self.every, self.doing = console, every, "reading the data"
+        self.doing: str | Callable[[], str]
+        self._due, self._ended = time.monotonic() + every, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        if not (self.console.is_terminal or self.console.quiet):
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def postpone(self) -> None:
+        """Something else was printed."""
+        self._due = time.monotonic() + self.every
+
+    def _run(self) -> None:
+        while not self._ended.wait(max(self._due - time.monotonic(), 0.01)):
+            if time.monotonic() >= self._due:
+                self.postpone()
+                self.console.print(self.doing if isinstance(self.doing, str) else self.doing(), markup=False, highlight=False)
 
 
 class LiveBar(L.Callback):
-    """Losses, AP and time left of the whole run.
+    """Loss, AP, pace and time left of the whole run.
 
     Args:
         length: of the run, as planned.
+        heartbeat: prints the same where no terminal shows it.
     """
 
-    def __init__(self, console: Console, length: RunLength):
-        self.console, self.length, self.score, self.refreshed = console, length, "", 0.0
-        done, left = (MofNCompleteColumn(), TimeElapsedColumn()), (TextColumn("left"), TimeRemainingColumn())
-        shown = TextColumn("{task.description}"), BarColumn(), *done, *left
-        self.progress = Progress(*shown, console=console, disable=not console.is_terminal)
-        self.task = self.progress.add_task("training", total=length.total_batches)
+    def __init__(self, console: Console, length: RunLength, heartbeat: Heartbeat):
+        self.console, self.length, self.heartbeat = console, length, heartbeat
+        self.score, self.loss, self.looked = "", "", 0.0
+        #: batches done in all, and before this process began; when it and its epoch did; images per second
+        self.done, self.before, self.started, self.epoch_started, self.pace = 0, 0, 0.0, 0.0, 0.0
+        bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
+        shown = TextColumn("{task.description}", table_column=Column(no_wrap=True)), bar, TextColumn("{task.fields[pace]}")
+        self.progress = Progress(*shown, console=console, disable=not console.is_terminal, expand=True)
+        self.task = self.progress.add_task("training", total=length.total_batches, pace="")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.progress.update(self.task, completed=trainer.current_epoch * self.length.epoch_batches)
+        self.done = self.before = trainer.current_epoch * self.length.epoch_batches
+        self.started = time.monotonic()
+        if trainer.current_epoch and self.done < self.length.total_batches:
+            self.console.print(f"resuming after epoch {self._of(trainer.current_epoch)}", highlight=False)
+        self.progress.update(self.task, completed=self.done)
         self.progress.start()
+        self.heartbeat.doing = self.state
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epoch_started, self.looked, self.loss = time.monotonic(), 0.0, ""
+        self.heartbeat.doing = self.state
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.done += 1
         self.progress.advance(self.task)
-        # reading a number from the device waits for it: twice a second is enough to watch
-        if self.console.is_terminal and time.monotonic() - self.refreshed > 0.5:
-            self.refreshed = time.monotonic()
-            means = "  ".join(f"{k} {float(v) / (batch_idx + 1):.3g}" for k, v in pl_module.sums.items() if "." not in k)
-            description = f"epoch {self._of(trainer.current_epoch + 1)}  {means}{self.score}"
-            self.progress.update(self.task, total=self.length.total_batches, description=description)
+        now = time.monotonic()
+        if now - self.looked > (WATCHED if self.console.is_terminal else UNWATCHED):
+            self.looked, self.loss = now, f"  loss {float(pl_module.sums['loss']) / (batch_idx + 1):.3g}"
+            self.pace = (batch_idx + 1) * self.length.batch_images / max(now - self.epoch_started, 1e-9)
+            description = f"epoch {self._of(trainer.current_epoch + 1)}{self.loss}{self.score}"
+            pace = f"{self.pace:.3g} images/s, {self._left()} left"
+            self.progress.update(self.task, total=self.length.total_batches, description=description, pace=pace)
+
+    def state(self) -> str:
+        """How far the run is, in a line."""
+        length, epoch = self.length, self._of(self.done // self.length.epoch_batches + 1)
+        line = f"epoch {epoch}  step {length.steps_after(self.done):,}/{length.total_steps:,}{self.loss}"
+        return f"{line}  {self.pace:.3g} images/s  {self._left()} left" if self.pace else line
+
+    def _left(self) -> str:
+        """Until the last step, at the pace of this process, evaluations included."""
+        each = (time.monotonic() - self.started) / max(self.done - self.before, 1)
+        return duration(each * max(self.length.total_batches - self.done, 0))
 
     def _of(self, epoch: int) -> str:
         return f"{epoch}/{max(self.length.total_epochs, epoch)}"
@@ -49,6 +120,7 @@ class LiveBar(L.Callback):
         found += f"  AP50 {row['AP50']:.3f}" if found else ""
         terms = "  ".join(f"{k} {row[k]:.3f}" for k in ("loss", "class", "l1", "giou") if k in row)
         self.console.print(f"epoch {self._of(row['epoch'])}  {terms}{found}  {row['seconds']:.0f} s", highlight=False)
+        self.heartbeat.postpone()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.progress.stop()

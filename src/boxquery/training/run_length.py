@@ -35,11 +35,13 @@ else:
 
 
 class Costs(NamedTuple):
-    """Seconds of a batch whose images are read for the first time, of one with the same images again, and of an evaluation."""
+    """Seconds of a batch whose images are read for the first time, of one with the same images again, of an evaluation, and of the rest of
+    an epoch's end."""
 
     first: float
     later: float
     evaluation: float
+    closing: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +158,8 @@ class RunLength(LengthFlags):
 
     def plan(self, costs: Costs) -> Self:
         """With the batches and evaluations that fit into ``minutes``, of which ``epochs`` are the most."""
-        first, later, evaluation = costs
+        evaluation, closing = costs.evaluation, costs.closing / self.epoch_batches
+        first, later = costs.first + closing, costs.later + closing
         seconds = self.seconds - (0 if self.ends_by_clock else evaluation)  # the best model is evaluated once more at the end
         evaluations = max(int(seconds * EVALUATING / evaluation), 1)
         reading = self.epoch_batches * first
@@ -168,6 +171,17 @@ class RunLength(LengthFlags):
             val_every = self.val_every or -(-length.total_epochs // evaluations)
             evaluations = -(-length.total_epochs // val_every)
         return replace(length, val_every=val_every)._planned(length.total_batches)
+
+    def expected_seconds(self, costs: Costs) -> float:
+        """What the planned batches, their evaluations and the last one of the best model will take."""
+        reading = min(self.total_batches, self.epoch_batches)
+        steps = reading * costs.first + (self.total_batches - reading) * costs.later
+        evaluations = -(-self.total_epochs // (self.val_every or 1)) + 1
+        return steps + evaluations * costs.evaluation + self.total_epochs * costs.closing
+
+    def within(self, minutes: float, costs: Costs) -> Self:
+        """The same run, but for so many minutes."""
+        return replace(self, epochs=None, images_seen=None, minutes=minutes, val_every=None, schedule_steps={}).plan(costs)
 
     def replan(self, batches: int, left: float, per_batch: float, per_epoch: float) -> Self:
         """Planned anew after so many batches, from the seconds that are left, and those that a batch and the end of an epoch take now.

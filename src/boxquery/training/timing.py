@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 import os
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
 
+import torch
 from torch.utils.data import DataLoader
 
 from boxquery.data.dataset import Split
@@ -17,13 +21,22 @@ from boxquery.evaluation.predictions import predict_split
 from boxquery.models.interface import Model
 from boxquery.models.recipes import Recipe
 from boxquery.optimization import Optimization
+from boxquery.pages.format import count, duration
 from boxquery.training.config import RunConfig
+from boxquery.training.evaluator import Evaluator
 from boxquery.training.run_length import Costs
+from boxquery.training.state import LAST, StateFiles
 
 #: batches that are not timed (allocators, caches and workers start in them), and those that are, at most, each twice
 WARM_UP, TIMED = 4, 12
 #: CPU time decides between models, so it is measured longer
 TIMED_CPU = 48
+#: where the length is known: batches that are timed, each twice, and seconds after which timing stops
+QUICK, QUICK_SECONDS = 4, 2.0
+#: minutes of the shorter run that is offered where one takes more than twice as long
+SHORTER = (30, 5)
+#: seconds of an epoch above which the rest of its end is not worth measuring
+SHORT_EPOCH = 20.0
 #: share of the minutes after which timing stops, however few batches it saw; of CPU time, which timing does not spend
 TIMING, TIMING_CPU = 0.03, 0.2
 
@@ -38,9 +51,65 @@ def clock(config: RunConfig) -> Callable[[], float]:
     return time.process_time if counts_cpu(config) else time.monotonic
 
 
+class _Effort(NamedTuple):
+    """How long to time: batches that are not timed and those that are, at most, each twice; seconds of each time; images to evaluate."""
+
+    warm_up: int
+    batches: int
+    seconds: float
+    images: int
+
+
+def _effort(config: RunConfig) -> _Effort:
+    length = config.length
+    if not length.needs_timing:  # nothing depends on it but what is said of the run
+        return _Effort(1, min(QUICK, max(length.total_batches // 8, 1)), QUICK_SECONDS, 4)
+    batches, share = (TIMED_CPU, TIMING_CPU) if counts_cpu(config) else (TIMED, TIMING)
+    return _Effort(WARM_UP, batches, (length.minutes or 0) * 60 * share / 2, evaluated_images(config))
+
+
 def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataLoader, detector: Detector, val: Split) -> Costs:
-    """What a run costs here, from a few steps of a copy of its model."""
-    return Costs(*_batch_seconds(config, recipe, copy.deepcopy(model), loader), evaluation_seconds(config, detector, val))
+    """What a run costs here, from a few steps of a copy of its model; carefully where minutes become steps, quickly where a run's length is
+    known. No random number of the run is drawn."""
+    effort = _effort(config)
+    with torch.random.fork_rng(devices=()):  # those of a GPU are seeded anew before every step
+        copied = copy.deepcopy(model).to(config.device).train()
+        average = copy.deepcopy(copied) if recipe.ema else None
+        optimization = Optimization(
+            copied, recipe, {0: TIMED_CPU}, average=average, precision=config.precision, accumulate=config.length.accumulate
+        )
+        first, later = _batch_seconds(config, optimization, loader, effort)
+        evaluation = evaluation_seconds(config, detector, val, effort.images)
+        closing = 0.0
+        if later * config.length.epoch_batches < SHORT_EPOCH:
+            closing = _closing_seconds(config, optimization, Evaluator(config, detector, val, lambda line: None))
+        detector.model = model
+    return Costs(first, later, evaluation, closing)
+
+
+def announcement(config: RunConfig, costs: Costs | None) -> Iterator[str]:
+    """What will happen: how long the run is and how long that takes here, what a shorter one would be, and what may prolong it."""
+    length, steps = config.length, count(config.length.total_steps, "step")
+    size = f"{length}, {steps}, evaluated {'after every epoch' if length.val_every == 1 else f'every {length.val_every} epochs'}"
+    if length.minutes is not None and (length.epochs is None or costs is None):
+        yield f"{size}: about {length.minutes:g} min{' of CPU time' * counts_cpu(config)} on this machine"
+    elif costs is not None:
+        seconds = length.expected_seconds(costs)
+        yield f"{size}: about {duration(seconds)} on this machine{_shorter(config, costs, seconds)}"
+    if length.minutes is not None and (note := busy_note(config)):
+        yield note
+
+
+def _shorter(config: RunConfig, costs: Costs, seconds: float) -> str:
+    """How to have a result sooner, of a run that takes long."""
+    minutes = next((each for each in SHORTER if seconds > 2 * 60 * each), None)
+    if minutes is None:
+        return ""
+    length = config.length.within(minutes, costs)
+    if length.total_batches >= length.epoch_batches:
+        return f"; --minutes {minutes} would be {count(length.total_batches // length.epoch_batches, 'epoch')}"
+    smaller = {"paper": "small", "small": "tiny"}.get(config.preset)
+    return f"; --minutes {minutes} would be {count(length.total_steps, 'step')}" + (f", --preset {smaller} is faster" if smaller else "")
 
 
 def busy_note(config: RunConfig) -> str:
@@ -54,37 +123,49 @@ def busy_note(config: RunConfig) -> str:
     )
 
 
-def _batch_seconds(config: RunConfig, recipe: Recipe, model: Model, loader: DataLoader) -> tuple[float, float]:
+def _batch_seconds(config: RunConfig, optimization: Optimization, loader: DataLoader, effort: _Effort) -> tuple[float, float]:
     """Of a batch whose images are read for the first time, and of one with the same images again."""
-    average = copy.deepcopy(model).to(config.device) if recipe.ema else None
-    optimization = Optimization(
-        model.to(config.device).train(), recipe, {0: TIMED_CPU}, average=average, precision=config.precision,
-        accumulate=config.length.accumulate,
-    )  # fmt: skip
-    limit = (config.length.minutes or 0) * 60 * (TIMING_CPU if counts_cpu(config) else TIMING) / 2
-    now, most, means = clock(config), TIMED_CPU if counts_cpu(config) else TIMED, []
-    for warm_up in (WARM_UP, 0):
+    now, means = clock(config), []
+    for warm_up in (effort.warm_up, 0):
         started, timed = now(), -warm_up
-        while timed < most and (timed <= 0 or now() - started < limit):
+        while timed < effort.batches and (timed <= 0 or now() - started < effort.seconds):
             for number, batch in enumerate(loader):
-                if timed == 0:
-                    started = now()
                 optimization.step(batch.to(config.device), number)
                 timed += 1
-                if timed == most or (timed > 0 and now() - started > limit):
+                if timed == 0:
+                    started = now()
+                if timed == effort.batches or (timed > 0 and now() - started > effort.seconds):
                     break
         means.append((now() - started) / timed)
     return means[0], means[1]
 
 
-def evaluation_seconds(config: RunConfig, detector: Detector, val: Split, images: DetectionDataset | None = None) -> float:
-    """What an evaluation on all of ``val`` takes, from one on a few of its images (of ``images``, where they are kept)."""
-    few = range(min(len(val), 2 * max(config.batch_size, 4)))
+def evaluated_images(config: RunConfig) -> int:
+    """Images on which an evaluation is timed carefully."""
+    return 2 * max(config.batch_size, 4)
+
+
+def _closing_seconds(config: RunConfig, optimization: Optimization, evaluator: Evaluator) -> float:
+    """What is done after every epoch besides evaluating: measuring the alignment, and writing the state."""
+    now, model, average = clock(config), optimization.model, optimization.average
+    state = {"state_dict": model.state_dict(), "average": {} if average is None else average.state_dict()}
+    with tempfile.TemporaryDirectory() as folder:
+        started = 0.0
+        for _ in range(2):  # the first is slower than all that follow
+            started = now()
+            evaluator.alignment(model)
+            StateFiles({}).save_checkpoint({**state, "optimizer": optimization.optimizer.state_dict()}, Path(folder) / LAST)
+        return now() - started
+
+
+def evaluation_seconds(config: RunConfig, detector: Detector, val: Split, images: int, cached: DetectionDataset | None = None) -> float:
+    """What an evaluation on all of ``val`` takes, from one on a few of its ``images`` (of ``cached``, where they are kept)."""
+    few = range(min(len(val), images))
     detector.to(config.device)
     now, started = clock(config), 0.0
     for _ in range(2):  # the first pass is slower than all that follow
         started = now()
-        found = predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few, cached=images)
+        found = predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few, cached=cached)
         evaluate([val[i] for i in few], found, [str(name) for name in detector.classes], detector.ids)
     detector.model.train()
     return (now() - started) / len(few) * len(val)

@@ -1,0 +1,107 @@
+"""What a person is told: how long a run will take, how far it is, and how it goes on."""
+
+import io
+import re
+import shlex
+import time
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+import boxquery as bq
+from boxquery.training.config import RunConfig
+from boxquery.training.module import Training
+from boxquery.training.progress import Heartbeat, LiveBar
+from boxquery.training.run_length import Costs, RunLength
+from boxquery.training.timing import announcement
+
+from .runs import rows, scenes, settings
+
+
+def config(epochs: int = 50, preset: str = "small", **more) -> RunConfig:
+    length = RunLength(epochs=epochs).with_data(100, 4)
+    return RunConfig(data="d", model="detr", preset=preset, image_size=64, batch_size=4, lr=0.1, device="cpu", length=length, **more)
+
+
+@pytest.mark.parametrize(
+    ("costs", "preset", "message"),
+    [
+        (
+            (0.01, 0.01, 0.1, 0.0),
+            "small",
+            "50 epochs of 100 x 4 images, 5,000 steps, evaluated after every epoch: about 55 s on this machine",
+        ),
+        ((0.3, 0.3, 3.0, 0.1), "small", "about 28 min on this machine; --minutes 5 would be 8 epochs"),
+        ((3.0, 3.0, 30.0, 0.0), "small", "about 4 h 36 min on this machine; --minutes 30 would be 5 epochs"),
+        ((30.0, 30.0, 90.0, 0.0), "paper", r"--minutes 30 would be \d\d steps, --preset small is faster"),
+        ((30.0, 30.0, 90.0, 0.0), "tiny", r"--minutes 30 would be \d\d steps"),
+    ],
+)
+def test_the_expected_time_and_what_would_be_shorter(costs, preset, message):
+    (line,) = announcement(config(preset=preset), Costs(*costs))
+    assert re.search(message + "$", line), line
+
+
+def test_minutes_are_announced_as_they_were_asked_for(monkeypatch):
+    monkeypatch.setattr("boxquery.training.timing.os.getloadavg", lambda: (0.0, 0.0, 0.0))
+    length = RunLength(minutes=10, clock="cpu").with_data(100, 4).plan(costs := Costs(0.1, 0.1, 1.0, 0.0))
+    (line,) = announcement(config().with_length(length), costs)
+    assert line.endswith(": about 10 min of CPU time on this machine")
+
+
+def test_timing_draws_no_random_number_of_the_run(tmp_path, monkeypatch, capsys):
+    flags = {"epochs": 2, **settings("deformable-detr")}
+    bq.train(scenes(), out=tmp_path / "timed", **flags)
+    assert re.search(
+        r"\n2 epochs of 3 x 4 images, 6 steps, evaluated after every epoch: about \d+ s on this machine\n", capsys.readouterr().err
+    )
+    monkeypatch.setattr("boxquery.training.fit.measure_costs", lambda *_: Costs(1.0, 1.0, 1.0, 1.0))
+    bq.train(scenes(), out=tmp_path / "run", **flags)
+    assert rows(tmp_path / "run") == rows(tmp_path / "timed")
+
+
+def test_interrupted_it_prints_the_command_that_resumes(tmp_path, monkeypatch, capsys):
+    step = Training.training_step
+
+    def ctrl_c(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Training, "training_step", ctrl_c)
+    data = replace(scenes(), source="my data/it's")
+    with pytest.raises(KeyboardInterrupt):
+        bq.train(data, epochs=3, out=tmp_path / "a run", **settings("detr"))
+    (line,) = re.findall(r"^resume with: (.+)$", capsys.readouterr().err, re.MULTILINE)
+    assert shlex.split(line) == ["boxquery", "train", "my data/it's", "--out", str(tmp_path / "a run"), "--resume"]
+    monkeypatch.setattr(Training, "training_step", step)
+    bq.train(data, out=tmp_path / "a run", resume=True)
+    assert re.search(r"^resuming after epoch 1/3$", capsys.readouterr().err, re.MULTILINE)
+
+
+def test_off_a_terminal_nothing_is_silent_for_long():
+    console = Console(file=io.StringIO())
+    with Heartbeat(console, every=0.05) as heartbeat:
+        time.sleep(0.2)
+        heartbeat.doing = lambda: "epoch 1/3  step 7/300"
+        time.sleep(0.2)
+    lines = console.file.getvalue().splitlines()
+    assert set(lines) == {"reading the data", "epoch 1/3  step 7/300"}
+    assert "\r" not in console.file.getvalue()
+    assert len(lines) <= 8
+
+
+def test_on_a_terminal_the_bar_says_it_and_fits_80_columns():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with Heartbeat(console, every=0.01) as heartbeat:
+        time.sleep(0.05)
+    assert console.file.getvalue() == ""
+    bar = LiveBar(console, RunLength(epochs=1000).with_data(1000, 16), heartbeat)
+    pace = "1.23e+03 images/s, 12 h 05 min left"
+    bar.progress.update(bar.task, completed=5000, description="epoch 1000/1000  loss 12.3  AP 0.123", pace=pace)
+    with bar.progress:
+        pass
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in console.file.getvalue().splitlines()]
+    assert max(map(len, shown)) <= 80
+    assert any("loss 12.3  AP 0.123" in line and pace in line for line in shown), shown
