@@ -238,18 +238,19 @@ def _reached(images: Sequence[float | None]) -> str:
 
 
 def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
-    """For each data set AP50 against images seen, a thin line per seed and their mean; beside it final AP with its 95 % interval."""
+    """For each data set AP50 against images seen from the first evaluation on, thin lines per seed and their mean; beside it final AP with
+    its 95 % interval."""
     figure = Figure(figsize=(13, 3.1 * len(results)), layout="constrained")
     for row, (data, result) in zip(figure.subplots(len(results), 2, squeeze=False), results.items(), strict=True):
         colours = {label: f"C{i}" for i, label in enumerate(dict.fromkeys(run["label"] for run in result["runs"]))}
         for label, colour in colours.items():
             curves = [run["curve"] for run in result["runs"] if run["label"] == label and "curve" in run]
             for curve in curves:
-                row[0].plot([0, *(p["images"] for p in curve)], [0, *(p["AP50"] for p in curve)], color=colour, lw=0.6, alpha=0.6)
+                row[0].plot([p["images"] for p in curve], [p["AP50"] for p in curve], color=colour, lw=0.6, alpha=0.6)
             if curves:
                 points = list(zip(*curves, strict=False))
                 images, means = [p[0]["images"] for p in points], [mean(q["AP50"] for q in p) for p in points]
-                row[0].plot([0, *images], [0, *means], color=colour, lw=1.8)
+                row[0].plot(images, means, color=colour, lw=1.8)
         for y, found in enumerate(reversed(result["entries"])):
             low, high = found["interval"]
             row[1].plot((low, high), (y, y), color=colours[found["label"]], lw=2)

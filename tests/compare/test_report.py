@@ -68,7 +68,7 @@ def test_near_twins_show_no_difference(tmp_path):
 
 def test_a_level_is_reached_between_two_evaluations():
     curve = [{"images": 100, "AP": 0.1}, {"images": 200, "AP": 0.3}, {"images": 300, "AP": 0.2}]
-    assert reached(curve, "images", 0.05) == pytest.approx(50)
+    assert reached(curve, "images", 0.05) == 100, "at the first evaluation or before: nothing before it was measured"
     assert reached(curve, "images", 0.2) == pytest.approx(150)
     assert reached(curve, "images", 0.31) is None
     assert reached(curve, "seconds", 0.05) is None

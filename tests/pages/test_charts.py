@@ -50,6 +50,21 @@ def test_chart_is_well_formed_and_inside_its_frame():
     assert "epoch 2 · AP&lt; 0.02 · AP50 0.04" in text
 
 
+@pytest.mark.parametrize(("ends", "last"), [((496, 496), ["496"]), ((496, 480), [])])
+def test_an_end_that_all_lines_share_has_a_tick(ends, last):
+    series = {name: [(62, 0.01), (end, 0.5)] for name, end in zip("ab", ends, strict=True)}
+    root = ElementTree.fromstring(line_chart(series, title="t", unit="images"))  # noqa: S314
+    ticks = [element for element in root.iter("text") if element.attrib["class"] == "tick mid"]
+    places = [float(element.attrib["x"]) for element in ticks]
+    assert [element.text for element in ticks] == ["200", "400", *last]
+    assert all(b - a > 30 for a, b in pairwise(places))
+
+
+def test_lines_begin_at_their_first_point():
+    root = ElementTree.fromstring(line_chart({"a": [(496, 0.3), (992, 0.4)], "b": [(496, 0.1), (992, 0.2)]}, title="t"))  # noqa: S314
+    assert all(len(line.attrib["points"].split()) == 2 for line in root.iter("polyline"))
+
+
 def test_one_series_is_named_by_its_caption():
     assert '<text class="name s0"' in line_chart({"loss": [(1, 2.0), (2, 1.0)]}, title="Loss")
     assert ">loss 1<" not in line_chart({"loss": [(1, 2.0), (2, 1.0)]}, title="Loss")

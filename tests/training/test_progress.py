@@ -81,27 +81,27 @@ def test_interrupted_it_prints_the_command_that_resumes(tmp_path, monkeypatch, c
 
 
 def test_off_a_terminal_nothing_is_silent_for_long():
-    console = Console(file=io.StringIO())
+    console = Console(file=(shown := io.StringIO()))
     with Heartbeat(console, every=0.05) as heartbeat:
         time.sleep(0.2)
         heartbeat.doing = lambda: "epoch 1/3  step 7/300"
         time.sleep(0.2)
-    lines = console.file.getvalue().splitlines()
+    lines = shown.getvalue().splitlines()
     assert set(lines) == {"reading the data", "epoch 1/3  step 7/300"}
-    assert "\r" not in console.file.getvalue()
+    assert "\r" not in shown.getvalue()
     assert len(lines) <= 8
 
 
 def test_on_a_terminal_the_bar_says_it_and_fits_80_columns():
-    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    console = Console(file=(file := io.StringIO()), force_terminal=True, width=80)
     with Heartbeat(console, every=0.01) as heartbeat:
         time.sleep(0.05)
-    assert console.file.getvalue() == ""
+    assert file.getvalue() == ""
     bar = LiveBar(console, RunLength(epochs=1000).with_data(1000, 16), heartbeat)
     pace = "1.23e+03 images/s, 12 h 05 min left"
     bar.progress.update(bar.task, completed=5000, description="epoch 1000/1000  loss 12.3  AP 0.123", pace=pace)
     with bar.progress:
         pass
-    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in console.file.getvalue().splitlines()]
+    shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in file.getvalue().splitlines()]
     assert max(map(len, shown)) <= 80
     assert any("loss 12.3  AP 0.123" in line and pace in line for line in shown), shown

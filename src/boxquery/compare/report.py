@@ -122,15 +122,15 @@ def _levels(result: Result) -> Table:
     return ["", *(f"AP {level:g}" for level in result["levels"])], rows
 
 
-def _reached(found: Mapping[str, Sequence[float | None]], clock: str) -> str:
-    """Images and time until a level was reached, means over seeds."""
+def _reached(found: Mapping[str, Any], clock: str) -> str:
+    """Images and time until a level was reached, means over seeds; "by" where it was before anything was measured."""
     images = [value for value in found["images"] if value is not None]
     seconds = [value for value in found[clock] if value is not None]
     if not images:
         return "not reached"
     if len(images) < len(found["images"]):
         return f"{len(images)} of {len(found['images'])} seeds"
-    return f"{mean(images):,.0f}" + (f" ({duration(mean(seconds))})" if seconds else "")
+    return "by " * found["at_first"] + f"{mean(images):,.0f}" + (f" ({duration(mean(seconds))})" if seconds else "")
 
 
 def _costs(result: Result) -> Table:

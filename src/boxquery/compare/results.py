@@ -142,7 +142,7 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     - ``runs``: ``label``, ``seed``, ``status``, ``reason``, ``folder`` of every planned run; of a finished one also ``curve`` (a row per
       evaluation), ``scores`` (val, its best model), ``test`` (if the data has a test split), ``nms`` and costs.
     - ``entries``: those with a finished run, best AP first: means over seeds, ``interval`` (95 %), ``reached`` (AP level -> where on
-      each axis every seed reached it, or None).
+      each axis every seed reached it, or None; ``at_first``: whether one had at its first evaluation, so that it may have been before).
     - ``best``, ``lower``: the best entry and how much lower each other one is, with an interval.
     - ``conclusion``: two sentences. ``notes``: caveats.
     """
@@ -194,14 +194,19 @@ def _curve(run: RunFiles) -> list[dict[str, float]]:
 
 
 def reached(curve: Sequence[Mapping[str, float]], axis: str, level: float, metric: str = "AP") -> float | None:
-    """Where on the axis the metric first is ``level``, interpolated linearly from the evaluation before (0 at 0); None if nowhere."""
-    before, low = 0.0, 0.0
+    """Where on the axis the metric first is ``level``, interpolated linearly between two evaluations; None if nowhere.
+
+    What is reached at the first evaluation was reached there or before: nobody measured where, and it counts as there.
+    """
+    before: Mapping[str, float] | None = None
     for point in curve:
         if axis not in point:
             return None
         if point[metric] >= level:
-            return before + (point[axis] - before) * (level - low) / (point[metric] - low)
-        before, low = point[axis], point[metric]
+            if before is None:
+                return point[axis]
+            return before[axis] + (point[axis] - before[axis]) * (level - before[metric]) / (point[metric] - before[metric])
+        before = point
     return None
 
 
@@ -228,7 +233,11 @@ def _entry(entry: Entry, runs: Sequence[dict[str, Any]], levels: Sequence[float]
         for threshold in NMS
     }
     found |= {key: _mean(run.get(key) for run in runs) for key in _COSTS} | {"image": runs[0]["image"]}
-    found["reached"] = {f"{level:g}": {axis: [reached(run["curve"], axis, level) for run in runs] for axis in axes} for level in levels}
+    found["reached"] = {
+        f"{level:g}": {axis: [reached(run["curve"], axis, level) for run in runs] for axis in axes}
+        | {"at_first": any(run["curve"] and run["curve"][0]["AP"] >= level for run in runs)}
+        for level in levels
+    }
     if len({run["val"] for run in runs}) == 1:
         found["interval"] = interval(_resampled_means(entry.label, runs))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -41,8 +42,10 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int) or not 16 <= self.image_size <= 8192:
             raise UserError(f"image_size={self.image_size} is out of range; choose 16 to 8192 pixels for the shortest side")
-        if self.longest_ratio < 1:
-            raise UserError(f"preprocessing: longest_ratio={self.longest_ratio} is below 1, so no image could have its shortest side")
+        if not 1 <= self.longest_ratio < math.inf:
+            raise UserError(f"preprocessing: longest_ratio={self.longest_ratio}: must be a finite number from 1 on")
+        if not isinstance(self.square, bool):
+            raise UserError(f"preprocessing: square={self.square!r}: must be true or false")
         if (self.mean is None) != (self.std is None) or not all(len(values) == 3 for values in (self.mean, self.std) if values is not None):
             raise UserError(f"preprocessing: mean={self.mean} and std={self.std} should be three numbers each, or both None")
         if self.interpolation not in INTERPOLATIONS:

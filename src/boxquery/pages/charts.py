@@ -103,8 +103,12 @@ def line_chart(
     heights = [y for line in series.values() for _, y in line] + [y for band in bands.values() for _, *ends in band for y in ends]
     y_ticks = ticks(min(0.0, *heights), max(heights))
     x_ticks = [value for value in ticks(low, high, whole=True) if low <= value <= high] if high > low else [low]
+    together = len({line[-1][0] for line in series.values()}) == 1
     around = int(low == high)
     x = _Scale(low - around, high + around, _LEFT, round(width - 14 - max(map(len, texts.values())) * _LETTER, 1))
+    if together:  # an end that all lines share is worth its own tick, in place of round ones that it would touch
+        room = (len(number(high)) + 1) * _LETTER
+        x_ticks = [*(value for value in x_ticks if x(high) - x(value) > room), high]
     y = _Scale(y_ticks[0], y_ticks[-1], height - _BOTTOM, _TOP + _HOVER_ROW * (len(series) // values_per_row))
     end = max([x.stop, *(x(value) + len(number(value)) * _LETTER / 2 for value in x_ticks[-1:])])
     context = {

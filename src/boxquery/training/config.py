@@ -182,13 +182,33 @@ class RunConfig(RunFlags):
         file = folder / FILE
         try:
             values = migrate_config(yaml.safe_load(file.read_text(encoding="utf-8")), file)
-            return cls(**_known(cls, values | {"length": RunLength(**_known(RunLength, values["length"]))}))
+            config = cls(**_known(cls, values | {"length": RunLength(**_known(RunLength, values["length"]))}))
         except OSError as error:
             raise UserError(f"{file}: no run to resume ({error.strerror}); leave out --resume to start one") from error
         except UnicodeDecodeError as error:
             raise UserError(f"{file}: not a run's configuration (not text)") from error
         except (yaml.YAMLError, AttributeError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"{file}: not a run's configuration ({first_line(error)})") from error
+        try:
+            config.check()
+        except UserError as error:
+            raise UserError(f"{file}: {error}; was it edited?") from error
+        return config
+
+    def check(self) -> None:
+        """Raise ``UserError`` for values that no run can have; how many workers are too many is up to the machine that resumes it."""
+        flags = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"workers": None}
+        TrainFlags(**flags, **{flag.name: getattr(self.length, flag.name) for flag in fields(LengthFlags)}).check()
+        length = self.length
+        check_above_zero(
+            world_size=self.world_size,
+            epoch_batches=length.epoch_batches,
+            batch_images=length.batch_images,
+            total_batches=length.total_batches,
+        )
+        if length.batch_images != self.batch_size * self.world_size:
+            found = f"batch_size={self.batch_size}, world_size={self.world_size}"
+            raise UserError(f"batch_images={length.batch_images} contradicts {found}")
 
 
 def _known(record: type, values: dict[str, Any]) -> dict[str, Any]:
@@ -203,6 +223,8 @@ def _known(record: type, values: dict[str, Any]) -> dict[str, Any]:
 
 def _is(value: Any, hint: Any) -> bool:
     origin, arguments = get_origin(hint), get_args(hint)
+    if isinstance(value, bool) and hint in (int, float):
+        return False
     if origin is Literal:
         return value in arguments
     if origin in (Union, types.UnionType):

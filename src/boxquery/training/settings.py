@@ -10,7 +10,7 @@ from typing import Any
 from boxquery.detector import Detector
 from boxquery.device import choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
-from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET
+from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, check_workers
 from boxquery.models import preset
 from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
 from boxquery.training.processes import rank, world_size
@@ -74,7 +74,9 @@ def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Pat
     if (processes := world_size()) != config.world_size:
         raise UserError(f"{folder} was started with {config.world_size} processes, not {processes}: resume it with as many")
     device = choose_device(config.device if requested.device == "auto" else requested.device)
-    return replace(config, device=device, workers=config.workers if requested.workers is None else requested.workers)
+    workers = config.workers if requested.workers is None else requested.workers
+    check_workers(workers)
+    return replace(config, device=device, workers=workers)
 
 
 def _schedule(requested: TrainFlags) -> dict[int, int]:
