@@ -12,7 +12,7 @@ from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, EpochSampler
 from boxquery.data.validation import fail_if_too_many
 from boxquery.detector import Detector
-from boxquery.pages.format import count
+from boxquery.errors import count
 from boxquery.report.page import write_report
 from boxquery.training.best_model import BestModel
 from boxquery.training.clock import Clock

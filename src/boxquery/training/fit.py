@@ -23,14 +23,13 @@ from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import Augment, TrainTransform
 from boxquery.detector import Detector
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.evaluation.analysis import analyse
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
-from boxquery.pages.format import count
 from boxquery.parts.weights import BackboneWeights
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures

@@ -16,12 +16,13 @@ from torch.utils.data import DataLoader
 from boxquery.data.dataset import Split
 from boxquery.data.loading import DetectionDataset
 from boxquery.detector import Detector
+from boxquery.errors import count
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import predict_split
 from boxquery.models.interface import Model
 from boxquery.models.recipes import Recipe
 from boxquery.optimization import Optimization
-from boxquery.pages.format import count, duration
+from boxquery.pages.format import duration
 from boxquery.training.config import RunConfig
 from boxquery.training.evaluator import Evaluator
 from boxquery.training.run_length import Costs
