@@ -387,8 +387,8 @@ def test_without_an_average_it_goes_on_training(tmp_path, monkeypatch):
         modes.append(self.model.training)
         return step(self, batch, batch_idx)
 
-    def unaveraged(name, size):
-        known = presets(name, size)
+    def unaveraged(name, size, *, pretrained):
+        known = presets(name, size, pretrained=pretrained)
         return replace(known, recipe=replace(known.recipe, ema=0.0))
 
     monkeypatch.setattr(Training, "training_step", watched)

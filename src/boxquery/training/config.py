@@ -42,8 +42,8 @@ class SharedFlags:
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
         backbone_lr_factor: Learning rate of the backbone, as a factor on --lr. Default: the preset's (of small and tiny 1 from random
             weights, 0.1 from released ones).
-        pretrained: What the backbone starts from: released weights (required; without a value the same), those if the hub or its cache has
-            them and else random weights (auto), random weights (none), or a file or folder of weights.
+        pretrained: Weights that the backbone starts from: auto (released ones if the hub or its cache has them, else random ones), required
+            (released ones, or it stops; --pretrained alone is the same), none (random ones), or a file or folder.
         freeze_backbone: Do not train the backbone.
         device: Where to train; auto takes CUDA, else MPS, else the CPU.
         precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
