@@ -1,10 +1,12 @@
 """Fatal problems are one line that says what, where and what to do; skipped boxes and images are counted and named. That is all."""
 
+import io
 import json
 import os
 import re
 
 import pytest
+from PIL import Image
 
 from boxquery import UserError
 from boxquery.data import voc, yolo
@@ -312,3 +314,17 @@ def test_readers_raise_errors_of_their_own(tmp_path):
     for read in (lambda: voc.read(tmp_path), lambda: yolo.read(tmp_path, tmp_path)):
         with pytest.raises(UserError):
             read()
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_jpegs_without_their_end_are_used_and_named(tmp_path, kind):
+    images = pictures()
+    total = sum(len(picture.things) for picture in images)
+    stream = io.BytesIO()
+    Image.effect_noise((64, 48), 90).convert("RGB").save(stream, "JPEG")
+    for picture in images[:5]:
+        picture.data = stream.getvalue()[:-2]  # under .png: the content decides
+    data = open_data(FORMATS[kind](tmp_path, images))
+    assert data.skipped == []
+    assert sum(len(record.boxes) for split in data.splits.values() for record in split) == total
+    assert "5 images lacking the end of the file, used as far as it goes: " in "\n".join(data.notes)

@@ -1,7 +1,9 @@
 """Every kind of file to the pixels that a viewer shows."""
 
+import io
 import re
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 
 from boxquery import UserError
-from boxquery.data.images import Header, read_header, read_image, turn_boxes, upright_rgb
+from boxquery.data.images import CUT, FRAMES, IMAGE_SUFFIXES, Header, read_header, read_image, turn_boxes, upright_rgb
 from boxquery.data.raw import Fault
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
@@ -88,8 +90,8 @@ def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
     expected = [[BLACK, (10,) * 3, (128,) * 3, WHITE]]
     assert pixels(saved(tmp_path / "a.png", values)) == expected
     assert pixels(saved(tmp_path / "a.tif", values)) == expected
-    dark = np.uint16([[0, 257]])  # nothing is stretched: the same value is the same grey in every image
-    assert pixels(saved(tmp_path / "dark.png", dark)) == [[BLACK, (1,) * 3]]
+    dark = np.uint16([[0, 257, 40_000]])  # the same value is the same grey in every image of one depth
+    assert pixels(saved(tmp_path / "dark.png", dark)) == [[BLACK, (1,) * 3, (156,) * 3]]
 
 
 def test_32_bit_and_float_grey(tmp_path):
@@ -171,7 +173,7 @@ def test_bomb(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "bmp", "gif", "webp", "tif"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.9])
 def test_truncated(tmp_path, ending, share):
     path = tmp_path / f"a.{ending}"
     saved(path, np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
@@ -226,3 +228,89 @@ def test_header_does_not_decode_what_ends_well(tmp_path, monkeypatch):
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))
     for path in paths:
         assert header(path).height == 8
+
+
+def photograph(height=200, width=300):
+    rows = np.add.outer(np.arange(height), np.arange(width))[..., None] * [1, 2, 3] + np.random.default_rng(0).integers(
+        0, 20, (height, width, 3)
+    )
+    return Image.fromarray((rows % 256).astype(np.uint8))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("lost", [1, 2, 3, 50, 400])
+def test_a_jpeg_that_lacks_its_last_bytes_is_used(tmp_path, progressive, lost):
+    path = tmp_path / "a.jpg"
+    photograph().save(path, progressive=progressive, quality=90)
+    whole = np.asarray(read_image(path)).astype(int)
+    path.write_bytes(path.read_bytes()[:-lost])
+    assert header(path).remarks == (CUT,)
+    assert header(path).width == 300
+    left = np.asarray(read_image(path)).astype(int)
+    assert (np.abs(left - whole).max(2) > 8).mean() < 0.1
+    path.write_bytes(path.read_bytes() + bytes(500))  # a download that was cut in a file of full length
+    np.testing.assert_array_equal(np.asarray(read_image(path)), left)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_lacks_more_is_not(tmp_path, progressive):
+    path = tmp_path / "a.jpg"
+    photograph().save(path, progressive=progressive, quality=90)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refused(path, "truncated")
+
+
+FORMS = {
+    "JPEG": "jpg jpeg jpe jfif jif pjpeg pjp JPG", "MPO": "mpo", "PNG": "png apng PNG", "WEBP": "webp", "AVIF": "avif", "BMP": "bmp dib",
+    "TIFF": "tif tiff", "GIF": "gif", "PPM": "ppm pnm", "JPEG2000": "jp2 j2k jpx", "TGA": "tga", "HEIF": "heic heif hif",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "ending"), [(form, ending) for form in FORMS for ending in FORMS[form].split()])
+def test_every_ending_and_every_content_under_a_wrong_ending(tmp_path, form, ending):
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    assert f".{ending.lower()}" in IMAGE_SUFFIXES
+    stream = io.BytesIO()
+    photograph(40, 60).save(stream, form)
+    for name in (f"a.{ending}", "b.png", "c.dat"):
+        (tmp_path / name).write_bytes(stream.getvalue())
+        assert (header(tmp_path / name).width, header(tmp_path / name).height) == (60, 40)
+        difference = np.asarray(read_image(tmp_path / name)).astype(int) - np.asarray(photograph(40, 60))
+        assert np.abs(difference).mean() < 40
+
+
+def test_a_heic_photograph_without_the_library(tmp_path, monkeypatch):
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    photograph(40, 60).save(tmp_path / "a.heic")
+    monkeypatch.setitem(Image.OPEN, "HEIF", (lambda *_: None, lambda prefix: False))
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    refused(tmp_path / "a.heic", "HEIC photographs need pillow-heif")
+
+
+@pytest.mark.parametrize(("bits", "top"), [(8, 255), (10, 1023), (12, 4095), (14, 16_383), (16, 65_535)])
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_grey_of_fewer_bits_is_scaled_by_them(tmp_path, bits, top, ending):
+    path = saved(tmp_path / f"a.{ending}", np.uint16([[0, top // 2, top]]))
+    assert pixels(path) in [[[BLACK, (grey,) * 3, WHITE]] for grey in (127, 128)]
+    assert header(path).remarks == (() if bits == 16 else (f"of 16 bits with {bits} significant ones, scaled by these",))
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "tif"])
+def test_the_first_of_several_frames(tmp_path, ending):
+    path = tmp_path / f"a.{ending}"
+    first, second = (Image.new("RGB", (20, 10), colour) for colour in (RED, BLUE))
+    first.save(path, save_all=True, append_images=[second], **({"lossless": True} if ending == "webp" else {}))
+    assert header(path).remarks == (FRAMES,)
+    assert pixels(path)[0][0] == RED
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (3000, 1), (2, 3)])
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])
+def test_small_and_narrow(tmp_path, size, ending):
+    Image.new("RGB", size, WHITE).save(tmp_path / f"a.{ending}")
+    assert (
+        read_image(tmp_path / f"a.{ending}").size
+        == size
+        == (header(tmp_path / f"a.{ending}").width, header(tmp_path / f"a.{ending}").height)
+    )

@@ -237,11 +237,17 @@ def test_a_record_survives_json(record):
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"mean": None}, {"std": [1, 2]}, {"interpolation": "nearest"}, {"longest_ratio": 0.5}, {"image_size": "640"}, {"letterbox": True}],
-)
+    [
+        {"mean": None}, {"std": [1, 2]}, {"std": [1, 0, 1]}, {"mean": [0.5, float("nan"), 0.5]}, {"mean": ["a", "b", "c"]},
+        {"interpolation": "nearest"}, {"longest_ratio": 0.5}, {"longest_ratio": float("nan")}, {"image_size": "640"}, {"image_size": None},
+        {"letterbox": True},
+    ],
+)  # fmt: skip
 def test_wrong_records(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
-        Preprocessing.from_dict(wrong)
+        Preprocessing.from_dict({**Preprocessing().to_dict(), **wrong})
+    with pytest.raises(UserError, match="no image_size"):
+        Preprocessing.from_dict({"square": True})
 
 
 @pytest.mark.parametrize("record", [Preprocessing(50), Preprocessing(50, mean=None, std=None)])

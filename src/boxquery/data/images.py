@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import stat
@@ -16,8 +17,15 @@ from PIL import Image
 from boxquery.data.raw import NO_FILE, Fault
 from boxquery.errors import UserError, one_line
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"})
-"""Suffixes, in lower case, of files that count as images when a folder is listed."""
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".webp", ".avif", ".bmp", ".dib", ".tif", ".tiff",
+    ".gif", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".jpx", ".tga", ".heic", ".heif", ".hif",
+})  # fmt: skip
+"""Suffixes, in lower case, of files that count as images when a folder is listed; what a file is decides its content."""
+FILLED = 0.05
+"""Share of a JPEG's pixels that may be missing at its end; with more it is skipped."""
+CUT = "lacking the end of the file, used as far as it goes"
+FRAMES = "with several frames or pages, of which the first is used"
 
 #: what Pillow raises for broken files, beside OSError (which includes a truncated file and PIL.UnidentifiedImageError)
 _BROKEN = (
@@ -39,29 +47,45 @@ _WHITE = (255, 255, 255, 255)
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Of an image file: upright ``width`` and ``height`` in pixels, and the EXIF ``orientation`` (1..8) that makes it upright."""
+    """Of an image file: upright ``width`` and ``height`` in pixels, and the EXIF ``orientation`` (1..8) that makes it upright.
+
+    ``remarks`` say how the pixels are read where that is not plain, in words that follow "3 images".
+    """
 
     width: int
     height: int
     orientation: int
+    remarks: tuple[str, ...] = ()
+
+
+class _HeifMissing(OSError):
+    """A HEIC photograph, without the library that reads it."""
 
 
 def read_image(path: str | Path, *, at_least: int | None = None) -> Image.Image:
     """The file as an upright 8-bit RGB image; with ``at_least``, a JPEG may come smaller, its long side no shorter than that (much faster).
 
-    EXIF orientation is applied. Transparent pixels are laid on white, as a viewer shows them. 16-bit grey is scaled by 1/257 (65535
-    becomes 255) whatever its content, so that equal pixels stay equal across a data set. Of an animation, the first frame.
+    EXIF orientation is applied. Transparent pixels are laid on white, as a viewer shows them. Of an animation or of several pages, the
+    first. Grey of more than 8 bits is scaled by the bits that its brightest pixel needs (8, 10, 12, 14 or 16 in 16): what cameras with
+    10 to 14 bits write would else be nearly black. Two images of one depth keep equal pixels equal, and a file alone decides, so that
+    prediction sees what training saw. A JPEG that lacks its last bytes is used if no more than ``FILLED`` of its pixels are missing;
+    those are grey.
 
     Raises:
         UserError: the file is missing, not an image, truncated, too large (Pillow's decompression bomb limit), or of a
             pixel type that has no RGB meaning. The message names the file.
     """
     try:
-        with Image.open(_file(path)) as image:
+        with _open(path) as image:
             if at_least is not None:
                 scale = at_least / max(image.size)
                 image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-            return upright_rgb(image)
+            try:
+                return upright_rgb(image)
+            except OSError:
+                if (completed := _completed(path, image)) is None:
+                    raise
+                return upright_rgb(completed)
     except _BROKEN as error:
         fault = _fault(error)
         raise UserError(f"{path}: {fault}; {fault.remedy or 'check the path'}") from error
@@ -73,16 +97,68 @@ def read_header(path: str | Path) -> Header | Fault:
     A cheap check that the file ends where its format ends; pixels are decoded only in doubt.
     """
     try:
-        with Image.open(_file(path)) as image:
+        with _open(path) as image:
             width, height = image.size
             orientation = _orientation(image)
+            remarks = _remarks(image)
             if not _ends_well(path, image.format):
-                image.load()
+                try:
+                    image.load()
+                except OSError:
+                    if _completed(path, image) is None:
+                        raise
+                    remarks.append(CUT)
     except _BROKEN as error:
         return _fault(error)
     if orientation >= 5:
         width, height = height, width
-    return Header(width, height, orientation)
+    return Header(width, height, orientation, tuple(remarks))
+
+
+def _open(path: str | Path) -> Image.Image:
+    """The image of a file, whatever its ending, not yet decoded."""
+    try:
+        return Image.open(_file(path))
+    except Image.UnidentifiedImageError:
+        if not _is_heif(path):
+            raise
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as error:
+        raise _HeifMissing from error
+    register_heif_opener()
+    return Image.open(path)
+
+
+def _is_heif(path: str | Path) -> bool:
+    with open(path, "rb") as file:
+        head = file.read(12)
+    return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def _remarks(image: Image.Image) -> list[str]:
+    remarks = []
+    if image.format in ("GIF", "TIFF", "WEBP", "PNG", "AVIF") and getattr(image, "is_animated", False):
+        remarks.append(FRAMES)
+    if image.mode.startswith("I") and (bits := _bits(np.asarray(image))) < 16:
+        remarks.append(f"of 16 bits with {bits} significant ones, scaled by these")
+    return remarks
+
+
+def _completed(path: str | Path, image: Image.Image) -> Image.Image | None:
+    """A JPEG without its end, decoded with an end mark added; None for another format, or where too much is missing."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("RGB", "L"):
+        return None
+    data = Path(path).read_bytes().rstrip(b"\0")
+    with Image.open(io.BytesIO(data + b"\xff\xd9")) as completed:
+        completed.load()
+    if completed.info.get("progressive"):  # each scan covers the whole image: the last refines to the last bit
+        scan = data.rfind(b"\xff\xda") + 5
+        first, last_bit = data[scan + 2 * data[scan - 1] : scan + 2 * data[scan - 1] + 3 : 2]
+        return completed if first > 0 and last_bit & 15 == 0 else None
+    grey = (np.asarray(completed).reshape(completed.height, completed.width, -1) == 128).all(2)  # what libjpeg fills in
+    rows = int(np.cumprod(grey[::-1, -1]).sum())  # that end in it, from below
+    return completed if grey[completed.height - rows :].sum() <= FILLED * grey.size else None
 
 
 def _file(path: str | Path) -> str | Path:
@@ -151,14 +227,17 @@ def _ends_well(path: str | Path, kind: str | None) -> bool:
 def _to_8_bit(values: np.ndarray) -> np.ndarray:
     """Grey of more than 8 bits, [H, W] integer or float, to uint8.
 
-    Integers: 16-bit range if they fit in it, else 31-bit. Floats: 0..1 if they fit in it, else 0..255 with the rest clipped.
+    Integers: by ``_bits``. Floats: 0..1 if they fit in it, else 0..255 with the rest clipped.
     """
     if not np.isfinite(values).all():
         raise ValueError("pixels that are not finite")
-    top = values.max()
-    usual, larger = (1.0, 255.0) if values.dtype.kind == "f" else (65535.0, 2.0**31 - 1)
-    full = usual if top <= usual else larger
+    full = (1.0 if values.max() <= 1 else 255.0) if values.dtype.kind == "f" else 2.0 ** _bits(values) - 1
     return np.clip(np.rint(values.astype(np.float64) * (255.0 / full)), 0, 255).astype(np.uint8)
+
+
+def _bits(values: np.ndarray) -> int:
+    """Bits that the largest of some integers needs, as cameras and sensors have them."""
+    return next((bits for bits in (8, 10, 12, 14, 16) if values.max() < 2**bits), 31)
 
 
 def _fault(error: BaseException) -> Fault:
@@ -168,4 +247,6 @@ def _fault(error: BaseException) -> Fault:
         return Fault("not an image", remedy="replace what is not an image by the image itself")
     if isinstance(error, Image.DecompressionBombError):
         return Fault("more pixels than Pillow allows (decompression bomb)", remedy="save a smaller copy")
+    if isinstance(error, _HeifMissing):
+        return Fault("HEIC photographs need pillow-heif", remedy='pip install "boxquery[heif]", or save them as JPEG')
     return Fault("cannot be read", one_line(error), "copy or export it again")

@@ -40,7 +40,7 @@ class Preprocessing:
     interpolation: str = "bilinear"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int) or not 16 <= self.image_size <= 8192:
+        if not isinstance(self.image_size, int) or isinstance(self.image_size, bool) or not 16 <= self.image_size <= 8192:
             raise UserError(f"image_size={self.image_size} is out of range; choose 16 to 8192 pixels for the shortest side")
         if not 1 <= self.longest_ratio < math.inf:
             raise UserError(f"preprocessing: longest_ratio={self.longest_ratio}: must be a finite number from 1 on")
@@ -48,6 +48,11 @@ class Preprocessing:
             raise UserError(f"preprocessing: square={self.square!r}: must be true or false")
         if (self.mean is None) != (self.std is None) or not all(len(values) == 3 for values in (self.mean, self.std) if values is not None):
             raise UserError(f"preprocessing: mean={self.mean} and std={self.std} should be three numbers each, or both None")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and not all(
+                isinstance(v, int | float) and math.isfinite(v) and (v > 0 or name == "mean") for v in values
+            ):
+                raise UserError(f"preprocessing: {name}={values} should be {'finite' if name == 'mean' else 'positive'} numbers")
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"preprocessing: interpolation={self.interpolation!r}: choose {' or '.join(INTERPOLATIONS)}")
 
@@ -62,6 +67,8 @@ class Preprocessing:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Preprocessing:
         """From what ``to_dict`` gave, perhaps through JSON. Raises ``UserError`` for values or names that no record has."""
+        if "image_size" not in values:
+            raise UserError("preprocessing: no image_size; the file is cut short or was edited")
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise UserError(f"preprocessing: unknown {', '.join(unknown)}; written by a newer version?")
         try:

@@ -28,7 +28,7 @@ LIMIT = 0.10
 _SLACK = 0.05  # pixels beyond the image that are rounding errors, not worth a note
 _THREADS = 8
 _LONGEST = 1000  # characters of a line
-_QUOTED = 3  # kinds of faults that a refusal names
+_QUOTED = 3  # kinds of faults that a refusal names, files that a note does
 _REMEDIES = {
     NO_FILE: "put the images where the annotations name them",
     "has no file name": "give each image its file name",
@@ -62,7 +62,10 @@ class Problem:
 
 @dataclass(slots=True)
 class ImportReport:
-    """Counts of boxes and images, and what was wrong. In the end ``boxes_kept + boxes_skipped == boxes_total``."""
+    """Counts of boxes and images, what was wrong, and files by how they were read (``Header.remarks``).
+
+    In the end ``boxes_kept + boxes_skipped == boxes_total``.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     boxes_total: int = 0
@@ -70,6 +73,7 @@ class ImportReport:
     images_total: int = 0
     clipped: int = 0
     rotated: int = 0
+    remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def boxes_skipped(self) -> int:
@@ -103,7 +107,8 @@ class ImportReport:
         clipped = f"{count(self.clipped, 'box', 'boxes')} reached beyond the image and were clipped to it"
         rotated = f"{count(self.rotated, 'image')} annotated before EXIF rotation: the boxes were rotated with the image"
         notes = ((self.boxes_skipped, self.boxes()), (self.images_invalid, images), (self.clipped, clipped), (self.rotated, rotated))
-        return [note for number, note in notes if number]
+        remarks = [f"{count(len(names), 'image')} {remark}: {_some(names)}" for remark, names in self.remarks.items()]
+        return [note for number, note in notes if number] + remarks
 
 
 def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[Data, ImportReport]:
@@ -187,6 +192,8 @@ def _valid_records(images: list[RawImage], report: ImportReport, source: str) ->
             with_boxes = f" with its {count(len(image.objects), 'box', 'boxes')}" if image.objects else ""
             report.add(image.where, _named(header, image.path, source), f"skipped{with_boxes}", boxes=len(image.objects), images=1)
             continue
+        for remark in header.remarks:
+            report.remarks.setdefault(remark, []).append(image.where if image.path is None else image.path.name)
         boxes = [raw.box for raw in image.objects]
         actual = (header.width, header.height)
         if image.size is not None and image.size != actual:
@@ -253,6 +260,10 @@ def _record(image: RawImage, boxes: Sequence[Box | None], header: Header, report
         ignore=np.array([raw.ignore for _, raw in kept], dtype=bool),
         areas=np.array(areas, dtype=np.float32),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return printable(", ".join(names[:_QUOTED]) + (", ..." if len(names) > _QUOTED else ""))
 
 
 def _short(raw: RawObject) -> str:
