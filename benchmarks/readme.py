@@ -4,8 +4,8 @@
     python benchmarks/readme.py --data path/to/data --minutes 2 --without make       # two minutes a run, neither demo nor tests
 
 The commands are those of the README's code blocks, in their order (a block of Python is one command). Names that stand for the reader's own
-are replaced: path/to/data and other/data by --data, photos/*.jpg by eight of its images. --minutes replaces the README's; what was replaced
-is in the result. Status 1 if a command failed.
+are replaced: path/to/data and other/data by --data, photos/*.jpg by eight of its images. --minutes replaces the README's (and
+epochs=1 its epochs); what was replaced is in the result. Status 1 if a command failed.
 
 The environment is a new one of ``python -m venv``; packages come from where pip is configured to take them.
 """
@@ -41,7 +41,9 @@ def commands(readme: str) -> list[tuple[str, str]]:
 def with_own_names(text: str, data: Path, minutes: float | None) -> str:
     """The command with the reader's own data in place of the README's names."""
     text = re.sub(r"path/to/data|other/data", str(data), text).replace("street.jpg", "photos/one.jpg")
-    return text if minutes is None else re.sub(r"--minutes [\d.]+", f"--minutes {minutes:g}", text)
+    if minutes is None:
+        return text
+    return re.sub(r"epochs=\d+", "epochs=1", re.sub(r"--minutes [\d.]+", f"--minutes {minutes:g}", text))
 
 
 def megabytes(folder: Path) -> int:
