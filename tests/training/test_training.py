@@ -253,9 +253,8 @@ def test_one_model_has_one_number(tmp_path, monkeypatch, capsys, precision):
     data = open_data(write_coco(tmp_path / "data", images))
     seen, real = [], evaluator.evaluate
     for module in (evaluator, fit):
-        monkeypatch.setattr(
-            module, "evaluate", lambda split, found, *names: (seen.append(mean_score(found)), real(split, found, *names))[1]
-        )
+        recorded = lambda split, found, *more, **limits: (seen.append(mean_score(found)), real(split, found, *more, **limits))[1]  # noqa: E731
+        monkeypatch.setattr(module, "evaluate", recorded)
     flags = settings("deformable-detr") | {"precision": precision, "force": True}
     detector = bq.train(data, epochs=3, out=tmp_path / "run", **flags)
     best = max(range(3), key=lambda i: (float(rows(tmp_path / "run")[i]["AP"]), i))
@@ -274,7 +273,7 @@ def mean_score(found: dict) -> float:
 
 
 def test_bf16_trains_and_early_stop_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("boxquery.training.evaluator.evaluate", lambda *_: dict.fromkeys(METRICS, 0.25))
+    monkeypatch.setattr("boxquery.training.evaluator.evaluate", lambda *_, **__: dict.fromkeys(METRICS, 0.25))
     bq.train(scenes(), epochs=9, patience=2, out=tmp_path / "run", **settings("deformable-detr") | {"precision": "bf16"})
     assert len(rows(tmp_path / "run")) == 3
     assert "--patience 2" in yaml.safe_load((tmp_path / "run/config.yaml").read_text())["command"]
@@ -482,10 +481,10 @@ def run_and_tell(start: Path, out: Path, batch_size: int) -> None:
     """Train, and write down beside the run the scores that every image got in the last evaluation."""
     evaluate = evaluator.evaluate
 
-    def recorded(split, found, *names):
+    def recorded(split, found, *names, **limits):
         if os.environ.get("RANK", "0") == "0":
             out.with_suffix(".json").write_text(json.dumps({i: found[i][1].tolist() for i in sorted(found)}))
-        return evaluate(split, found, *names)
+        return evaluate(split, found, *names, **limits)
 
     evaluator.evaluate = recorded
     try:

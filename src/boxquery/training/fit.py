@@ -203,9 +203,10 @@ class Run:
             self.console.print(f"backbone from {used}: stem, first stage and batch norm are frozen", markup=False)
         elif not c.start_from:
             self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
+        costs = self.costs or (self.measure_costs() if c.length.minutes is None else None)
+        for line in announcement(c, costs):
+            self.console.print(line, markup=False, highlight=False)
         if rank() == 0:
-            for line in announcement(c, self.costs or (self.measure_costs() if c.length.minutes is None else None)):
-                self.console.print(line, markup=False, highlight=False)
             self.folder.mkdir(parents=True, exist_ok=True)
             c.write(self.folder)
 

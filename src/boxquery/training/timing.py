@@ -25,6 +25,7 @@ from boxquery.optimization import Optimization
 from boxquery.pages.format import duration
 from boxquery.training.config import RunConfig
 from boxquery.training.evaluator import Evaluator
+from boxquery.training.processes import everywhere
 from boxquery.training.run_length import Costs
 from boxquery.training.state import LAST, StateFiles
 
@@ -125,17 +126,21 @@ def busy_note(config: RunConfig) -> str:
 
 
 def _batch_seconds(config: RunConfig, optimization: Optimization, loader: DataLoader, effort: _Effort) -> tuple[float, float]:
-    """Of a batch whose images are read for the first time, and of one with the same images again."""
+    """Of a batch whose images are read for the first time, and of one with the same images again.
+
+    All processes do as many steps as the first, since they meet in each loss.
+    """
     now, means = clock(config), []
     for warm_up in (effort.warm_up, 0):
-        started, timed = now(), -warm_up
-        while timed < effort.batches and (timed <= 0 or now() - started < effort.seconds):
+        started, timed, over = now(), -warm_up, False
+        while not over:
             for number, batch in enumerate(loader):
                 optimization.step(batch.to(config.device), number)
                 timed += 1
                 if timed == 0:
                     started = now()
-                if timed == effort.batches or (timed > 0 and now() - started > effort.seconds):
+                over = everywhere(timed == effort.batches or (timed > 0 and now() - started > effort.seconds))[0]
+                if over:
                     break
         means.append((now() - started) / timed)
     return means[0], means[1]
