@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from rich.console import Console
 
 import boxquery as bq
@@ -176,11 +176,11 @@ def photos(tmp_path, monkeypatch) -> Path:
 
 def test_predict_decodes_each_image_once(model, photos, monkeypatch, capsys):
     """For the detector and the picture alike."""
-    opened, open_image = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda path: opened.append(Path(path).name) or open_image(path))
+    decoded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (image.tile and decoded.append(image.filename)) or load(image))
     assert run(["predict", model, "cam1/frame.png", "cam2/other.png", "--threshold", "0", "--out", "out", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["objects"] == 10
-    assert opened == ["frame.png", "other.png"]
+    assert [Path(name).name for name in decoded if name] == ["frame.png", "other.png"]
     assert sorted(str(path) for path in Path("out/pictures").rglob("*.jpg")) == [
         "out/pictures/cam1/frame.jpg",
         "out/pictures/cam2/other.jpg",
@@ -204,6 +204,18 @@ def test_predict_keeps_apart_what_has_one_name_and_loses_nothing(model, photos, 
     assert len((out / "predictions.csv").read_text().splitlines()) == 16
     for words in ("looked at once: cam2/frame.png", "image_id is the path", "1 .txt", "skipped: cam2/broken.png: not an image"):
         assert words in captured.err
+
+
+def test_predict_says_how_images_were_read(model, photos, capsys):
+    frames = [Image.effect_noise((64, 48), 90) for _ in range(3)]
+    frames[0].save("cam1/film.gif", save_all=True, append_images=frames[1:])
+    frames[0].save("cam1/cut.jpg", quality=90)
+    Path("cam1/cut.jpg").write_bytes(Path("cam1/cut.jpg").read_bytes()[:-2])
+    assert run(["predict", model, "cam1", "--out", "found", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 3
+    assert "note: 1 image with several frames or pages, of which the first is used: film.gif" in captured.err
+    assert "note: 1 image lacking the end of the file, used as far as it goes: cut.jpg" in captured.err
 
 
 def test_predict_says_which_threshold_and_where(model, photos, capsys):

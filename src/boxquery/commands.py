@@ -178,7 +178,7 @@ def predict(
         save: What to write, separated by commas: pictures (with boxes), json (COCO's result format), txt (YOLO's lines, with the score),
             csv (a row per box), crops (an image per box). Default: pictures,json.
     """
-    from boxquery.data.images import read_image
+    from boxquery.data.images import read_header, read_image
     from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, new_folder
     from boxquery.predict.sources import find_images
     from boxquery.predict.summary import Summary
@@ -211,6 +211,7 @@ def predict(
                     raise UserError(error.line() if len(files) == 1 else f"none of {len(files)} images could be read") from error
                 progress.advance()
             else:
+                summary.remark(file.name, read_header(file.path))
                 reading.append(file)
                 yield image
 
@@ -237,8 +238,7 @@ def predict(
     if interrupted:
         _warn([f"{summary.images} of {len(files)} images were looked at; what was found in them is in {folder}"])
         raise KeyboardInterrupt
-    if nms is None:
-        _warn(f"note: {note}" for note in summary.duplicates_note())
+    _warn(f"note: {note}" for note in [*summary.remarks_notes(), *(summary.duplicates_note() if nms is None else [])])
     places = ", ".join(PLACES[kind] + "/" * (folder / PLACES[kind]).is_dir() for kind in kinds)
     lines = [*summary.lines(), f"{progress.rate:.1f} images per second; see {folder}: {places}"]
     return CommandResult(values, text="\n".join(lines))

@@ -60,7 +60,7 @@ def find_images(sources: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
         raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for{there})")
     notes = [f"passed over what is no image: {_endings(passed)}"] if passed else []
     if again:
-        notes.append(f"{count(len(again), 'image')} named more than once, looked at once: {_some(map(str, again))}")
+        notes.append(f"{count(len(again), 'image')} named more than once, looked at once: {some(map(str, again))}")
     root = Path(os.path.commonpath([os.path.abspath(base) for _, base in files.values()]))
     names = [PurePath(os.path.relpath(os.path.abspath(path), root)) for path, _ in files.values()]
     stems, ids = _stems(names), _ids(names, notes)
@@ -138,7 +138,7 @@ def _ids(names: Sequence[PurePath], notes: list[str]) -> list[int | str]:
             if clash:
                 notes.append(f"image_id is {kind}, since names alone do not tell images apart: {clash}")
             return ids
-        clash = clash or _some(name.as_posix() for name, id_ in zip(names, ids, strict=True) if id_ == same)
+        clash = clash or some(name.as_posix() for name, id_ in zip(names, ids, strict=True) if id_ == same)
     raise AssertionError("paths are unique")
 
 
@@ -146,7 +146,8 @@ def _unique(values: Sequence[PurePath], key: Callable[[PurePath], Hashable]) -> 
     return len({key(value) for value in values}) == len(values)
 
 
-def _some(names: Iterable[str]) -> str:
+def some(names: Iterable[str]) -> str:
+    """The first names of many, and how many more there are."""
     names = list(names)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
 
+from boxquery.data.images import Header
+from boxquery.data.raw import Fault
 from boxquery.errors import count
 from boxquery.evaluation.errors import IOU_DUPLICATE, overlapped
+from boxquery.predict.sources import some
 from boxquery.result import Result
 
 #: duplicates are mentioned from this share of the boxes, and this number
@@ -27,6 +30,12 @@ class Summary:
         self.threshold, self.given = threshold, given
         self.images = self.empty = self.unreadable = self.duplicates = 0
         self.classes: Counter[str] = Counter()
+        self.remarks: defaultdict[str, list[str]] = defaultdict(list)
+
+    def remark(self, name: str, header: Header | Fault) -> None:
+        """Note how an image was read where that is not plain."""
+        for words in header.remarks if isinstance(header, Header) else ():
+            self.remarks[words].append(name)
 
     def add(self, result: Result) -> None:
         self.images += 1
@@ -50,6 +59,10 @@ class Summary:
             "threshold": self.threshold,
             "threshold_from": "given" if self.given else "default" if self.threshold == _DEFAULT else "evaluation",
         }
+
+    def remarks_notes(self) -> list[str]:
+        """How images were read where that is not plain."""
+        return [f"{count(len(names), 'image')} {words}: {some(names)}" for words, names in self.remarks.items()]
 
     def duplicates_note(self) -> list[str]:
         """Whether so many boxes lie on others that NMS is worth a try."""
