@@ -133,7 +133,7 @@ def test_voc_trainval_and_left_out(tmp_path):
     (main / "trainval.txt").write_text("\n".join(line + ".jpg" for line in lines))
     data = open_data(tmp_path)
     assert sum(map(len, data.splits.values())) == len(lines)
-    assert any("4 annotation file(s) are in none of the lists" in note for note in data.notes)
+    assert any("4 annotation files in none of the lists in ImageSets/Main left out: Annotations/" in note for note in data.notes)
 
 
 def test_voc_wrong_filename_and_unstated_size(tmp_path):

@@ -134,7 +134,7 @@ def _read_annotations(root: Path, place: Path, images: Path | None) -> RawDatase
         return tools.read(root, *tool, images)
     kinds = {path.suffix.lower() for path in Folder(place).walk(place)}
     if ".xml" in kinds:
-        return voc.read(root)
+        return voc.read(root, images=images, annotations=place)
     if ".txt" in kinds:
         return yolo.read(root, yolo.find(root) or root)
     raise UserError(f"{place}: no annotations found: {_content(place)}; {_LOOKED_FOR}")
@@ -176,7 +176,7 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
     if files and not beside:
         formats["coco"] = lambda: coco.read(root, files, images=images)
     if voc.find(root) and not any(tools.recognise(file) for file in visible(root, "*.xml")[:1]):
-        formats["voc"] = lambda: voc.read(root)
+        formats["voc"] = lambda: voc.read(root, images=images)
     if (head := yolo.find(root)) is not None:
         formats["yolo"] = lambda: yolo.read(root, head)
     if (not formats or head == root) and (tool := tools.find(root)) is not None:

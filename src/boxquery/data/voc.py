@@ -1,143 +1,404 @@
 """Pascal VOC: one XML per image.
 
-Layouts: ``Annotations/`` (or ``annotations/``) with ``JPEGImages/`` (or ``images/``) and perhaps ``ImageSets/Main/{train,val,test}.txt``;
-XML files beside their images, flat or in ``train/``, ``valid/``, ``test/``. Class names are those found, sorted; the ids are their
-positions, for VOC has none.
+Layouts: a folder of XML files (``Annotations/``, ``annots/``, ``labels/``, ``xml/``, ...) beside a folder of images; folders named after
+splits, above or below these; XML files beside their images. Splits are named by lists (``ImageSets/Main/train.txt``), else by folders.
+Class names are those found, sorted; the ids are their positions, for VOC has none.
 
 Coordinates are used as they are, as pixel edges. VOC's own are 1-based and inclusive, most tools' are 0-based; the difference is at
-most a pixel, and files do not say which they are. ``difficult`` becomes ``ignore``. ``part`` elements are not read.
+most a pixel, and files do not say which they are. A rotated box (roLabelImg) or a polygon without ``bndbox`` becomes the upright box
+around it. ``difficult`` becomes ``ignore``. ``part`` elements are not read.
 """
 
 from __future__ import annotations
 
+import codecs
 import math
 import os
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path, PureWindowsPath
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
+from boxquery.data.find import ImageFinder
 from boxquery.data.folder import Folder, folders, split_name, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number
-from boxquery.errors import UserError, one_line
+from boxquery.errors import UserError, count, one_line
 
-_ANNOTATIONS = ("Annotations", "annotations", "Annotations/xmls", "annotations/xmls")
-_IMAGES = ("JPEGImages", "images", "Images")
+_FOLDER = re.compile(r"annotations?|annots?|annos?|anns?|labels?|xmls?|annotations?_?xmls?|voc_?labels?|bbox(es)?", re.IGNORECASE)
+_IMAGES = re.compile(r"jpeg_?images?|images?|imgs?|pictures?|photos?", re.IGNORECASE)
 _XML = frozenset({".xml"})
-_SPLITS = ("train", "val", "test")
 _WITHOUT = Fault("has no annotation", remedy="export it, or take the image off the list")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_COLUMN = re.compile(r"(.+?)\s+-?[01]")  # of a list of one class: whether it is in the image
+_ENCODING = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
+_HEAD = 2048  # bytes that tell what an XML file is
+_SHOWN = 3  # names in a note
+
+Box = tuple[float, float, float, float]
 
 
 def find(root: Path) -> bool:
     """True if the folder is in one of the layouts."""
-    if (root / "ImageSets").is_dir() or _annotations(root) is not None or visible(root, "*.xml"):
+    if any(place.name.lower() == "imagesets" for place in folders(root)) or _holds_voc(root):
         return True
-    return any(split_name(place.name) and visible(place, "*.xml") for place in folders(root))
+    for place in folders(root):
+        named = _FOLDER.fullmatch(place.name) is not None or split_name(place.name) is not None
+        if place.name.lower() == "annotations" and not visible(place, "*.json"):
+            return True
+        if _holds_voc(place) and (named or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(place))):
+            return True
+        if named and any(_holds_voc(inner) for inner in folders(place)):
+            return True
+    return False
 
 
-def read(root: Path) -> RawDataset:
+def _holds_voc(place: Path) -> bool:
+    """Whether one of the first XML files in a folder begins like an annotation."""
+    for file in visible(place, "*.[xX][mM][lL]")[:_SHOWN]:
+        if file.is_file():
+            with file.open("rb") as stream:
+                head = stream.read(_HEAD).replace(b"\0", b"")
+            if re.search(rb"<annotation[\s>]", head):
+                return True
+    return False
+
+
+def read(root: Path, *, images: Path | None = None, annotations: Path | None = None) -> RawDataset:
     """What the XML files say.
+
+    Args:
+        root: the data folder.
+        images: the folder of the images, if it is known; otherwise they are looked for in the data folder.
+        annotations: the folder of the XML files, likewise.
 
     Raises:
         UserError: no XML files, broken XML, no named object, an image listed twice, a path that leaves the folder.
     """
     folder = Folder(root)
-    root, notes = folder.root, []
-    place = _annotations(root)
-    groups = _flat(folder) if place is None else _standard(folder, place, notes)
+    raw = RawDataset("voc", [], [], {})
+    place = annotations or _place(folder)
+    if place is None:
+        base, files = folder.root, [file for inner in _split_folders(folder.root) for file in folder.files(inner, _XML)]
+    else:
+        base, files = place, list(folder.files(place, _XML))
+    everything = list(folder.files(folder.root, _XML))
+    groups = _listed(folder, base, files, raw.notes) or _by_folder(folder, base, files, raw.notes)
     if not any(file for group in groups.values() for file in group.files.values()):
-        raise UserError(f"{root}: no .xml annotations; put them into Annotations/ or beside the images")
+        raise UserError(f"{folder.root}: no .xml annotations; put them into Annotations/ or beside the images")
+    if outside := len(everything) - len(files):
+        raw.notes.append(f"{count(outside, 'XML file')} outside {folder.show(base)}/ left out")
+    pictures = _Pictures(Folder(images or folder.root))
     trees = {file: _parse(folder, file) for group in groups.values() for file in group.files.values() if file is not None}
-    names = sorted({name for tree in trees.values() for entry in tree.findall("object") if (name := _text(entry, "name"))})
-    if not names:
-        raise UserError(f"{root}: no categories: no object in the .xml files has a name")
-    labels = {name: label for label, name in enumerate(names)}
-    splits: dict[str, list[RawImage]] = {}
+    reader = _Reader(folder, pictures)
     for split, group in groups.items():
-        images = _by_id(folder, group.images)
-        splits[split] = [
-            RawImage(
-                image_id,
-                None,
-                f"{group.where} {image_id}",
-                fault=_WITHOUT,
-            )
+        raw.splits[split] = [
+            RawImage(image_id, None, f"{group.where} {image_id}", fault=_WITHOUT)
             if file is None
-            else _image(folder, image_id, file, trees[file], group.images, images, labels)
+            else reader.image(image_id, file, trees[file], split)
             for image_id, file in group.files.items()
         ]
-    return RawDataset("voc", names, list(range(len(names))), splits, notes)
+    raw.names = sorted({name for names in reader.names.values() for name in names if name})
+    if not raw.names:
+        raise UserError(f"{folder.root}: no categories: no object in the .xml files has a name")
+    raw.ids = list(range(len(raw.names)))
+    labels = {name: label for label, name in enumerate(raw.names)}
+    for split in raw.splits.values():
+        for image in split:
+            for entry, name in zip(image.objects, reader.names.get(image.where, ()), strict=True):
+                entry.label = labels.get(name)
+    _exchange_corners(raw)
+    raw.notes += reader.notes()
+    pictures.finder.finish(raw)
+    if list(raw.splits) == [""]:
+        raw.splits = _by_image_folder(pictures.folder, raw.splits[""])
+    if left := pictures.without((image.path for split in raw.splits.values() for image in split), everything):
+        raw.notes.append(f"{count(len(left), 'image')} without an annotation file left out: {_some(pictures.folder, left)}")
+    return raw
+
+
+# -- which files, and which splits ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """The annotation files of a split by image id (None: listed, but missing), the folder of its images, and what lists them."""
+    """The annotation files of a split by image id (None: listed, but missing), and what lists them."""
 
     files: dict[str, Path | None]
-    images: Path
     where: str
 
 
-def _annotations(root: Path) -> Path | None:
-    """The folder of the XML files, if they have one of their own."""
-    places = [root / name for name in _ANNOTATIONS]
-    found = next((place for place in places if visible(place, "*.xml")), None)
-    return places[0] if found is None and places[0].is_dir() else found
+def _place(folder: Folder) -> Path | None:
+    """The folder of all XML files; None if each split has its own."""
+    named = [place for place in folders(folder.root) if _FOLDER.fullmatch(place.name)]
+    filled = [place for place in named if next(folder.files(place, _XML), None)]
+    if filled:
+        return max(filled, key=lambda place: sum(1 for _ in folder.files(place, _XML)))
+    if _split_folders(folder.root) and not _holds_voc(folder.root):
+        return None
+    others = [place for place in folders(folder.root) if _holds_voc(place)]
+    return others[0] if len(others) == 1 and not _holds_voc(folder.root) else folder.root
 
 
-def _by_id(folder: Folder, place: Path, suffixes: frozenset[str] = IMAGE_SUFFIXES) -> dict[str, Path]:
-    """Files below a folder by their path there without suffix; of several, the first in alphabetical order."""
-    files: dict[str, Path] = {}
-    for file in folder.files(place, suffixes):
-        files.setdefault(os.path.splitext(os.path.relpath(file, place))[0].replace(os.sep, "/"), file)
-    return files
+def _split_folders(root: Path) -> list[Path]:
+    return [place for place in folders(root) if split_name(place.name) and next(Folder(root).files(place, _XML), None)]
 
 
-def _standard(folder: Folder, place: Path, notes: list[str]) -> dict[str, _Group]:
-    """Annotation files by split, from the annotation folder and ``ImageSets/Main/``."""
-    images = next((path for name in _IMAGES if (path := folder.root / name).is_dir()), folder.root)
-    files = _by_id(folder, place, _XML)
-    lists = folder.root / "ImageSets" / "Main"
-    found = {name: path for name in _SPLITS if (path := lists / f"{name}.txt").is_file()}
-    if "train" not in found and (lists / "trainval.txt").is_file():
-        found = {"train": lists / "trainval.txt", **{name: path for name, path in found.items() if name == "test"}}
-    if not found:
-        return {"": _Group(dict(files), images, folder.show(place))}
-    groups = {name: _Group(_listed(folder, path, files), images, folder.show(path)) for name, path in found.items()}
-    left = set(files) - {image_id for group in groups.values() for image_id in group.files}
-    if left:
-        notes.append(f"{len(left)} annotation file(s) are in none of the lists in ImageSets/Main and are left out")
+def _id(file: Path, base: Path) -> str:
+    return os.path.splitext(os.path.relpath(file, base))[0].replace(os.sep, "/")
+
+
+def _by_folder(folder: Folder, base: Path, files: list[Path], notes: list[str]) -> dict[str, _Group]:
+    """Splits by the folders below ``base`` that are named after one."""
+    parts: dict[str, list[Path]] = defaultdict(list)
+    for file in files:
+        parts[next(filter(None, map(split_name, file.relative_to(base).parts[:-1])), "")].append(file)
+    if len(parts) > 1 and (left := parts.pop("", None)):
+        notes.append(f"{count(len(left), 'annotation file')} in no folder of a split left out: {_some(folder, left)}")
+    groups = {}
+    for split, inside in parts.items():
+        top = Path(os.path.commonpath([file.parent for file in inside]))
+        groups[split] = _Group({_id(file, top): file for file in inside}, folder.show(top))
     return groups
 
 
-def _listed(folder: Folder, path: Path, files: dict[str, Path]) -> dict[str, Path | None]:
-    """The annotation files of the image ids in a list, one per line."""
+def _listed(folder: Folder, base: Path, files: list[Path], notes: list[str]) -> dict[str, _Group]:
+    """Splits by lists of image names; empty if there are none."""
+    sets = [place for place in folders(folder.root) if place.name.lower() == "imagesets"]
+    order = {"main": 0, "layout": 1, "segmentation": 2}
+    places = [inner for place in sets for inner in sorted(folders(place), key=lambda p: order.get(p.name.lower(), 3))]
+    unused: list[Path] = []
+    for place in [*places, *sets, folder.root]:
+        lists = {
+            path: folder.lines(path) for path in visible(place, "*.[tT][xX][tT]") if path.is_file() and (sets or split_name(path.stem))
+        }
+        found: dict[str, Path] = {}
+        for path in sorted(lists, key=lambda path: (len(path.stem), path.name)):
+            split = split_name(path.stem)
+            if split and split not in found and not _of_one_class(path, lists[path]):
+                found[split] = path
+        whole = next((path for path in lists if path.stem.lower() in ("trainval", "train_val")), None)
+        if whole and "train" not in found:
+            found = {"train": whole, **found}
+        unused += [path for path in lists if path not in (*found.values(), whole) and not _of_one_class(path, lists[path])]
+        if found:
+            break
+    else:
+        found, lists = {}, {}
+    if sets and unused:
+        notes.append(f"{count(len(unused), 'list')} not used: {_some(folder, unused)}")
+    table = _Names(files, base)
+    groups = {split: _Group(_entries(folder, path, lists[path], table), folder.show(path)) for split, path in found.items()}
+    if groups and whole and found.get("train") == whole and "val" in groups:
+        kept = {name: file for name, file in groups["train"].files.items() if name not in groups["val"].files}
+        groups["train"] = replace(groups["train"], files=kept)
+    left = set(files) - {file for group in groups.values() for file in group.files.values()}
+    if groups and left:
+        what = folder.show(next(iter(found.values())).parent)
+        notes.append(f"{count(len(left), 'annotation file')} in none of the lists in {what} left out: {_some(folder, sorted(left))}")
+    return groups
+
+
+def _of_one_class(path: Path, lines: list[tuple[str, str]]) -> bool:
+    """Whether a list is one of VOC's per class (``cat_train.txt``): each image with 1, 0 or -1."""
+    return "_" in path.stem and bool(lines) and all(_COLUMN.fullmatch(line) for _, line in lines)
+
+
+class _Names:
+    """Annotation files by the names that a list may give them."""
+
+    def __init__(self, files: list[Path], base: Path):
+        self.ids = {_id(file, base): file for file in files}
+        self._ends: dict[str, list[str]] = defaultdict(list)
+        for name in self.ids:
+            self._ends[name.rpartition("/")[2].casefold()].append(name)
+
+    def find(self, name: str) -> str | None:
+        """The id that a line means: itself, without ending, or the only one, or the only one in a folder of the same name, that ends so."""
+        name = name.replace("\\", "/")
+        for each in (name, re.sub(r"\.\w{1,5}$", "", name)):
+            if each in self.ids:
+                return each
+            folders, _, last = each.casefold().rpartition("/")
+            found = self._ends.get(last, [])
+            if len(found) > 1 and folders:
+                parts = set(folders.split("/"))
+                found = [one for one in found if parts & set(one.casefold().split("/")[:-1])]
+            if len(found) == 1:
+                return found[0]
+        return None
+
+
+def _entries(folder: Folder, path: Path, lines: list[tuple[str, str]], table: _Names) -> dict[str, Path | None]:
+    """The annotation files of a list: a line has a name, perhaps with an ending, a path, a column of a class, or a comment."""
     result: dict[str, Path | None] = {}
-    for where, name in folder.lines(path):
-        folder.join(folder.root / "Annotations", f"{name}.xml", where)
-        if name not in files and Path(name).suffix.lower() in IMAGE_SUFFIXES | _XML:
-            name = Path(name).with_suffix("").as_posix()
+    for where, line in lines:
+        line = re.sub(r"(^|\s)#.*", "", line).strip().strip('"')
+        if not line:
+            continue
+        column = _COLUMN.fullmatch(line)
+        names = [line, *([column[1].strip('"')] if column else ()), *(reversed(line.split()) if " " in line or "\t" in line else ())]
+        name = next(filter(None, map(table.find, names)), None)
+        if name is None:
+            name = names[1] if column else line
+            folder.join(folder.root / "Annotations", f"{name}.xml", where)
         if name in result:
             raise UserError(f"{where}: image id {name!r} is listed twice; remove one")
-        result[name] = files.get(name)
+        result[name] = table.ids.get(name)
     return result
 
 
-def _flat(folder: Folder) -> dict[str, _Group]:
-    """Annotation files beside their images, by split folder if there are any."""
-    found = folder.splits(folder.root, lambda place: _by_id(folder, place, _XML))
-    groups = {name: _Group(dict(files), place, folder.show(place)) for name, (place, files) in found.items()}
-    return groups or {"": _Group(dict(_by_id(folder, folder.root, _XML)), folder.root, str(folder.root))}
+def _by_image_folder(folder: Folder, images: list[RawImage]) -> dict[str, list[RawImage]]:
+    """Splits by the folders of the images, if every image that is there lies in that of a split, and one of them is "train"."""
+    parts: dict[str, list[RawImage]] = defaultdict(list)
+    for image in images:
+        path = None if image.fault or image.path is None else Path(folder.show(image.path))
+        parts["train" if path is None else next(filter(None, map(split_name, path.parts[:-1])), "")].append(image)
+    return dict(parts) if "" not in parts and len(parts) > 1 else {"": images}
+
+
+def _some(folder: Folder, files: list[Path]) -> str:
+    return ", ".join(folder.show(file) for file in files[:_SHOWN]) + (", ..." if len(files) > _SHOWN else "")
+
+
+# -- what a file says ----------------------------------------------------------------------------------------------------------------------
+
+
+class _Pictures:
+    """The image files of the data."""
+
+    def __init__(self, folder: Folder):
+        self.folder, self.finder = folder, ImageFinder(folder)
+        self.files = folder.images(folder.root)
+        self._stems: dict[str, list[Path]] = defaultdict(list)
+        for path in self.files:
+            self._stems[path.stem].append(path)
+        self.base = next((place for place in folders(folder.root) if _IMAGES.fullmatch(place.name)), folder.root)
+
+    def find(self, folder: Folder, image_id: str, file: Path, filename: str, where: str, split: str) -> Path:
+        """The image of an annotation file: the one of the same name, or else the one that its ``filename`` names."""
+        last = PureWindowsPath(filename.replace("\\", "/")).name
+        beside = {part.casefold() for part in file.relative_to(folder.root).parts[:-1]} if file.is_relative_to(folder.root) else set()
+        ranks: dict[Path, tuple[int, bool]] = {}
+        for path in self._stems.get(image_id.rpartition("/")[2], []):
+            parts = path.relative_to(self.folder.root).parts[:-1]
+            other = {word for part in parts if (word := split_name(part))}
+            if not (split and other and split not in other):
+                ranks[path] = len(beside & {part.casefold() for part in parts}) * 2 + (path.parent == file.parent), path.name == last
+        best = [path for path, rank in ranks.items() if rank == max(ranks.values())]
+        same_folder = len({path.parent for path in best}) == 1
+        if best and same_folder and (not self.folder.leaves(self.base, filename) or Path(last).stem == best[0].stem):
+            return best[0]  # of a.jpg and a.png, the one that a.xml means
+        beside_it = file.parent / filename
+        base = (
+            file.parent
+            if file.is_relative_to(self.folder.root) and not self.folder.leaves(file.parent, filename) and beside_it.is_file()
+            else self.base
+        )
+        return self.finder.find(base, filename or f"{image_id}.jpg", where, split)
+
+    def without(self, used: Iterable[Path | None], files: list[Path]) -> list[Path]:
+        """Image files in the folders of those used that are not among them, nor called like one of the annotation files."""
+        known, stems = set(used), {file.stem for file in files}
+        places = {path.parent for path in known if path is not None}
+        return [path for path in self.files if path not in known and path.parent in places and path.stem not in stems]
+
+
+class _Reader:
+    """Images from trees; ``names`` has the class names of the objects of each image, by ``RawImage.where``."""
+
+    def __init__(self, folder: Folder, pictures: _Pictures):
+        self._folder, self._pictures = folder, pictures
+        self.names: dict[str, list[str]] = {}
+        self._around: Counter[str] = Counter()
+
+    def image(self, image_id: str, file: Path, tree: Element, split: str) -> RawImage:
+        where = self._folder.show(file)
+        filename = _text(tree, "filename") or _text(tree, "path")
+        path = self._pictures.find(self._folder, image_id, file, filename, where, split)
+        entries = [*tree.findall("object"), *tree.findall("objects/object")]
+        self.names[where] = [_text(entry, "name") for entry in entries]
+        objects = [self._object(entry, f"{where} object {number}") for number, entry in enumerate(entries, 1)]
+        size = (as_number(_text(tree, "size/width")), as_number(_text(tree, "size/height")))
+        return RawImage(image_id, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)
+
+    def _object(self, entry: Element, where: str) -> RawObject:
+        """An object, its label still missing."""
+        texts = [_text(entry, f"bndbox/{corner}") for corner in _CORNERS]
+        box, fault = _numbers(texts), None
+        said = ", ".join(f"{corner} {text}" for corner, text in zip(_CORNERS, texts, strict=True))
+        if box is None and not any(texts):
+            kind, box = _around(entry)
+            self._around[kind] += box is not None
+            if box is None:
+                tags = ", ".join(f"<{child.tag}>" for child in entry if child.tag not in ("name", "pose", "truncated", "difficult", "part"))
+                fault, said = Fault("box is not four numbers"), f"no bndbox{f', but {tags}' if tags else ''}"
+        return RawObject(
+            where=where,
+            label=None,
+            box=box,
+            raw=f"{_text(entry, 'name') or 'no name'}, {said}",
+            ignore=_text(entry, "difficult").lower() in ("1", "true", "yes"),
+            fault=fault,
+        )
+
+    def notes(self) -> list[str]:
+        what = {"robndbox": ("rotated box (robndbox)", "rotated boxes (robndbox)"), "polygon": ("polygon", "polygons")}
+        return [
+            f"{count(number, *what[kind])} without bndbox: the upright box around is used"
+            for kind, number in self._around.items()
+            if number
+        ]
+
+
+def _numbers(texts: list[str]) -> Box | None:
+    x1, y1, x2, y2 = (as_number(text) for text in texts)
+    return None if any(map(math.isnan, (x1, y1, x2, y2))) else (x1, y1, x2, y2)
+
+
+def _around(entry: Element) -> tuple[str, Box | None]:
+    """What an object has in place of ``bndbox``, and the upright box around it."""
+    for tag in ("robndbox", "rotated_bndbox", "rotated", "rbndbox"):
+        if entry.find(tag) is not None:
+            x, y, width, height, angle = (as_number(_text(entry, f"{tag}/{name}")) for name in ("cx", "cy", "w", "h", "angle"))
+            half_x = (width * abs(math.cos(angle)) + height * abs(math.sin(angle))) / 2 if math.isfinite(angle) else math.nan
+            half_y = (width * abs(math.sin(angle)) + height * abs(math.cos(angle))) / 2 if math.isfinite(angle) else math.nan
+            corners = (x - half_x, y - half_y, x + half_x, y + half_y)
+            return "robndbox", corners if all(map(math.isfinite, corners)) and width > 0 and height > 0 else None
+    polygon = entry.find("polygon")
+    if polygon is None:
+        return "", None
+    xs, ys = (
+        [as_number((point.text or "").strip()) for point in polygon.iter() if re.fullmatch(rf"{axis}\d*", point.tag)] for axis in "xy"
+    )
+    if len(xs) < 2 or len(xs) != len(ys) or not all(map(math.isfinite, xs + ys)):
+        return "polygon", None
+    return "polygon", (min(xs), min(ys), max(xs), max(ys))
+
+
+def _exchange_corners(raw: RawDataset) -> None:
+    """Exchange xmin and xmax, and ymin and ymax, where no box of the data has them in order: a habit of the tool, not a fault of a box."""
+    objects = [entry for images in raw.splits.values() for image in images for entry in image.objects if entry.box is not None]
+    boxes = [entry.box for entry in objects if entry.box is not None]
+    for low, high in ((0, 2), (1, 3)):
+        if boxes and all(box[low] > box[high] for box in boxes):
+            raw.notes.append(f"{_CORNERS[low]} is greater than {_CORNERS[high]} in every box: they are exchanged")
+            for entry in objects:
+                assert entry.box is not None
+                x1, y1, x2, y2 = entry.box
+                entry.box = (x2, y1, x1, y2) if low == 0 else (x1, y2, x2, y1)
 
 
 def _parse(folder: Folder, file: Path) -> Element:
     where = folder.show(file)
     try:
-        tree = fromstring(file.read_bytes())
+        data = file.read_bytes()
+        tree = fromstring(_decoded(data))
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({one_line(error)})") from error
     except DefusedXmlException as error:
@@ -149,33 +410,21 @@ def _parse(folder: Folder, file: Path) -> Element:
     return tree
 
 
+def _decoded(data: bytes) -> bytes | str:
+    """The text of a file in an encoding that the XML parser does not know but Python does; otherwise the bytes as they are."""
+    declared = _ENCODING.match(data.removeprefix(codecs.BOM_UTF8).lstrip())
+    if declared is None:
+        return data.removeprefix(codecs.BOM_UTF8).lstrip() if data.startswith((codecs.BOM_UTF8, b" ", b"\n", b"\r")) else data
+    name = codecs.lookup(declared[1].decode()).name
+    if name.startswith(("utf-8", "utf-16", "utf_16")):
+        return data.lstrip()
+    name = "gb18030" if name in ("gb2312", "gbk") else name  # what writes the smaller sets uses the larger one
+    body = data.removeprefix(codecs.BOM_UTF8).lstrip()[declared.end() :]
+    try:
+        return body.decode(name)
+    except UnicodeDecodeError:
+        return body.decode("utf-8")  # declared, but not used; an error is one of broken XML
+
+
 def _text(element: Element, path: str) -> str:
     return (element.findtext(path) or "").strip()
-
-
-def _image(
-    folder: Folder, image_id: str, file: Path, tree: Element, base: Path, images: dict[str, Path], labels: dict[str, int]
-) -> RawImage:
-    """The image of an annotation file: the one of the same name, or else the one that its ``filename`` names."""
-    where = folder.show(file)
-    filename = _text(tree, "filename")
-    named = folder.join(base, filename, where) if filename else None
-    path = images.get(image_id, named)
-    if named is not None and named.stem == file.stem and named.is_file():
-        path = named  # of a.jpg and a.png, the one that a.xml means
-    objects = []
-    for number, entry in enumerate(tree.findall("object"), 1):
-        texts = [_text(entry, f"bndbox/{corner}") for corner in _CORNERS]
-        x1, y1, x2, y2 = (as_number(text) for text in texts)
-        name = _text(entry, "name")
-        objects.append(
-            RawObject(
-                where=f"{where} object {number}",
-                label=labels.get(name),
-                box=None if any(map(math.isnan, (x1, y1, x2, y2))) else (x1, y1, x2, y2),
-                raw=f"{name or 'no name'}, " + ", ".join(f"{corner} {text}" for corner, text in zip(_CORNERS, texts, strict=True)),
-                ignore=_text(entry, "difficult").lower() in ("1", "true"),
-            )
-        )
-    size = (as_number(_text(tree, "size/width")), as_number(_text(tree, "size/height")))
-    return RawImage(image_id, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)
