@@ -401,7 +401,7 @@ laid(
     "a split folder with a typing mistake",
     "refused",
     "there is no images/trian",
-    write("data.yaml", "names: [cat]\ntrain: images/trian\nval: images/val"),
+    write("data.yaml", f"names: {NAMES}\ntrain: images/trian\nval: images/val"),
 )
 laid("yolo", "a split that is a number", "refused", "should be a folder", write("data.yaml", "names: [cat]\ntrain: 3"))
 laid("yolo", "a split that leads out", "refused", "leaves the data folder", write("data.yaml", "names: [cat]\ntrain: ../../elsewhere"))
@@ -431,7 +431,7 @@ laid(
     "a class number that is a word",
     "named",
     "unknown category",
-    lambda r: (r / "labels/val/p002.txt").open("a").write("cat 0.5 0.5 0.1 0.1\n"),
+    lambda r: (r / "labels/val/p002.txt").open("a").write("cow 0.5 0.5 0.1 0.1\n"),
 )
 laid(
     "yolo", "a line of three numbers", "named", "not four numbers", lambda r: (r / "labels/val/p002.txt").open("a").write("0 0.5 0.5 0.1\n")

@@ -257,7 +257,7 @@ YOLO = {
     "no names": (yaml("train: images/train\nval: images/val"), "no categories"),
     "empty names": (yaml("names: []\ntrain: images/train\nval: images/val"), "no categories"),
     "names in words": (yaml("names: {a: cat}\ntrain: images/train\nval: images/val"), "no categories"),
-    "no such split": (yaml("names: [cat]\ntrain: images/trian\nval: images/val"), "images/trian"),
+    "no such split": (yaml("names: [cat]\ntrain: images/trian"), "images/trian"),
     "split a number": (yaml("names: [cat]\ntrain: 3"), "data.yaml train"),
     "split leaves": (yaml("names: [cat]\ntrain: ../../elsewhere"), "leaves the data folder"),
     "split absolute": (yaml("names: [cat]\ntrain: /etc"), "leaves the data folder"),

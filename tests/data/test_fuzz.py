@@ -64,8 +64,16 @@ def boxes_of(root: Path) -> dict[str, int]:
         elif path.suffix == ".xml":
             found["voc"] += len(ET.fromstring(path.read_bytes()).findall("object"))  # noqa: S314  (what the reader has refused never comes here)
         elif path.suffix == ".txt" and path.parent.parent.name == "labels":
-            found["yolo"] += sum(bool(line.split()) for line in path.read_text(encoding="utf-8-sig").splitlines())
+            found["yolo"] += sum(bool(line.split()) for line in text_of(path).splitlines())
     return found
+
+
+def text_of(path: Path) -> str:
+    content = path.read_bytes()
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return content.decode("cp1252")
 
 
 def one_line(error: UserError) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import TypeVar
 
@@ -43,6 +45,7 @@ class Folder:
         self.root = Path(os.path.abspath(root))
         self._real = os.path.realpath(root)
         self._parents: dict[str, str] = {}
+        self._encodings: dict[str, dict[str, None]] = {}
 
     def join(self, base: Path, name: str, where: str) -> Path:
         """``base / name``, which need not exist. ``name`` comes from the data: it may use ``..`` or be absolute.
@@ -103,7 +106,8 @@ class Folder:
         self.check_link(under, self.show(under))
         for path in self.walk(under):
             if os.path.splitext(path.name)[1].lower() in suffixes:
-                self.check_link(path, self.show(path))
+                if not self.holds(path):
+                    self.check_link(path, self.show(path))
                 yield path
 
     def walk(self, under: Path) -> Iterator[Path]:
@@ -130,21 +134,40 @@ class Folder:
         return found
 
     def text(self, path: Path) -> str:
-        """A UTF-8 text file, with or without a byte order mark.
+        """A text file in UTF-8, in UTF-16 with its byte order mark, or else in cp1252, as Windows writes it (see ``notes``).
 
         Raises:
-            UserError: it is a link that leaves the folder, cannot be read, or is not UTF-8.
+            UserError: it is a link that leaves the folder, cannot be read, or is no text.
         """
         self.check_link(path, self.show(path))
         try:
-            return path.read_text(encoding="utf-8-sig")
+            text, encoding = _decoded(path.read_bytes())
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.show(path)}: cannot be read as UTF-8 text ({one_line(error)}); repair or remove the file") from error
+        if encoding != "UTF-8":
+            self._encodings.setdefault(encoding, {})[self.show(path)] = None
+        return text
+
+    def notes(self) -> list[str]:
+        """Which text files are not in UTF-8."""
+        shown = ((encoding, len(files), next(iter(files))) for encoding, files in self._encodings.items())
+        return [f"{count} text file(s) are not UTF-8 and were read as {encoding} (first: {first})" for encoding, count, first in shown]
 
     def lines(self, path: Path) -> list[tuple[str, str]]:
         """The lines of a text file that are not blank, stripped, each with what names it in messages."""
-        lines = enumerate(self.text(path).splitlines(), 1)
-        return [(f"{self.show(path)} line {number}", line.strip()) for number, line in lines if line.strip()]
+        shown, lines = self.show(path), enumerate(self.text(path).splitlines(), 1)
+        return [(f"{shown} line {number}", line.strip()) for number, line in lines if line.strip()]
+
+
+def _decoded(content: bytes) -> tuple[str, str]:
+    """Text, and its encoding."""
+    with suppress(UnicodeDecodeError):
+        return content.decode("utf-8-sig"), "UTF-8"
+    if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and len(content) > 2:
+        return content.decode("utf-16"), "UTF-16"
+    if b"\0" in content or content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        content.decode("utf-8")
+    return content.decode("cp1252"), "cp1252 (Windows)"
 
 
 def _within(path: str, folder: str) -> bool:

@@ -106,8 +106,8 @@ def _read_file(path: Path, images: Path | None, root: Path | None = None) -> Raw
     suffix = path.suffix.lower()
     if suffix in _ARCHIVES:
         raise UserError(f"{path}: an archive; unpack it, and give the folder")
-    if suffix in (".yaml", ".yml"):
-        return yolo.read(path.parent if root is None else root, path)
+    if suffix in (".yaml", ".yml", ".data"):
+        return yolo.read(path.parent if root is None else root, path, images=images)
     if root is None:
         root = path.parent
         if images is None and coco.FOLDERS.match(root.name) and not _has_images(root):  # annotations/train.json: images beside the folder
@@ -136,7 +136,7 @@ def _read_annotations(root: Path, place: Path, images: Path | None) -> RawDatase
     if ".xml" in kinds:
         return voc.read(root, images=images, annotations=place)
     if ".txt" in kinds:
-        return yolo.read(root, yolo.find(root) or root)
+        return yolo.read(root, yolo.find(root) or root, images=images, labels=place)
     raise UserError(f"{place}: no annotations found: {_content(place)}; {_LOOKED_FOR}")
 
 
@@ -178,10 +178,8 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
     if voc.find(root) and not any(tools.recognise(file) for file in visible(root, "*.xml")[:1]):
         formats["voc"] = lambda: voc.read(root, images=images)
     if (head := yolo.find(root)) is not None:
-        formats["yolo"] = lambda: yolo.read(root, head)
-    if (not formats or head == root) and (tool := tools.find(root)) is not None:
-        if head == root:  # a folder named labels is all that speaks for YOLO
-            formats.pop("yolo")
+        formats["yolo"] = lambda: yolo.read(root, head, images=images)
+    if not formats and (tool := tools.find(root)) is not None:
         formats[tool[0]] = lambda: tools.read(root, *tool, images)
     if beside:
         formats["coco"] = lambda: coco.read(root, files, whole=len(files) == 1, images=images)

@@ -83,6 +83,7 @@ class RawDataset:
         splits: images of "train", "val", "test"; under "" where the data has no splits.
         notes: as in ``Data``.
         orphans: boxes that belong to no image: where each is, and why.
+        absent: as in ``Data``.
         source: as in ``Data``; set by ``data.read``.
     """
 
@@ -92,6 +93,7 @@ class RawDataset:
     splits: dict[str, list[RawImage]]
     notes: list[str] = field(default_factory=list)
     orphans: list[tuple[str, Fault]] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
     source: str = ""
 
 

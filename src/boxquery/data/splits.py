@@ -30,7 +30,7 @@ def make_splits(raw: RawDataset, seed: int, notes: list[str]) -> tuple[dict[str,
     if not splits:
         what = f"split {' and '.join(map(repr, given))} has no images" if given and "" not in raw.splits else "it has no images"
         raise UserError(f"{raw.source}: {what}; check that this is the data folder")
-    absent = {name: "it has no images" for name in given if name not in splits}
+    absent = raw.absent | {name: "it has no images" for name in given if name not in splits}
     if "train" in splits and "val" not in splits:
         if len(images := splits["train"]) < 2:
             absent["val"] = "one image cannot be split into train and val; add images or a val split"

@@ -1,0 +1,129 @@
+"""YOLO: one text file per image, one line per object: class, then centre x, centre y, width, height in 0..1, or a polygon's corners.
+
+Layouts: a ``data.yaml`` with ``names`` and ``train``, ``val``, ``test`` (folders, images, lists of both, or text files of image paths);
+darknet's ``obj.data``; folders named after splits, above or below ``images/`` and ``labels/``; lists ``train.txt``, ``val.txt``; or no
+splits at all. The label file of ``.../images/.../a.jpg`` is ``.../labels/.../a.txt``, or beside the image, or in the one other folder whose
+names fit. An image without a label file has no objects.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from boxquery.data.find import ImageFinder
+from boxquery.data.folder import Folder, folders
+from boxquery.data.images import IMAGE_SUFFIXES
+from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage
+from boxquery.data.yolo.label_files import TEXT, LabelFiles, holds_labels, is_label_file, name_key
+from boxquery.data.yolo.lines import LabelLines
+from boxquery.data.yolo.settings import Settings, find_settings, read_settings
+from boxquery.data.yolo.splits import ListedImage, splits_of_settings
+from boxquery.errors import UserError, count
+
+_CLASSES = ("classes.txt", "obj.names", "labels/classes.txt")
+
+
+def find(root: Path) -> Path | None:
+    """The settings or class list of a folder in one of the layouts, or the folder itself if it has neither; None in no layout."""
+    if (settings := find_settings(root)) is not None:
+        return settings
+    for name in _CLASSES:
+        if (root / name).is_file():
+            return root / name
+    if any(find_settings(inner) for inner in folders(root)):
+        return None  # the data is there
+    return root if holds_labels(Folder(root)) else None
+
+
+def read(root: Path, head: Path, *, images: Path | None = None, labels: Path | None = None) -> RawDataset:
+    """What the label files say.
+
+    Args:
+        root: the data folder.
+        head: what ``find`` found there.
+        images: the folder of the images, which may be anywhere, where it is known; otherwise they are looked for in the data folder.
+        labels: the folder of the label files, in the data folder, likewise.
+
+    Raises:
+        UserError: broken settings, no categories, no label files, no split that is there, a path that leaves the folder.
+    """
+    folder = Folder(root)
+    root, head = folder.root, Path(os.path.abspath(head))
+    settings = read_settings(folder, head)
+    raw = RawDataset("yolo", [], [], {}, settings.notes)
+    pictures = folder if images is None else Folder(images)
+    finder = ImageFinder(pictures)
+    splits = splits_of_settings(folder, pictures, finder, settings, raw)
+    files = LabelFiles(folder, pictures, labels)
+    files.pair(source.images.values() for source in splits.values())
+    groups = {split: [(image, files.of(image.path)) for image in source.images.values()] for split, source in splits.items()}
+    orphans = files.orphans(splits)
+    for split, group in groups.items():
+        groups[split] = [(image, text or _of_missing(image, orphans[split])) for image, text in group]
+    total, missing = sum(map(len, groups.values())), sum(text is None for group in groups.values() for _, text in group)
+    if not total:
+        _fail_without_images(folder, pictures)
+    if total and missing == total:
+        raise UserError(f"{root}: no label files for {total} images; they belong in labels/ beside images/, or beside the images")
+    _fill(folder, raw, settings, groups, orphans)
+    finder.finish(raw)
+    raw.notes += [*files.notes(), *folder.notes()]
+    if missing:
+        bare = [f"all of {split}" for split, group in groups.items() if split and group and all(text is None for _, text in group)]
+        which = f" ({', '.join(bare)})" if bare else ""
+        raw.notes.append(f"{missing} of {total} images have no label file{which}: taken as images without objects")
+    return raw
+
+
+def _of_missing(image: ListedImage, orphans: list[tuple[Path, str]]) -> Path | None:
+    """The label file without image of an image that is listed but missing; it is taken from the others."""
+    if not image.path.is_file():
+        for i, (text, _) in enumerate(orphans):
+            if name_key(text.stem) == name_key(image.path.stem):
+                return orphans.pop(i)[0]
+    return None
+
+
+def _fill(
+    folder: Folder,
+    raw: RawDataset,
+    settings: Settings,
+    groups: dict[str, list[tuple[ListedImage, Path | None]]],
+    orphans: dict[str, list[tuple[Path, str]]],
+) -> None:
+    """Read the label files: names, ids, splits and notes of the data set."""
+    used = {text for group in groups.values() for _, text in group if text is not None}
+    texts = {text: folder.lines(text) for text in sorted(used | {text for group in orphans.values() for text, _ in group})}
+    lines = LabelLines(settings.names, settings.keypoints)
+    for content in texts.values():
+        lines.add(content)
+    if not lines.names:
+        lines.use_found_names()
+        if not lines.names:
+            raise UserError(f"{folder.root}: no categories; list them under 'names' in data.yaml, or one a line in classes.txt")
+        shown = ", ".join([*lines.names.values()][:3]) + (", ..." if len(lines.names) > 3 else "")
+        raw.notes.append(
+            f"no list of class names: the labels' own classes are used ({shown}); write their names into classes.txt, one a line"
+        )
+    raw.ids = sorted(lines.names)
+    raw.names = [lines.names[i] for i in raw.ids]
+    for split, group in groups.items():
+        raw.splits[split] = images = []
+        for image, text in group:
+            objects = [] if text is None else lines.objects(texts[text])
+            images.append(RawImage(image.id, image.path, image.where, None, objects, relative=not lines.in_pixels))
+        for text, why in orphans.get(split, ()):
+            where, objects = folder.show(text), lines.objects(texts[text])
+            images.append(RawImage(where, None, where, None, objects, relative=not lines.in_pixels, fault=Fault(NO_FILE, why)))
+    raw.notes += lines.notes()
+
+
+def _fail_without_images(folder: Folder, pictures: Folder) -> None:
+    """Raises ``UserError`` where there are label files, but no image in the whole folder."""
+    labels = sum(is_label_file(folder, path) for path in folder.files(folder.root, TEXT))
+    if labels and not pictures.images(pictures.root):
+        endings = ", ".join(sorted(IMAGE_SUFFIXES)[:8])
+        raise UserError(
+            f"{folder.root}: {count(labels, 'label file')}, but no images ({endings}, ...); put them into images/ beside labels/"
+        )
