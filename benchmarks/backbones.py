@@ -44,7 +44,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
     "resnet50": ("resnet50", {}),
 }
 COMPARED = {"tiny": ("narrow resnet10", "resnet18"), "small": ("narrow resnet18", "resnet18")}
-SECONDS = {"tiny": 150, "small": 300}
+SECONDS = {"tiny": 150, "small": 240}
 SEEDS = (0, 1)
 TIMED = 15
 OUT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "backbones.json"

@@ -210,6 +210,8 @@ def test_without_an_answer_it_is_over_in_three_seconds(hub, monkeypatch, capfd):
 
 def test_what_is_not_released(hub):
     hub("http://localhost:9")
+    with pytest.raises(UserError, match=r"'resnet18\.mine': timm knows no weights with this tag; of resnet18 it knows resnet18\.a1_in1k"):
+        find_weights("resnet18.mine", True)
     with pytest.raises(NoWeights, match="no weights of resnetaa34d are released on the hub"):
         find_weights("resnetaa34d", True)
 

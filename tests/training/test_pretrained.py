@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 import boxquery as bq
@@ -179,6 +181,36 @@ def test_the_flag_may_stand_alone(words, wanted):
     flags = bound.arguments.get("flags")
     assert (flags.pretrained if flags else "auto") == wanted
     assert bound.arguments["data"] == "data"
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A hub's cache that has timm's ResNet-18, laid out as its client lays it out, and the tensors."""
+    torch.manual_seed(6)
+    tensors = {name: value.clone() for name, value in timm.create_model("resnet18").state_dict().items()}
+    root = tmp_path_factory.mktemp("hub")
+    folder = root / "models--timm--resnet18.a1_in1k"
+    for part in ("refs", "snapshots/abc"):
+        (folder / part).mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    save_file(tensors, folder / "snapshots" / "abc" / "model.safetensors")
+    return root, tensors
+
+
+@pytest.mark.parametrize("size", ["small", "tiny"])
+@pytest.mark.parametrize("name", bq.list_models())
+def test_every_model_is_trained_from_what_the_cache_has(name, size, cache, tmp_path, monkeypatch):
+    root, tensors = cache
+    begun: list[fit.Run] = []
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(fit.Run, "fit", lambda self, state: begun.append(self))
+    write_coco(tmp_path / "data", drawn(scenes(4, 2)))
+    words = ["train", str(tmp_path / "data"), "--pretrained", "--preset", size, "--model", name, "--out", str(tmp_path / "run")]
+    assert command_line([*words, "--image-size", "64", "--epochs", "1", "--device", "cpu"]) == 0
+    own = begun[0].model.backbone.body.state_dict()
+    assert len(own) > 50
+    assert all(torch.equal(value, tensors[key]) for key, value in own.items())
+    assert RunConfig.read(tmp_path / "run").weights["source"] == "timm/resnet18.a1_in1k"
 
 
 def test_the_command_line_stops_in_one_line(tmp_path, monkeypatch, capsys):

@@ -134,7 +134,12 @@ def _local(backbone: str, given: str) -> BackboneWeights:
 
 
 def _released(backbone: str, progress: Callable[[str], Any]) -> BackboneWeights:
-    known: Any = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    try:
+        known: Any = timm.get_pretrained_cfg(backbone) if timm.is_model(backbone) else None
+    except RuntimeError as error:
+        name = backbone.partition(".")[0]
+        tags = ", ".join(timm.list_pretrained(f"{name}.*")[:5]) or "none"
+        raise UserError(f"backbone {backbone!r}: timm knows no weights with this tag; of {name} it knows {tags}") from error
     if known is None or not known.hf_hub_id:
         raise NoWeights(f"no weights of {backbone} are released on the hub; give a file of them, or choose another backbone")
     repository = known.hf_hub_id + (f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else "")
