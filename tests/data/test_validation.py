@@ -167,3 +167,14 @@ def test_names_are_printable(tmp_path):
     with pytest.raises(UserError) as caught:
         validate(RawDataset("coco", ["a\u202eb\n"], [1], {"": images}))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("kind", writers.FORMATS)
+def test_what_is_passed_over_is_said(tmp_path, kind):
+    root = writers.FORMATS[kind](tmp_path, pictures(12))
+    place = next(root.rglob("p000.png")).parent
+    for name in ("a.mp4", "b.mp4", "c.PSD", "d.txt", ".DS_Store", "Thumbs.db"):
+        (place / name).write_bytes(b"?")
+    data = open_data(root)
+    assert "3 files beside the images passed over: .mp4 2, .psd 1" in data.notes
+    assert sum(map(len, data.splits.values())) == 12

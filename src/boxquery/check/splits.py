@@ -33,6 +33,8 @@ def check_counts(data: Data, facts: dict[str, Any]) -> Iterator[Finding]:
     names = np.array(facts["names"])
     per_class = {split: np.array(counts["per_class"]) for split, counts in facts["splits"].items()}
     train = per_class["train"]
+    if not train.any():
+        yield Finding("no-boxes-in-train", "error", "train has no boxes: there is nothing to learn from.", "Look for its annotations.")
     for split, here in per_class.items():
         missing = (here > 0) & (train == 0)
         if missing.any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,8 @@ import numpy as np
 from PIL import Image
 
 from boxquery.data.dataset import Data, Record, Split
-from boxquery.data.images import Header, read_header, read_image, turn_boxes
+from boxquery.data.folder import is_hidden
+from boxquery.data.images import IMAGE_SUFFIXES, Header, read_header, read_image, turn_boxes
 from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage, RawObject
 from boxquery.data.shapes import shapes_data
 from boxquery.data.splits import make_splits
@@ -37,6 +38,9 @@ _REMEDIES = {
     "box lies outside its image": "check that annotations and images belong together, and that the images were not resized after labelling",
     "unknown category": "add what is missing to the list of classes",
 }
+_TEXTS = frozenset(
+    {"", ".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".names", ".data", ".md", ".cache", ".html", ".pbtxt", ".py", ".ipynb"}
+)
 _REMEDY = "correct these annotations"
 
 Box = tuple[float, float, float, float]
@@ -140,6 +144,10 @@ def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[D
         notes.append(f"no image of {' and '.join(unusable)} can be used: left out")
     records = {name: kept for name, kept in records.items() if kept}
     notes += _notes_on_empty(records)
+    if passed := _passed_over(record.path for kept in records.values() for record in kept):
+        notes.append(
+            f"{count(passed.total(), 'file')} beside the images passed over: {', '.join(f'{e} {n}' for e, n in passed.most_common())}"
+        )
     result = {name: Split(name, kept, read_record) for name, kept in records.items()}
     return Data(raw.source, raw.format, names, raw.ids, result, notes, report.lines, report.kinds, absent), report
 
@@ -280,9 +288,22 @@ def _notes_on_empty(records: dict[str, list[Record]]) -> list[str]:
         f"{empty[name]:,} of {count(len(kept), 'image')} in {name}" for name, kept in records.items() if empty[name] and name not in none
     ]
     return [
-        *([f"no boxes at all in {' and '.join(none)}: AP cannot be measured there"] if none else ()),
+        *([f"no boxes at all in {' and '.join(none)}{': AP cannot be measured there' if none != ['train'] else ''}"] if none else ()),
         *([f"{', '.join(some)} without objects; they are kept"] if some else ()),
     ]
+
+
+def _passed_over(used: Iterable[Path | None]) -> Counter[str]:
+    """Files in the folders of the images that are neither images nor what annotations and their tools are written in, by ending."""
+    paths = {str(path) for path in used if path is not None}
+    passed: Counter[str] = Counter()
+    for place in {os.path.dirname(path) for path in paths}:
+        with os.scandir(place) as entries:
+            for entry in entries:
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if suffix not in IMAGE_SUFFIXES | _TEXTS and not is_hidden(entry.name) and entry.path not in paths and entry.is_file():
+                    passed[suffix or "without ending"] += 1
+    return passed
 
 
 def _fail_if_useless(report: ImportReport, records: dict[str, list[Record]], source: str, strict: bool) -> None:

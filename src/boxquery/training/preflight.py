@@ -17,11 +17,10 @@ from boxquery.training.processes import rank
 
 def report_data(console: Console, data: Data) -> None:
     """What was read. Raises ``UserError`` where nothing can be trained or evaluated on it, or where labels are beyond the classes."""
-    counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
-    console.print(
-        f"{data.source}: {data.format}, {counts} images, {count(len(data.names), 'class', 'classes')}: {', '.join(data.names[:12])}",
-        markup=False,
-    )
+    images = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
+    images += " image" if sum(map(len, data.splits.values())) == 1 else " images"
+    classes = f"{count(len(data.names), 'class', 'classes')}: {', '.join(data.names[:12])}"
+    console.print(f"{data.source}: {data.format}, {images}, {classes}", markup=False)
     for line in data.messages():
         console.print(line, style="yellow" if line.startswith("skipped") else "", markup=False)
     data.training_split()
