@@ -398,9 +398,9 @@ laid(
 )
 laid(
     "yolo",
-    "a split folder with a typing mistake",
-    "refused",
-    "there is no images/trian",
+    "a split folder with a typing mistake, where another is evaluated",
+    "named",
+    "there is no images/trian: left out",
     write("data.yaml", f"names: {NAMES}\ntrain: images/trian\nval: images/val"),
 )
 laid("yolo", "a split that is a number", "refused", "should be a folder", write("data.yaml", "names: [cat]\ntrain: 3"))

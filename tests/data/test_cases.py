@@ -6,8 +6,8 @@ from boxquery.cli import run
 from boxquery.data.open import read
 from boxquery.data.validation import validate
 
-RGB = ("red", "green", "blue")
-YOLO, COCO = {"train": 8, "val": 4}, {"train": 6, "val": 2}
+RGB, VOC = ("red", "green", "blue"), ("blue", "green", "red")
+YOLO, COCO, HELD_OUT = {"train": 8, "val": 4}, {"train": 6, "val": 2}, {"train": 10, "val": 2}
 
 #: folder: boxes kept, images per split, class names, words of what is printed
 READ = {
@@ -18,6 +18,9 @@ READ = {
     "04_yolo_pose/xy": (24, YOLO, RGB, ["kpt_shape [4, 2]", "the first four numbers are the box"]),
     "04_yolo_pose/xyv": (24, YOLO, RGB, ["kpt_shape [4, 3]", "the first four numbers are the box"]),
     "04_yolo_pose/xyv17": (24, YOLO, RGB, ["kpt_shape [17, 3]", "the first four numbers are the box"]),
+    "06_voc_splits_ignored/folders": (24, YOLO, VOC, []),
+    "06_voc_splits_ignored/lists": (24, YOLO, VOC, []),
+    "06_voc_splits_ignored/lower": (24, YOLO, VOC, []),
     "07_strips/data": (18, {"train": 4, "val": 2}, RGB, []),
     "09_more_than_100/data": (750, {"train": 4, "val": 1}, ("cell",), ["150 objects", "num_queries"]),
     "10_coco_images_in_data/data": (16, COCO, RGB, ["images are in data/"]),
@@ -54,6 +57,13 @@ READ = {
     "18_macos_leftovers/json": (24, YOLO, RGB, []),
     "18_macos_leftovers/zip": (24, YOLO, RGB, ["the data is in mine/"]),
     "21_evaluate_fewer_classes/data": (64, {"train": 24, "val": 8}, RGB, []),
+    "23_image_endings/data": (24, YOLO, RGB, []),
+    "23_image_endings/mixed": (24, YOLO, RGB, []),
+    "26_voc_layouts/comment": (24, YOLO, VOC, []),
+    "26_voc_layouts/gb2312": (24, HELD_OUT, ("红", "绿", "蓝"), []),
+    "26_voc_layouts/labels_xml": (24, HELD_OUT, VOC, []),
+    "26_voc_layouts/rotated": (24, HELD_OUT, VOC, ["24 rotated boxes (robndbox)"]),
+    "26_voc_layouts/train_annotations": (24, YOLO, VOC, []),
 }
 REFUSED = {"09_more_than_100/data"}  # by a fact: the model has fewer queries than most images have objects
 VAL_ALONE = {"21_evaluate_fewer_classes/capitals": 16, "21_evaluate_fewer_classes/greens": 6}
