@@ -107,7 +107,7 @@ def test_files_and_folders(resnet18, file, tmp_path, monkeypatch):
 def test_networks_whose_parts_are_renamed(name, tmp_path):
     """timm's extractors call ``stages.0`` stages_0, and keep a transformer in ``model``."""
     tensors = network(name)
-    save_file(tensors, tmp_path / "w.safetensors")
+    save_file({f"module.{k}": v for k, v in tensors.items()}, tmp_path / "w.safetensors")
     own = loaded(tmp_path / "w.safetensors", name).body.state_dict()
     given = {k.replace("_", "."): v for k, v in tensors.items()}
     assert all(torch.equal(value, given[k.removeprefix("model.").replace("_", ".")]) for k, value in own.items())
@@ -144,6 +144,9 @@ def test_what_cannot_be_used_is_one_line(resnet18, tmp_path, capsys):
     wide = {name: torch.cat([value, value]) if name.startswith("layer4.1.conv2") else value for name, value in resnet18.items()}
     with pytest.raises(UserError, match=r"layer4\.1\.conv2\.weight is \[1024, 512, 3, 3\] there and \[512, 512, 3, 3\] in resnet18"):
         loaded(saved(wide))
+    broken = {name: value / 0 if name == "layer2.0.conv1.weight" else value for name, value in resnet18.items()}
+    with pytest.raises(UserError, match=r"layer2\.0\.conv1\.weight contains NaN or inf"):
+        loaded(saved(broken))
     assert capsys.readouterr().out == ""
 
 

@@ -214,23 +214,26 @@ def fitted(tensors: dict[str, Tensor], body: nn.Module, backbone: str, file: str
     The file may be of the backbone alone, or of a larger model that has it (``module.``, ``backbone.body.``). Raises ``UserError`` where it
     lacks tensors, or is of another network.
     """
-    own = list(body.state_dict())
-    starts = {"", *(k[: -len(own[0])] for k in tensors if k.endswith("." + own[0]))}
-    start = max(sorted(starts), key=lambda prefix: sum(prefix + name in tensors for name in own))
-    given = {_flat(k.removeprefix(start)): k for k in tensors if k.startswith(start)}
-    names = {name: given[_flat(name)] for name in own if _flat(name) in given}
+    own, flat = body.state_dict(), {_flat(name): name for name in tensors}
+    wanted = {_flat(name): name for name in own}
+    first = next(iter(wanted))
+    starts = {"", *(name[: -len(first)] for name in flat if name.endswith("." + first))}
+    start = max(sorted(starts), key=lambda start: sum(start + name in flat for name in wanted))
+    given = {name: flat[start + key] for key, name in wanted.items() if start + key in flat}
     other = f"give the file that fits, or its backbone by --option backbone=NAME (now {backbone}), without backbone_options that reshape it"
-    if lacking := [name for name in own if name not in names and not name.endswith("num_batches_tracked")]:
+    if lacking := [name for name in own if name not in given and not name.endswith("num_batches_tracked")]:
         raise UserError(f"{file}: lacks {len(lacking)} of the {len(own)} tensors of {backbone}, first {lacking[0]}; {other}")
-    used, parts = set(names.values()), {re.sub(r"_\d+$", "", name.split(".")[0]) for name in own}
-    left = [k.removeprefix(start) for k in given.values() if k not in used]
+    used, parts = set(given.values()), {re.sub(r"_\d+$", "", name.split(".")[0]) for name in own}
+    left = [name[len(start) - len(key) :] for key, name in flat.items() if key.startswith(start) and name not in used]
     if deeper := [name for name in left if name.split(".")[0] in parts]:
         raise UserError(f"{file}: has tensors that {backbone} lacks, first {deeper[0]}; {other}")
-    for name, k in names.items():
-        there, here = (list(tensor.shape) for tensor in (tensors[k], body.state_dict()[name]))
+    for name, theirs in given.items():
+        there, here = list(tensors[theirs].shape), list(own[name].shape)
         if there != here:
             raise UserError(f"{file}: {name} is {there} there and {here} in {backbone}; {other}")
-    return {name: tensors[k] for name, k in names.items()}, sorted({name.split(".")[0] for name in left})
+        if not tensors[theirs].isfinite().all():
+            raise UserError(f"{file}: {theirs} contains NaN or inf; use another file")
+    return {name: tensors[theirs] for name, theirs in given.items()}, sorted({name.split(".")[0] for name in left})
 
 
 def _flat(name: str) -> str:
