@@ -46,7 +46,7 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 COMPARED = {"tiny": ("narrow resnet10", "resnet18"), "small": ("narrow resnet18", "resnet18")}
 SECONDS = {"tiny": 150, "small": 240}
 SEEDS = (0, 1)
-TIMED = 15
+TIMED, WARM_UP = 5, 1
 OUT = Path(__file__).parents[1] / "docs" / "experiments" / "results" / "backbones.json"
 
 
@@ -62,7 +62,7 @@ def speeds(size: str) -> dict[str, dict[str, float]]:
     targets = [{"labels": torch.tensor([0, 1, 2]), "boxes": torch.rand(3, 4) * 0.3 + 0.3} for _ in images]
     steps: dict[str, list[float]] = {name: [] for name in made}
     forward: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(TIMED + 3):
+    for _ in range(WARM_UP + TIMED):
         for name, (model, optimization) in made.items():
             started = time.process_time()
             loss, _ = model.train().loss(model(images, targets=targets), targets)
@@ -76,8 +76,8 @@ def speeds(size: str) -> dict[str, dict[str, float]]:
                 forward[name].append(time.process_time() - started)
     return {
         name: {
-            "step_ms": round(1000 * statistics.median(steps[name][3:]), 1),
-            "forward_ms": round(1000 * statistics.median(forward[name][3:]), 1),
+            "step_ms": round(1000 * statistics.median(steps[name][WARM_UP:]), 1),
+            "forward_ms": round(1000 * statistics.median(forward[name][WARM_UP:]), 1),
             "parameters": sum(p.numel() for p in model.parameters()),
             "backbone_parameters": sum(p.numel() for p in model.backbone.parameters()),
         }
