@@ -206,9 +206,6 @@ class RunConfig(RunFlags):
             batch_images=length.batch_images,
             total_batches=length.total_batches,
         )
-        if length.batch_images != self.batch_size * self.world_size:
-            found = f"batch_size={self.batch_size}, world_size={self.world_size}"
-            raise UserError(f"batch_images={length.batch_images} contradicts {found}")
 
 
 def _known(record: type, values: dict[str, Any]) -> dict[str, Any]:

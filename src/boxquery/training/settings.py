@@ -73,6 +73,10 @@ def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Pat
         raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
     if (processes := world_size()) != config.world_size:
         raise UserError(f"{folder} was started with {config.world_size} processes, not {processes}: resume it with as many")
+    if config.length.batch_images != config.batch_size * processes:
+        raise UserError(
+            f"{folder / FILE}: batch_images={config.length.batch_images} contradicts batch_size={config.batch_size}; was it edited?"
+        )
     device = choose_device(config.device if requested.device == "auto" else requested.device)
     workers = config.workers if requested.workers is None else requested.workers
     check_workers(workers)
