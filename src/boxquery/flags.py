@@ -77,7 +77,8 @@ def option_word(name: str, value: Any) -> str:
 def check_workers(workers: int | None) -> None:
     """Raise ``UserError`` for a number of processes that no machine like this one can use."""
     cores = os.cpu_count() or 1
-    if workers is not None and not 0 <= workers <= (most := max(4 * cores, 16)):
+    most = max(4 * cores, 16)
+    if workers is not None and not 0 <= workers <= most:
         raise UserError(f"workers={workers}: choose 0 to {most}; each is a process of its own, and this machine has {cores} cores")
 
 
