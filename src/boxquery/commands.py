@@ -87,6 +87,8 @@ def evaluate(
     workers: int = 0,
     device: Device = "auto",
     strict: Switch = False,
+    images: str | None = None,
+    annotations: str | None = None,
 ) -> CommandResult:
     """Print AP as pycocotools defines it, per class, with duplicates, false positives on empty images and the best threshold.
 
@@ -106,6 +108,8 @@ def evaluate(
         workers: Processes that read images; 0 reads them in the main one.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         strict: Treat invalid boxes and images as errors instead of skipping them.
+        images: Folder of the images, where it is not found by itself. Relative to the data or the working directory.
+        annotations: Folder or file of the annotations, where it is not found by itself. Relative to the data or the working directory.
     """
     from boxquery.data.open import open_data
 
@@ -113,7 +117,7 @@ def evaluate(
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
     check_model(run)
-    opened = open_data(data, strict=strict)
+    opened = open_data(data, strict=strict, images=images, annotations=annotations)
     _warn(opened.messages())
     opened.split(split)
     detector = _load(run, device)

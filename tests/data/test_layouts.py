@@ -155,3 +155,86 @@ def test_what_macos_leaves_is_not_seen(tmp_path, writer):
     assert data.skipped == []
     shutil.copytree(root, root / ".ipynb_checkpoints")
     assert boxes(outcome(root)[0]) == expected(images)
+
+
+# -- what the user says ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def apart(tmp_path):
+    """Two copies of the images, so that nobody can tell which are meant, and annotations of each format in folders of their own."""
+    images = pictures(12, ("train",))
+    for place in ("left", "right"):
+        for picture in images:
+            writers.save_image(tmp_path / place / f"{picture.stem}.png", picture)
+    for kind in ("coco", "voc", "yolo"):
+        (tmp_path / kind).mkdir()
+    (tmp_path / "coco" / "all.json").write_text(json.dumps(writers.coco_content(images)))
+    for picture in images:
+        (tmp_path / "voc" / f"{picture.stem}.xml").write_text(writers.voc_text(picture))
+        (tmp_path / "yolo" / f"{picture.stem}.txt").write_text(writers.yolo_text(picture))
+    (tmp_path / "classes.txt").write_text("\n".join(writers.NAMES))
+    return tmp_path, images
+
+
+@pytest.mark.parametrize("place", ["left", "right"])
+@pytest.mark.parametrize("kind", writers.FORMATS)
+def test_images_and_annotations_that_are_named(apart, kind, place, monkeypatch):
+    root, images = apart
+    given = sum(len(picture.things) for picture in images)
+    monkeypatch.chdir(root.parent)
+    for options in (
+        {"images": place, "annotations": kind},
+        {"images": f"{root.name}/{place}", "annotations": root / kind},
+        {"images": str(root / place), "annotations": f"{kind}/all.json" if kind == "coco" else kind},
+    ):
+        data, _ = outcome(root, given, **options)
+        assert data.format == kind
+        assert boxes(data) == expected(images)
+        assert {record.path.parent.name for split in data.splits.values() for record in split} == {place}
+
+
+@pytest.mark.parametrize("kind", writers.FORMATS)
+def test_images_and_annotations_from_elsewhere(apart, tmp_path_factory, kind):
+    """An absolute path may lead anywhere: the user gives it, not the data."""
+    root, images = apart
+    given = sum(len(picture.things) for picture in images)
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    shutil.move(root / "left", elsewhere / "photos")
+    shutil.rmtree(root / "right")
+    data, _ = outcome(root, given, images=elsewhere / "photos", annotations=kind)
+    assert boxes(data) == expected(images)
+    shutil.copy(root / "classes.txt", root / kind)
+    shutil.move(root / kind, elsewhere / kind)
+    shutil.move(elsewhere / "photos", root / "photos")
+    data, _ = outcome(root, given, annotations=elsewhere / kind)
+    assert boxes(data) == expected(images)
+
+
+def test_places_that_are_wrong_are_named(apart, monkeypatch):
+    root, _ = apart
+    (root.parent / "outside").mkdir(exist_ok=True)
+    (root / "link").symlink_to(root.parent / "outside")
+    monkeypatch.chdir(root.parent)
+    for options, words in (
+        ({"images": "nowhere"}, "--images nowhere: no such file or folder in"),
+        ({"images": "/nowhere"}, "--images /nowhere: no such file or folder"),
+        ({"images": "coco/all.json"}, "--images coco/all.json: not a folder"),
+        ({"images": "outside"}, "is outside of the data folder"),
+        ({"images": "link"}, "is a link that leaves the data folder"),
+        ({"annotations": "../outside"}, "is outside of the data folder"),
+        ({"annotations": "left"}, "no annotations found: there are 12 images"),
+    ):
+        with pytest.raises(UserError) as caught:
+            outcome(root, **options)
+        assert words in str(caught.value), caught.value
+    with pytest.raises(UserError, match="a file of annotations itself"):
+        outcome(root / "coco" / "all.json", annotations="voc")
+    with pytest.raises(UserError, match="leave out --images"):
+        outcome("shapes", images="left")
+
+
+def test_without_them_it_is_said_that_two_files_could_be_meant(apart):
+    root, _ = apart
+    with pytest.raises(UserError, match=r"2 files could be meant \(left/p000.png and right/p000.png\)"):
+        outcome(root / "coco" / "all.json")

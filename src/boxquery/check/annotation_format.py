@@ -34,13 +34,15 @@ _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 _EXPECTED = {"coco": "x, y, width, height", "voc": "x1, y1, x2, y2", "yolo": "centre x, centre y, width, height"}
 
 
-def open_checked(source: str | Path, *, strict: bool = False) -> tuple[Data, list[Finding]]:
+def open_checked(
+    source: str | Path, *, strict: bool = False, images: str | None = None, annotations: str | None = None
+) -> tuple[Data, list[Finding]]:
     """``open_data``, and what the raw numbers show.
 
     Raises:
         UserError: as ``open_data``; where the raw numbers show why, the message says so.
     """
-    raw = read(source)
+    raw = read(source, images=images, annotations=annotations)
     findings = check_annotation_format(raw)
     try:
         data, _ = validate(raw, strict=strict)

@@ -85,6 +85,8 @@ def check(
     overfit: Switch = False,
     out: Path | None = None,
     strict: Switch = False,
+    images: str | None = None,
+    annotations: str | None = None,
     seed: int = 0,
 ) -> ShownCheck:
     """Report what the data is, what is wrong with it, and what will go wrong in training. Exit status 1: `train` would refuse it;
@@ -101,6 +103,8 @@ def check(
         out: Folder for check.json, check.png (images with their boxes) and check.html. Default: checked-DATA where a finding speaks of
             images, else nothing is written.
         strict: Fail on invalid boxes and images instead of skipping them.
+        images: Folder of the images, where it is not found by itself. Relative to the data or the working directory.
+        annotations: Folder or file of the annotations, where it is not found by itself. Relative to the data or the working directory.
         seed: Seeds the augmentation in check.png and the overfit test.
     """
     from boxquery.check.annotation_format import open_checked
@@ -112,9 +116,10 @@ def check(
     check_seed(seed)
     recipe = known_preset(model, preset).recipe
     with _progress_bar() as progress:
-        opened, findings = open_checked(data, strict=strict)
-        images = len(opened.split("train"))
-        plan = plan_for(model, preset, options or {}, classes=len(opened.names), images=images, image_size=image_size, epochs=epochs)
+        opened, findings = open_checked(data, strict=strict, images=images, annotations=annotations)
+        plan = plan_for(
+            model, preset, options or {}, classes=len(opened.names), images=len(opened.split("train")), image_size=image_size, epochs=epochs
+        )
         augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         picture = "if needed" if out is None else "always"
         result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)

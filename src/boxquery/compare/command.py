@@ -150,7 +150,7 @@ def _write_plan(plan: ComparisonPlan, folder: Path, console: Console) -> Compari
     else:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not a comparison; choose another --out")
-        opened = open_data(plan.data, strict=plan.strict)
+        opened = open_data(plan.data, strict=plan.strict, images=plan.images, annotations=plan.annotations)
         for name in ("train", "val"):
             opened.split(name)
     plan.write(folder)

@@ -43,7 +43,7 @@ PICTURES, PICTURE_SIDE, PICTURE_BYTES = 4, 400, 40_000
 def measure_run(run: Path) -> Path:
     """Write the measurements of a finished run; returns the JSON file. Raises ``UserError``."""
     config = RunConfig.read(run)
-    data = open_data(config.data, strict=config.strict)
+    data = open_data(config.data, strict=config.strict, images=config.images, annotations=config.annotations)
     val = data.split("val")
     detector = load(run).to(config.device)
     val, found = drop_unreadable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))

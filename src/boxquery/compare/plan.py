@@ -21,7 +21,9 @@ FILE = "compare.yaml"
 CLOSE = 0.02
 _ENTRY = ("model", "preset", "options", "lr")
 #: of a plan, the same for all of its runs; of the budgets exactly one is given
-_SETTINGS = ("image_size", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict")
+_SETTINGS = (
+    "image_size", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict", "images", "annotations",
+)  # fmt: skip
 _BUDGETS = ("epochs", "minutes", "images_seen")
 
 
@@ -100,6 +102,8 @@ class ComparisonPlan:
     precision: str
     strict: bool
     backbone_lr_factor: float | None = None
+    images: str | None = None
+    annotations: str | None = None
 
     def runs(self) -> list[PlannedRun]:
         """All runs; every entry with one seed before the next seed, so that finished runs can be compared."""

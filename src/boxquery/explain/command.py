@@ -7,8 +7,9 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
 from rich.console import Console, RenderableType
 
 from boxquery.errors import UserError
@@ -86,6 +87,8 @@ def explain(
     out: Path = Path("explanation"),
     device: Device = "auto",
     strict: Switch = False,
+    image_folder: Annotated[str | None, Parameter(name="--images")] = None,
+    annotations: str | None = None,
 ) -> ExplainResult:
     """Show what every query attends to in each layer, which queries compete for an object, and why objects are missed.
 
@@ -105,6 +108,8 @@ def explain(
         out: Folder to write pages to, or the name of one page that ends with .html for all images.
         device: Where the model runs.
         strict: Stop at invalid boxes and images of a data set instead of skipping them.
+        image_folder: Folder of the data set's images, where it is not found by itself. Relative to the data or the working directory.
+        annotations: Folder or file of its annotations, where it is not found by itself. Relative to the data or the working directory.
     """
     if not images and missed is None and usage is None:
         raise UserError("explain: name images (files, or shapes:17 for a built-in scene), or give --missed DATA or --usage DATA")
@@ -128,7 +133,7 @@ def explain(
     place = choose_device(device)
     runs = [(name, load(name).to(place)) for name in (run, against) if name is not None]
     sources = {name: source for name, source in (("missed", missed), ("usage", usage)) if source is not None}
-    opened = {source: _open(source, split, strict, runs[0][1]) for source in dict.fromkeys(sources.values())}
+    opened = {source: _open(source, split, strict, image_folder, annotations, runs[0][1]) for source in dict.fromkeys(sources.values())}
     result, shown, pages = ExplainResult(), [], {}
     reserved = {folder / f"{name}.html" for name in sources}
     for name in images:
@@ -278,12 +283,12 @@ def _over_data(name: str, detector: Detector, data: Data, split: str, threshold:
     return {"missed": missed, "usage": usage}[name](detector, data, split, threshold=threshold, strict=strict)
 
 
-def _open(source: str, split: str, strict: bool, detector: Detector) -> Data:
+def _open(source: str, split: str, strict: bool, images: str | None, annotations: str | None, detector: Detector) -> Data:
     """A data set that has the split and only classes that the detector knows; its notes and skipped images are printed on stderr."""
     from boxquery.data.open import open_data
     from boxquery.explain.inference import open_split
 
-    data = open_data(source, strict=strict)
+    data = open_data(source, strict=strict, images=images, annotations=annotations)
     open_split(detector, data, split)
     for line in data.messages():
         print(line, file=sys.stderr)

@@ -48,6 +48,8 @@ class SharedFlags:
         device: Where to train; auto takes CUDA, else MPS, else the CPU.
         precision: Number format of the matrix products; auto takes bf16 where the hardware is fast at it.
         strict: Fail on invalid boxes and images instead of skipping them.
+        images: Folder of the images, where it is not found by itself. Relative to the data or the working directory.
+        annotations: Folder or file of the annotations, where it is not found by itself. Relative to the data or the working directory.
     """
 
     options: Options = None
@@ -60,6 +62,8 @@ class SharedFlags:
     device: Device = "auto"
     precision: Precision = "auto"
     strict: Switch = False
+    images: str | None = None
+    annotations: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,6 +170,10 @@ class RunConfig(RunFlags):
     def resume_command(self, out: Path | str) -> str:
         """The command line that resumes the run."""
         return shlex.join(["boxquery", "train", self.data, "--out", str(out), "--resume"])
+
+    def places(self) -> list[str]:
+        """The words of a command line that say where images and annotations are, if the user did."""
+        return [word for name in ("images", "annotations") if (value := getattr(self, name)) for word in (f"--{name}", value)]
 
     def with_length(self, length: RunLength) -> Self:
         return replace(self, length=length)

@@ -67,7 +67,11 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
             console.print(f"note: {line}", markup=False)
     folder = run_folder(out, str(data), requested, resume)
     config = same(RunConfig.read(folder), data, requested, folder) if resume else resolve(str(data), requested)
-    opened, findings = (source, []) if isinstance(source, Data) else open_checked(config.data, strict=config.strict)
+    opened, findings = (
+        (source, [])
+        if isinstance(source, Data)
+        else open_checked(config.data, strict=config.strict, images=config.images, annotations=config.annotations)
+    )
     report_data(console, opened)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)

@@ -27,6 +27,7 @@ def resolve(data: str, requested: TrainFlags) -> RunConfig:
     values |= {name: getattr(recipe, name) for name in by_preset if values[name] is None}
     values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
     values |= {"options": requested.options or {}, "workers": default_workers(device) if requested.workers is None else requested.workers}
+    values |= {name: str(values[name]) for name in ("images", "annotations") if values[name] is not None}
     long: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(LengthFlags)} | {"schedule_steps": _schedule(requested)}
     if requested.epochs is None and requested.minutes is None and requested.images_seen is None:
         long["epochs"] = recipe.epochs
