@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from boxquery import UserError
+from boxquery.cli import run
 
 from . import writers
 from .outcomes import boxes, expected, outcome
@@ -230,3 +231,49 @@ def test_what_all_share_is_said_once(base, change, words):
     with pytest.raises(UserError) as caught:
         outcome(root)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+SPELLINGS = ("case", "ls_116", "ls_local_files", "ls_project_id", "nfd", "no_ending", "percent", "url_path")
+VALUES = (
+    "category_listed_twice", "float_category", "float_image_id", "float_images", "image_listed_twice", "name_is_number", "polygons_only",
+    "string_bbox", "string_category", "string_image_id",
+)  # fmt: skip
+SHARED = [
+    "10_coco_images_in_data/data",
+    *(f"11_coco_file_names/{name}" for name in SPELLINGS),
+    *(f"15_coco_values/{name}" for name in VALUES),
+    "18_macos_leftovers/json",
+    "18_macos_leftovers/zip",
+]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("case", SHARED)
+def test_inputs_that_were_refused(shared, case):
+    """The small inputs from public reports: all is read, and what was inferred is said."""
+    folder = shared / "cases" / case
+    if not folder.is_dir():
+        pytest.skip(f"no cases/{case} in the reference material")
+    data, _ = outcome(folder, 24 if "18" in case else 16)
+    assert data.skipped == []
+    assert len(data.names) == 3
+    assert data.notes or case.endswith("json")
+
+
+@pytest.mark.parametrize(("change", "status", "words"), [
+    (SAME["image_id as text"][0], 0, "image_id is text"),
+    (each(IMAGES, put("file_name", lambda e: f"/data/upload/1/{e['file_name'].upper()}")), 0, "by their file name alone, in another case"),
+    (BROKEN["no bbox"][0], 0, "no bbox"),
+    (each(ANNOTATIONS, lambda e: e.pop("bbox")), 2, "no bbox: all"),
+    (lambda c: c.pop("categories"), 2, "no list 'categories'"),
+])  # fmt: skip
+def test_on_the_command_line(base, change, status, words, tmp_path, capsys, monkeypatch):
+    root, images = base
+    content = writers.coco_content(images)
+    (change(content["annotations"][0]) if words == "no bbox" else change(content))
+    (root / "data.json").write_text(json.dumps(content))
+    monkeypatch.chdir(tmp_path)
+    assert run(["check", str(root), "--preset", "tiny"]) == status
+    printed = capsys.readouterr()
+    assert words in " ".join((printed.out + printed.err).split())
+    assert printed.err.count("error: ") == (status == 2)

@@ -156,6 +156,13 @@ def write_csv(root, images):
     (root / "labels.csv").write_text("\n".join(lines))
 
 
+def write_makesense_csv(root, images):
+    lines = ["label_name,bbox_x,bbox_y,bbox_width,bbox_height,image_name,image_width,image_height"]
+    lines += [f"{t.name},{','.join(map(str, sized(t.box)))},{p.stem}.png,64,48" for p in images for t in p.things]
+    lines += [f",,,,,{p.stem}.png,64,48" for p in images if not p.things]
+    (root / "labels_mine_2026.csv").write_text("\n".join(lines))
+
+
 TOOLS: dict[str, tuple[Callable, str]] = {
     "via": (write_via, "VIA's annotations"),
     "via with numbered regions": (write_via_regions, "VIA's annotations"),
@@ -167,6 +174,7 @@ TOOLS: dict[str, tuple[Callable, str]] = {
     "label-studio-min": (write_label_studio_min, "Label Studio's JSON"),
     "createml": (write_createml, "CreateML's JSON"),
     "csv": (write_csv, "a CSV of boxes"),
+    "csv of makesense": (write_makesense_csv, "a CSV of boxes"),
 }
 
 
@@ -243,7 +251,7 @@ def test_formats_that_are_not_read_are_named(tmp_path, name):
         assert "which is not read; " in str(caught.value)
 
 
-@pytest.mark.parametrize("tool", [tool for tool in TOOLS if tool not in ("via-csv", "cvat", "csv")])
+@pytest.mark.parametrize("tool", [tool for tool in TOOLS if "csv" not in tool and tool != "cvat"])
 def test_tools_files_of_any_values(tmp_path, tool):
     """Broken in many ways, a file is read or refused, never a traceback."""
     images = pictures(12)

@@ -31,7 +31,10 @@ def visible(place: Path, pattern: str = "*") -> list[Path]:
 
 def folders(place: Path) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
-    return [path for path in visible(place) if path.is_dir()]
+    if not place.is_dir():
+        return []
+    with os.scandir(place) as entries:
+        return [place / name for name in sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))]
 
 
 class Folder:

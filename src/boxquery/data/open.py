@@ -179,7 +179,7 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
         formats["voc"] = lambda: voc.read(root, images=images)
     if (head := yolo.find(root)) is not None:
         formats["yolo"] = lambda: yolo.read(root, head, images=images)
-    if not formats and (tool := tools.find(root)) is not None:
+    if not (formats or beside) and (tool := tools.find(root)) is not None:
         formats[tool[0]] = lambda: tools.read(root, *tool, images)
     if beside:
         formats["coco"] = lambda: coco.read(root, files, whole=len(files) == 1, images=images)

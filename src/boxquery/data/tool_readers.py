@@ -234,13 +234,31 @@ def createml(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
         yield Image(here, name, file.parent, None, shapes)
 
 
+_NAMES = ("filename", "file_name", "image_name", "image_path", "image", "path")
+_CLASSES = ("class", "class_name", "label", "label_name", "category", "name")
+_BOXES = (
+    ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2"),
+    ("bbox_x", "bbox_y", "bbox_width", "bbox_height"), ("x", "y", "w", "h"),
+)  # fmt: skip
+
+
+def csv_columns(row: dict[str, str]) -> tuple[str, str, tuple[str, ...]] | None:
+    """The columns of a CSV with a row per box: file name, class, and the four of the box; None if it is another."""
+    name, label = (next((key for key in keys if key in row), "") for keys in (_NAMES, _CLASSES))
+    box = next((keys for keys in _BOXES if set(keys) <= set(row)), None)
+    return (name, label, box) if name and label and box else None
+
+
 def boxes_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterator[Image]:
-    where = folder.show(file)
+    where, columns = folder.show(file), csv_columns(rows[0])
+    if columns is None:
+        raise ValueError("no columns of file name, class and box")
     images: dict[str, Image] = {}
     for number, row in enumerate(rows, 2):
-        name = row["filename"]
-        image = images.setdefault(name, Image(f"{where} {name}", name, file.parent, _size(row.get("width"), row.get("height"))))
-        corners = [row[side] for side in ("xmin", "ymin", "xmax", "ymax")]
-        if any(corners):
-            image.shapes.append(Shape(f"{where} line {number}", _text(row["class"]), _numbers(*corners), f"{row['class']}, {corners}"))
+        name, label, values = row[columns[0]], row[columns[1]], [row[key] for key in columns[2]]
+        size = _size(row.get("width", row.get("image_width")), row.get("height", row.get("image_height")))
+        image = images.setdefault(name, Image(f"{where} {name}", name, file.parent, size))
+        if any(values):
+            box = _sized(*values) if columns[2][2].endswith(("w", "width")) else _numbers(*values)
+            image.shapes.append(Shape(f"{where} line {number}", _text(label), box, f"{label}, {values}"))
     yield from images.values()

@@ -1,7 +1,8 @@
 """Annotation tools' own formats: those with a short reader become a data set, of the others it is said what to export instead.
 
 Read: VIA (project JSON, annotations JSON and CSV), labelme, Supervisely (``meta.json`` with ``ann/``), CVAT for images (XML), Label Studio
-(JSON and JSON-MIN), CreateML, and CSV with a row per box as TensorFlow's tutorials write it. Rectangles are read exactly; a polygon, circle
+(JSON and JSON-MIN), CreateML, and CSV with a row per box, as TensorFlow's
+tutorials and makesense write it. Rectangles are read exactly; a polygon, circle
 or ellipse becomes the box around it; other shapes are named and skipped. Classes are the names found, sorted; ids are their positions.
 """
 
@@ -202,9 +203,7 @@ _TOOLS = {
         ),
         tool_readers.createml,
     ),
-    "csv": _Tool(
-        "a CSV of boxes", lambda c: {"filename", "class", "xmin", "ymin", "xmax", "ymax"} <= set(_first(c)), tool_readers.boxes_csv
-    ),
+    "csv": _Tool("a CSV of boxes", lambda c: tool_readers.csv_columns(_first(c)) is not None, tool_readers.boxes_csv),
     "coco-results": _Tool(
         "a COCO results file (predictions)", lambda c: {"image_id", "category_id", "score"} <= set(_first(c)), None, "give the annotations"
     ),
