@@ -1,9 +1,9 @@
 """Annotation tools' own formats: those with a short reader become a data set, of the others it is said what to export instead.
 
 Read: VIA (project JSON, annotations JSON and CSV), labelme, Supervisely (``meta.json`` with ``ann/``), CVAT for images (XML), Label Studio
-(JSON and JSON-MIN), CreateML, and CSV with a row per box, as TensorFlow's
-tutorials and makesense write it. Rectangles are read exactly; a polygon, circle
-or ellipse becomes the box around it; other shapes are named and skipped. Classes are the names found, sorted; ids are their positions.
+(JSON and JSON-MIN), CreateML, and CSV with a row per box, as TensorFlow's tutorials and makesense write it. Rectangles are read exactly; a
+polygon, circle or ellipse becomes the box around it; other shapes are named and skipped. Classes are the names found, sorted; ids are their
+positions.
 """
 
 from __future__ import annotations
