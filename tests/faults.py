@@ -233,7 +233,7 @@ coco("a box right of the image", "named", "lies outside its image (64 x 48", box
 coco("a box of words", "named", "not four numbers", box(bbox=["a", "b", "c", "d"]))
 coco("a box of truth values", "named", "not four numbers", box(bbox=[True, True, True, True]))
 coco("a box of three numbers", "named", "not four numbers", box(bbox=[1, 2, 3]))
-coco("no box", "named", "not four numbers", box(bbox=None))
+coco("no box", "named", "no bbox", box(bbox=None))
 coco("an unknown category", "named", "unknown category", box(category_id=4))
 coco("a category that is a list", "named", "unknown category", box(category_id=[3]))
 coco("an unknown image", "named", "unknown image (7)", box(image_id=7))
@@ -451,7 +451,7 @@ laid(
     lambda r: (r / "labels/val/p002.txt").open("a").write("0 32 24 10 10\n"),
 )
 laid("yolo", "a NaN", "named", "not four numbers", lambda r: (r / "labels/val/p002.txt").open("a").write("0 nan 0.5 0.1 0.1\n"))
-laid("yolo", "a label file without image", "named", "no such file (extra)", write("labels/val/extra.txt", "0 0.5 0.5 0.1 0.1\n"))
+laid("yolo", "a label file without image", "named", "no such file (no image is called extra)", write("labels/val/extra.txt", "0 0.5 0.5 0.1 0.1\n"))
 laid("yolo", "an image without label file", "named", "1 of 24 images have no label file", lambda r: (r / "labels/val/p002.txt").unlink())
 laid(
     "yolo",

@@ -178,3 +178,23 @@ def test_what_is_passed_over_is_said(tmp_path, kind):
     data = open_data(root)
     assert "3 files beside the images passed over: .mp4 2, .psd 1" in data.notes
     assert sum(map(len, data.splits.values())) == 12
+
+
+@pytest.mark.parametrize("kind", ["coco", "voc"])
+@pytest.mark.parametrize("fits", [True, False])
+def test_width_and_height_in_each_others_place(tmp_path, kind, fits):
+    """Taken with a note where boxes show it; where one lies beyond the file as well, the images are other ones."""
+    images = pictures(12)
+    for picture in images:
+        picture.stated = picture.size[::-1]
+        picture.things.append(Thing("cat", [50, 1, 63 if fits else 70, 9]))
+    root = writers.FORMATS[kind](tmp_path, images)
+    if not fits:
+        with pytest.raises(UserError, match=r"12 of 12 images are invalid.*stated size is not the file's: all 12 images"):
+            open_data(root)
+        return
+    data = open_data(root)
+    assert "12 images with width and height stated in each other's place, as the boxes show: the files' are used" in data.notes
+    assert {(r.width, r.height) for split in data.splits.values() for r in split} == {(64, 48)}
+    with pytest.raises(UserError, match="stated 48 x 64, the file is 64 x 48"):
+        open_data(root, strict=True)

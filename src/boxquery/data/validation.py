@@ -27,6 +27,7 @@ from boxquery.errors import UserError, count, printable
 LIMIT = 0.10
 """A larger share of invalid boxes or images is fatal."""
 _SLACK = 0.05  # pixels beyond the image that are rounding errors, not worth a note
+_FITS = 1.5  # pixels beyond an image in which a box still fits it
 _THREADS = 8
 _LONGEST = 1000  # characters of a line
 _QUOTED = 3  # kinds of faults that a refusal names, files that a note does
@@ -77,6 +78,7 @@ class ImportReport:
     images_total: int = 0
     clipped: int = 0
     rotated: int = 0
+    exchanged: int = 0
     remarks: dict[str, list[str]] = field(default_factory=dict)
 
     @property
@@ -110,7 +112,16 @@ class ImportReport:
         images = f"{self.images_invalid:,} of {count(self.images_total, 'image')} cannot be used or are not of the stated size"
         clipped = f"{count(self.clipped, 'box', 'boxes')} reached beyond the image and were clipped to it"
         rotated = f"{count(self.rotated, 'image')} annotated before EXIF rotation: the boxes were rotated with the image"
-        notes = ((self.boxes_skipped, self.boxes()), (self.images_invalid, images), (self.clipped, clipped), (self.rotated, rotated))
+        exchanged = (
+            f"{count(self.exchanged, 'image')} with width and height stated in each other's place, as the boxes show: the files' are used"
+        )
+        notes = (
+            (self.exchanged, exchanged),
+            (self.boxes_skipped, self.boxes()),
+            (self.images_invalid, images),
+            (self.clipped, clipped),
+            (self.rotated, rotated),
+        )
         remarks = [f"{count(len(names), 'image')} {remark}: {_some(names)}" for remark, names in self.remarks.items()]
         return [note for number, note in notes if number] + remarks
 
@@ -135,7 +146,7 @@ def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[D
     report.boxes_total += len(raw.orphans)
     for where, fault in raw.orphans:
         report.add(where, fault, boxes=1)
-    records = {name: _valid_records(images, report, raw.source) for name, images in splits.items()}
+    records = {name: _valid_records(images, report, raw.source, strict) for name, images in splits.items()}
     _fail_if_useless(report, records, raw.source, strict)
     notes += report.notes()
     unusable = {name: f"none of its {count(len(splits[name]), 'image')} can be used" for name, kept in records.items() if not kept}
@@ -189,9 +200,10 @@ def _unique_names(raw: RawDataset, notes: list[str]) -> list[str]:
     return [name if times[name] == 1 else f"{name} ({i})" for name, i in zip(names, raw.ids, strict=True)]
 
 
-def _valid_records(images: list[RawImage], report: ImportReport, source: str) -> list[Record]:
+def _valid_records(images: list[RawImage], report: ImportReport, source: str, strict: bool) -> list[Record]:
     with ThreadPoolExecutor(_THREADS) as pool:
         headers = list(pool.map(_header, images))
+    exchanged = not strict and _sizes_are_exchanged(images, headers)
     records = []
     for image, header in zip(images, headers, strict=True):
         report.images_total += 1
@@ -208,11 +220,30 @@ def _valid_records(images: list[RawImage], report: ImportReport, source: str) ->
             if header.orientation >= 5 and image.size == actual[::-1]:
                 report.rotated += 1
                 boxes = [box and _rotated(box, header) for box in boxes]
+            elif exchanged and image.size == actual[::-1]:
+                report.exchanged += 1
             else:
                 stated = f"stated {image.size[0]:g} x {image.size[1]:g}, the file is {actual[0]} x {actual[1]}"
                 report.add(image.where, Fault("stated size is not the file's", stated), "the file's size is used", images=1)
         records.append(_record(image, boxes, header, report))
     return records
+
+
+def _sizes_are_exchanged(images: list[RawImage], headers: list[Header | Fault]) -> bool:
+    """Whether the data states height and width in the place of each other: boxes reach beyond the stated sizes, none beyond the files'."""
+    beyond = False
+    for image, header in zip(images, headers, strict=True):
+        if (
+            isinstance(header, Header)
+            and header.orientation < 5
+            and header.width != header.height
+            and image.size == (header.height, header.width)
+        ):
+            for x, y in ((raw.box[2], raw.box[3]) for raw in image.objects if raw.box is not None):
+                if x > header.width + _FITS or y > header.height + _FITS:
+                    return False
+                beyond = beyond or x > header.height + _FITS or y > header.width + _FITS
+    return beyond
 
 
 def _header(image: RawImage) -> Header | Fault:
