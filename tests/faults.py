@@ -451,7 +451,13 @@ laid(
     lambda r: (r / "labels/val/p002.txt").open("a").write("0 32 24 10 10\n"),
 )
 laid("yolo", "a NaN", "named", "not four numbers", lambda r: (r / "labels/val/p002.txt").open("a").write("0 nan 0.5 0.1 0.1\n"))
-laid("yolo", "a label file without image", "named", "no such file (no image is called extra)", write("labels/val/extra.txt", "0 0.5 0.5 0.1 0.1\n"))
+laid(
+    "yolo",
+    "a label file without image",
+    "named",
+    "no such file (no image is called extra)",
+    write("labels/val/extra.txt", "0 0.5 0.5 0.1 0.1\n"),
+)
 laid("yolo", "an image without label file", "named", "1 of 24 images have no label file", lambda r: (r / "labels/val/p002.txt").unlink())
 laid(
     "yolo",
