@@ -126,8 +126,9 @@ class ImageFinder:
         for split in gone if any(raw.splits[split] for split in set(raw.splits) - gone) else ():
             images = raw.splits[split]
             example, boxes = images[0].fault, sum(len(image.objects) for image in images)
+            raw.absent[split] = f"none of its {len(images)} images is there ({example})"
             raw.notes.append(f"none of the {len(images)} images of {split} is there ({example}): left out with its {boxes} boxes")
-            raw.splits[split] = []
+            del raw.splits[split]
 
     def _look_up(self, base: Path, name: str, split: str) -> tuple[Path | None, str]:
         """The file that a name can mean, and what was passed over; or None, and why the files that come near are not used."""
