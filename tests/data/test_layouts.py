@@ -99,7 +99,7 @@ def test_a_split_that_was_not_exported(tmp_path):
     assert "none of the 4 images of test is there (no such file ('p003.png'" in said
     assert f"left out with its {boxes_of_test} boxes" in said
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 8, "val": 4}
-    with pytest.raises(UserError, match="no split 'test' .none of its 4 images is there"):
+    with pytest.raises(UserError, match=r"no split 'test' .none of its 4 images is there"):
         data.split("test")
     (tmp_path / "annots" / "test.json").write_text("")
     assert "annots/test.json: an empty file; left out" in outcome(tmp_path)[1]

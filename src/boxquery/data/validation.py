@@ -32,7 +32,7 @@ _THREADS = 8
 _LONGEST = 1000  # characters of a line
 _QUOTED = 3  # kinds of faults that a refusal names, files that a note does
 _REMEDIES = {
-    NO_FILE: "put the images where the annotations name them",
+    NO_FILE: "put the images where the annotations name them, or name their folder with --images",
     "has no file name": "give each image its file name",
     "stated size is not the file's": "write the files' own sizes, and scale the boxes if the images were resized after labelling",
     "box has no size": "check that the four numbers are in the order of this format",
