@@ -654,6 +654,14 @@ def test_several_settings_are_named(tmp_path):
     assert any("b.yaml is used, though a.yaml could be as well" in note for note in open_data(tmp_path / "b.yaml").notes)
 
 
+def test_settings_in_a_folder_of_their_own(tmp_path):
+    images = pictures()
+    written(tmp_path, ultralytics, images, lambda t: joined(number(t), *shares(t)))
+    put(tmp_path / "cfg" / "data.yaml", f"train: ../images/train\nval: ../images/val\nnames: {NAMES}\n")
+    (tmp_path / "data.yaml").unlink()
+    assert any("cfg/data.yaml: what does not exist as written" in note for note in assert_boxes(tmp_path, images).notes)
+
+
 def test_captions_beside_images_are_no_labels(tmp_path):
     for p in pictures():
         writers.save_image(tmp_path / f"{p.stem}.png", p)

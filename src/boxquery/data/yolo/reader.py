@@ -31,9 +31,12 @@ def find(root: Path) -> Path | None:
     for name in _CLASSES:
         if (root / name).is_file():
             return root / name
-    if any(find_settings(inner) for inner in folders(root)):
+    inner = {place: settings for place in folders(root) if (settings := find_settings(place))}
+    if any(Folder(place).images(place) for place in inner):
         return None  # the data is there
-    return root if holds_labels(Folder(root)) else None
+    if not holds_labels(Folder(root)):
+        return None
+    return next(iter(inner.values())) if len(inner) == 1 else root
 
 
 def read(root: Path, head: Path, *, images: Path | None = None, labels: Path | None = None) -> RawDataset:
