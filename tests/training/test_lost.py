@@ -16,6 +16,7 @@ from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import run as command_line
+from boxquery.data.loading import EpochSampler
 from boxquery.data.open import open_data
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import atomic_write
@@ -24,7 +25,7 @@ from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.fit import Run
 from boxquery.training.module import Training
-from boxquery.training.progress import LiveBar
+from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.state import LAST, PREVIOUS, damage, latest_checkpoint, run_lock
 from tests.data import writers
 
@@ -302,7 +303,8 @@ def test_an_image_found_unreadable_while_training_is_named_and_skipped(photos, t
 def test_images_found_unreadable_are_known_after_a_resume(whole, capsys):
     """Also where nothing is read any more, so that the report of a run that died while it finished names them."""
     config, data = RunConfig.read(whole), scenes()
-    made = [EpochEnd(whole, config, bq.load(whole), data.splits["val"], LiveBar(Console(), config.length), 12) for _ in range(2)]
+    bar = LiveBar(Console(), config.length, Heartbeat(Console()))
+    made = [EpochEnd(whole, config, bq.load(whole), data.splits["val"], bar, EpochSampler(12, 0)) for _ in range(2)]
     made[0].skipped("val", "p.png: cannot be read")
     made[1].load_state_dict(json.loads(json.dumps(made[0].state_dict())))
     made[1].skipped("val", "p.png: cannot be read")

@@ -79,7 +79,7 @@ class LiveBar(L.Callback):
         self.done = self.before = trainer.current_epoch * self.length.epoch_batches
         self.started = time.monotonic()
         if trainer.current_epoch and self.done < self.length.total_batches:
-            self.console.print(f"resuming after epoch {self._of(trainer.current_epoch)}", highlight=False)
+            self.console.print(f"resuming after {trainer.current_epoch} of {self.length.total_epochs} epochs", highlight=False)
         self.progress.update(self.task, completed=self.done)
         self.progress.start()
         self.heartbeat.doing = self.state
