@@ -7,6 +7,7 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 from boxquery.data.folder import Folder, split_name, visible
 from boxquery.data.images import IMAGE_SUFFIXES
@@ -143,7 +144,8 @@ class LabelFiles:
 
 
 def name_key(stem: str) -> str:
-    return unicodedata.normalize("NFC", stem).casefold()
+    """A stem without case, Unicode form and percent-encoding."""
+    return unicodedata.normalize("NFC", unquote(stem)).casefold()
 
 
 def _contradict(images: tuple[str, ...], labels: tuple[str, ...]) -> bool:
