@@ -361,20 +361,22 @@ def measure_draws(source: str, draws: int) -> None:
     for count in DRAWN:
         hits: dict[str, list[bool]] = defaultdict(list)
         said: list[str] = []
-        lowest = np.inf
+        own: list[dict[str, Any]] = []
+        strange: list[dict[str, Any]] = []
         for _ in range(draws):
             name = str(rng.choice([name for name in pools if name != "train"]))
             train, other = ([pools[split][i] for i in np.sort(rng.permutation(len(pools[split]))[:count])] for split in ("train", name))
             facts, findings = check_pixels({"train": train, name: other}, data.names)
             said += [f"{finding.evidence} {finding.name}" for finding in findings]
-            lowest = min([lowest, *(own["boxes"]["z"] for own in facts.values() if "boxes" in own)])
+            own += [split["boxes"] for split in facts.values() if "boxes" in split]
             x, y = rng.choice([-0.1, -0.05, 0.05, 0.1], 2)
             title, change = list({
                 f"shifted by {100 * x:+.0f} % of the width and {100 * y:+.0f} %": lambda b, x=x, y=y: b + np.array([x, y, x, y]),
                 "scaled by 0.8": lambda b: b * 0.8, "written with x and y swapped": lambda b: b[:, [1, 0, 3, 2]],
                 "mirrored left to right": lambda b: np.stack((1 - b[:, 2], b[:, 1], 1 - b[:, 0], b[:, 3]), 1),
             }.items())[int(rng.integers(4))]  # fmt: skip
-            _, findings = check_pixels({"train": others(train)}, data.names)
+            facts, findings = check_pixels({"train": others(train)}, data.names)
+            strange += [facts["train"]["boxes"]] if "boxes" in facts["train"] else []
             hits["images-do-not-belong"].append("images-do-not-belong" in {finding.name for finding in findings})
             _, findings = check_pixels({"train": [replace(i, boxes=np.clip(change(i.boxes), 0, 1)) for i in train]}, data.names)
             hits["boxes-moved"].append("boxes-moved" in {finding.name for finding in findings})
@@ -383,9 +385,12 @@ def measure_draws(source: str, draws: int) -> None:
                 hits["labels-shifted"].append(check_labels(train, other, name, data.names, labels) is not None)
             if (colours := compare_colours(swapped(train), other)) is not None:
                 hits["colours-swapped"].append(check_colours(train, other, name, colours) is not None)
-        named = ", ".join(f"{kind} {sum(own)} of {len(own)}" for kind, own in hits.items())
-        title = f"{Path(source).name}, {count} images, {draws} draws"
-        print(f"{title}: clean: {', '.join(said) or 'nothing'} (lowest z {lowest:.1f}); {named}", flush=True)
+        named = ", ".join(f"{kind} {sum(hit)} of {len(hit)}" for kind, hit in hits.items())
+        print(f"{Path(source).name}, {count} images, {draws} draws: said of clean data: {', '.join(said) or 'nothing'}; named: {named}")
+        mine = f"z from {min(fit['z'] for fit in own):.1f}, spreads from {min(fit['fit'] for fit in own):.2f}"
+        theirs = f"z to {max(fit['z'] for fit in strange):.1f}, spreads to {max(fit['fit'] for fit in strange):.2f}"
+        move = max(fit["move_z"] for fit in own)
+        print(f"  own boxes: {mine}; other images' boxes: {theirs}; best move of clean data: z to {move:.1f}", flush=True)
 
 
 def read(results: Path) -> list[dict[str, Any]]:
