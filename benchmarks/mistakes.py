@@ -47,7 +47,7 @@ Said = list[tuple[str, str, str]]
 """Level, name and text of everything that a check says."""
 
 SEEDS = 5
-DRAWN = (24, 64)  # images of a split in ``--draws``
+DRAWN = (32, 64)  # images of a split in ``--draws``
 KEPT = 0.9  # share of the images that a seed keeps
 EVERY, TRAIN = ("train", "val", "test"), ("train",)
 

@@ -19,7 +19,14 @@ from tests.data.writers import NAMES
 from tests.training.runs import scenes, settings
 
 CONFIG = RunConfig(
-    data="photos", model="detr", preset="tiny", lr=0.01, image_size=96, batch_size=4, length=RunLength(epochs=1).with_data(9, 4)
+    data="photos",
+    model="detr",
+    preset="tiny",
+    lr=0.01,
+    image_size=96,
+    batch_size=4,
+    length=RunLength(epochs=1).with_data(9, 4),
+    pretrained=False,
 )
 FLOORS = {"floor": {"random": {"left": 100, "not_within": 50}}}
 

@@ -42,15 +42,16 @@ def contrasts(image: SampledImage, boxes: np.ndarray) -> np.ndarray:
     margin = (high - low) * _BORDER
     inside, pixels = image.sum(boxes)
     both, more = image.sum(np.concatenate((low - margin, high + margin), -1))
-    core, few = image.sum(np.concatenate((low + margin, high - margin), -1))
+    colours = slice(LIGHT, GREEN + 1)
+    core, few = image.sum(np.concatenate((low + margin, high - margin), -1), colours)
     around = more - pixels
     visible = np.clip(high, 0, 1) - np.clip(low, 0, 1)
     whole = ((high - low) * image.size).prod(-1, keepdims=True)
     usable = (visible * image.size >= _LEAST).all(-1) & (around >= pixels / 4)[..., 0] & (pixels > 0.6 * whole)[..., 0]
     with np.errstate(divide="ignore", invalid="ignore"):
-        mean, frame, middle, rest = inside / pixels, (both - inside) / around, core / few, (inside - core) / (pixels - few)
-        colours = slice(LIGHT, GREEN + 1)
-        difference, within = np.abs(mean - frame), np.linalg.norm((middle - rest)[..., colours], axis=-1)
+        mean, frame = inside / pixels, (both - inside) / around
+        difference = np.abs(mean - frame)
+        within = np.linalg.norm(core / few - (inside[..., colours] - core) / (pixels - few), axis=-1)
         sides = _across_sides(image, low, high) - np.log(frame[..., ALONG_X] + frame[..., ALONG_Y] + 1e-3)
         result = np.stack([
             np.linalg.norm(difference[..., colours], axis=-1), difference[..., RED_BLUE], difference[..., GREEN],
@@ -68,8 +69,8 @@ def _across_sides(image: SampledImage, low: np.ndarray, high: np.ndarray) -> np.
         np.stack((x1 - w, y1, x1 + w, y2), -1), np.stack((x2 - w, y1, x2 + w, y2), -1),
         np.stack((x1, y1 - h, x2, y1 + h), -1), np.stack((x1, y2 - h, x2, y2 + h), -1),
     ], -2)  # fmt: skip
-    sums, pixels = image.sum(strips)
-    means = np.concatenate((sums[..., :2, ALONG_X] / pixels[..., :2, 0], sums[..., 2:, ALONG_Y] / pixels[..., 2:, 0]), -1)
+    sums, pixels = image.sum(strips, slice(ALONG_X, ALONG_Y + 1))
+    means = np.concatenate((sums[..., :2, 0] / pixels[..., :2, 0], sums[..., 2:, 1] / pixels[..., 2:, 0]), -1)
     return np.log(np.where(np.isfinite(means), means, 0).sum(-1) / 2 + 1e-3)
 
 

@@ -40,7 +40,7 @@ def _features(image: SampledImage) -> np.ndarray:
     boxes, in bright and in green places."""
     edges = np.linspace(0, 1, _GRID + 1)
     x, y = np.meshgrid(edges, edges)
-    cells = np.diff(np.diff(image.integrals(x, y)[..., : GREEN + 1], axis=0), axis=1) / image.size.prod() * _GRID**2
+    cells = np.diff(np.diff(image.integrals(x, y, slice(LIGHT, GREEN + 1)), axis=0), axis=1) / image.size.prod() * _GRID**2
     red_blue, light, green = cells[..., RED_BLUE], cells[..., LIGHT], cells[..., GREEN]
     sums, pixels = image.sum(image.boxes)
     boxes = (sums[:, RED_BLUE] / np.maximum(pixels[:, 0], 1e-9)).mean()

@@ -63,7 +63,8 @@ def _thumbnails(image: SampledImage, boxes: np.ndarray, side: int) -> np.ndarray
     grid = np.linspace(0, 1, side + 1)
     x = boxes[:, 0, None] + grid * (boxes[:, 2] - boxes[:, 0])[:, None]
     y = boxes[:, 1, None] + grid * (boxes[:, 3] - boxes[:, 1])[:, None]
-    sums = image.integrals(*np.broadcast_arrays(x[:, None, :], y[:, :, None]))[..., LIGHT : GREEN + 1]
+    columns, rows = np.broadcast_arrays(x[:, None, :], y[:, :, None])
+    sums = image.integrals(columns, rows, slice(LIGHT, GREEN + 1))
     cells = np.diff(np.diff(sums, axis=1), axis=2)
     pixels = (np.diff(x, axis=1)[:, None, :] * np.diff(y, axis=1)[:, :, None] * image.size.prod())[..., None]
     return cells / np.maximum(pixels, 1e-9)

@@ -42,21 +42,21 @@ class SampledImage:
         """Width and height."""
         return np.array(self.sums.shape[1::-1]) - 1
 
-    def integrals(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        """The integral image at points in 0..1, clipped to the image and interpolated: [..., 6]."""
+    def integrals(self, x: np.ndarray, y: np.ndarray, planes: slice = slice(None)) -> np.ndarray:
+        """The integral image at points in 0..1, clipped to the image and interpolated: [..., planes]."""
         height, width = self.sums.shape[0] - 1, self.sums.shape[1] - 1
         x, y = np.clip(x, 0, 1) * width, np.clip(y, 0, 1) * height
         left, top = np.minimum(x.astype(np.intp), width - 1), np.minimum(y.astype(np.intp), height - 1)
         x, y = (x - left)[..., None], (y - top)[..., None]
-        flat, row = self.sums.reshape(-1, len(PLANES)), width + 1
+        flat, row = self.sums.reshape(-1, len(PLANES))[:, planes], width + 1
         at = top * row + left
         upper = flat[at] * (1 - x) + flat[at + 1] * x
         return upper * (1 - y) + (flat[at + row] * (1 - x) + flat[at + row + 1] * x) * y
 
-    def sum(self, boxes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Per box [..., 4]: the sums of the planes inside it and the image [..., 6], and how many pixels that are [..., 1]."""
+    def sum(self, boxes: np.ndarray, planes: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Per box [..., 4]: the sums of planes inside it and the image [..., planes], and how many pixels that are [..., 1]."""
         boxes = np.clip(boxes, 0, 1)
-        corners = self.integrals(boxes[..., [0, 2, 0, 2]], boxes[..., [1, 1, 3, 3]])
+        corners = self.integrals(boxes[..., [0, 2, 0, 2]], boxes[..., [1, 1, 3, 3]], planes)
         sizes = (boxes[..., 2:] - boxes[..., :2]).clip(0) * self.size
         return corners[..., 3, :] - corners[..., 2, :] - corners[..., 1, :] + corners[..., 0, :], sizes.prod(-1, keepdims=True)
 
