@@ -340,9 +340,17 @@ def measure(source: str, results: Path, seeds: int) -> None:
                 named = any(
                     level != "note" and name == found and words in text for level, found, text in said for name, words in mistake.names
                 )
-                row = key | {"named": named, "cannot_show": mistake.shown(data), "said": said, "cpu_seconds": time.process_time() - started}
+                row = key | {"named": named, "cannot_show": mistake.shown(data), "said": [f"{level} {name}" for level, name, _ in said]}
                 add(results, row)
-                print(row["set"], seed, mistake.title, "named" if named else "-", [f"{a} {b}" for a, b, _ in said], flush=True)
+                print(
+                    row["set"],
+                    seed,
+                    mistake.title,
+                    "named" if named else "-",
+                    row["said"],
+                    f"{time.process_time() - started:.1f} s",
+                    flush=True,
+                )
 
 
 def measure_draws(source: str, draws: int) -> None:
@@ -422,7 +430,7 @@ def print_tables(results: Path) -> None:
         print(f"| {number} | {title} | {' | '.join(cells)} |")
     print(f"| | all that the set can show | {' | '.join(f'{a} of {b}' for a, b in hits.values())} |\n")
     for row in sorted((row for row in rows if row["number"] == 0), key=lambda row: (row["set"], row["seed"])):
-        print(f"{row['set']}, seed {row['seed']}: {', '.join(f'{level} {name}' for level, name, _ in row['said']) or 'nothing'}")
+        print(f"{row['set']}, seed {row['seed']}: {', '.join(row['said']) or 'nothing'}")
 
 
 def main() -> None:
