@@ -106,7 +106,8 @@ class ImportReport:
 
     def boxes(self) -> str:
         """What became of the boxes."""
-        return f"{self.boxes_kept:,} of {count(self.boxes_total, 'box', 'boxes')} kept, {self.boxes_skipped:,} skipped"
+        noun = "box" if self.boxes_total == 1 else "boxes"
+        return f"{self.boxes_kept} of {self.boxes_total} {noun} kept, {self.boxes_skipped} skipped"  # digits alone, for who reads it by program
 
     def notes(self) -> list[str]:
         images = f"{self.images_invalid:,} of {count(self.images_total, 'image')} cannot be used or are not of the stated size"
