@@ -107,7 +107,7 @@ class ImportReport:
     def boxes(self) -> str:
         """What became of the boxes."""
         noun = "box" if self.boxes_total == 1 else "boxes"
-        return f"{self.boxes_kept} of {self.boxes_total} {noun} kept, {self.boxes_skipped} skipped"  # digits alone, for who reads it by program
+        return f"{self.boxes_kept} of {self.boxes_total} {noun} kept, {self.boxes_skipped} skipped"  # as programs read it
 
     def notes(self) -> list[str]:
         images = f"{self.images_invalid:,} of {count(self.images_total, 'image')} cannot be used or are not of the stated size"
