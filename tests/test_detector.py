@@ -102,6 +102,15 @@ def test_a_result_draws_itself_and_becomes_coco(detector, photo, tmp_path):
     assert gone.draw().size == photo.size
 
 
+@pytest.mark.parametrize(("size", "drawn"), [((2000, 10), (2000, 40)), ((1, 300), (40, 300)), ((6000, 20), (6000, 60))])
+def test_a_strip_is_drawn_with_room_for_names(size, drawn):
+    boxes = np.array([[0, 0, *size]], np.float32)
+    result = bq.Result(boxes, np.ones(1), np.zeros(1, np.int64), ["cat"], [1], size[::-1], image=Image.new("RGB", size, "red"))
+    picture = result.draw()
+    assert picture.size == drawn
+    assert len(set(picture.crop((0, 0, *drawn)).getdata())) > 3, "a name on its tag"
+
+
 def test_what_is_printed_of_a_detector_and_a_result(detector, photo):
     assert repr(detector) == "<Detector detr (paper), 2 classes: cat, owl; image size 64, threshold 0.00, on cpu>"
     found = repr(detector.predict(photo, max_detections=3))

@@ -13,9 +13,12 @@ from PIL import Image
 from boxquery.data.images import read_image
 from boxquery.errors import UserError, count
 from boxquery.pages.drawing import draw
+from boxquery.pages.images import with_margin
 
 #: digits of a file name that is taken for a number; longer ones are not exact everywhere that JSON is read
 _DIGITS = 15
+#: pixels of a picture's side in which a class name can be read
+_LEAST_SIDE = 40
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,11 +67,14 @@ class Result:
         return read_image(self.path)
 
     def draw(self) -> Image.Image:
-        """The image with boxes, class names and scores on it. Raises ``UserError`` if its file can no longer be read."""
+        """The image with boxes, class names and scores on it; a strip has a margin for them. Raises ``UserError`` if its file can no longer
+        be read."""
         names: list[str | None] = [None] * (int(self.labels.max(initial=-1)) + 1)
         for label, name in zip(self.labels.tolist(), self.names, strict=True):
             names[label] = name
-        return draw(self.pixels(), self.boxes, self.labels, names, scores=self.scores)
+        image = self.pixels()
+        least = max(_LEAST_SIDE, max(image.size) // 100)
+        return draw(with_margin(image, least, least), self.boxes, self.labels, names, scores=self.scores)
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """Rows of COCO's result format: ``image_id``, ``category_id`` (the data set's own), ``bbox`` (x, y, width, height) and ``score``.

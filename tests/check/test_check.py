@@ -16,6 +16,7 @@ from boxquery.check.command import check
 from boxquery.check.duplicates import check_duplicates, equal_images
 from boxquery.check.feasibility import FeasibilityPlan, check_steps
 from boxquery.check.labels import check_labels, compare_labels
+from boxquery.check.near_duplicates import check_uniform, thumbnails
 from boxquery.check.run_checks import run_checks
 from boxquery.check.samples import LIGHT, RED_BLUE, sample_images
 from boxquery.cli import run
@@ -348,6 +349,15 @@ def test_near_duplicates_and_uniform_images(tmp_path):
     assert next(f for f in findings if f.name == "uniform-images").text.startswith(
         "1 of 61 images are of a single colour (blank.png), 1 of"
     )
+
+
+@pytest.mark.parametrize("size", [(8000, 16), (900, 900)])
+def test_noise_is_not_of_a_single_colour(size, tmp_path):
+    """Its mean is everywhere the same once it is reduced."""
+    data = pixels_saved(scenes(2, 1), tmp_path / "images")
+    noise = np.random.default_rng(0).integers(100, 156, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "images/val-0.png")
+    assert not check_uniform(data, thumbnails(data))
 
 
 def test_boxes_that_repeat():

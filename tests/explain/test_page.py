@@ -1,6 +1,7 @@
 """The page is one file that needs nothing else, holds the maps of the explanation to 8 bits, and stays small."""
 
 import base64
+import io
 import json
 import re
 import zlib
@@ -226,3 +227,13 @@ def test_page_of_900_queries_stays_below_5_mb(cells, factors, tmp_path):
     assert write_page([known], tmp_path / "page.html").stat().st_size < 5e6
     assert max(map_size(known, 48)) <= 48
     assert max(map_size(known, 24)) <= 24
+
+
+@pytest.mark.parametrize(("size", "stretched"), [((4, 2000), True), ((600, 1), True), ((96, 960), False)])
+def test_a_strip_is_stretched_until_it_can_be_seen(size, stretched, tmp_path):
+    text = (path := write_page([explained(size=size)], tmp_path / "page.html")).read_text(encoding="utf-8")
+    [image] = data_of(path)
+    assert (image["height"], image["width"], image["stretched"]) == (*size, stretched)
+    assert ("its short side stretched" in text) == stretched
+    picture = Image.open(io.BytesIO(base64.b64decode(image["source"].partition(",")[2])))
+    assert max(picture.size) <= 20.5 * min(picture.size)

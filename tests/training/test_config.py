@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -48,11 +48,13 @@ def parse(words: list[str]) -> dict:
 
 
 @given(FLAGS)
+@settings(deadline=None)
 def test_flags_are_read_back_from_their_words(flags):
     assert parse(["train", "data", *flags.words()]) == {"data": "data", "flags": flags}
 
 
 @given(FLAGS, st.integers(1, 2000), st.integers(1, 400), st.integers(1, 10**5))
+@settings(deadline=None)
 def test_the_command_of_a_run_repeats_it(flags, epoch_batches, batch, epochs):
     own = {name: value for flag in fields(RunFlags) if (value := getattr(flags, name := flag.name)) is not None}
     length = RunLength(epochs=epochs, accumulate=flags.accumulate, val_every=flags.val_every).with_data(epoch_batches, batch)

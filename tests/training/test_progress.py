@@ -4,17 +4,18 @@ import io
 import re
 import shlex
 import time
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 import boxquery as bq
+from boxquery.cli import run
 from boxquery.training.config import RunConfig
 from boxquery.training.module import Training
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs, RunLength
 from boxquery.training.timing import announcement
+from tests.data.writers import drawn, write_coco
 
 from .runs import rows, scenes, settings
 
@@ -70,14 +71,24 @@ def test_interrupted_it_prints_the_command_that_resumes(tmp_path, monkeypatch, c
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(Training, "training_step", ctrl_c)
-    data = replace(scenes(), source="my data/it's")
+    data, out = write_coco(tmp_path / "my data" / "it's", drawn(scenes())), tmp_path / "a run"
     with pytest.raises(KeyboardInterrupt):
-        bq.train(data, epochs=3, out=tmp_path / "a run", **settings("detr"))
+        bq.train(str(data), epochs=3, out=out, **settings("detr"))
     (line,) = re.findall(r"^resume with: (.+)$", capsys.readouterr().err, re.MULTILINE)
-    assert shlex.split(line) == ["boxquery", "train", "my data/it's", "--out", str(tmp_path / "a run"), "--resume"]
+    assert shlex.split(line) == ["boxquery", "train", str(data), "--out", str(out), "--resume"]
     monkeypatch.setattr(Training, "training_step", step)
-    bq.train(data, out=tmp_path / "a run", resume=True)
+    assert run(["train", "--resume", "--out", str(out)]) == 0, "the run knows its data"
     assert re.search(r"^resuming after 1 of 3 epochs$", capsys.readouterr().err, re.MULTILINE)
+    assert len(rows(out)) == 3
+
+
+def test_the_line_of_an_epoch_fits_a_terminal():
+    console = Console(file=(shown := io.StringIO()), soft_wrap=True)
+    bar = LiveBar(console, RunLength(epochs=1000).with_data(3, 4), Heartbeat(console))
+    losses = {"loss": 12.345, "class": 1.234, "l1": 0.123, "giou": 0.456}
+    bar.report({"epoch": 1000, **losses, "AP": 0.1234, "AP50": 0.5678, "seconds": 3600.0})
+    assert shown.getvalue() == "epoch 1000/1000  loss 12.35  class 1.23  giou 0.46  AP 0.123  AP50 0.568  3600 s\n"
+    assert len(shown.getvalue().rstrip()) <= 80
 
 
 def test_off_a_terminal_nothing_is_silent_for_long():

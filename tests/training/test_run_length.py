@@ -8,6 +8,7 @@ from itertools import pairwise, product
 import pytest
 import yaml
 from hypothesis import given
+from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 import boxquery as bq
@@ -233,6 +234,7 @@ PIECES = st.lists(st.tuples(st.integers(1, 50), st.integers(1, 400)), max_size=5
 
 
 @given(st.integers(1, 400), PIECES, st.sampled_from(["cosine", "step"]))
+@example_settings(deadline=None)
 def test_a_changed_plan_never_makes_the_rate_jump_or_rise(first, changes, decay):
     schedule, last = {0: first}, 0
     recipe = Recipe(decay=decay, decay_at=0.8)

@@ -25,7 +25,7 @@ from boxquery.training.config import RunConfig, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.run_length import RunLength
 from boxquery.training.settings import same
-from tests.data.writers import drawn, pictures, write_coco, write_coco_file, write_voc_lower_case
+from tests.data.writers import Picture, Thing, drawn, pictures, write_coco, write_coco_file, write_voc_lower_case
 
 from .processes import apart, in_two
 from .runs import SMALL, Stop, rows, scenes, settings
@@ -432,6 +432,22 @@ def test_interrupted_it_says_so_and_can_go_on(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(Training, "training_step", step)
     bq.train(scenes(), out=tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(whole)
+
+
+@pytest.mark.parametrize("size", [(2000, 4), (1, 40)])
+def test_strips_are_trained_on(size, tmp_path):
+    """500 times as long as high, and a pixel wide."""
+    width, height = size
+    images = [
+        Picture(f"{split}{i}", split, [Thing("cat", [width * i // 8, 0, width * i // 8 + max(width // 4, 1), height // 2])], size, size)
+        for split in ("train", "val") for i in range(4)
+    ]  # fmt: skip
+    detector = bq.train(str(write_coco(tmp_path / "data", images)), epochs=2, out=tmp_path / "run", **settings("deformable-detr"))
+    assert all(float(row["loss"]) > 0 for row in rows(tmp_path / "run"))
+    result = detector.predict(np.zeros((height, width, 3), np.uint8), threshold=0)
+    assert len(result)
+    assert (result.boxes >= 0).all()
+    assert (result.boxes <= [width, height, width, height]).all()
 
 
 def test_numbers_of_queries_by_layer_from_the_command_line(monkeypatch, capsys):

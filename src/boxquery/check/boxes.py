@@ -91,11 +91,8 @@ def _check_same(name: str, split: Split) -> Iterator[Finding]:
         return
     (place, count), *_ = places.most_common(1)
     if count >= SAME * len(filled):
-        split_size = [split[i] for i in filled]
-        holds = [
-            i for i, record in zip(filled, split_size, strict=True)
-            if (np.abs(record.boxes / np.array([record.width, record.height] * 2) - place) < 1e-3).all(1).any()
-        ]  # fmt: skip
+        shares = ((i, split[i].boxes / np.array([split[i].width, split[i].height] * 2)) for i in filled)
+        holds = [i for i, own in shares if (np.abs(own - place) < 1e-3).all(1).any()]
         corners = ", ".join(f"{value:.1%}" for value in place)
         yield Finding(
             "same-box-everywhere", "warning",

@@ -14,13 +14,13 @@ from PIL import Image
 from boxquery.check.duplicates import title
 from boxquery.check.findings import Finding, ImageRef
 from boxquery.check.samples import evenly, small_image
-from boxquery.data.dataset import Data
+from boxquery.data.dataset import Data, Split
 
 MOST = 1000  # images of a split that are looked at, evenly
 SIDE = 64  # long side to which they are reduced
 #: bits of 64 in which perceptual hashes may differ, and least correlation of 16 x 16 thumbnails
 DISTANCE, CORRELATION = 4, 0.95
-#: levels of 255 within which all pixels of a uniform image lie
+#: levels of 255 within which all pixels of a uniform image lie once it is reduced, and their standard deviation before: means hide noise
 FLAT = 6
 #: near-duplicates below which nothing is reported (they are counted in check.json, and change no figure); share of a split from which they
 #: are a warning
@@ -47,16 +47,15 @@ def thumbnails(data: Data) -> dict[str, Thumbnails]:
         if len(split) and split[0].path is not None:
             chosen = evenly(len(split), MOST)
             with ThreadPoolExecutor(4) as pool:
-                found[name] = _collect(chosen, list(pool.map(lambda i, split=split: small_image(split, i, SIDE), chosen)))
+                images = list(pool.map(lambda i, split=split: small_image(split, i, SIDE), chosen))
+            found[name] = _collect(split, [(i, image) for i, image in zip(chosen, images, strict=True) if image is not None])
     return found
 
 
-def _collect(chosen: list[int], images: list[Image.Image | None]) -> Thumbnails:
+def _collect(split: Split, images: list[tuple[int, Image.Image]]) -> Thumbnails:
     indices, hashes, thumbs, uniform = [], [], [], []
-    for index, image in zip(chosen, images, strict=True):
-        if image is None:
-            continue
-        if all(high - low <= FLAT for low, high in image.getextrema()):  # pyright: ignore[reportGeneralTypeIssues]
+    for index, image in images:
+        if _is_uniform(image) and np.asarray(split.read(index)).std((0, 1)).max() <= FLAT:
             uniform.append(index)
             continue
         grey = image.convert("L")
@@ -66,6 +65,10 @@ def _collect(chosen: list[int], images: list[Image.Image | None]) -> Thumbnails:
         hashes.append(np.packbits(imagehash.phash(grey).hash.ravel()).view(np.uint64)[0])
         thumbs.append(thumb / max(float(np.linalg.norm(thumb)), 1e-6))
     return Thumbnails(np.array(indices, int), np.array(hashes, np.uint64), np.array(thumbs).reshape(-1, _THUMB**2), uniform)
+
+
+def _is_uniform(image: Image.Image) -> bool:
+    return all(high - low <= FLAT for low, high in image.getextrema())  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def check_near_duplicates(data: Data, seen: dict[str, Thumbnails], equal: list[list[ImageRef]]) -> tuple[dict[str, Any], list[Finding]]:

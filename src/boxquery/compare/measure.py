@@ -11,6 +11,7 @@ import hashlib
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -46,16 +47,18 @@ def measure_run(run: Path) -> Path:
     data = open_data(config.data, strict=config.strict, images=config.images, annotations=config.annotations)
     val = data.split("val")
     detector = load(run).to(config.device)
-    val, found = drop_unreadable(val, predict_split(detector, val, batch_size=max(config.batch_size, 4), strict=config.strict))
+    limit = config.max_detections
+    predict = partial(predict_split, detector, batch_size=max(config.batch_size, 4), max_detections=limit, strict=config.strict)
+    val, found = drop_unreadable(val, predict(val))
     weights = image_weights(len(val))
-    ap, ap50 = resampled_ap(val, found, len(data.names), weights)
+    ap, ap50 = resampled_ap(val, found, len(data.names), weights, limit)
     after = {}
     for threshold in NMS:
         if detector.model.has_queries:  # a model with NMS of its own has to predict again
             suppressed = found if threshold == 1 else apply_nms(found, threshold)
         else:
-            suppressed = predict_split(detector, val, batch_size=max(config.batch_size, 4), nms=threshold)
-        metrics = evaluate(val, suppressed, data.names, data.ids)
+            suppressed = predict(val, nms=threshold)
+        metrics = evaluate(val, suppressed, data.names, data.ids, max_detections=limit)
         after[f"{threshold:g}"] = {key: metrics[key] for key in ("AP", "AP50", "duplicate_rate")}
     one = _single(detector, val, 0)
     return write_json(

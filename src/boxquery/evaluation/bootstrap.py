@@ -14,6 +14,7 @@ import numpy as np
 
 from boxquery.data.dataset import Record
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
+from boxquery.evaluation.metrics import MAX_DETECTIONS
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)
@@ -71,13 +72,17 @@ def image_weights(images: int, resamples: int = 1000) -> np.ndarray:
 
 
 def resampled_ap(
-    records: Sequence[Record], predictions: Mapping[int, ImageDetections], classes: int, weights: np.ndarray
+    records: Sequence[Record],
+    predictions: Mapping[int, ImageDetections],
+    classes: int,
+    weights: np.ndarray,
+    max_detections: int = MAX_DETECTIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """COCO's AP and AP50 where every image counts as often as ``weights`` [R, images] says: [R], [R]; NaN where there is no object.
 
-    With ones it is what ``boxquery.evaluation.metrics.evaluate`` gives (100 detections per class and image).
+    With ones it is what ``boxquery.evaluation.metrics.evaluate`` gives.
     """
-    detections = flatten_detections(records, predictions, classes, 100)
+    detections = flatten_detections(records, predictions, classes, max_detections)
     outcomes = np.stack([coco_match(records, detections, threshold)[0] for threshold in IOUS])
     objects = np.zeros((len(records), classes), np.int64)
     for position, record in enumerate(records):

@@ -21,6 +21,7 @@ from boxquery.pages.html import data_uri, encode, render
 from boxquery.parts.trace import Heatmap
 
 _PICTURE = 1333  # longest side of the image in the page, in pixels
+_STRIP = 20  # longest side of the image in the page in units of the other; a longer strip is stretched, or nothing of it could be seen
 _GRID, _SMALL = 48, 24  # longest side of a map: of the queries kept with all heads, and of all queries
 _KEPT, _BEST = 20, 10  # most detections that are kept with all heads; number of queries if there is no detection
 _RIVALS = 6  # most rivals per query
@@ -100,8 +101,12 @@ def _order(explanation: Explanation) -> list[int]:
 def _picture(explanation: Explanation) -> dict[str, Any]:
     image, (height, width) = explanation.image.copy(), explanation.size
     image.thumbnail((_PICTURE, _PICTURE), Image.Resampling.LANCZOS)
+    least = max(image.size) // _STRIP
+    if stretched := min(image.size) < least:
+        image = image.resize((max(image.width, least), max(image.height, least)), Image.Resampling.LANCZOS)
     name = Path(explanation.path).name if explanation.path else ""
-    return {"name": name, "height": height, "width": width, "source": data_uri(encode(image, quality=80))}
+    source = data_uri(encode(image, quality=80))
+    return {"name": name, "height": height, "width": width, "stretched": stretched, "source": source}
 
 
 def _model(explanation: Explanation) -> dict[str, Any]:

@@ -9,8 +9,7 @@ from PIL import Image
 
 #: pixels of a picture's side at most: what browsers show, a quarter of what JPEG can hold
 LONGEST = 16_384
-#: a picture that is resized has sides of at least a sixth of the room, so that tags fit beside a strip
-_LEAST, _MARGIN = 6, (235, 235, 235)
+_MARGIN = (235, 235, 235)
 
 
 def encode(image: Image.Image, quality: int = 85) -> bytes:
@@ -40,18 +39,22 @@ def encode_within(image: Image.Image, limit: int) -> bytes:
 def resize_to(image: Image.Image, width: int, height: int | None = None) -> tuple[Image.Image, float]:
     """The image as large as fits into ``width`` x ``height`` pixels (None: a square), and the scale; small ones grow, so that letters fit.
 
-    Its aspect ratio is kept. A very long one gets an empty margin below or at its right, where tags have room.
+    Its aspect ratio is kept. A strip gets a margin, with which no side is below a sixth of the room.
     """
     height = height or width
     scale = min(width / image.width, height / image.height)
-    size = _scaled(image, scale)
-    resized = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    least = max(size[0], width // _LEAST), max(size[1], height // _LEAST)
-    if least == size:
-        return resized, scale
-    canvas = Image.new("RGB", least, _MARGIN)
-    canvas.paste(resized)
-    return canvas, scale
+    resized = image.convert("RGB").resize(_scaled(image, scale), Image.Resampling.LANCZOS)
+    return with_margin(resized, width // 6, height // 6), scale
+
+
+def with_margin(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image, with an empty margin at its right or below it where it has less than that size, so that tags have room."""
+    size = max(image.width, width), max(image.height, height)
+    if size == image.size:
+        return image
+    canvas = Image.new("RGB", size, _MARGIN)
+    canvas.paste(image.convert("RGB"))
+    return canvas
 
 
 def _scaled(image: Image.Image, scale: float) -> tuple[int, int]:

@@ -118,7 +118,9 @@ class LiveBar(L.Callback):
         found = f"  AP {row['AP']:.3f}" if row.get("AP") is not None else ""
         self.score = found or self.score
         found += f"  AP50 {row['AP50']:.3f}" if found else ""
-        terms = "  ".join(f"{k} {row[k]:.3f}" for k in ("loss", "class", "l1", "giou") if k in row)
+        terms = "  ".join(
+            f"{k} {row[k]:.2f}" for k in ("loss", "class", "giou") if k in row
+        )  # metrics.csv has all; a line has 80 characters
         self.console.print(f"epoch {self._of(row['epoch'])}  {terms}{found}  {row['seconds']:.0f} s", highlight=False)
         self.heartbeat.postpone()
 
