@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from boxquery import UserError
+from boxquery.check.annotation_format import open_checked
 from boxquery.data.open import read
 
 from . import writers
@@ -265,3 +266,10 @@ def test_tools_files_of_any_values(tmp_path, tool):
         with contextlib.suppress(UserError):
             outcome(tmp_path)
         file.write_text(before)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_tools_data_is_checked(tmp_path, tool):
+    data, findings = open_checked(tool_root(tmp_path, tool, pictures(24)))
+    assert len(boxes(data)) == 24
+    assert findings == []

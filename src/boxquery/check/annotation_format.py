@@ -31,7 +31,11 @@ _FORMATS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "centre x, centre y, width, height": lambda n: np.concatenate((n[:, :2] - n[:, 2:] / 2, n[:, :2] + n[:, 2:] / 2), 1),
     "y1, x1, y2, x2": lambda n: n[:, [1, 0, 3, 2]],
 }
-_EXPECTED = {"coco": "x, y, width, height", "voc": "x1, y1, x2, y2", "yolo": "centre x, centre y, width, height"}
+_EXPECTED = {
+    "x, y, width, height": ("coco", "via", "via-csv", "label-studio"),
+    "centre x, centre y, width, height": ("yolo", "createml"),
+}
+_WITH_IDS = ("coco", "yolo")  # formats that have category ids; the others have names
 
 
 def open_checked(
@@ -71,7 +75,7 @@ def _objects(raw: RawDataset) -> Iterator[tuple[RawImage, RawObject]]:
 
 def _ids_off_by_one(raw: RawDataset) -> Finding | None:
     """Unknown category ids that would be known if all were moved by one."""
-    if raw.format == "voc":
+    if raw.format not in _WITH_IDS:
         return None
     used = Counter(number for _, obj in _objects(raw) if (number := _category_id(obj)) is not None)
     low, high, unknown = min(raw.ids), max(raw.ids), set(used) - set(raw.ids)
@@ -106,30 +110,43 @@ def _raw_boxes(raw: RawDataset) -> tuple[np.ndarray, np.ndarray]:
             sizes.append(size)
     corners = np.array(boxes, np.float64).reshape(-1, 4)
     first, second = corners[:, :2], corners[:, 2:]
-    numbers = {"coco": (first, second - first), "yolo": ((first + second) / 2, second - first), "voc": (first, second)}[raw.format]
+    numbers = {
+        "x, y, width, height": (first, second - first),
+        "centre x, centre y, width, height": ((first + second) / 2, second - first),
+        "x1, y1, x2, y2": (first, second),
+    }[_expected(raw)]
     return np.concatenate(numbers, 1), np.array(sizes, np.float64).reshape(-1, 2)
+
+
+def _name(raw: RawDataset) -> str:
+    return raw.format.upper() if raw.format in ("coco", "voc", "yolo") else f"the format {raw.format!r}"
+
+
+def _expected(raw: RawDataset) -> str:
+    """What the four numbers of a box are in the format of the data."""
+    return next((order for order, formats in _EXPECTED.items() if raw.format in formats), "x1, y1, x2, y2")
 
 
 def _wrong_scale(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
     """Fractions where pixels are expected, pixels where fractions are, fractions of fractions."""
     relative = bool((sizes == 1).all())
     if relative and (beyond := (np.abs(numbers).max(1) > 2).mean()) > 0.5:
-        text = f"{beyond:.0%} of the boxes are in pixels, where YOLO expects fractions of the image (0 to 1)."
+        text = f"{beyond:.0%} of the boxes are in pixels, where {_name(raw)} expects fractions of the image (0 to 1)."
         return Finding("boxes-in-pixels", "warning", text, "Divide x by the image's width and y by its height.", "strong")
     # fractions of fractions are below 1 / side: 1 / 32 for the smallest images
-    inside = (_FORMATS[_EXPECTED[raw.format]](numbers).max(1) <= (_FRACTION if relative else _CORNER)).mean()
+    inside = (_FORMATS[_expected(raw)](numbers).max(1) <= (_FRACTION if relative else _CORNER)).mean()
     if inside <= _MOST:
         return None
     text = f"{inside:.0%} of the boxes lie within the first {'3 %' if relative else '2 pixels'} of their image: they were normalised "
     if relative:
         return Finding("boxes-normalised-twice", "warning", f"{text}twice.", "Write each once, as fractions of the image.", "strong")
-    text += f"(0 to 1), where {raw.format.upper()} expects pixels."
+    text += f"(0 to 1), where {_name(raw)} expects pixels."
     return Finding("boxes-normalised", "warning", text, "Multiply x by the image's width and y by its height.", "strong")
 
 
 def _wrong_order(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Finding | None:
     """Another order of the four numbers in which nearly every box fits its image, where too many do not as they are read."""
-    expected = _EXPECTED[raw.format]
+    expected = _expected(raw)
     unfit = {name: float(_unfit(to_corners(numbers), sizes).mean()) for name, to_corners in _FORMATS.items()}
     as_read = unfit.pop(expected)
     other = min(unfit, key=lambda name: unfit[name])
@@ -137,7 +154,7 @@ def _wrong_order(raw: RawDataset, numbers: np.ndarray, sizes: np.ndarray) -> Fin
         return None
     return Finding(
         "boxes-of-another-format", "warning",
-        f"Boxes look like {other}, where {raw.format.upper()} expects {expected}: as they are read, {as_read:.0%} of {len(numbers)} have "
+        f"Boxes look like {other}, where {_name(raw)} expects {expected}: as they are read, {as_read:.0%} of {len(numbers)} have "
         f"no size or reach beyond their image (what reaches beyond is clipped); read as {other}, {unfit[other]:.0%} do.",
         f"Write them as {expected}.",
         "strong" if as_read > 0.1 else "weak",
