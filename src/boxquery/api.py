@@ -66,8 +66,8 @@ class Detector(detector.Detector):
     ) -> dict[str, Any]:
         """AP and the metrics around it on a split of a data set; classes are matched by name.
 
-        Classes that the data does not list are left out. A query may give several classes, as COCO's AP wants it of models with sigmoid
-        scores, where ``predict`` gives its best one.
+        Classes that the data does not list are left out. AP counts several classes per query, as COCO defines it of models with
+        sigmoid scores; everything at one threshold counts the best one, as ``predict`` gives it.
 
         Args:
             out: a folder for ``evaluation.html`` with confusion matrix, curves and errors by type, and the same as CSV and JSON.

@@ -92,7 +92,7 @@ def evaluate(
 ) -> CommandResult:
     """Print AP as pycocotools defines it, per class, with duplicates, false positives on empty images and the best threshold.
 
-    A query may give several classes here, as COCO's AP wants it of models with sigmoid scores; predict and explain give its best one.
+    AP counts several classes per query, as COCO defines it; what is measured at one threshold counts the best one, as predict gives it.
 
     Args:
         run: A run folder, a model folder or a hub id.

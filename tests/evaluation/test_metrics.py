@@ -189,6 +189,18 @@ def test_threshold_duplicates_and_false_positives_by_hand():
     assert result["false_positives_per_empty_image"] == 1.0
 
 
+def test_one_threshold_counts_the_best_class_of_a_query_and_ap_all_of_them():
+    one, other = (10, 10, 50, 50), (100, 100, 180, 160)
+    records = [record([one, other], [0, 1])]
+    found = {0: prediction((*one, 0.9, 0), (*one, 0.8, 1), (*other, 0.7, 0), (*other, 0.6, 1), (12, 10, 50, 50, 0.5, 0))}
+    result = evaluate(records, found, ["a", "b"], [1, 2], threshold=0.5)
+    assert (result["precision"], result["recall"], result["duplicate_rate"]) == (1 / 3, 0.5, 1 / 3)
+    assert [row["recall"] for row in result["per_class"]] == [1.0, 0.0]
+    assert result["per_class"][1]["AP50"] > 0.49  # the box of .6, after that of .8
+    assert flatten_detections(records, {0: prediction((*one, 0.9), (*one, 0.8))}, 1, 100, one_label=True).scores.tolist() == [0.9, 0.8]
+    assert evaluate(records, {}, ["a", "b"], [1, 2])["best_threshold"] is None
+
+
 def test_equal_scores_are_kept_or_dropped_together():
     records = [record([[0, 0, 10, 10]])]
     result = evaluate(records, {0: prediction((0, 0, 10, 10, 0.5), (50, 50, 60, 60, 0.5), (70, 70, 80, 80, 0.5))}, ["a"], [1])

@@ -84,7 +84,7 @@ def _confusion(
     for position, (boxes, scores, labels) in predictions.items():
         high = np.asarray(scores) >= least
         kept[position] = np.asarray(boxes)[high], np.asarray(scores)[high], np.asarray(labels)[high]
-    table = flatten_detections(records, kept, len(names), max_detections)
+    table = flatten_detections(records, kept, len(names), max_detections, one_label=True)
     outcome, found = coco_match(records, table, IOU_RIGHT)
     bounds = np.searchsorted(table.image, np.arange(len(records) + 1))
     other = len(names)

@@ -63,9 +63,12 @@ class DetectionTable:
 
 
 def flatten_detections(
-    records: Sequence[Record], predictions: Mapping[int, ImageDetections], classes: int, max_detections: int
+    records: Sequence[Record], predictions: Mapping[int, ImageDetections], classes: int, max_detections: int, *, one_label: bool = False
 ) -> DetectionTable:
     """One table of all detections; an image without an entry has none.
+
+    Args:
+        one_label: of the classes that a query gives with one and the same box only the best, as ``predict`` does.
 
     Raises:
         UserError: a box or score is not finite.
@@ -87,6 +90,12 @@ def flatten_detections(
         image, boxes, scores, labels = [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros(0)], [np.zeros(0, np.int64)]
     where, box, score, label = (np.concatenate(part) for part in (image, boxes, scores, labels))
     _check(records, where, box, score, label, classes)
+    if one_label:
+        order = np.lexsort((-score, *box.T, where))
+        best = np.ones(len(order), bool)
+        best[1:] = (np.diff(where[order]) != 0) | (np.diff(box[order], axis=0) != 0).any(axis=1)
+        kept = np.sort(order[label[order] == label[order[best]][np.cumsum(best) - 1]])
+        where, box, score, label = where[kept], box[kept], score[kept], label[kept]
 
     order = np.lexsort((-score, label, where))
     where, box, score, label = where[order], box[order], score[order], label[order]

@@ -41,6 +41,8 @@ def evaluate(
 
         - ``AP`` (mean over IoU 0.50:0.95), ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl`` (area < 32², < 96², larger; from
           ``Record.areas``), ``AR1``, ``AR10`` and ``AR100`` (named after ``max_detections``): as pycocotools.
+        What follows counts one class per query, as ``predict`` gives it; AP counts several, as COCO defines it of sigmoid scores.
+
         - ``best_threshold``: the score threshold (keep score >= threshold) with the best F1 at IoU 0.5, over all classes together;
           the highest one on ties, None if no detection is right. ``threshold``: the given one, else that. ``precision``, ``recall``,
           ``f1`` there.
@@ -68,7 +70,8 @@ def evaluate(
     for record in records:
         np.add.at(objects, record.labels[~record.ignore], 1)
     result = _coco(records, detections, names, ids, objects, max_detections)
-    point, per_class = _operating_point(records, detections, objects, threshold)
+    shown = flatten_detections(records, predictions, len(names), max_detections, one_label=True)
+    point, per_class = _operating_point(records, shown, objects, threshold)
     for row, own in zip(result["per_class"], per_class, strict=True):
         row |= own
     return (

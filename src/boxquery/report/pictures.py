@@ -64,7 +64,7 @@ def pick_pictures(
     for position, (boxes, scores, labels) in predictions.items():
         kept = np.asarray(scores) >= least
         shown[position] = np.asarray(boxes)[kept], np.asarray(scores)[kept], np.asarray(labels)[kept]
-    table = flatten_detections(split, shown, num_classes, 1000)
+    table = flatten_detections(split, shown, num_classes, 1000, one_label=True)
     outcome, found = coco_match(split, table, IOU_RIGHT)
     bounds = np.searchsorted(table.image, np.arange(len(split) + 1))
     parts = [slice(*bounds[i : i + 2]) for i in range(len(split))]

@@ -44,7 +44,7 @@ _AT_THRESHOLD = (
     ("f1", "F1", "at that threshold: harmonic mean of precision and recall"),
     ("precision", "Precision", "at that threshold: share of the boxes that are right"),
     ("recall", "Recall", "at that threshold: share of the objects that are found"),
-    ("duplicate_rate", "Duplicates", "at that threshold: share of boxes on an object that has a better one"),
+    ("duplicate_rate", "Duplicates", "at that threshold: share of boxes that overlap a better one of their class with IoU above 0.7"),
     ("false_positives_per_empty_image", "False per empty image", "at that threshold: boxes per image without objects"),
 )
 _TIDE = {
