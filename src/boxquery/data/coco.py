@@ -20,9 +20,9 @@ from typing import Any
 from boxquery.data import coco_values
 from boxquery.data.coco_values import Ids, identifier
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, split_name, visible
+from boxquery.data.folder import SPLITS, Folder, folders, split_name, split_of, visible
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number
+from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number, stated_size
 from boxquery.errors import UserError, one_line
 
 _LISTS = ("images", "annotations", "categories")
@@ -157,13 +157,12 @@ def _by_split(folder: Folder, contents: dict[Path, Any], whole: bool) -> dict[st
         parts[split] = part
     if "" in parts and len(parts) > 1:
         raise UserError(f"{parts[''].where}: is it train, val or test? Put the word into its name, or name the one file to use")
-    order = ("train", "val", "test", "")
-    return {split: parts[split] for split in order if split in parts}
+    return {split: parts[split] for split in (*SPLITS, "") if split in parts}
 
 
 def _split_of(folder: Folder, file: Path) -> str:
     """The split that a file's name, or else a folder above it, speaks of."""
-    return next(filter(None, map(split_name, (file.stem, *reversed(file.relative_to(folder.root).parts[:-1])))), "")
+    return split_of((file.stem, *reversed(file.relative_to(folder.root).parts[:-1])))
 
 
 class _Part:
@@ -253,7 +252,7 @@ class _Part:
             if own is None:
                 raise UserError(f"{self.where} images[{number}]: needs an 'id' that is an integer or a string")
             name, key = _file_name(entry)
-            size = (as_number(entry.get("width")), as_number(entry.get("height")))
+            size = stated_size(entry.get("width"), entry.get("height"))
             if own in images:
                 if (name, size) != named[own]:
                     raise UserError(f"{self.where} images[{number}]: image id {own!r} is already taken; make ids unique")
@@ -271,7 +270,7 @@ class _Part:
                 continue
             text = f"{self.where} image {own!r}"
             path = finder.find(base, name, text, split) if name else None
-            images[own] = RawImage(own, path, text, size if size[0] > 0 and size[1] > 0 else None)
+            images[own] = RawImage(own, path, text, size)
             if name:
                 of_file[name] = images[own]
             ids.add(own, name, os.path.basename(name), os.path.splitext(os.path.basename(name))[0])

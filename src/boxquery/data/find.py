@@ -12,12 +12,12 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from boxquery.data.folder import Folder, split_name
+from boxquery.data.folder import Folder, path_parts, split_words
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import NO_FILE, Fault, RawDataset
 
@@ -64,7 +64,7 @@ class ImageFinder:
         """
         folder = self._folder
         if outside := folder.leaves(base, name):
-            exact = folder.root.joinpath(*(part.replace("\0", "") for part in _parts(name)))
+            exact = folder.root.joinpath(*(part.replace("\0", "") for part in path_parts(name)))
         else:
             exact = folder.join(base, name, where)
             if os.path.isfile(exact):
@@ -76,7 +76,7 @@ class ImageFinder:
             return path
         if outside and not words:
             self._outside[where] = base, name
-        place, last = folder.show(base), (_parts(name) or [name])[-1]
+        place, last = folder.show(base), (path_parts(name) or [name])[-1]
         near = f"looked in {'the data folder' if place == '.' else place + '/'}, and for {_quoted(last)} in all folders of the data"
         self._missing[where] = Fault(NO_FILE, f"{_quoted(name)}; {words or near}")
         return exact
@@ -84,7 +84,7 @@ class ImageFinder:
     def best_base(self, names: list[str], split: str = "") -> Path | None:
         """The folder from which most of the names are exact paths; None if there is none, or several."""
         counts: Counter[Path] = Counter()
-        for parts in filter(None, map(_parts, names)):
+        for parts in filter(None, map(path_parts, names)):
             for path in self._table(0).get(_name_key(parts[-1]), []):
                 if path.parts[-len(parts) :] == tuple(parts) and not self._other_split(path, {split} if split else set()):
                     counts[Path(*path.parts[: -len(parts)])] += 1
@@ -133,9 +133,7 @@ class ImageFinder:
     def _look_up(self, base: Path, name: str, split: str) -> tuple[Path | None, str]:
         """The file that a name can mean, and what was passed over; or None, and why the files that come near are not used."""
         variants = [parts for parts in _variants(name) if parts]
-        wanted = (
-            {split} if split else self._splits(base) | {word for parts in variants for part in parts[:-1] if (word := split_name(part))}
-        )
+        wanted = {split} if split else self._splits(base).union(*(split_words(parts[:-1]) for parts in variants))
         other: list[Path] = []
         for level, keys in enumerate(_LEVELS):
             ranks: dict[Path, tuple[int, bool, bool]] = {}
@@ -169,26 +167,16 @@ class ImageFinder:
         return self._tables[level]
 
     def _splits(self, path: Path) -> set[str]:
-        return _split_words(path.relative_to(self._folder.root).parts if path.is_relative_to(self._folder.root) else ())
+        return split_words(path.relative_to(self._folder.root).parts if path.is_relative_to(self._folder.root) else ())
 
     def _other_split(self, path: Path, wanted: set[str]) -> bool:
         found = self._splits(path.parent)
         return bool(found and wanted and not found & wanted)
 
 
-def _parts(name: str) -> list[str]:
-    """The parts of a path without drive, root, ``.`` and ``..``."""
-    parts = name.strip().replace("\\", "/").split("/")
-    return [part for i, part in enumerate(parts) if part not in ("", ".", "..", "~") and not (i == 0 and part.endswith(":"))]
-
-
 def _quoted(name: str) -> str:
     """A name in quotes, with back slashes as they are."""
     return repr(name).replace("\\\\", "\\")
-
-
-def _split_words(parts: Iterable[str]) -> set[str]:
-    return {word for part in parts if (word := split_name(part))}
 
 
 def _prefix(name: str) -> str:
@@ -197,13 +185,13 @@ def _prefix(name: str) -> str:
 
 def _variants(name: str) -> Iterator[list[str]]:
     """Parts of the path that a name can mean: itself, without a query, and what a query names (``?d=folder/a.png``)."""
-    yield _parts(name)
+    yield path_parts(name)
     if "?" in name or "#" in name:
-        yield _parts(re.split(r"[?#]", name)[0])
+        yield path_parts(re.split(r"[?#]", name)[0])
         for value in re.split(r"[?&]", name)[1:]:
-            yield _parts(unquote(value.partition("=")[2]))
+            yield path_parts(unquote(value.partition("=")[2]))
     if "%" in name:
-        yield _parts(_decoded(name))
+        yield path_parts(_decoded(name))
 
 
 def _decoded(text: str) -> str:
@@ -212,13 +200,14 @@ def _decoded(text: str) -> str:
     return text
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """A file name, or a part of one, without case, percent-encoding and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", _decoded(text)).casefold()).strip()
 
 
 def _name_key(text: str) -> str:
     """Without case, percent-encoding and Unicode form; of a file whose own name holds a path with back slashes, the last part."""
-    return _plain(text.replace("\\", "/").rpartition("/")[2])
+    return plain(text.replace("\\", "/").rpartition("/")[2])
 
 
 def _stem(key: str) -> str:
@@ -269,7 +258,7 @@ _LEVELS = (
 def _common_folders(parts: list[str], path: Path) -> int:
     """How many last folders of a name are those of a file."""
     pairs = zip(reversed(parts[:-1]), reversed(path.parts[:-1]), strict=False)
-    return len(list(itertools.takewhile(lambda pair: _plain(pair[0]) == _plain(pair[1]), pairs)))
+    return len(list(itertools.takewhile(lambda pair: plain(pair[0]) == plain(pair[1]), pairs)))
 
 
 def _how(name: str, parts: list[str], path: Path, level: int, common: int) -> str:
@@ -280,7 +269,7 @@ def _how(name: str, parts: list[str], path: Path, level: int, common: int) -> st
     last = parts[-1]
     if level:
         words.append(_LEVELS[level].words)
-    elif (last != path.name or parts != _parts(name)) and "%" in name + path.name:
+    elif (last != path.name or parts != path_parts(name)) and "%" in name + path.name:
         words.append("with percent-encoding undone")
     elif last.casefold() != path.name.casefold():
         words.append("in another Unicode form")

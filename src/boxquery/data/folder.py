@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
 from typing import TypeVar
@@ -14,6 +14,7 @@ from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.errors import UserError, one_line
 
 T = TypeVar("T")
+SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|trn|validation|valid|val|dev|eval|evaluation|test|testing|tst)(?:set|data)?(?:[^a-z]|$)")
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
@@ -181,3 +182,19 @@ def split_name(text: str) -> str | None:
     """ "train", "val" or "test" if a file or folder name speaks of one ("instances_train2017", "valid"), else None."""
     found = _SPLIT.search(_CAMEL.sub("_", text).lower())
     return {"tr": "train", "va": "val", "de": "val", "ev": "val", "te": "test", "ts": "test"}[found[1][:2]] if found else None
+
+
+def split_of(names: Iterable[str]) -> str:
+    """The split that the first of these names to speak of one means, or ""."""
+    return next(filter(None, map(split_name, names)), "")
+
+
+def split_words(names: Iterable[str]) -> set[str]:
+    """The splits that any of these names speak of."""
+    return {word for name in names if (word := split_name(name))}
+
+
+def path_parts(name: str) -> list[str]:
+    """The parts of a path that the data holds, without quotes, drive, root, ``.``, ``..`` and ``~``."""
+    parts = name.strip().strip("\"'").replace("\\", "/").split("/")
+    return [part for i, part in enumerate(parts) if part not in ("", ".", "..", "~") and not (i == 0 and part.endswith(":"))]

@@ -177,7 +177,7 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
         formats["coco"] = lambda: coco.read(root, files, images=images)
     if voc.find(root) and not any(tools.recognise(file) for file in visible(root, "*.xml")[:1]):
         formats["voc"] = lambda: voc.read(root, images=images)
-    if (head := yolo.find(root)) is not None:
+    if (head := yolo.find(root)) is not None and ("voc" not in formats or yolo.holds_labels(Folder(root))):
         formats["yolo"] = lambda: yolo.read(root, head, images=images)
     if not (formats or beside) and (tool := tools.find(root)) is not None:
         formats[tool[0]] = lambda: tools.read(root, *tool, images)

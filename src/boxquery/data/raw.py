@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 NO_FILE = "no such file"
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class RawObject:
 
     where: str
     label: int | None
-    box: tuple[float, float, float, float] | None
+    box: Box | None
     raw: str | tuple[object, object]
     ignore: bool = False
     area: float | None = None
@@ -105,3 +106,9 @@ def as_number(value: object) -> float:
         return float(value)
     except (ValueError, OverflowError):
         return math.nan
+
+
+def stated_size(width: object, height: object) -> tuple[float, float] | None:
+    """Width and height as annotations state them, or None where they are not two numbers above zero."""
+    size = as_number(width), as_number(height)
+    return size if size[0] > 0 and size[1] > 0 else None

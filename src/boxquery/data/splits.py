@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 
+from boxquery.data.folder import SPLITS, split_name
 from boxquery.data.raw import RawDataset, RawImage
 from boxquery.errors import UserError, count
 
@@ -23,12 +25,19 @@ def make_splits(raw: RawDataset, seed: int, notes: list[str]) -> tuple[dict[str,
     Raises:
         UserError: no images at all; two images of one id in a split.
     """
-    given = {name: raw.splits[name] for name in ("train", "val", "test") if name in raw.splits}
-    if "" in raw.splits:
-        given["train"] = [*raw.splits[""], *given.get("train", ())]
+    found = raw.splits
+    if list(found) == [""] and (named := _by_file_name(found[""])):
+        found = named
+        sizes = ", ".join(f"{len(named[name])} {name}" for name in SPLITS if name in named)
+        notes.append(f"every image's name begins or ends with the name of a split: these are the splits ({sizes})")
+    given = {name: found[name] for name in SPLITS if name in found}
+    if "" in found:
+        if given and found[""]:
+            notes.append(f"{count(len(found['']), 'image')} in no split: used for training")
+        given["train"] = [*found[""], *given.get("train", ())]
     splits = {name: images for name, images in given.items() if images}
     if not splits:
-        what = f"split {' and '.join(map(repr, given))} has no images" if given and "" not in raw.splits else "it has no images"
+        what = f"split {' and '.join(map(repr, given))} has no images" if given and "" not in found else "it has no images"
         raise UserError(f"{raw.source}: {what}; check that this is the data folder")
     absent = raw.absent | {name: "it has no images" for name in given if name not in splits}
     if "train" in splits and "val" not in splits:
@@ -37,7 +46,7 @@ def make_splits(raw: RawDataset, seed: int, notes: list[str]) -> tuple[dict[str,
         else:
             train, val = _hold_out(images, seed, notes)
             splits = {"train": train, "val": val} | {name: splits[name] for name in splits if name != "train"}
-            which = "no splits" if "" in raw.splits else "no images in val" if absent.pop("val", None) else "no val split"
+            which = "no splits" if "" in found else "no images in val" if absent.pop("val", None) else "no val split"
             notes.append(
                 f"the data has {which}: {len(val)} of its {count(len(images), 'training image')} are held out as val (seed {seed})"
             )
@@ -53,6 +62,18 @@ def make_splits(raw: RawDataset, seed: int, notes: list[str]) -> tuple[dict[str,
                 raise UserError(f"{image.where}: image id {image.id!r} is already taken in {name} by {seen[image.id]}; make ids unique")
             seen[image.id] = image.where
     return splits, absent
+
+
+def _by_file_name(images: list[RawImage]) -> dict[str, list[RawImage]]:
+    """Splits by image names that begin or end with the word (``train_001.jpg``, ``img-12-val.png``): {} unless all do, one with train."""
+    splits: dict[str, list[RawImage]] = defaultdict(list)
+    for image in images:
+        tokens = re.findall(r"[a-z0-9]+", PurePath(image.path or str(image.id)).stem.lower())
+        words = {word for token in (tokens[:1] + tokens[-1:]) if (word := split_name(token))}
+        if len(words) != 1:
+            return {}
+        splits[words.pop()].append(image)
+    return splits if "train" in splits and len(splits) > 1 else {}
 
 
 def _hold_out(images: list[RawImage], seed: int, notes: list[str]) -> tuple[list[RawImage], list[RawImage]]:

@@ -13,9 +13,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from boxquery.data.folder import Folder, split_name
-from boxquery.data.raw import Fault, as_number
-
-Box = tuple[float, float, float, float]
+from boxquery.data.raw import Box, Fault, as_number, stated_size
 
 
 @dataclass(slots=True)
@@ -74,11 +72,6 @@ def _text(value: object) -> str | None:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return None
     return str(value).strip() or None
-
-
-def _size(width: object, height: object) -> tuple[float, float] | None:
-    numbers = as_number(width), as_number(height)
-    return numbers if numbers[0] > 0 and numbers[1] > 0 else None
 
 
 def _via_shape(where: str, shape: dict[str, Any], attributes: dict[str, Any], key: str | None) -> Shape:
@@ -140,7 +133,7 @@ def via_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterator[
 def labelme(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
     where = folder.show(file)
     name = os.path.basename(str(content["imagePath"]).replace("\\", "/"))
-    image = Image(where, name, file.parent, _size(content.get("imageWidth"), content.get("imageHeight")))
+    image = Image(where, name, file.parent, stated_size(content.get("imageWidth"), content.get("imageHeight")))
     for number, shape in enumerate(content["shapes"]):
         points, kind = shape["points"], shape.get("shape_type") or "polygon"
         box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
@@ -155,7 +148,7 @@ def labelme(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
 
 def supervisely(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
     where, name = folder.show(file), file.name.removesuffix(".json")
-    image = Image(where, name, file.parent.parent / "img", _size(content["size"].get("width"), content["size"].get("height")))
+    image = Image(where, name, file.parent.parent / "img", stated_size(content["size"].get("width"), content["size"].get("height")))
     for number, entry in enumerate(content["objects"]):
         kind, points = entry.get("geometryType"), (entry.get("points") or {}).get("exterior") or []
         box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
@@ -175,7 +168,7 @@ def cvat(folder: Folder, file: Path, tree: Element) -> Iterator[Image]:
         name = entry.get("name", "")
         here = f"{where} {name}"
         image = Image(
-            here, name, file.parent, _size(entry.get("width"), entry.get("height")), split=split_name(entry.get("subset", "")) or ""
+            here, name, file.parent, stated_size(entry.get("width"), entry.get("height")), split=split_name(entry.get("subset", "")) or ""
         )
         for number, shape in enumerate(entry):
             if shape.tag not in ("tag", "attribute"):
@@ -256,7 +249,7 @@ def boxes_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterato
     images: dict[str, Image] = {}
     for number, row in enumerate(rows, 2):
         name, label, values = row[columns[0]], row[columns[1]], [row[key] for key in columns[2]]
-        size = _size(row.get("width", row.get("image_width")), row.get("height", row.get("image_height")))
+        size = stated_size(row.get("width", row.get("image_width")), row.get("height", row.get("image_height")))
         image = images.setdefault(name, Image(f"{where} {name}", name, file.parent, size))
         if any(values):
             box = _sized(*values) if columns[2][2].endswith(("w", "width")) else _numbers(*values)

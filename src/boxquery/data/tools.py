@@ -24,7 +24,7 @@ from defusedxml.ElementTree import fromstring
 
 from boxquery.data import tool_readers
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, split_name, visible
+from boxquery.data.folder import Folder, folders, path_parts, split_of, visible
 from boxquery.data.raw import RawDataset, RawImage, RawObject
 from boxquery.data.tool_readers import Image
 from boxquery.errors import UserError, one_line
@@ -135,8 +135,6 @@ def _assembled(folder: Folder, kind: str, found: list[Image], images: Path | Non
         ]
         image_id = _stem(image.name) if stems[_stem(image.name)] == 1 else image.name
         raw.splits.setdefault(split, []).append(RawImage(image_id, path, image.where, image.size, objects, image.relative))
-    if "" in raw.splits and len(raw.splits) > 1:
-        raw.splits.setdefault("train", []).extend(raw.splits.pop(""))
     finder.finish(raw)
     return raw
 
@@ -147,7 +145,7 @@ def _stem(name: str) -> str:
 
 def _split_of(folder: Folder, image: Image) -> str:
     parts = image.base.relative_to(folder.root).parts if image.base.is_relative_to(folder.root) else ()
-    return next(filter(None, map(split_name, (*image.name.replace("\\", "/").split("/")[:-1], *parts))), "")
+    return split_of((*path_parts(image.name)[:-1], *parts))
 
 
 def _content(file: Path, *, whole: bool) -> Any:

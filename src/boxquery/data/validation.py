@@ -19,7 +19,7 @@ from PIL import Image
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES, Header, read_header, read_image, turn_boxes
-from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage, RawObject
+from boxquery.data.raw import NO_FILE, Box, Fault, RawDataset, RawImage, RawObject
 from boxquery.data.shapes import shapes_data
 from boxquery.data.splits import make_splits
 from boxquery.errors import UserError, count, printable
@@ -43,8 +43,6 @@ _TEXTS = frozenset(
     {"", ".txt", ".json", ".xml", ".csv", ".yaml", ".yml", ".names", ".data", ".md", ".cache", ".html", ".pbtxt", ".py", ".ipynb"}
 )
 _REMEDY = "correct these annotations"
-
-Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)

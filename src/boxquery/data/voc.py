@@ -25,9 +25,9 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, split_name, visible
+from boxquery.data.folder import Folder, folders, split_name, split_of, split_words, visible
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number
+from boxquery.data.raw import Box, Fault, RawDataset, RawImage, RawObject, as_number, stated_size
 from boxquery.errors import UserError, count, one_line
 
 _FOLDER = re.compile(r"annotations?|annots?|annos?|anns?|labels?|xmls?|annotations?_?xmls?|voc_?labels?|bbox(es)?", re.IGNORECASE)
@@ -39,8 +39,6 @@ _COLUMN = re.compile(r"(.+?)\s+-?[01]")  # of a list of one class: whether it is
 _ENCODING = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
 _HEAD = 2048  # bytes that tell what an XML file is
 _SHOWN = 3  # names in a note
-
-Box = tuple[float, float, float, float]
 
 
 def find(root: Path) -> bool:
@@ -157,7 +155,7 @@ def _by_folder(folder: Folder, base: Path, files: list[Path], notes: list[str]) 
     """Splits by the folders below ``base`` that are named after one."""
     parts: dict[str, list[Path]] = defaultdict(list)
     for file in files:
-        parts[next(filter(None, map(split_name, file.relative_to(base).parts[:-1])), "")].append(file)
+        parts[split_of(file.relative_to(base).parts[:-1])].append(file)
     if len(parts) > 1 and (left := parts.pop("", None)):
         notes.append(f"{count(len(left), 'annotation file')} in no folder of a split left out: {_some(folder, left)}")
     groups = {}
@@ -258,7 +256,7 @@ def _by_image_folder(folder: Folder, images: list[RawImage]) -> dict[str, list[R
     parts: dict[str, list[RawImage]] = defaultdict(list)
     for image in images:
         path = None if image.fault or image.path is None else Path(folder.show(image.path))
-        parts["train" if path is None else next(filter(None, map(split_name, path.parts[:-1])), "")].append(image)
+        parts["train" if path is None else split_of(path.parts[:-1])].append(image)
     return dict(parts) if "" not in parts and len(parts) > 1 else {"": images}
 
 
@@ -287,7 +285,7 @@ class _Pictures:
         ranks: dict[Path, tuple[int, bool]] = {}
         for path in self._stems.get(image_id.rpartition("/")[2], []):
             parts = path.relative_to(self.folder.root).parts[:-1]
-            other = {word for part in parts if (word := split_name(part))}
+            other = split_words(parts)
             if not (split and other and split not in other):
                 ranks[path] = len(beside & {part.casefold() for part in parts}) * 2 + (path.parent == file.parent), path.name == last
         best = [path for path, rank in ranks.items() if rank == max(ranks.values())]
@@ -324,8 +322,7 @@ class _Reader:
         entries = [*tree.findall("object"), *tree.findall("objects/object")]
         self.names[where] = [_text(entry, "name") for entry in entries]
         objects = [self._object(entry, f"{where} object {number}") for number, entry in enumerate(entries, 1)]
-        size = (as_number(_text(tree, "size/width")), as_number(_text(tree, "size/height")))
-        return RawImage(image_id, path, where, size if size[0] > 0 and size[1] > 0 else None, objects)
+        return RawImage(image_id, path, where, stated_size(_text(tree, "size/width"), _text(tree, "size/height")), objects)
 
     def _object(self, entry: Element, where: str) -> RawObject:
         """An object, its label still missing."""

@@ -6,9 +6,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-_FEWEST = 5  # lines of one length from which key points without visibility are recognised
+from boxquery.data.raw import Box
 
-Box = tuple[float, float, float, float]
+_FEWEST = 5  # lines of one length from which key points without visibility are recognised
 
 
 @dataclass(frozen=True, slots=True)

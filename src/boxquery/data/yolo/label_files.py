@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from urllib.parse import unquote
 
-from boxquery.data.folder import Folder, split_name, visible
+from boxquery.data.find import plain
+from boxquery.data.folder import Folder, split_words, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.yolo.lines import looks_like_labels
 from boxquery.data.yolo.settings import is_class_list
@@ -74,7 +73,7 @@ class LabelFiles:
             for image in source.images.values():
                 places |= {path.parent: split for path in [self.of(image.path)] if path is not None and path.parent not in places}
         unused = {place: sorted(set(self._listing(place).values()) - self._used) for place in sorted(places)}
-        images = {name_key(path.stem): path for path in self._pictures.images(self._pictures.root)} if any(unused.values()) else {}
+        images = {plain(path.stem): path for path in self._pictures.images(self._pictures.root)} if any(unused.values()) else {}
         result: dict[str, list[tuple[Path, str]]] = defaultdict(list)
         for place, paths in unused.items():
             split = places[place]
@@ -82,7 +81,7 @@ class LabelFiles:
             for path in paths:
                 if not splits[split].images or not is_label_file(self._folder, path, alone=alone):
                     continue
-                other = images.get(name_key(path.stem))
+                other = images.get(plain(path.stem))
                 if other is not None and not splits[split].folders:
                     self._unused += 1  # of an image that no list names
                 elif other is not None:
@@ -133,24 +132,19 @@ class LabelFiles:
     def _in(self, place: Path, image: str) -> Path | None:
         listing = self._listing(place)
         stem = os.path.splitext(image)[0]
-        return next((listing[key] for key in (stem, name_key(stem), image) if key in listing), None)
+        return next((listing[key] for key in (stem, plain(stem), image) if key in listing), None)
 
     def _listing(self, place: Path) -> dict[str, Path]:
         """The text files of a folder by their stems, and by their stems without case."""
         if place not in self._listings:
             files = [path for path in visible(place) if path.suffix.lower() in TEXT] if place.is_dir() else []
-            self._listings[place] = {name_key(path.stem): path for path in files} | {path.stem: path for path in files}
+            self._listings[place] = {plain(path.stem): path for path in files} | {path.stem: path for path in files}
         return self._listings[place]
-
-
-def name_key(stem: str) -> str:
-    """A stem without case, Unicode form and percent-encoding."""
-    return unicodedata.normalize("NFC", unquote(stem)).casefold()
 
 
 def _contradict(images: tuple[str, ...], labels: tuple[str, ...]) -> bool:
     """True if the two folders are of different splits."""
-    one, other = ({name for part in parts if (name := split_name(part))} for parts in (images, labels))
+    one, other = split_words(images), split_words(labels)
     return bool(one and other and not one & other)
 
 
@@ -162,13 +156,13 @@ def holds_labels(folder: Folder) -> bool:
     for path in folder.walk(folder.root):
         ending = path.suffix.lower()
         if ending in IMAGE_SUFFIXES:
-            stems.add(name_key(path.stem))
+            stems.add(plain(path.stem))
         elif is_class_list(path.name):
             listed = True
         elif ending in TEXT:
             texts.append(path)
     inner = {path: {part.casefold() for part in path.parent.relative_to(folder.root).parts} for path in texts}
-    named = [path for path in texts if name_key(path.stem) in stems or inner[path] & set(_LABELS)]
+    named = [path for path in texts if plain(path.stem) in stems or inner[path] & set(_LABELS)]
     return bool(named and listed) or any(folder.holds(path) and path.is_file() and _first_looks_right(path) for path in named[:_LOOKS])
 
 

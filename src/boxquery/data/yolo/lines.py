@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from boxquery.data.raw import Fault, RawObject, as_number
-from boxquery.data.yolo.geometry import Box, Keypoints, around, centred, fits_image, guess_keypoints, is_parallelogram
+from boxquery.data.raw import Box, Fault, RawObject, as_number
+from boxquery.data.yolo.geometry import Keypoints, around, centred, fits_image, guess_keypoints, is_parallelogram
 
 T = TypeVar("T")
 _SAMPLE = 1000  # lines looked at closely to decide what the numbers mean

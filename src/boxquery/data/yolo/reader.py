@@ -11,11 +11,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from boxquery.data.find import ImageFinder
+from boxquery.data.find import ImageFinder, plain
 from boxquery.data.folder import Folder, folders
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage
-from boxquery.data.yolo.label_files import TEXT, LabelFiles, holds_labels, is_label_file, name_key
+from boxquery.data.yolo.label_files import TEXT, LabelFiles, holds_labels, is_label_file
 from boxquery.data.yolo.lines import LabelLines
 from boxquery.data.yolo.settings import Settings, find_settings, read_settings
 from boxquery.data.yolo.splits import ListedImage, splits_of_settings
@@ -83,7 +83,7 @@ def _of_missing(image: ListedImage, orphans: list[tuple[Path, str]]) -> Path | N
     """The label file without image of an image that is listed but missing; it is taken from the others."""
     if not image.path.is_file():
         for i, (text, _) in enumerate(orphans):
-            if name_key(text.stem) == name_key(image.path.stem):
+            if plain(text.stem) == plain(image.path.stem):
                 return orphans.pop(i)[0]
     return None
 

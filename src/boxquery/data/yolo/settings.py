@@ -18,7 +18,7 @@ from boxquery.data.yolo.geometry import Keypoints
 from boxquery.data.yolo.lines import looks_like_labels
 from boxquery.errors import UserError, one_line
 
-SPLITS = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "eval"), "test": ("test", "testing")}
+_KEYS = {"train": ("train",), "val": ("val", "valid", "validation", "dev", "eval"), "test": ("test", "testing")}
 YAML = frozenset({".yaml", ".yml"})
 _USUAL = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 _LISTS = ("classes.txt", "obj.names", "_darknet.labels", "classes.names", "labels.txt", "notes.json", "predefined_classes.txt")
@@ -116,7 +116,7 @@ def _of_yaml(folder: Folder, file: Path) -> Settings:
     content = {str(key).strip().lower(): value for key, value in content.items()}
     settings = Settings(where, {})
     settings.names = _names(folder, content, settings)
-    settings.entries = {split: entry for split, keys in SPLITS.items() if (entry := _entry(content, keys, f"{where} {split}"))}
+    settings.entries = {split: entry for split, keys in _KEYS.items() if (entry := _entry(content, keys, f"{where} {split}"))}
     path = content.get("path")
     settings.path = path.strip() if isinstance(path, str) and path.strip().lower() not in _NOTHING else ""
     if "kpt_shape" in content:
@@ -211,7 +211,7 @@ def _of_darknet(folder: Folder, file: Path) -> Settings:
     where = folder.show(file)
     pairs = (line.partition("=") for _, line in folder.lines(file))
     values = {key.strip().lower(): value.strip() for key, _, value in pairs}
-    entries = {split: [value] for split, keys in SPLITS.items() if (value := next((values[k] for k in keys if values.get(k)), ""))}
+    entries = {split: [value] for split, keys in _KEYS.items() if (value := next((values[k] for k in keys if values.get(k)), ""))}
     names = _named_file(folder, values.get("names", ""))
     return Settings(where, {} if names is None else _listed(folder, names), entries)
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, split_name, visible
+from boxquery.data.folder import SPLITS, Folder, folders, path_parts, split_name, split_words, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset
-from boxquery.data.yolo.settings import SPLITS, Settings
+from boxquery.data.yolo.settings import Settings
 from boxquery.errors import UserError, count
 
 
@@ -95,7 +95,7 @@ def splits_of_settings(
 def _absent(folder: Folder, base: Path, entry: str, where: str) -> str:
     """What is not there."""
     if folder.leaves(base, entry):
-        return f"{where}: there is no {'/'.join(_parts(entry)[-2:])} in the data folder ({entry!r})"
+        return f"{where}: there is no {'/'.join(path_parts(entry)[-2:])} in the data folder ({entry!r})"
     return f"{where}: there is no {folder.show(base / entry)}"
 
 
@@ -104,7 +104,7 @@ def _why_none(folder: Folder, base: Path, settings: Settings, absent: dict[str, 
     split = next(iter(absent))
     entry = next((entry for entry in settings.entries[split] if folder.leaves(base, entry)), settings.entries[split][0])
     if folder.leaves(base, entry):
-        inside = "/".join(_parts(entry)[-2:])
+        inside = "/".join(path_parts(entry)[-2:])
         return (
             f"{settings.where} {split}: {entry!r} leaves the data folder {folder.root}, and there is no {inside} inside; correct the path"
         )
@@ -112,12 +112,6 @@ def _why_none(folder: Folder, base: Path, settings: Settings, absent: dict[str, 
         where, path = f"{settings.where} path", settings.path
         return f"{where}: {path!r} leaves the data folder {folder.root}, and there is no {entry} inside; correct the path"
     return f"{absent[split]}; it should be a folder, a list of folders or images, or a text file of image paths"
-
-
-def _parts(name: str) -> list[str]:
-    """The parts of a path without drive, root, ``.`` and ``..``."""
-    parts = name.strip().strip("\"'").replace("\\", "/").split("/")
-    return [part for i, part in enumerate(parts) if part not in ("", ".", "..", "~") and not (i == 0 and part.endswith(":"))]
 
 
 def _is_of_another_machine(entry: str) -> bool:
@@ -144,9 +138,9 @@ def _place(folder: Folder, base: Path, entry: str, split: str) -> Path | None:
     entry = _pattern(entry)
     if (path := _exact(folder, base, entry)) is not None:
         return path
-    parts = _parts(entry)
+    parts = path_parts(entry)
     for skipped in range(len(parts)):
-        if split and any(split_name(part) == split for part in parts[:skipped]) and not any(map(split_name, parts[skipped:])):
+        if split and split in split_words(parts[:skipped]) and not split_words(parts[skipped:]):
             return None  # what is left of the path no longer says which split it is
         for start in dict.fromkeys((base, folder.root)):
             if (path := without_case(start, parts[skipped:])) is not None:
@@ -215,7 +209,7 @@ def _source(
                 path = (
                     folder.join(place.parent, name, where)
                     if exact
-                    else finder.find(base, name, where, "" if len(_parts(name)) > 1 else split)
+                    else finder.find(base, name, where, "" if len(path_parts(name)) > 1 else split)
                 )
                 if line.startswith("#") and not path.is_file():
                     comments += 1
