@@ -156,6 +156,31 @@ def test_ids_off_by_one_in_yolo(tmp_path):
         open_checked(folder)
 
 
+def test_ids_of_few_boxes_from_one(tmp_path):
+    folder = tmp_path / "data"
+    write(folder, "yolo", pictures())
+    for i, file in enumerate(sorted((folder / "labels").rglob("*.txt"))):
+        file.write_text(f"{1 + i % 3} 0.5 0.5 0.25 0.25\n" if i < 9 else "")
+    with pytest.raises(bq.UserError, match=r"ids from 1 to 3, the list of categories has 0 to 2: ids are probably counted from 1"):
+        open_checked(folder)
+
+
+def test_pictures_never_land_among_other_files(tmp_path, monkeypatch, capsys):
+    """Where no --out was given: a folder of that name is used if it is an earlier check's."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", "yolo", pictures())
+    for file in sorted((tmp_path / "data/images").rglob("*.png"))[1:]:
+        file.write_bytes(sorted((tmp_path / "data/images").rglob("*.png"))[0].read_bytes())  # a finding that names images
+    (tmp_path / "checked-data").mkdir()
+    (tmp_path / "checked-data/check.json").write_text("mine")
+    (tmp_path / "checked-data/thesis.txt").write_text("mine")
+    for _ in range(2):
+        run(["check", "data"])
+        assert "written to checked-data-2: check.html, check.json, check.png" in capsys.readouterr().out
+    assert (tmp_path / "checked-data/check.json").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checked-data", "checked-data-2", "data"]
+
+
 def test_corners_written_as_sizes(tmp_path):
     folder = tmp_path / "data"
     write(folder, "coco", pictures())

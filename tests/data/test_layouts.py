@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -240,3 +241,43 @@ def test_without_them_it_is_said_that_two_files_could_be_meant(apart):
     root, _ = apart
     with pytest.raises(UserError, match=r"2 files could be meant \(left/p000.png and right/p000.png\)"):
         outcome(root / "coco" / "all.json")
+
+
+SPLIT_NAMES = {"first": "{split}_{stem}", "last": "img-{stem}-{split}", "apart": "{Split} {stem}", "alone": "{SPLIT}.{stem}"}
+
+
+def renamed(pattern, group):
+    return [
+        replace(p, stem=pattern.format(split=p.split, Split=p.split.title(), SPLIT=p.split.upper(), stem=f"{i:03d}"))
+        for i, p in enumerate(group)
+    ]
+
+
+@pytest.mark.parametrize(
+    "write", [writers.write_coco_file, writers.write_yolo_classes, writers.write_voc_flat, writers.write_voc_lower_case]
+)
+@pytest.mark.parametrize("pattern", SPLIT_NAMES.values(), ids=SPLIT_NAMES)
+def test_splits_are_in_the_file_names(tmp_path, write, pattern):
+    images = renamed(pattern, pictures())
+    write(tmp_path, images)
+    data, text = outcome(tmp_path)
+    assert {name: len(records) for name, records in data.splits.items()} == {name: len(group) for name, group in by_split(images).items()}
+    assert text.count("begins or ends with the name of a split") == 1
+    assert "held out" not in text
+
+
+@pytest.mark.parametrize("odd", ["other", "mytrain_1", "train_1_val", "retest-1"])
+def test_one_image_without_the_name_of_a_split_is_enough_against_it(tmp_path, odd):
+    images = renamed("{split}_{stem}", pictures())
+    images[0] = replace(images[0], stem=odd)
+    writers.write_coco_file(tmp_path, images)
+    assert "held out" in outcome(tmp_path)[1]
+
+
+def test_xml_in_labels_beside_a_list_of_classes(tmp_path):
+    writers.write_voc_lower_case(tmp_path, pictures())
+    (tmp_path / "annotations").rename(tmp_path / "labels")
+    (tmp_path / "labels/classes.txt").write_text("\n".join(writers.NAMES))
+    data, text = outcome(tmp_path)
+    assert data.format == "voc"
+    assert "looks like" not in text

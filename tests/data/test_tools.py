@@ -11,6 +11,7 @@ import pytest
 
 from boxquery import UserError
 from boxquery.check.annotation_format import open_checked
+from boxquery.cli import run
 from boxquery.data.open import read
 
 from . import writers
@@ -273,3 +274,25 @@ def test_tools_data_is_checked(tmp_path, tool):
     data, findings = open_checked(tool_root(tmp_path, tool, pictures(24)))
     assert len(boxes(data)) == 24
     assert findings == []
+
+
+@pytest.mark.parametrize("classes", [True, False])
+def test_lists_of_images_with_boxes(tmp_path, classes, monkeypatch):
+    """keras-yolo3's; the command, too, reads what no other format is."""
+    monkeypatch.chdir(tmp_path)
+    images = pictures()
+    for split, group in by_split(images).items():
+        for p in group:
+            writers.save_image(tmp_path / "data" / "img" / f"{p.stem}.png", p)
+        lines = [" ".join([f"img/{p.stem}.png", *(",".join(map(str, [*t.box, NAMES.index(t.name)])) for t in p.things)]) for p in group]
+        (tmp_path / "data" / f"{split}.txt").write_text("\n".join(lines))
+    if classes:
+        (tmp_path / "data/my_classes.txt").write_text("\n".join(NAMES))
+    data, text = outcome(tmp_path / "data", sum(len(p.things) for p in images))
+    assert {split: len(records) for split, records in data.splits.items()} == {s: len(g) for s, g in by_split(images).items()}
+    assert "keras-yolo3" in text
+    if classes:
+        assert boxes(data) == expected(images)
+    else:
+        assert data.names == ["class 0", "class 1", "class 2"]
+    assert run(["check", "data"]) == 0

@@ -668,3 +668,15 @@ def test_captions_beside_images_are_no_labels(tmp_path):
         put(tmp_path / f"{p.stem}.txt", "a photograph of 2 cats and a dog at 12 o'clock")
     with pytest.raises(UserError, match="no annotations found"):
         open_data(Path(tmp_path))
+
+
+@pytest.mark.parametrize("entry", ["test/images", "../test/images"])
+def test_labels_of_a_split_without_images_are_counted(tmp_path, entry):
+    writers.write_yolo_roboflow(tmp_path, pictures())
+    head = tmp_path / "data.yaml"
+    head.write_text("\n".join([*(line for line in head.read_text().splitlines() if not line.startswith("test")), f"test: {entry}"]))
+    (tmp_path / "test/labels").mkdir(parents=True)
+    (tmp_path / "test/labels/a.txt").write_text("0 .5 .5 .1 .1\n1 .5 .5 .1 .1\n")
+    (tmp_path / "test/labels/b.txt").write_text("0 .5 .5 .1 .1\n")
+    (note,) = [note for note in open_data(tmp_path).notes if "test" in note]
+    assert note.endswith("left out with 2 label files (3 boxes), as in test/labels/a.txt")

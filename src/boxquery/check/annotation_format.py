@@ -80,14 +80,20 @@ def _ids_off_by_one(raw: RawDataset) -> Finding | None:
     used = Counter(number for _, obj in _objects(raw) if (number := _category_id(obj)) is not None)
     low, high, unknown = min(raw.ids), max(raw.ids), set(used) - set(raw.ids)
     for edge, free, first, listed, remedy in ((low - 1, high, 0, 1, "Add 1 to"), (high + 1, low, 1, 0, "Subtract 1 from")):
-        if unknown == {edge} and not used[free] and sum(used.values()) >= FEWEST:
+        if unknown != {edge} or used[free]:
+            continue
+        remedy = f"{remedy} every category id of the annotations."
+        if (total := sum(used.values())) < FEWEST and set(used) == {number + first - listed for number in raw.ids}:
+            text = f"The {total} boxes have ids from {min(used)} to {max(used)}, the list of categories has {low} to {high}: "
+            return Finding("ids-off-by-one", "warning", f"{text}ids are probably counted from {first}.", remedy, "weak")
+        if total >= FEWEST:
             example = next(obj.where for _, obj in _objects(raw) if _category_id(obj) == edge)
             return Finding(
                 "ids-off-by-one", "warning",
                 f"Category ids are off by one: annotations count from {first}, the list of categories from {listed}. {used[edge]} boxes "
                 f"have the unknown id {edge} (first: {example}), and id {free} ({raw.names[raw.ids.index(free)]!r}) has none; every other "
                 "box has the class next to its own.",
-                f"{remedy} every category id of the annotations.",
+                remedy,
                 "strong",
             )  # fmt: skip
     return None

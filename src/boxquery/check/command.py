@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +33,7 @@ class ShownCheck:
     result: CheckResult
     plan: FeasibilityPlan
     messages: list[str]
+    written: list[Path]
 
     @property
     def status(self) -> int:
@@ -67,8 +70,8 @@ class ShownCheck:
             console.print(line, markup=False, style=_STYLES[level])
         if not facts["skipped"] and all(finding.level == "note" for finding in self.result.findings):
             console.print("No problem found.")
-        if self.result.folder is not None:
-            files = ", ".join(sorted(path.name for path in self.result.folder.glob("check.*")))
+        if self.written:
+            files = ", ".join(sorted(path.name for path in self.written))
             console.print(f"written to {self.result.folder}: {files}", markup=False)
         console.print(f"{self.result.seconds:.1f} s")
 
@@ -133,13 +136,23 @@ def check(
             result.add([tested.finding()])
             result.seconds += tested.seconds
     if out is None and result.picture is not None:  # a finding speaks of images
-        out = Path(f"checked-{Path(data).resolve().stem}")
+        out = _own_folder(f"checked-{Path(data).resolve().stem}")
+    written = []
     if out is not None:
         from boxquery.report.page import write_check
 
-        result.write(out)
-        write_check(out)
-    return ShownCheck(result, plan, opened.messages())
+        written = [*result.write(out), write_check(out)]
+    return ShownCheck(result, plan, opened.messages(), written)
+
+
+def _own_folder(name: str) -> Path:
+    """A folder of that name, or of that name and a number, that is new or holds nothing but what an earlier check wrote."""
+    places = (Path(name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
+    return next(place for place in places if not os.path.lexists(place) or _holds_a_check(place))
+
+
+def _holds_a_check(place: Path) -> bool:
+    return place.is_dir() and all(file.name in ("check.json", "check.png", "check.html") for file in place.iterdir())
 
 
 def _range(percentiles: dict[str, float]) -> str:

@@ -84,14 +84,15 @@ class CheckResult:
             "folder": None if self.folder is None else str(self.folder),
         }  # fmt: skip
 
-    def write(self, folder: Path) -> None:
-        """``check.json``, and ``check.png`` with the picture."""
-        self.folder = folder
+    def write(self, folder: Path) -> list[Path]:
+        """Write ``check.json``, and ``check.png`` with the picture; the files that were written."""
+        self.folder, files = folder, [folder / FILE]
         if self.picture is not None:
             stream = io.BytesIO()
             self.picture.save(stream, "PNG")
-            atomic_write(folder / PICTURE, stream.getvalue())
+            files.append(atomic_write(folder / PICTURE, stream.getvalue()))
         write_json(folder / FILE, self.values())
+        return files
 
     def lines(self) -> list[tuple[str, str]]:
         """Level and line of every finding; they name the picture where it was written."""

@@ -18,10 +18,11 @@ from boxquery.errors import UserError
 _EXPECTED = "give a data folder, a COCO .json, a YOLO .yaml, or the word shapes"
 _LOOKED_FOR = (
     "looked for COCO .json, Pascal VOC .xml, YOLO data.yaml or classes.txt with .txt labels, and the formats of VIA, labelme, Supervisely, "
-    "CVAT, Label Studio and CreateML"
+    "CVAT, Label Studio, CreateML and keras-yolo3"
 )
 _ARCHIVES = frozenset({".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz"})
 _DEPTH = 3  # folders that are looked into for one that can be read
+_LISTS = 20  # text files of a folder that may be lists of boxes
 _LISTED = 5  # of what is there, in the message where nothing was found
 
 Reader = Callable[[], RawDataset]
@@ -177,7 +178,8 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
         formats["coco"] = lambda: coco.read(root, files, images=images)
     if voc.find(root) and not any(tools.recognise(file) for file in visible(root, "*.xml")[:1]):
         formats["voc"] = lambda: voc.read(root, images=images)
-    if (head := yolo.find(root)) is not None and ("voc" not in formats or yolo.holds_labels(Folder(root))):
+    listed = any(tools.recognise(file) for file in visible(root, "*.txt")[:_LISTS])
+    if (head := yolo.find(root)) is not None and not listed and ("voc" not in formats or yolo.holds_labels(Folder(root))):
         formats["yolo"] = lambda: yolo.read(root, head, images=images)
     if not (formats or beside) and (tool := tools.find(root)) is not None:
         formats[tool[0]] = lambda: tools.read(root, *tool, images)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
 
-from boxquery.data.folder import Folder, split_name
+from boxquery.data.folder import Folder, split_name, visible
 from boxquery.data.raw import Box, Fault, as_number, stated_size
+
+_LOOKS = 20  # lines of a text that are looked at, to tell what it is
 
 
 @dataclass(slots=True)
@@ -254,4 +257,28 @@ def boxes_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterato
         if any(values):
             box = _sized(*values) if columns[2][2].endswith(("w", "width")) else _numbers(*values)
             image.shapes.append(Shape(f"{where} line {number}", _text(label), box, f"{label}, {values}"))
+    yield from images.values()
+
+
+_BOX_LINE = re.compile(r"(\S.*?\.\w{2,5})((?:\s+[-+.\d]+(?:,[-+.\d]+){3},\d+)+)")
+
+
+def is_box_list(content: Any) -> bool:
+    """True for lines of an image and its boxes: ``a.jpg 10,20,50,60,0 70,20,90,40,1``."""
+    return isinstance(content, list) and any(isinstance(line, str) and _BOX_LINE.match(line) for line in content[:_LOOKS])
+
+
+def box_list(folder: Folder, file: Path, lines: list[str]) -> Iterator[Image]:
+    where, images = folder.show(file), dict[str, Image]()
+    lists = [path for path in visible(file.parent, "*.txt") if "class" in path.stem.lower()]
+    names = [line for _, line in folder.lines(lists[0])] if len(lists) == 1 else []
+    for number, line in enumerate(map(str.strip, lines), 1):
+        found = _BOX_LINE.fullmatch(line)
+        name, here = found[1] if found else line, f"{where} line {number}"
+        if name:
+            image = images.setdefault(name, Image(here, name, file.parent, split=split_name(file.stem) or ""))
+            for box in found[2].split() if found else ():
+                *corners, label = box.split(",")
+                known = names[int(label)] if int(label) < len(names) else None if names else f"class {label}"
+                image.shapes.append(Shape(here, known, _numbers(*corners), box))
     yield from images.values()

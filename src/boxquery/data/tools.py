@@ -1,7 +1,8 @@
 """Annotation tools' own formats: those with a short reader become a data set, of the others it is said what to export instead.
 
 Read: VIA (project JSON, annotations JSON and CSV), labelme, Supervisely (``meta.json`` with ``ann/``), CVAT for images (XML), Label Studio
-(JSON and JSON-MIN), CreateML, and CSV with a row per box, as TensorFlow's tutorials and makesense write it. Rectangles are read exactly; a
+(JSON and JSON-MIN), CreateML, CSV with a row per box, as TensorFlow's tutorials and makesense write it, and
+keras-yolo3's lists of images with their boxes. Rectangles are read exactly; a
 polygon, circle or ellipse becomes the box around it; other shapes are named and skipped. Classes are the names found, sorted; ids are their
 positions.
 """
@@ -33,7 +34,7 @@ _HEAD = 4096  # bytes that tell what an XML or CSV file is
 _LARGEST = 256 << 20  # bytes of a JSON file that is read to see what it is
 _SAMPLE = 3  # files of a folder that are looked at
 _DEPTH = 3
-_SUFFIXES = (".json", ".xml", ".csv", ".ndjson", ".jsonl", ".manifest", ".tfrecord", ".record")
+_SUFFIXES = (".json", ".xml", ".csv", ".ndjson", ".jsonl", ".manifest", ".tfrecord", ".record", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,7 @@ def _split_of(folder: Folder, image: Image) -> str:
 
 
 def _content(file: Path, *, whole: bool) -> Any:
-    """JSON as it is, the rows of a CSV, the root element of an XML file; unless ``whole``, only as much as tells what it is."""
+    """JSON as it is, a CSV's rows, a text's lines, an XML file's root; unless ``whole``, only as much as tells what it is."""
     match file.suffix.lower():
         case ".json" if file.stat().st_size <= _LARGEST or whole:
             return json.loads(file.read_bytes())
@@ -163,6 +164,9 @@ def _content(file: Path, *, whole: bool) -> Any:
             with file.open("rb") as stream:
                 text = stream.read(-1 if whole else _HEAD).decode("utf-8-sig", "strict" if whole else "ignore")
             return list(csv.DictReader(io.StringIO(text)))
+        case ".txt":
+            with file.open("rb") as stream:
+                return stream.read(-1 if whole else _HEAD).decode("utf-8-sig", "strict" if whole else "ignore").splitlines()
         case _:
             with file.open("rb") as stream:
                 return json.loads(stream.readline(_LARGEST))
@@ -202,6 +206,7 @@ _TOOLS = {
         tool_readers.createml,
     ),
     "csv": _Tool("a CSV of boxes", lambda c: tool_readers.csv_columns(_first(c)) is not None, tool_readers.boxes_csv),
+    "box-lists": _Tool("lists of images with boxes, as keras-yolo3 reads them", tool_readers.is_box_list, tool_readers.box_list),
     "coco-results": _Tool(
         "a COCO results file (predictions)", lambda c: {"image_id", "category_id", "score"} <= set(_first(c)), None, "give the annotations"
     ),

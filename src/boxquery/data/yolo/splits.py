@@ -87,7 +87,8 @@ def splits_of_settings(
         taken_as = {entry: "the data folder" if place == folder.root else folder.show(place) for entry, place in changed.items()}
         shown = ", ".join(f"{entry!r} as {place}" for entry, place in [*taken_as.items()][:4])
         raw.notes.append(f"{settings.where}: what does not exist as written is taken from the data folder: {shown}")
-    raw.notes += [f"{reason}: left out" for reason in raw.absent.values()]
+    for split, reason in raw.absent.items():
+        raw.notes.append(f"{reason}: left out{_labels_left(folder, settings.entries[split], split)}")
     base = base if pictures is folder else pictures.root
     return {split: _source(folder, pictures, finder, base, found[split], split, raw.notes) for split in SPLITS if split in found}
 
@@ -97,6 +98,21 @@ def _absent(folder: Folder, base: Path, entry: str, where: str) -> str:
     if folder.leaves(base, entry):
         return f"{where}: there is no {'/'.join(path_parts(entry)[-2:])} in the data folder ({entry!r})"
     return f"{where}: there is no {folder.show(base / entry)}"
+
+
+def _labels_left(folder: Folder, entries: list[str], split: str) -> str:
+    """What to say of the label files of a split whose images are not there."""
+    texts: dict[Path, None] = {}
+    for parts in (path_parts(_pattern(entry)) for entry in entries):
+        for skipped in range(len(parts)):
+            tail = ["labels" if part.casefold() == "images" else part for part in parts[skipped:]]
+            if split in split_words(tail) and "labels" in tail and (place := without_case(folder.root, tail)) is not None:
+                texts |= dict.fromkeys(folder.files(place, frozenset({".txt"})))
+                break
+    if not texts:
+        return ""
+    boxes = sum(len(folder.lines(text)) for text in texts)
+    return f" with {count(len(texts), 'label file')} ({count(boxes, 'box', 'boxes')}), as in {folder.show(next(iter(texts)))}"
 
 
 def _why_none(folder: Folder, base: Path, settings: Settings, absent: dict[str, str]) -> str:
