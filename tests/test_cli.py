@@ -73,6 +73,7 @@ def test_the_commands_are_those_that_work():
     [
         (["frobnicate"], "frobnicate"),
         (["train"], "DATA"),
+        (["train", "--pretrained", "some/data", "--out", "x"], "--pretrained took some/data as weights"),
         (["train", "shapes", "--modell", "detr"], "--modell"),
         (["train", "shapes", "--epochs", "many"], "--epochs"),
         (["train", "shapes", "--option", "levels"], "name=value"),
@@ -83,6 +84,8 @@ def test_the_commands_are_those_that_work():
         (["evaluate", "no/such/run", "shapes"], "no/such/run"),
         (["predict", "no/such/run", "a.jpg"], "no/such/run"),
         (["predict", "no/such/run"], "name images"),
+        (["predict", "no/run", "a.jpg"], "no/run: no such folder here"),
+        (["predict", "own/er", ".", "--classes", "ace", "jack"], "--classes are separated by commas"),
         (["predict", "own/er", "a.jpg"], "a.jpg"),
         (["predict", "own/er", "."], "no image there"),
         (["predict", "own/er", ".", "--threshold", "2"], "threshold=2"),

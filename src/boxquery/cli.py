@@ -56,8 +56,8 @@ def run(arguments: Sequence[str]) -> int:
         return _failed(f"no command {words[0]!r};{f' did you mean {close[0]}?' if close else ''} commands: {', '.join(_commands())}")
     except CycloptsError as error:
         return _failed(" ".join(str(error).split()).rstrip(".") + "; --help lists what is known")
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:  # with what is kept, where a command knows
+        print("interrupted" + f": {stopped}" * bool(str(stopped)), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -195,7 +195,11 @@ def predict(
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
     check_model(run)
     kinds, folder = check_kinds(save or ["pictures", "json"]), new_folder(out)
-    files, notes = find_images(sources)
+    try:
+        files, notes = find_images(sources)
+    except UserError as error:
+        text = str(error) if Path(run).is_dir() else f"{run}: no such folder here, unless it is a hub id; and {error}"
+        raise UserError(text + "; several --classes are separated by commas: a,b" * (classes is not None)) from error
     _warn(f"note: {note}" for note in notes)
     detector = _load(run, device)
     if image_size is not None:
@@ -240,8 +244,7 @@ def predict(
         "saved": {kind: str(folder / PLACES[kind]) for kind in kinds},
     }
     if interrupted:
-        _warn([f"{summary.images} of {len(files)} images were looked at; what was found in them is in {folder}"])
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(f"{summary.images} of {len(files)} images were looked at; what was found in them is in {folder}")
     _warn(f"note: {note}" for note in [*summary.remarks_notes(), *(summary.duplicates_note() if nms is None else [])])
     places = ", ".join(PLACES[kind] + "/" * (folder / PLACES[kind]).is_dir() for kind in kinds)
     lines = [*summary.lines(), f"{progress.rate:.1f} images per second; see {folder}: {places}"]

@@ -77,6 +77,8 @@ def load(source: str | Path) -> Detector:
     elif (folder / "model" / CONFIG).is_file():
         run, folder = folder, folder / "model"
     refuse_transformers(folder)
+    if not (folder / CONFIG).exists() and (folder / "config.yaml").is_file():
+        raise UserError(f"{source}: no epoch of this run has finished yet, so it has no model; let it train on (boxquery train --resume)")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{source}: neither a run nor a model folder ({CONFIG} and {WEIGHTS} are looked for, also under model/)")
     detector = _build(folder / CONFIG)

@@ -84,7 +84,7 @@ def test_what_is_no_image_is_counted():
     images, notes = find_images(["photos"])
     assert [image.name for image in images] == ["a.png"]
     assert notes == [
-        "passed over what is no image: 2 .txt, 1 .mp4, 1 crops/ of an earlier result, 1 pictures/ of an earlier result, 1 .json"
+        "skipped files that are not images: 2 .txt, 1 .mp4, 1 crops/ of an earlier result, 1 pictures/ of an earlier result, 1 .json"
     ]
     assert [image.name for image in find_images(["photos/found/pictures"])[0]] == ["a.jpg"]
     Path("photos/a.png").unlink()

@@ -6,6 +6,7 @@ import shlex
 import time
 
 import pytest
+from PIL import Image
 from rich.console import Console
 
 import boxquery as bq
@@ -31,7 +32,7 @@ def config(epochs: int = 50, preset: str = "small", **more) -> RunConfig:
         (
             (0.01, 0.01, 0.1, 0.0),
             "small",
-            "50 epochs of 100 x 4 images, 5,000 steps, evaluated after every epoch: about 55 s on this machine",
+            r"50 epochs of 100 batches of 4 images \(5,000 steps in all\), evaluated after every epoch: about 55 s on this machine",
         ),
         ((0.3, 0.3, 3.0, 0.1), "small", "about 28 min on this machine; --minutes 5 would be 8 epochs"),
         ((3.0, 3.0, 30.0, 0.0), "small", "about 4 h 36 min on this machine; --minutes 30 would be 5 epochs"),
@@ -55,7 +56,8 @@ def test_timing_draws_no_random_number_of_the_run(tmp_path, monkeypatch, capsys)
     flags = {"epochs": 2, **settings("deformable-detr")}
     bq.train(scenes(), out=tmp_path / "timed", **flags)
     assert re.search(
-        r"\n2 epochs of 3 x 4 images, 6 steps, evaluated after every epoch: about \d+ s on this machine\n", capsys.readouterr().err
+        r"\n2 epochs of 3 batches of 4 images \(6 steps in all\), evaluated after every epoch: about \d+ s on this machine\n",
+        capsys.readouterr().err,
     )
     monkeypatch.setattr("boxquery.training.fit.measure_costs", lambda *_: Costs(1.0, 1.0, 1.0, 1.0))
     bq.train(scenes(), out=tmp_path / "run", **flags)
@@ -72,14 +74,35 @@ def test_interrupted_it_prints_the_command_that_resumes(tmp_path, monkeypatch, c
 
     monkeypatch.setattr(Training, "training_step", ctrl_c)
     data, out = write_coco(tmp_path / "my data" / "it's", drawn(scenes())), tmp_path / "a run"
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         bq.train(str(data), epochs=3, out=out, **settings("detr"))
-    (line,) = re.findall(r"^resume with: (.+)$", capsys.readouterr().err, re.MULTILINE)
+    (line,) = re.findall(r"^1 finished epoch kept, one that had begun is lost\nresume with: (.+)$", str(stopped.value))
     assert shlex.split(line) == ["boxquery", "train", str(data), "--out", str(out), "--resume"]
     monkeypatch.setattr(Training, "training_step", step)
     assert run(["train", "--resume", "--out", str(out)]) == 0, "the run knows its data"
     assert re.search(r"^resuming after 1 of 3 epochs$", capsys.readouterr().err, re.MULTILINE)
     assert len(rows(out)) == 3
+    assert run(["train", "--resume", "--out", str(out)]) == 0
+    assert "the run was already complete" in capsys.readouterr().err
+
+
+def test_interrupted_in_its_first_epoch_a_run_keeps_nothing_and_says_so(tmp_path, monkeypatch, capsys):
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "training_step", ctrl_c)
+    out = tmp_path / "run"
+    assert (
+        run(["train", "shapes", "--out", str(out), "--epochs", "1", "--preset", "tiny", "--image-size", "32", "--pretrained", "none"])
+        == 130
+    )
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "interrupted: no epoch had finished, so nothing is kept"
+    assert said[-1].startswith("begin again with: boxquery train shapes --out ")
+    assert run(["predict", str(out), str(tmp_path)]) == 2
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    assert run(["predict", str(out), str(tmp_path)]) == 2
+    assert "no epoch of this run has finished yet" in capsys.readouterr().err
 
 
 def test_the_line_of_an_epoch_fits_a_terminal():
@@ -87,7 +110,7 @@ def test_the_line_of_an_epoch_fits_a_terminal():
     bar = LiveBar(console, RunLength(epochs=1000).with_data(3, 4), Heartbeat(console))
     losses = {"loss": 12.345, "class": 1.234, "l1": 0.123, "giou": 0.456}
     bar.report({"epoch": 1000, **losses, "AP": 0.1234, "AP50": 0.5678, "seconds": 3600.0})
-    assert shown.getvalue() == "epoch 1000/1000  loss 12.35  class 1.23  giou 0.46  AP 0.123  AP50 0.568  3600 s\n"
+    assert shown.getvalue() == "epoch 1000/1000  loss 12.35  AP 0.123  AP50 0.568  60 min so far\n"
     assert len(shown.getvalue().rstrip()) <= 80
 
 

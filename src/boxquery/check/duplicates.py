@@ -80,7 +80,8 @@ def check_duplicates(data: Data, groups: list[list[ImageRef]]) -> tuple[dict[str
         duplicates[name] = count = sum(max(len(refs) - 1, 0) for refs in own)
         if count:
             example = " and ".join(title(data, ref) for ref in next(refs for refs in own if len(refs) > 1)[:2])
-            text = f"{count} of {len(split)} {name} images are copies of others ({example}{', ...' * (count > 1)})."
+            text = f"{count} of {len(split)} {name} images {'is a copy of another' if count == 1 else 'are copies of others'} "
+            text += f"({example}{', ...' * (count > 1)})."
             many = count > COPIED * len(split)
             remedy = "Remove them: each copy counts again." if many else ""
             findings.append(Finding("duplicate-images", "warning" if many else "note", text, remedy))

@@ -142,12 +142,12 @@ def check_steps(plan: FeasibilityPlan) -> Iterator[Finding]:
     """Whether the steps are fewer than this model needed, and whether the learning rate is far too high."""
     floor = measured(plan.model).get("floor", {}).get(plan.start, {})
     if plan.steps <= floor.get("not_within", 0):
-        left = f"{floor['left']} were enough" if floor.get("left") else "no longer run was measured"
+        later = f", and above 0 after {floor['left']}" if floor.get("left") else ""
         start = {"random": "from random weights", "trained": "from a pretrained backbone"}[plan.start]
         yield Finding(
             "too-few-steps", "warning",
-            f"{plan.steps} steps are fewer than {plan.model} needs to get above AP 0: on the built-in scenes, {start}, "
-            f"{floor['not_within']} steps were not enough ({left}; preset {everything()['protocol'].get('preset')}).",
+            f"{plan.steps} steps are probably too few for {plan.model} to detect anything: on the built-in scenes, {start} and at preset "
+            f"{everything()['protocol'].get('preset')}, its AP was still 0 after {floor['not_within']} steps{later}.",
             "Train for more epochs, or choose deformable-detr, which needs the fewest.",
         )  # fmt: skip
     if plan.lr > FAST * plan.usual_lr:

@@ -194,7 +194,11 @@ class Explanation:
 
     def table(self) -> Table:
         """A row per detection, or for the chosen query: class, box, score by layer, and what became of its rivals."""
-        what = f"query {self.chosen}" if self.chosen is not None else f"{len(self.found)} detections from {self.threshold:.2f}"
+        what = (
+            f"query {self.chosen}"
+            if self.chosen is not None
+            else f"{len(self.found)} detections with a score of at least {self.threshold:.2f}"
+        )
         table = Table(title=escape(f"{self.model} on {self.path or 'an image'}: {what}"), title_justify="left")
         for column in ("query", "class", "box", "score by layer", "rivals"):
             table.add_column(column, justify="right" if column == "query" else "left", overflow="fold")

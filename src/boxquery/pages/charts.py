@@ -72,6 +72,7 @@ def line_chart(
     best: str | None = None,
     kinds: Mapping[str, str] | None = None,
     bands: Mapping[str, Sequence[Band]] | None = None,
+    x_range: tuple[float, float] | None = None,
     last: bool = True,
     width: int = 420,
     height: int = 235,
@@ -85,6 +86,7 @@ def line_chart(
         best: a series whose highest point gets a mark, on ties the last.
         kinds: name -> CSS class of its line; None: s0, s1, ... in order.
         bands: name -> (x, low, high), rising in x: a lighter area behind that line.
+        x_range: of the x axis; None: that of the points.
         last: write a line's last value beside its name.
         width, height: in SVG units.
 
@@ -99,11 +101,11 @@ def line_chart(
     values_per_row = max(int(width / _HOVER_LETTER / (max(map(len, series)) + 8)), 1)
 
     columns = sorted({x for line in series.values() for x, _ in line})
-    low, high = columns[0], columns[-1]
+    low, high = x_range or (columns[0], columns[-1])
     heights = [y for line in series.values() for _, y in line] + [y for band in bands.values() for _, *ends in band for y in ends]
     y_ticks = ticks(min(0.0, *heights), max(heights))
     x_ticks = [value for value in ticks(low, high, whole=True) if low <= value <= high] if high > low else [low]
-    together = len({line[-1][0] for line in series.values()}) == 1
+    together = x_range is None and len({line[-1][0] for line in series.values()}) == 1
     around = int(low == high)
     x = _Scale(low - around, high + around, _LEFT, round(width - 14 - max(map(len, texts.values())) * _LETTER, 1))
     if together:  # an end that all lines share is worth its own tick, in place of round ones that it would touch

@@ -58,7 +58,7 @@ def find_images(sources: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
     if not files:
         there = f"; there are {_endings(passed)}" if passed else ""
         raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for{there})")
-    notes = [f"passed over what is no image: {_endings(passed)}"] if passed else []
+    notes = [f"skipped files that are not images: {_endings(passed)}"] if passed else []
     if again:
         notes.append(f"{count(len(again), 'image')} named more than once, looked at once: {some(map(str, again))}")
     root = Path(os.path.commonpath([os.path.abspath(base) for _, base in files.values()]))

@@ -73,7 +73,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """For people."""
-        empty = f" ({self.empty:,} without any)" if self.empty else ""
+        empty = f" ({self.empty:,} without any)" if 0 < self.empty < self.images else ""
         named = ", ".join(f"{number:,} {name}" for name, number in self.classes.most_common(10))
         more = f" and {len(self.classes) - 10} more classes" if len(self.classes) > 10 else ""
         lines = [f"{count(self.objects, 'object')} in {count(self.images, 'image')}{empty}" + (f": {named}{more}" if named else "")]

@@ -32,15 +32,15 @@ _ALIGNMENT = (
 _SHADES = 6  # style.css has k0 to k5 for the lines of layers
 _SCORES = (
     ("AP", "AP", "average precision, mean over IoU 0.50 to 0.95: COCO's main metric"),
-    ("AP50", "AP50", "a box is right from IoU 0.50"),
-    ("AP75", "AP75", "a box is right from IoU 0.75: how well boxes fit"),
+    ("AP50", "AP50", "average precision where a box is correct if its IoU is at least 0.50"),
+    ("AP75", "AP75", "the same with an IoU of at least 0.75: how well boxes fit"),
     ("APs", "APs", "objects smaller than 32² pixels"),
     ("APm", "APm", "objects from 32² to 96² pixels"),
     ("APl", "APl", "objects larger than 96² pixels"),
 )
 _AT_THRESHOLD = (
     ("best_threshold", "Best threshold", "the score at which F1 is highest (IoU 0.5, all classes)"),
-    ("threshold", "Threshold given", "the score from which boxes count below, instead of the best one"),
+    ("threshold", "Threshold given", "minimum score of the boxes that count below, in place of the best threshold"),
     ("f1", "F1", "at that threshold: harmonic mean of precision and recall"),
     ("precision", "Precision", "at that threshold: share of the boxes that are right"),
     ("recall", "Recall", "at that threshold: share of the objects that are found"),
@@ -48,8 +48,8 @@ _AT_THRESHOLD = (
     ("false_positives_per_empty_image", "False per empty image", "at that threshold: boxes per image without objects"),
 )
 _TIDE = {
-    "wrong class": "on an object of another class (IoU from 0.5)",
-    "misplaced": "on an object of its class, but with an IoU from 0.1 to 0.5",
+    "wrong class": "on an object of another class (IoU of at least 0.5)",
+    "misplaced": "on an object of its class, but with an IoU between 0.1 and 0.5",
     "wrong class and misplaced": "both",
     "duplicate": "on an object that a better-scored box has found",
     "background": "on no object (IoU below 0.1)",
@@ -192,7 +192,11 @@ def _precision_by_recall(curves: Sequence[Mapping[str, Any]]) -> Figure:
     drawn = {"mean": mean, **dict(few)} if len(lines) > 1 else dict(few)
     points = {name: [(float(x), y) for x, y in enumerate(line) if not x or line[x - 1] > 0] for name, line in drawn.items()}
     note = "IoU 0.5, interpolated as in COCO" + ("; mean, three best and three worst classes" if len(lines) > _CURVES_SHOWN else "")
-    return line_chart(points, title="Precision by recall", unit="recall %", last=False, width=560, height=300), "Precision by recall", note
+    return (
+        line_chart(points, title="Precision by recall", unit="recall %", x_range=(0, 100), last=False, width=560, height=300),
+        "Precision by recall",
+        note,
+    )
 
 
 def transfer(run: RunFiles) -> dict[str, Any]:

@@ -43,7 +43,7 @@ from boxquery.training.processes import attempt, everywhere, join, local_world_s
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
 from boxquery.training.settings import like, resolve, run_folder, same
-from boxquery.training.state import StateFiles, latest_checkpoint, run_lock
+from boxquery.training.state import StateFiles, finished_epochs, latest_checkpoint, run_lock
 from boxquery.training.timing import announcement, evaluated_images, evaluation_seconds, measure_costs
 from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 
@@ -101,9 +101,12 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
         try:
             return run.fit(state)
         except KeyboardInterrupt:
-            how = "resume with: " if config.world_size == 1 else "resume with torchrun and: "
-            console.print(how + run.config.resume_command(folder), markup=False, highlight=False)
-            raise
+            kept = finished_epochs(folder)
+            what = (
+                f"{count(kept, 'finished epoch')} kept, one that had begun is lost" if kept else "no epoch had finished, so nothing is kept"
+            )
+            how = ("resume" if kept else "begin again") + " with" + " torchrun and" * (config.world_size > 1)
+            raise KeyboardInterrupt(f"{what}\n{how}: {run.config.resume_command(folder)}") from None
 
 
 def _line(console: Console) -> Callable[[str], None]:
@@ -205,8 +208,8 @@ class Run:
             left = ", ".join(self.model.backbone.left_out)
             used = f"{BackboneWeights(**c.weights)}{f', without its {left}' if left else ''}"
             self.console.print(f"backbone from {used}: stem, first stage and batch norm are frozen", markup=False)
-        elif not c.start_from:
-            self.console.print("backbone from random weights: nothing is frozen, batch norm uses the batch")
+        elif not (c.start_from or c.freeze_backbone):
+            self.console.print("all layers of the backbone are trained, with batch norm as usual")
         costs = self.costs or (self.measure_costs() if c.length.minutes is None else None)
         for line in announcement(c, costs):
             self.console.print(line, markup=False, highlight=False)

@@ -78,7 +78,9 @@ class LiveBar(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.done = self.before = trainer.current_epoch * self.length.epoch_batches
         self.started = time.monotonic()
-        if trainer.current_epoch and self.done < self.length.total_batches:
+        if trainer.should_stop or self.done >= self.length.total_batches:
+            self.console.print("the run was already complete: its model is evaluated and its report is written again")
+        elif trainer.current_epoch:
             self.console.print(f"resuming after {trainer.current_epoch} of {self.length.total_epochs} epochs", highlight=False)
         self.progress.update(self.task, completed=self.done)
         self.progress.start()
@@ -118,10 +120,9 @@ class LiveBar(L.Callback):
         found = f"  AP {row['AP']:.3f}" if row.get("AP") is not None else ""
         self.score = found or self.score
         found += f"  AP50 {row['AP50']:.3f}" if found else ""
-        terms = "  ".join(
-            f"{k} {row[k]:.2f}" for k in ("loss", "class", "giou") if k in row
-        )  # metrics.csv has all; a line has 80 characters
-        self.console.print(f"epoch {self._of(row['epoch'])}  {terms}{found}  {row['seconds']:.0f} s", highlight=False)
+        # its terms, which are those of the last layer and do not add up to it, are in metrics.csv
+        loss = f"  loss {row['loss']:.2f}" if "loss" in row else ""
+        self.console.print(f"epoch {self._of(row['epoch'])}{loss}{found}  {duration(row['seconds'])} so far", highlight=False)
         self.heartbeat.postpone()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

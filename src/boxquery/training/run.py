@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,9 +34,9 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
     """
     known = inspect.signature(TrainFlags).parameters
     if unknown := sorted(flags.keys() - known):
-        raise UserError(
-            f"train() has no keyword {', '.join(unknown)}; known: {', '.join(known)}; a model's own options go into options={{...}}"
-        )
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}; a model's own options go into options={{...}}"
+        raise UserError(f"train() has no keyword {', '.join(unknown)}; {meant}")
     if flags.get("start_from") is not None:
         flags["start_from"] = str(flags["start_from"])
     if flags.get("pretrained", "auto") is None:
@@ -44,6 +45,8 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
         flags["pretrained"] = pretrained_of(str(weights))
     requested = TrainFlags(**flags)
     requested.check()
+    if data is None and not resume and requested.pretrained not in (True, False, "auto"):
+        raise UserError(f"--pretrained took {requested.pretrained} as weights; write DATA before the flags, or --pretrained=required")
     if data is None and not resume:
         raise UserError("name the data to train on: boxquery train DATA; or resume a run: --resume --out DIR")
     from boxquery.training.fit import start

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get
 
 from cyclopts import Parameter
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.flags import check_above_zero
 
 #: share of the minutes that is planned; the rest is for reading data, the last evaluation, the report, and a machine that slows down
@@ -100,9 +100,11 @@ class RunLength(LengthFlags):
     total_batches: int = 0
 
     def __str__(self) -> str:
-        """For people: "3 epochs of 51 x 8 images, the last of 20"."""
-        whole = f"{self.total_epochs} epoch{'s' * (self.total_epochs > 1)} of {self.epoch_batches} x {self.batch_images} images"
-        return whole if self.last_batches == self.epoch_batches else f"{whole}, the last of {self.last_batches}"
+        """For people: "3 epochs of 51 batches of 8 images, the last one stops after 20"."""
+        batches, images = count(self.epoch_batches, "batch", "batches"), count(self.batch_images, "image")
+        whole = f"{count(self.total_epochs, 'epoch')} of {batches} of {images}"
+        last = "the last one stops" if self.total_epochs > 1 else "it stops"
+        return whole if self.last_batches == self.epoch_batches else f"{whole}, {last} after {self.last_batches}"
 
     @property
     def total_epochs(self) -> int:

@@ -103,14 +103,15 @@ def latest_checkpoint(folder: Path) -> tuple[Path | None, str]:
             if (wrong := damage(path)) is None:
                 return path, "; ".join([*damaged, f"resuming from {name}"]) if damaged or name == PREVIOUS else ""
             damaged.append(f"{path} {wrong}")
-    rows = _finished(folder)
+    rows = finished_epochs(folder)
     if damaged or rows > 1:  # the row of an epoch is written before its state
         what = "; ".join(damaged) or f"{folder / LAST} is missing, though {rows} epochs were finished"
         raise UserError(f"{what}; restore it from a copy, or train in another --out; model/ has the best")
     return None, "no epoch was finished: starting from the beginning"
 
 
-def _finished(folder: Path) -> int:
+def finished_epochs(folder: Path) -> int:
+    """How many rows ``metrics.csv`` has. Raises ``UserError`` where it cannot be read."""
     try:
         return max(len((folder / "metrics.csv").read_text(encoding="utf-8").splitlines()) - 1, 0)
     except FileNotFoundError:

@@ -91,7 +91,7 @@ def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataL
 def announcement(config: RunConfig, costs: Costs | None) -> Iterator[str]:
     """What will happen: how long the run is and how long that takes here, what a shorter one would be, and what may prolong it."""
     length, steps = config.length, count(config.length.total_steps, "step")
-    size = f"{length}, {steps}, evaluated {'after every epoch' if length.val_every == 1 else f'every {length.val_every} epochs'}"
+    size = f"{length} ({steps} in all), evaluated {'after every epoch' if length.val_every == 1 else f'every {length.val_every} epochs'}"
     if length.minutes is not None and (length.epochs is None or costs is None):
         yield f"{size}: about {length.minutes:g} min{' of CPU time' * counts_cpu(config)} on this machine"
     elif costs is not None:
