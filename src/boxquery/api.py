@@ -13,10 +13,10 @@ from boxquery.data.classes import map_labels, match_names, matching_notes
 from boxquery.data.dataset import Data
 from boxquery.data.open import open_data
 from boxquery.detector import ImageSource
-from boxquery.evaluation.metrics import MAX_DETECTIONS, evaluate, limits_note
+from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
 from boxquery.explain.explanation import explain
-from boxquery.flags import check_above_zero, check_nms, check_threshold
+from boxquery.flags import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
 from boxquery.training import run

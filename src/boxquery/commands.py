@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import Device, Options, Switch, check_above_zero, check_model, check_nms, check_threshold
+from boxquery.flags import MAX_DETECTIONS, Device, Options, Switch, check_above_zero, check_model, check_nms, check_threshold
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,7 +81,7 @@ def evaluate(
     threshold: float | None = None,
     nms: float | None = None,
     classes: list[str] | None = None,
-    max_detections: int = 100,
+    max_detections: int = MAX_DETECTIONS,
     image_size: int | None = None,
     batch_size: int = 8,
     workers: int = 0,

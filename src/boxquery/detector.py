@@ -21,7 +21,7 @@ from boxquery.data.loading import collate
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.transforms import EvalTransform
 from boxquery.errors import UserError
-from boxquery.flags import check_above_zero, check_nms, check_threshold
+from boxquery.flags import DEFAULT_THRESHOLD, check_above_zero, check_nms, check_threshold
 from boxquery.models import list_models
 from boxquery.result import Result
 
@@ -44,7 +44,12 @@ class Detector:
     """
 
     def __init__(
-        self, model: Model, classes: Sequence[str | None], ids: Sequence[int], preprocessing: Preprocessing, threshold: float = 0.5
+        self,
+        model: Model,
+        classes: Sequence[str | None],
+        ids: Sequence[int],
+        preprocessing: Preprocessing,
+        threshold: float = DEFAULT_THRESHOLD,
     ):
         if not len(classes) == len(ids) == model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names and {len(ids)} ids were given")

@@ -1,6 +1,7 @@
 """The exception that users can cause, and the wording of messages."""
 
 import re
+from collections.abc import Iterable
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 
@@ -53,3 +54,9 @@ def encodable(text: str) -> str:
 def count(value: int, one: str, many: str = "") -> str:
     """1 image, 1,200 images; ``many`` where the plural is not ``one`` and an s."""
     return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def some(names: Iterable[str], shown: int = 3) -> str:
+    """The first names of many, and how many more there are: a, b, c and 5 more."""
+    names = list(names)
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")

@@ -15,6 +15,10 @@ from boxquery.errors import UserError, first_line
 
 #: what is trained where none is named
 DEFAULT_MODEL, DEFAULT_PRESET = "deformable-detr", "small"
+#: detections per class and image that count: COCO's definition of AP
+MAX_DETECTIONS = 100
+#: score threshold until an evaluation has found a better one
+DEFAULT_THRESHOLD = 0.5
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16"]

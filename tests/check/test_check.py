@@ -369,7 +369,7 @@ def test_near_duplicates_and_uniform_images(tmp_path):
         replace(data, splits={**data.splits, "val": replace(val, records=records)}), [], PLAN, Augment(), picture="never"
     ).findings
     near = next(f for f in findings if f.name == "near-duplicates")
-    assert near.text.startswith("6 of 19 val images look the same as one of train (val-0.jpg and train-0.png, ")
+    assert near.text.startswith("6 of 19 val images look the same as one of train (val-0.jpg like train-0.png, ")
     assert near.level == "warning"
     assert next(f for f in findings if f.name == "uniform-images").text.startswith(
         "1 of 61 images are of a single colour (blank.png), 1 of"

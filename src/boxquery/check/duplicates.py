@@ -15,6 +15,7 @@ import numpy as np
 
 from boxquery.check.findings import Finding, ImageRef
 from boxquery.data.dataset import Data, Record
+from boxquery.errors import some
 
 #: copies are of the same photograph if their boxes overlap so well, in the median; those of two photographs (of one
 #: object in the middle, say) seldom do, those of one photograph annotated twice do by .86
@@ -90,8 +91,8 @@ def check_duplicates(data: Data, groups: list[list[ImageRef]]) -> tuple[dict[str
 
 def _leak(data: Data, first: str, second: str, common: list[ImageRef], other: list[ImageRef]) -> Finding:
     total = len(data.splits[second])
-    shown = ", ".join(title(data, ref) for ref in common[:_SHOWN])
-    where = f"{len(common)} of {total} {second} images are also in {first}, by content ({shown}{', ...' if len(common) > _SHOWN else ''})"
+    shown = some((title(data, ref) for ref in common), _SHOWN)
+    where = f"{len(common)} of {total} {second} images are also in {first}, by content ({shown})"
     if len(other) > len(common) / 2:
         text = f"{where}, and {len(other)} of them have other boxes there: images of {first} and {second} were mixed up."
         remedy = "Put back the images that the annotations were made for."

@@ -17,7 +17,7 @@ LIKELIER, AGREES, BETTER = 25.0, 0.6, 0.15
 #: nats and agreement from which that is strong evidence
 SURE, MATCHES = 60.0, 0.75
 _SHOWN = 2  # images of each split in the picture
-_THUMB, _FINE, _CELLS, _ANGLES = 8, 16, 4, 8  # sides of the thumbnail, of what gradients are taken from, of its cells; bins of a histogram
+_THUMB, _FINE, _ANGLES = 8, 16, 8  # sides of the thumbnail and of what gradients are taken from; bins of a histogram
 _SHRINK = (0.05, 0.2, 0.5, 0.8)  # shares of the identity in the covariance, of which the best on held-out boxes of train is taken
 _FOLDS = 4
 
@@ -71,14 +71,14 @@ def _thumbnails(image: SampledImage, boxes: np.ndarray, side: int) -> np.ndarray
 
 
 def _histograms(light: np.ndarray) -> np.ndarray:
-    """Histograms of the gradient's direction (without sign) in 4 x 4 cells' halves: [N, cells * angles], each box's of length 1."""
+    """Histograms of the gradient's direction (without sign) in the four quarters of each box: [N, 4 * angles], of one length for all."""
     along_y, along_x = np.gradient(light, axis=(1, 2))
     strength = np.hypot(along_x, along_y)
     angle = (np.arctan2(along_y, along_x) % np.pi) / np.pi * _ANGLES
     bins = (angle[..., None].astype(int) % _ANGLES == np.arange(_ANGLES)) * strength[..., None]
-    count, cell = len(light), _FINE // 2
-    halves = bins.reshape(count, 2, cell, 2, cell, _ANGLES).sum((2, 4)).reshape(count, -1)
-    return halves / (np.linalg.norm(halves, axis=1, keepdims=True) + 1e-6) * 4
+    count, half = len(light), _FINE // 2
+    quarters = bins.reshape(count, 2, half, 2, half, _ANGLES).sum((2, 4)).reshape(count, -1)
+    return quarters / (np.linalg.norm(quarters, axis=1, keepdims=True) + 1e-6) * 4
 
 
 def _discriminant(x: np.ndarray, labels: np.ndarray, known: Sequence[int], shrink: float) -> tuple[np.ndarray, np.ndarray]:

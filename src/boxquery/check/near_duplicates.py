@@ -15,6 +15,7 @@ from boxquery.check.duplicates import title
 from boxquery.check.findings import Finding, ImageRef
 from boxquery.check.samples import evenly, small_image
 from boxquery.data.dataset import Data, Split
+from boxquery.errors import some
 
 MOST = 1000  # images of a split that are looked at, evenly
 SIDE = 64  # long side to which they are reduced
@@ -86,12 +87,12 @@ def check_near_duplicates(data: Data, seen: dict[str, Thumbnails], equal: list[l
         counts[f"{first} & {second}"] = len(pairs)
         if len(pairs) < FEWEST:
             continue
-        titles = [f"{title(data, other)} and {title(data, one)}" for other, one in list(pairs.items())[:_SHOWN]]
+        titles = some((f"{title(data, other)} like {title(data, one)}" for other, one in pairs.items()), _SHOWN)
         many = len(pairs) > MANY * len(b.indices)
         findings.append(Finding(
             "near-duplicates", "warning" if many else "note",
-            f"{len(pairs)} of {len(b.indices)} {second} images look the same as one of {first} ({', '.join(titles)}"
-            f"{', ...' * (len(pairs) > _SHOWN)}): the same photograph saved again, or frames of one scene; they tell little of new images.",
+            f"{len(pairs)} of {len(b.indices)} {second} images look the same as one of {first} ({titles}): "
+            "the same photograph saved again, or frames of one scene; they tell little of new images.",
             "Keep such images in one split." if many else "", "strong" if many else "",
             tuple(ref for pair in list(pairs.items())[:_SHOWN] for ref in pair) if many else (),
         ))  # fmt: skip
@@ -106,8 +107,8 @@ def check_uniform(data: Data, seen: dict[str, Thumbnails]) -> list[Finding]:
     labelled = sum(len(data.splits[name][index].boxes) > 0 for name, index in blank)
     total = sum(len(own.indices) + len(own.uniform) for own in seen.values())
     text = (
-        f"{len(blank)} of {total} images are of a single colour ({', '.join(title(data, ref) for ref in blank[:_SHOWN])}"
-        f"{', ...' * (len(blank) > _SHOWN)}), {labelled} of them with boxes."
+        f"{len(blank)} of {total} images are of a single colour ({some((title(data, ref) for ref in blank), _SHOWN)}), "
+        f"{labelled} of them with boxes."
     )
     remedy = "Export these images again, or remove them." if labelled else ""
     return [Finding("uniform-images", "warning" if labelled else "note", text, remedy)]

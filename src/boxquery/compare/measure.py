@@ -48,7 +48,7 @@ def measure_run(run: Path) -> Path:
     val = data.split("val")
     detector = load(run).to(config.device)
     limit = config.max_detections
-    predict = partial(predict_split, detector, batch_size=max(config.batch_size, 4), max_detections=limit, strict=config.strict)
+    predict = partial(predict_split, detector, batch_size=config.evaluation_batch, max_detections=limit, strict=config.strict)
     val, found = drop_unreadable(val, predict(val))
     weights = image_weights(len(val))
     ap, ap50 = resampled_ap(val, found, len(data.names), weights, limit)

@@ -15,7 +15,7 @@ from boxquery.data.loading import Batch, DetectionDataset, collate
 from boxquery.data.validation import fail_if_too_many
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import ImageDetections
-from boxquery.evaluation.metrics import MAX_DETECTIONS
+from boxquery.flags import MAX_DETECTIONS
 from boxquery.parts.boxes import nms_per_class
 
 if TYPE_CHECKING:

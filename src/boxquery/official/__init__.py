@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, some
 from boxquery.models import papers
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def load_official(model: Model, state_dict: dict[str, Tensor], *, new_head: bool
     fresh = sorted(heads) if new_head and not heads & new.keys() else []
     missing = [k for k in own if k not in new and k not in fresh and not k.endswith("num_batches_tracked")]
     if unknown or missing:
-        found = [f"{what}: {_some(keys)}" for what, keys in (("not understood", unknown), ("without a tensor", missing)) if keys]
+        found = [f"{what}: {some(keys, 6)}" for what, keys in (("not understood", unknown), ("without a tensor", missing)) if keys]
         raise UserError(f"this is not a checkpoint of {name} with these options; {'; '.join(found)}")
     model.load_state_dict(new, strict=False)
     model.freeze()
@@ -82,7 +82,3 @@ def load_official(model: Model, state_dict: dict[str, Tensor], *, new_head: bool
 def rename(key: str, rules: list[tuple[str, str]]) -> str | None:
     """Our name of the authors' key, by the first pattern that matches; None if there is none."""
     return next((match.expand(ours) for theirs, ours in rules if (match := re.fullmatch(theirs, key))), None)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:6]) + (f" and {len(keys) - 6} more" if len(keys) > 6 else "")

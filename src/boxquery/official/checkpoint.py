@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from boxquery.errors import UserError, first_line
+from boxquery.errors import UserError, first_line, some
 from boxquery.models import create_model
 from boxquery.models.interface import Model
 from boxquery.official import authors_of, list_official, load_official
@@ -186,10 +186,6 @@ def _unprefixed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     if left := [key for key in clean if key not in kept]:
         notes.append(f"left out, not under {prefix or 'the names of the model'}: {some(left)}")
     return {key.removeprefix(prefix): value for key, value in kept.items()}, notes
-
-
-def some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def refuse_transformers(folder: Path) -> None:

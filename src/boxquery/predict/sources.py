@@ -6,13 +6,13 @@ import glob
 import os
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.errors import UserError, count
+from boxquery.errors import UserError, count, some
 from boxquery.result import name_to_id
 
 #: bytes of a file or folder name that is written; file systems end at 255, and a suffix and a number follow
@@ -144,12 +144,6 @@ def _ids(names: Sequence[PurePath], notes: list[str]) -> list[int | str]:
 
 def _unique(values: Sequence[PurePath], key: Callable[[PurePath], Hashable]) -> bool:
     return len({key(value) for value in values}) == len(values)
-
-
-def some(names: Iterable[str]) -> str:
-    """The first names of many, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _endings(counts: Counter[str]) -> str:

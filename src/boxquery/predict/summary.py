@@ -7,15 +7,13 @@ from typing import Any
 
 from boxquery.data.images import Header
 from boxquery.data.raw import Fault
-from boxquery.errors import count
+from boxquery.errors import count, some
 from boxquery.evaluation.errors import IOU_DUPLICATE, overlapped
-from boxquery.predict.sources import some
+from boxquery.flags import DEFAULT_THRESHOLD
 from boxquery.result import Result
 
 #: duplicates are mentioned from this share of the boxes, and this number
 _SHARE, _NUMBER = 0.1, 3
-#: a detector's threshold before an evaluation has found a better one
-_DEFAULT = 0.5
 
 
 class Summary:
@@ -57,7 +55,7 @@ class Summary:
             "per_class": dict(self.classes.most_common()),
             "duplicates": self.duplicates,
             "threshold": self.threshold,
-            "threshold_from": "given" if self.given else "default" if self.threshold == _DEFAULT else "evaluation",
+            "threshold_from": "given" if self.given else "default" if self.threshold == DEFAULT_THRESHOLD else "evaluation",
         }
 
     def remarks_notes(self) -> list[str]:
@@ -86,6 +84,6 @@ class Summary:
     def _why(self) -> str:
         if self.given:
             return "as given"
-        if self.threshold == _DEFAULT:
+        if self.threshold == DEFAULT_THRESHOLD:
             return "the default, since no evaluation has found a better one"
         return "which had the best F1 in the evaluation during training"

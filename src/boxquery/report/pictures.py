@@ -13,6 +13,7 @@ from boxquery.errors import printable
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections, iou
 from boxquery.evaluation.errors import IOU_RIGHT, ImageErrors, classify_errors
 from boxquery.files import atomic_write, write_json
+from boxquery.flags import DEFAULT_THRESHOLD
 from boxquery.pages.drawing import draw
 from boxquery.pages.images import encode_within, resize_to
 
@@ -57,9 +58,9 @@ def pick_pictures(
     Args:
         split: a ``Split`` or records.
         predictions: position -> detections, as for ``evaluate``.
-        threshold: usually ``best_threshold`` of ``evaluate``; None: 0.5.
+        threshold: usually ``best_threshold`` of ``evaluate``; None: the default.
     """
-    least = 0.5 if threshold is None else threshold
+    least = DEFAULT_THRESHOLD if threshold is None else threshold
     shown = {}
     for position, (boxes, scores, labels) in predictions.items():
         kept = np.asarray(scores) >= least

@@ -17,7 +17,7 @@ from boxquery.files import read_mapping, read_text, write_json
 #: columns of ``metrics.csv`` and keys of ``check.json`` that version 0.1.0 named otherwise
 _OLD_NAMES = {
     "processor_seconds": "cpu_seconds", "ahead": "feasibility", "objects_an_image": "objects_per_image", "copies": "equal_images",
-    "fit": "box_contrast", "learn": "overfit",
+    "learn": "overfit",
 }  # fmt: skip
 
 

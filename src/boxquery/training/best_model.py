@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.detector import Detector
+from boxquery.flags import DEFAULT_THRESHOLD
 from boxquery.model_folder import save
 from boxquery.models.interface import Model
 
@@ -32,7 +33,7 @@ class BestModel:
         self.waited = 0 if score > self.best else self.waited + (metrics["AP"] is not None)
         if score >= self.best:
             self.best, self.epoch = score, epoch
-            self.detector.threshold = metrics["best_threshold"] if metrics["best_threshold"] is not None else 0.5
+            self.detector.threshold = DEFAULT_THRESHOLD if metrics["best_threshold"] is None else metrics["best_threshold"]
             if write:
                 d = self.detector
                 chosen = {"number": epoch, "kept": f"the highest AP on val: {score:.4f}" if score else "the last one: no AP to choose by"}

@@ -14,6 +14,7 @@ from cyclopts import Parameter
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import (
+    MAX_DETECTIONS,
     Device,
     Options,
     Precision,
@@ -96,7 +97,7 @@ class RunFlags(SharedFlags, ModelFlags):
 
     patience: int = 0
     workers: int | None = None
-    max_detections: int = 100
+    max_detections: int = MAX_DETECTIONS
     seed: int = 0
     force: Switch = False
 
@@ -160,6 +161,11 @@ class RunConfig(RunFlags):
     workers: int = 0
     world_size: int = 1
     length: RunLength
+
+    @property
+    def evaluation_batch(self) -> int:
+        """Images that are evaluated together: no gradients are kept, so that at least four fit."""
+        return max(self.batch_size, 4)
 
     def command(self, out: Path | str) -> str:
         """The command line that repeats the run, wherever that is."""

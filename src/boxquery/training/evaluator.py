@@ -50,7 +50,7 @@ class Evaluator:
         self.detector.model = model
         limit = self.config.max_detections
         found = predict_split(
-            self.detector, self.val, batch_size=max(self.config.batch_size, 4), only=share, cached=self.images, max_detections=limit,
+            self.detector, self.val, batch_size=self.config.evaluation_batch, only=share, cached=self.images, max_detections=limit,
             warn=self.warn,
         )  # fmt: skip
         found = {place: own for part in everywhere(found) for place, own in part.items()}

@@ -286,7 +286,7 @@ class Run:
                 limit = self.config.max_detections
                 self.heartbeat.doing = f"evaluating on {count(len(split), f'{name} image')}"
                 found = predict_split(
-                    best, split, batch_size=max(self.config.batch_size, 4), max_detections=limit, strict=self.config.strict
+                    best, split, batch_size=self.config.evaluation_batch, max_detections=limit, strict=self.config.strict
                 )  # fmt: skip
                 split, found = drop_unreadable(split, found)
                 metrics = evaluate(split, found, self.data.names, self.data.ids, max_detections=limit)

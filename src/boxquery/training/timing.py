@@ -147,7 +147,7 @@ def _batch_seconds(config: RunConfig, optimization: Optimization, loader: DataLo
 
 def evaluated_images(config: RunConfig) -> int:
     """Images on which an evaluation is timed carefully."""
-    return 2 * max(config.batch_size, 4)
+    return 2 * config.evaluation_batch
 
 
 def _closing_seconds(config: RunConfig, optimization: Optimization, evaluator: Evaluator) -> float:
@@ -170,7 +170,10 @@ def evaluation_seconds(config: RunConfig, detector: Detector, val: Split, images
     now, started = clock(config), 0.0
     for _ in range(2):  # the first pass is slower than all that follow
         started = now()
-        found = predict_split(detector, val, batch_size=max(config.batch_size, 4), only=few, cached=cached, warn=lambda line: None)
-        evaluate([val[i] for i in few], found, [str(name) for name in detector.classes], detector.ids)
+        found = predict_split(
+            detector, val, batch_size=config.evaluation_batch, only=few, cached=cached, max_detections=config.max_detections,
+            warn=lambda line: None,
+        )  # fmt: skip
+        evaluate([val[i] for i in few], found, [str(name) for name in detector.classes], detector.ids, max_detections=config.max_detections)
     detector.model.train()
     return (now() - started) / len(few) * len(val)
