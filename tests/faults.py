@@ -361,10 +361,16 @@ laid(
     "voc",
     "an XML file that is a folder",
     "named",
-    "p001: has no annotation",
+    "1 listed image without an annotation file used as without objects",
     lambda r: ((r / "Annotations/p001.xml").unlink(), (r / "Annotations/p001.xml").mkdir()),
 )
-laid("voc", "a listed image without annotation", "named", "has no annotation", lambda r: (r / "Annotations/p004.xml").unlink())
+laid(
+    "voc",
+    "a listed image without annotation",
+    "named",
+    "1 listed image without an annotation file used as without objects",
+    lambda r: (r / "Annotations/p004.xml").unlink(),
+)
 laid("voc", "a corner in words", "named", "not four numbers", id, object_of("left", 5, 9, 9))
 laid("voc", "an object without box", "named", "not four numbers", id, object_of())
 laid("voc", "an object without name", "named", "unknown category", id, object_of(5, 5, 9, 9, name="cow"))

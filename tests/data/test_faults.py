@@ -126,6 +126,10 @@ def test_coco_annotation_of_an_unknown_image(tmp_path):
 def test_voc_listed_image_without_annotation(tmp_path):
     writers.write_voc(tmp_path, pictures())
     (tmp_path / "Annotations" / "p004.xml").unlink()
+    data = open_data(tmp_path)
+    assert not data.skipped
+    assert "1 listed image without an annotation file used as without objects: ImageSets/Main/train.txt p004" in data.notes
+    (tmp_path / "JPEGImages" / "p004.png").unlink()
     assert open_data(tmp_path).skipped == ["ImageSets/Main/train.txt p004: has no annotation; skipped"]
 
 

@@ -276,3 +276,96 @@ def test_images_of_another_split_and_without_annotation(tmp_path):
     assert all(record.path.parts[-3] == name for name, split in data.splits.items() for record in split)
     writers.save_image(tmp_path / "train" / "images" / "extra.png", images[0])
     assert "1 image without an annotation file left out: train/images/extra.png" in open_data(tmp_path).notes
+
+
+@pytest.mark.parametrize(
+    ("annotation", "image", "mask"),
+    [
+        ("annotations/xmls", "images", "annotations/trimaps"),
+        ("labels/xml", "pictures", "labels/mask"),
+        ("train/annotations/xml", "train/images", "train/annotations/masks"),
+        ("labels", "images", "labels"),
+        ("Annotations", "JPEGImages", "SegmentationClass"),
+        ("annotations/xmls", "images", "annotations/what"),
+    ],
+)
+def test_a_mask_is_not_the_image(tmp_path, annotation, image, mask):
+    images = pictures(8)
+    write(tmp_path, images, annotation, image, edit((r"<filename>(\w+).png", r"<filename>\1.jpg")))
+    for file in sorted((tmp_path / image).iterdir()):
+        (tmp_path / mask).mkdir(parents=True, exist_ok=True)
+        (tmp_path / mask / file.name).write_bytes(file.read_bytes())
+        file.rename(file.with_suffix(".jpg"))
+    records = [record for split in open_data(tmp_path).splits.values() for record in split]
+    assert len(records) == 8
+    assert {record.path.parent for record in records} == {tmp_path / image}
+
+
+def test_two_annotation_files_of_an_image_are_put_together(tmp_path):
+    images = pictures(6)
+    write(tmp_path, images, "annotations/a", "images")
+    shutil.copytree(tmp_path / "annotations" / "a", tmp_path / "annotations" / "b")
+    data = open_data(tmp_path)
+    assert (sum(map(len, data.splits.values())), kept(data)) == (6, 2 * boxes(images))
+    assert any("put together (annotations/a/p000.xml and annotations/b/p000.xml)" in note for note in data.notes)
+
+
+def test_every_bndbox_counts(tmp_path):
+    second = "</bndbox><bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+    images = pictures(6)
+    data = open_data(write(tmp_path, images, "annotations", "images", edit(("</bndbox>", second))))
+    assert kept(data) == 2 * boxes(images)
+    assert any("beyond the first of an object" in note for note in data.notes)
+
+
+def test_objects_in_another_element(tmp_path):
+    images = pictures(6)
+    data = open_data(write(tmp_path, images, "annotations", "images", edit(("(</?)object>", r"\1item>"))))
+    assert kept(data) == boxes(images)
+    assert any("in <item> in place of <object>" in note for note in data.notes)
+
+
+def test_namespaces(tmp_path):
+    images = pictures(6)
+    data = open_data(write(tmp_path, images, "annotations", "images", edit(("<annotation>", '<annotation xmlns="http://a.b/c">'))))
+    assert kept(data) == boxes(images)
+
+
+@pytest.mark.parametrize("spoil", ["folder", "list", "XML of another kind"])
+def test_names_alone_do_not_make_it_voc(tmp_path, spoil):
+    writers.write_yolo(tmp_path, pictures(9))
+    (tmp_path / ("ImageSets" if spoil == "list" else "Annotations")).mkdir()
+    if spoil == "list":
+        (tmp_path / "ImageSets" / "train.txt").write_text("p000\n")
+    elif spoil == "XML of another kind":
+        (tmp_path / "Annotations" / "labels.xml").write_text("<labels/>")
+    assert open_data(tmp_path).format == "yolo"
+
+
+def test_a_list_of_images_without_annotations_is_no_split(tmp_path):
+    images = pictures(9, splits=("train", "val", "test"))
+    writers.write_voc(tmp_path, images)
+    (tmp_path / "ImageSets" / "Main" / "test.txt").write_text("\n".join(p.stem for p in images if p.split == "test"))
+    for picture in images:
+        if picture.split == "test":
+            (tmp_path / "Annotations" / f"{picture.stem}.xml").unlink()
+    data = open_data(tmp_path)
+    assert sides(data) == expected(images)
+    assert "none of its 3 images has an annotation" in data.absent["test"]
+
+
+def test_empty_lists_are_no_lists(tmp_path):
+    writers.write_voc(tmp_path, pictures(9))
+    for file in (tmp_path / "ImageSets" / "Main").iterdir():
+        file.write_text("")
+    assert sum(map(len, open_data(tmp_path).splits.values())) == 9
+
+
+def test_xml_of_another_kind_is_passed_over_and_broken_xml_is_counted(tmp_path):
+    write(tmp_path, pictures(6), "annotations", "images")
+    (tmp_path / "annotations" / "classes.xml").write_text("<classes/>")
+    assert any("another kind left out: annotations/classes.xml" in note for note in open_data(tmp_path).notes)
+    for stem in ("p001", "p004"):
+        (tmp_path / "annotations" / f"{stem}.xml").write_text("")
+    with pytest.raises(UserError, match=r"annotations/p001.xml: broken XML.*; 2 of 7 annotation files cannot be read"):
+        open_data(tmp_path)

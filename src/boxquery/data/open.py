@@ -158,6 +158,8 @@ def _read_folder(root: Path, images: Path | None) -> RawDataset:
         level = [deep for place in level for deep in folders(place)]
     if files := coco.find_deeper(root) or visible(root, "*.json"):
         return coco.read(root, files, whole=len(files) == 1, images=images)
+    if voc.is_named_so(root):
+        return voc.read(root, images=images)  # which says what is missing or broken
     raise UserError(f"{root}: no annotations found: {_content(root)}; {_LOOKED_FOR}")
 
 

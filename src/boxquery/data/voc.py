@@ -12,6 +12,7 @@ around it. ``difficult`` becomes ``ignore``. ``part`` elements are not read.
 from __future__ import annotations
 
 import codecs
+import itertools
 import math
 import os
 import re
@@ -32,22 +33,24 @@ from boxquery.errors import UserError, count, one_line
 
 _FOLDER = re.compile(r"annotations?|annots?|annos?|anns?|labels?|xmls?|annotations?_?xmls?|voc_?labels?|bbox(es)?", re.IGNORECASE)
 _IMAGES = re.compile(r"jpeg_?images?|images?|imgs?|pictures?|photos?", re.IGNORECASE)
+_MASKS = re.compile(r"(\w*_)?(masks?|trimaps?|segmentations?|depths?)|segmentation_?(class|object)\w*", re.IGNORECASE)
 _XML = frozenset({".xml"})
 _WITHOUT = Fault("has no annotation", remedy="export it, or take the image off the list")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _COLUMN = re.compile(r"(.+?)\s+-?[01]")  # of a list of one class: whether it is in the image
 _ENCODING = re.compile(rb"""<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["'][^>]*\?>""")
 _HEAD = 2048  # bytes that tell what an XML file is
+_LOOKED_AT = 20  # files of a folder
 _SHOWN = 3  # names in a note
 
 
 def find(root: Path) -> bool:
     """True if the folder is in one of the layouts."""
-    if any(place.name.lower() == "imagesets" for place in folders(root)) or _holds_voc(root):
+    if _holds_voc(root):
         return True
     for place in folders(root):
         named = _FOLDER.fullmatch(place.name) is not None or split_name(place.name) is not None
-        if place.name.lower() == "annotations" and not visible(place, "*.json"):
+        if place.name.lower() == "annotations" and any(map(_is_voc, itertools.islice(Folder(root).files(place, _XML), _LOOKED_AT))):
             return True
         if _holds_voc(place) and (named or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(place))):
             return True
@@ -56,15 +59,22 @@ def find(root: Path) -> bool:
     return False
 
 
+def is_named_so(root: Path) -> bool:
+    """True if the folder has folders of VOC's names, whatever is in them."""
+    return any(place.name.lower() in ("imagesets", "annotations") for place in folders(root))
+
+
 def _holds_voc(place: Path) -> bool:
     """Whether one of the first XML files in a folder begins like an annotation."""
-    for file in visible(place, "*.[xX][mM][lL]")[:_SHOWN]:
-        if file.is_file():
-            with file.open("rb") as stream:
-                head = stream.read(_HEAD).replace(b"\0", b"")
-            if re.search(rb"<annotation[\s>]", head):
-                return True
-    return False
+    return any(map(_is_voc, visible(place, "*.[xX][mM][lL]")[:_LOOKED_AT]))
+
+
+def _is_voc(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD).replace(b"\0", b"")
+    return re.search(rb"<annotation[\s>]", head) is not None
 
 
 def read(root: Path, *, images: Path | None = None, annotations: Path | None = None) -> RawDataset:
@@ -92,14 +102,19 @@ def read(root: Path, *, images: Path | None = None, annotations: Path | None = N
     if outside := len(everything) - len(files):
         raw.notes.append(f"{count(outside, 'XML file')} outside {folder.show(base)}/ left out")
     pictures = _Pictures(Folder(images or folder.root))
-    trees = {file: _parse(folder, file) for group in groups.values() for file in group.files.values() if file is not None}
+    trees = _trees(folder, groups, pictures, raw.notes)
     reader = _Reader(folder, pictures)
     for split, group in groups.items():
+        if group.files and not any(group.files.values()):
+            raw.absent[split] = f"none of its {count(len(group.files), 'image')} has an annotation"
+            raw.notes.append(f"none of the {count(len(group.files), 'image')} of {split} ({group.where}) has an annotation: left out")
+            continue
         raw.splits[split] = [
-            RawImage(image_id, None, f"{group.where} {image_id}", fault=_WITHOUT)
+            reader.without_file(image_id, f"{group.where} {image_id}", split)
             if file is None
             else reader.image(image_id, file, trees[file], split)
             for image_id, file in group.files.items()
+            if file is None or file in trees
         ]
     raw.names = sorted({name for names in reader.names.values() for name in names if name})
     if not raw.names:
@@ -113,6 +128,7 @@ def read(root: Path, *, images: Path | None = None, annotations: Path | None = N
     _exchange_corners(raw)
     raw.notes += reader.notes()
     pictures.finder.finish(raw)
+    _put_together(raw)
     if list(raw.splits) == [""]:
         raw.splits = _by_image_folder(pictures.folder, raw.splits[""])
     if left := pictures.without((image.path for split in raw.splits.values() for image in split), everything):
@@ -129,6 +145,7 @@ class _Group:
 
     files: dict[str, Path | None]
     where: str
+    listed: bool
 
 
 def _place(folder: Folder) -> Path | None:
@@ -161,7 +178,7 @@ def _by_folder(folder: Folder, base: Path, files: list[Path], notes: list[str]) 
     groups = {}
     for split, inside in parts.items():
         top = Path(os.path.commonpath([file.parent for file in inside]))
-        groups[split] = _Group({_id(file, top): file for file in inside}, folder.show(top))
+        groups[split] = _Group({_id(file, top): file for file in inside}, folder.show(top), listed=False)
     return groups
 
 
@@ -191,10 +208,13 @@ def _listed(folder: Folder, base: Path, files: list[Path], notes: list[str]) -> 
     if sets and unused:
         notes.append(f"{count(len(unused), 'list')} not used: {_some(folder, unused)}")
     table = _Names(files, base)
-    groups = {split: _Group(_entries(folder, path, lists[path], table), folder.show(path)) for split, path in found.items()}
+    groups = {split: _Group(_entries(folder, path, lists[path], table), folder.show(path), listed=True) for split, path in found.items()}
     if groups and whole and found.get("train") == whole and "val" in groups:
         kept = {name: file for name, file in groups["train"].files.items() if name not in groups["val"].files}
         groups["train"] = replace(groups["train"], files=kept)
+    if groups and not any(group.files for group in groups.values()):
+        notes.append(f"{count(len(found), 'list')} without names not used: {_some(folder, list(found.values()))}")
+        return {}
     left = set(files) - {file for group in groups.values() for file in group.files.values()}
     if groups and left:
         what = folder.show(next(iter(found.values())).parent)
@@ -279,15 +299,21 @@ class _Pictures:
         self.base = next((place for place in folders(folder.root) if _IMAGES.fullmatch(place.name)), folder.root)
 
     def find(self, folder: Folder, image_id: str, file: Path, filename: str, where: str, split: str) -> Path:
-        """The image of an annotation file: the one of the same name, or else the one that its ``filename`` names."""
+        """The image of an annotation file: the one of the same name, or else the one that its ``filename`` names.
+
+        Of several of the same name it is the very ``filename``, then one in no folder of annotations, then the nearest. A mask is used only
+        if it is the very ``filename`` and there is nothing else.
+        """
         last = PureWindowsPath(filename.replace("\\", "/")).name
         beside = {part.casefold() for part in file.relative_to(folder.root).parts[:-1]} if file.is_relative_to(folder.root) else set()
-        ranks: dict[Path, tuple[int, bool]] = {}
+        ranks: dict[Path, tuple[bool, bool, bool, int]] = {}
         for path in self._stems.get(image_id.rpartition("/")[2], []):
             parts = path.relative_to(self.folder.root).parts[:-1]
             other = split_words(parts)
-            if not (split and other and split not in other):
-                ranks[path] = len(beside & {part.casefold() for part in parts}) * 2 + (path.parent == file.parent), path.name == last
+            mask, named = any(map(_MASKS.fullmatch, parts)), path.name == last
+            if not (split and other and split not in other) and (named or not mask):
+                near = len(beside & {part.casefold() for part in parts}) * 2 + (path.parent == file.parent)
+                ranks[path] = not mask, named, not any(map(_FOLDER.fullmatch, parts)), near
         best = [path for path, rank in ranks.items() if rank == max(ranks.values())]
         same_folder = len({path.parent for path in best}) == 1
         if best and same_folder and (not self.folder.leaves(self.base, filename) or Path(last).stem == best[0].stem):
@@ -299,6 +325,20 @@ class _Pictures:
             else self.base
         )
         return self.finder.find(base, filename or f"{image_id}.jpg", where, split)
+
+    def has(self, stem: str) -> bool:
+        """Whether there is an image file of a name."""
+        return stem in self._stems
+
+    def of_name(self, image_id: str, split: str) -> Path | None:
+        """The only image file of a name that is no mask and in no folder of another split."""
+        found = []
+        for path in self._stems.get(image_id.replace("\\", "/").rpartition("/")[2], []):
+            parts = path.relative_to(self.folder.root).parts[:-1]
+            other = split_words(parts)
+            if not any(map(_MASKS.fullmatch, parts)) and not (split and other and split not in other):
+                found.append(path)
+        return found[0] if len(found) == 1 else None
 
     def without(self, used: Iterable[Path | None], files: list[Path]) -> list[Path]:
         """Image files in the folders of those used that are not among them, nor called like one of the annotation files."""
@@ -314,19 +354,40 @@ class _Reader:
         self._folder, self._pictures = folder, pictures
         self.names: dict[str, list[str]] = {}
         self._around: Counter[str] = Counter()
+        self._tags: Counter[str] = Counter()  # of objects that are not in <object>
+        self._boxes = 0  # beyond the first of an object
+        self._without: list[str] = []
+
+    def without_file(self, image_id: str, where: str, split: str) -> RawImage:
+        """An image that is listed, but has no annotation file: it has no objects, if it is there."""
+        path = self._pictures.of_name(image_id, split)
+        if path is None:
+            return RawImage(image_id, None, where, fault=_WITHOUT)
+        self._without.append(where)
+        return RawImage(image_id, path, where)
 
     def image(self, image_id: str, file: Path, tree: Element, split: str) -> RawImage:
         where = self._folder.show(file)
         filename = _text(tree, "filename") or _text(tree, "path")
         path = self._pictures.find(self._folder, image_id, file, filename, where, split)
         entries = [*tree.findall("object"), *tree.findall("objects/object")]
-        self.names[where] = [_text(entry, "name") for entry in entries]
-        objects = [self._object(entry, f"{where} object {number}") for number, entry in enumerate(entries, 1)]
+        if not entries:
+            entries = [entry for entry in tree.iter() if entry.find("bndbox") is not None]
+            self._tags.update(entry.tag for entry in entries)
+        names: list[str] = []
+        objects: list[RawObject] = []
+        self.names[where] = names
+        for number, entry in enumerate(entries, 1):
+            boxes = entry.findall("bndbox")
+            self._boxes += max(0, len(boxes) - 1)
+            for box in boxes or [None]:
+                names.append(_text(entry, "name"))
+                objects.append(self._object(entry, box, f"{where} object {number}"))
         return RawImage(image_id, path, where, stated_size(_text(tree, "size/width"), _text(tree, "size/height")), objects)
 
-    def _object(self, entry: Element, where: str) -> RawObject:
-        """An object, its label still missing."""
-        texts = [_text(entry, f"bndbox/{corner}") for corner in _CORNERS]
+    def _object(self, entry: Element, bndbox: Element | None, where: str) -> RawObject:
+        """An object with one of its boxes, its label still missing."""
+        texts = ["" if bndbox is None else _text(bndbox, corner) for corner in _CORNERS]
         box, fault = _numbers(texts), None
         said = ", ".join(f"{corner} {text}" for corner, text in zip(_CORNERS, texts, strict=True))
         if box is None and not any(texts):
@@ -346,11 +407,18 @@ class _Reader:
 
     def notes(self) -> list[str]:
         what = {"robndbox": ("rotated box (robndbox)", "rotated boxes (robndbox)"), "polygon": ("polygon", "polygons")}
-        return [
+        notes = [
             f"{count(number, *what[kind])} without bndbox: the upright box around is used"
             for kind, number in self._around.items()
             if number
         ]
+        notes += [f"{count(number, 'object')} in <{tag}> in place of <object>: read alike" for tag, number in self._tags.items()]
+        if self._boxes:
+            notes.append(f"{count(self._boxes, 'bndbox', 'bndboxes')} beyond the first of an object: each is an object of its own")
+        if self._without:
+            shown = ", ".join(self._without[:_SHOWN]) + (", ..." if len(self._without) > _SHOWN else "")
+            notes.append(f"{count(len(self._without), 'listed image')} without an annotation file used as without objects: {shown}")
+        return notes
 
 
 def _numbers(texts: list[str]) -> Box | None:
@@ -391,7 +459,60 @@ def _exchange_corners(raw: RawDataset) -> None:
                 entry.box = (x2, y1, x1, y2) if low == 0 else (x1, y2, x2, y1)
 
 
+def _put_together(raw: RawDataset) -> None:
+    """Make one image of those of a split that are the same file, with the objects of all."""
+    for split, images in raw.splits.items():
+        of_path: dict[Path, RawImage] = {}
+        kept, joined = [], []
+        for image in images:
+            if image.path is None or image.fault is not None or image.path not in of_path:
+                kept.append(image)
+                if image.path is not None and image.fault is None:
+                    of_path[image.path] = image
+            else:
+                of_path[image.path].objects += image.objects
+                joined.append((of_path[image.path].where, image.where))
+        if joined:
+            raw.splits[split] = kept
+            example = " and ".join(joined[0])
+            raw.notes.append(
+                f"{count(len(joined), 'annotation file')} of an image that has another: the objects are put together ({example})"
+            )
+
+
+def _trees(folder: Folder, groups: dict[str, _Group], pictures: _Pictures, notes: list[str]) -> dict[Path, Element]:
+    """The content of the files. One that is no annotation, is not listed and belongs to no image is left out with a note.
+
+    Raises:
+        UserError: broken XML, or another kind of XML; the first, and how many there are.
+    """
+    trees: dict[Path, Element] = {}
+    others: list[Path] = []
+    faults: list[UserError] = []
+    files = [(group.listed, file) for group in groups.values() for file in group.files.values() if file is not None]
+    for listed, file in files:
+        try:
+            tree = _parse(folder, file)
+            if tree.tag == "annotation":
+                trees[file] = tree
+            elif listed or pictures.has(file.stem):
+                where = folder.show(file)
+                raise UserError(f"{where}: not a Pascal VOC annotation: its first element is <{tree.tag}>, not <annotation>")
+            else:
+                others.append(file)
+        except UserError as error:
+            faults.append(error)
+    if len(faults) > 1:
+        raise UserError(f"{faults[0]}; {len(faults)} of {len(files)} annotation files cannot be read")
+    if faults:
+        raise faults[0]
+    if others:
+        notes.append(f"{count(len(others), 'XML file')} of another kind left out: {_some(folder, others)}")
+    return trees
+
+
 def _parse(folder: Folder, file: Path) -> Element:
+    """The root element, without namespaces."""
     where = folder.show(file)
     try:
         data = file.read_bytes()
@@ -402,8 +523,8 @@ def _parse(folder: Folder, file: Path) -> Element:
         raise UserError(f"{where}: XML entities are not accepted ({type(error).__name__}); remove the document type declaration") from error
     except (ParseError, ValueError, LookupError, RecursionError) as error:
         raise UserError(f"{where}: broken XML ({one_line(error)}); export it again") from error
-    if tree.tag != "annotation":
-        raise UserError(f"{where}: not a Pascal VOC annotation: its first element is <{tree.tag}>, not <annotation>")
+    for element in tree.iter():
+        element.tag = element.tag.rpartition("}")[2]
     return tree
 
 
