@@ -680,3 +680,97 @@ def test_labels_of_a_split_without_images_are_counted(tmp_path, entry):
     (tmp_path / "test/labels/b.txt").write_text("0 .5 .5 .1 .1\n")
     (note,) = [note for note in open_data(tmp_path).notes if "test" in note]
     assert note.endswith("left out with 2 label files (3 boxes), as in test/labels/a.txt")
+
+
+# -- labels, images and text in odd places ------------------------------------------------------------------------------------------------
+
+
+def odd(root, place, count=12):
+    """Images and labels, each in the folder that ``place`` gives for its number, and a class list."""
+    images = pictures(count)
+    for i, p in enumerate(images):
+        writers.save_image(root / place(i)[0] / f"{p.stem}.png", p)
+        put(root / place(i)[1] / f"{p.stem}.txt", "".join(joined(number(t), *shares(t)) + "\n" for t in p.things))
+    put(root / "classes.txt", "\n".join(NAMES))
+    return images
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda i: ("images", f"labels/batch{1 + i % 2}"),
+        lambda i: ("images", f"labels/batch{1 + (i > 8)}"),
+        lambda i: ("photos", f"annots/batch{1 + i % 2}"),
+        lambda i: ("images/sub" if i % 3 else "images", "labels"),
+        lambda i: (f"images/{'AB'[i % 2]}", "labels/A"),
+    ],
+)
+def test_labels_of_one_image_folder_in_several(tmp_path, place):
+    images = odd(tmp_path, place)
+    data = assert_boxes(tmp_path, images)
+    assert any("label files in another folder, found by name" in note for note in data.notes)
+
+
+def test_folders_of_labels_are_splits(tmp_path):
+    images = odd(tmp_path, lambda i: ("images", f"labels/{['train', 'train', 'val'][i % 3]}"))
+    data = assert_boxes(tmp_path, images)
+    assert {record.path.stem for record in data.splits["val"]} == {p.stem for p in images if p.split == "val"}
+    assert any("the splits are those of the folders of the labels: train, val" in note for note in data.notes)
+
+
+def test_a_split_that_the_settings_do_not_list(tmp_path):
+    images = odd(tmp_path, lambda i: tuple(f"{top}/{['train', 'val', 'test', 'extra'][i % 4]}" for top in ("images", "labels")))
+    put(tmp_path / "data.yaml", f"train: images/train\nval: images/val\nnames: {NAMES}\n")
+    data = open_data(tmp_path)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 3, "val": 3, "test": 3}
+    assert any("images/test with 3 labelled images is not listed in the settings: taken as test" in note for note in data.notes)
+    assert any("images/extra with 3 labelled images is not listed in the settings: left out" in note for note in data.notes)
+    assert len(images) == 12
+
+
+def test_images_that_differ_by_their_ending(tmp_path):
+    images = odd(tmp_path, lambda i: ("images", "labels"))
+    writers.save_image(tmp_path / "images" / f"{images[0].stem}.bmp", images[0])
+    data = open_data(tmp_path)
+    records = [record for split in data.splits.values() for record in split]
+    assert len({record.id for record in records}) == 13
+    assert sum(len(record.boxes) for record in records) == 26
+    assert any("2 images differ from another by their ending alone" in note for note in data.notes)
+
+
+def test_text_among_labels(tmp_path, capsys):
+    images = odd(tmp_path, lambda i: ("images", "labels"))
+    put(tmp_path / "labels" / "info.txt", "Exported on Monday\nby me\n")
+    put(tmp_path / "labels" / "attribution.txt", "2 cats by a friend\n")
+    (tmp_path / "train.txt").mkdir()
+    data = assert_boxes(tmp_path, images)
+    assert any("2 text files among the labels are no label files, passed over: labels/attribution.txt" in note for note in data.notes)
+    put(tmp_path / "labels" / "gone.txt", "0 0.5 0.5 0.2\n")
+    _, report = validate(read(tmp_path))
+    assert (report.boxes_total, report.boxes_kept, report.images_invalid) == (25, 24, 1)
+
+
+def test_comments(tmp_path):
+    images = odd(tmp_path, lambda i: ("images", "labels"))
+    for path in (tmp_path / "labels").iterdir():
+        put(path, "# class x y w h\n" + path.read_text().replace("\n", " # by me\n"))
+    (tmp_path / "classes.txt").unlink()
+    put(tmp_path / "data.yaml", f"train: images\nnames: {NAMES}\n")
+    assert any("36 label lines have comments behind '#', left out" in note for note in assert_boxes(tmp_path, images).notes)
+
+
+def test_a_label_file_that_is_no_text(tmp_path):
+    images = odd(tmp_path, lambda i: ("images", "labels"), 24)
+    (tmp_path / "labels" / f"{images[3].stem}.txt").write_bytes(bytes(range(256)))
+    (tmp_path / "labels" / "more.txt").write_bytes(bytes(range(256)))
+    data, report = validate(read(tmp_path))
+    assert (report.boxes_total, report.boxes_kept, report.images_invalid) == (46, 46, 1)
+    assert any("label file cannot be read" in line and f"{images[3].stem}.txt" in line for line in data.skipped)
+
+
+def test_a_blank_line_among_class_names(tmp_path):
+    odd(tmp_path, lambda i: ("images", "labels"))
+    put(tmp_path / "classes.txt", "cat\n\ndog\nowl\n\n")
+    assert any("classes.txt has a blank line among the names" in note and "class 1 is 'dog'" in note for note in open_data(tmp_path).notes)
+    put(tmp_path / "classes.txt", "cat\n\ndog\n\nowl\n\n")
+    assert not any("blank line" in note for note in open_data(tmp_path).notes)

@@ -58,6 +58,10 @@ class Header:
     remarks: tuple[str, ...] = ()
 
 
+class _LfsPointer(OSError):
+    """What stands in a Git repository for a file that is kept elsewhere."""
+
+
 class _HeifMissing(OSError):
     """A HEIC photograph, without the library that reads it."""
 
@@ -120,6 +124,8 @@ def _open(path: str | Path) -> Image.Image:
     try:
         return Image.open(_file(path))
     except Image.UnidentifiedImageError:
+        if _head(path, 24) == b"version https://git-lfs.":
+            raise _LfsPointer from None
         if not _is_heif(path):
             raise
     try:
@@ -131,9 +137,13 @@ def _open(path: str | Path) -> Image.Image:
 
 
 def _is_heif(path: str | Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(12)
+    head = _head(path, 12)
     return head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def _head(path: str | Path, size: int) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(size)
 
 
 def _remarks(image: Image.Image) -> list[str]:
@@ -247,6 +257,8 @@ def _fault(error: BaseException) -> Fault:
         return Fault("not an image", remedy="replace what is not an image by the image itself")
     if isinstance(error, Image.DecompressionBombError):
         return Fault("more pixels than Pillow allows (decompression bomb)", remedy="save a smaller copy")
+    if isinstance(error, _LfsPointer):
+        return Fault("a Git LFS pointer, not the image", remedy="run git lfs pull")
     if isinstance(error, _HeifMissing):
         return Fault("HEIC photographs need pillow-heif", remedy='pip install "boxquery[heif]", or save them as JPEG')
     return Fault("cannot be read", one_line(error), "copy or export it again")

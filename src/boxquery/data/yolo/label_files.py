@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from boxquery.data.find import plain
-from boxquery.data.folder import Folder, split_words, visible
+from boxquery.data.folder import Folder, split_name, split_words, visible
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.data.yolo.lines import looks_like_labels
+from boxquery.data.yolo.lines import begins_like_labels, looks_like_labels
 from boxquery.data.yolo.settings import is_class_list
 from boxquery.data.yolo.splits import ListedImage, SplitSource, without_case
-from boxquery.errors import count
+from boxquery.errors import UserError, count
 
 TEXT = frozenset({".txt"})
 _LABELS = ("labels", "labeltxt", "label", "labels_txt")
@@ -32,7 +32,10 @@ class LabelFiles:
         self._places: dict[Path, list[Path]] = {}
         self._used: set[Path] = set()
         self._siblings: dict[Path, Path] = {}
+        self._strays: dict[Path, Path] = {}
+        self._areas: set[Path] = set()
         self._unused = 0
+        self._prose: list[Path] = []
 
     def of(self, image: Path) -> Path | None:
         """The label file, or None where there is none."""
@@ -41,7 +44,7 @@ class LabelFiles:
             if found is not None:
                 self._used.add(found)
                 return found
-        return None
+        return self._strays.get(image)
 
     def pair(self, groups: Iterable[Iterable[ListedImage]]) -> None:
         """For folders of images none of which has a label file where it belongs, take the one folder of text files whose names fit."""
@@ -62,16 +65,51 @@ class LabelFiles:
             best = [other for other, fit in fits.items() if fit == max(fits.values())]
             if len(best) == 1:
                 self._siblings[place] = best[0]
+            self._areas |= {other.parent for other in best if len(fits) > 1} - {self._folder.root}
+
+    def gather(self, groups: Iterable[Iterable[ListedImage]]) -> None:
+        """For images that still have no label file, take the only one of their name below the folders of labels, but of no other split."""
+        images = [image.path for group in groups for image in group]
+        bare: dict[str, set[Path]] = defaultdict(set)
+        for path in images:
+            if self.of(path) is None:
+                bare[plain(path.stem)].add(path)
+        if not bare:
+            return
+        areas = {self._labels} if self._labels else self._areas | {root for path in self._used if (root := self._labels_root(path.parent))}
+        if not self._labels:
+            areas |= {place for images_at in {path.parent for path in images} for place in self._swapped(images_at)}
+        found: dict[str, set[Path]] = defaultdict(set)
+        for path in {path for area in areas if area is not None for path in self._folder.files(area, TEXT)} - self._used:
+            if plain(path.stem) in bare:
+                found[plain(path.stem)].add(path)
+        for key, texts in found.items():
+            for image in bare[key] if len(bare[key]) == 1 or len({path.parent for path in bare[key]}) == 1 else ():
+                fits = [text for text in texts if not _contradict(self._parts(image.parent), self._parts(text.parent))]
+                if len(fits) == 1:
+                    self._strays[image] = fits[0]
+                    self._used.add(fits[0])
+
+    def _labels_root(self, place: Path) -> Path | None:
+        """The folder ``labels`` that a place is in."""
+        parts = self._parts(place) if place.is_relative_to(self._folder.root) else ()
+        ends = [i for i, part in enumerate(parts, 1) if part.casefold() in _LABELS]
+        return self._folder.root.joinpath(*parts[: ends[-1]]) if ends else None
+
+    def split_of(self, text: Path) -> str | None:
+        """The split that the folder of a label file is named after."""
+        return next((name for part in reversed(self._parts(text.parent)) if (name := split_name(part))), None)
 
     def orphans(self, splits: dict[str, SplitSource]) -> dict[str, list[tuple[Path, str]]]:
         """By split, the label files in the folders of its labels that belong to no image of the data, and what is missing."""
         places: dict[Path, str] = {}
         for split, source in splits.items():
+            for image in source.images.values():
+                places |= {path.parent: split for path in [self.of(image.path)] if path is not None and path.parent not in places}
+        for split, source in splits.items():
             for start in source.folders:
                 for place in [self._siblings[start]] if start in self._siblings else self._swapped(start):
                     places |= {path.parent: split for path in self._folder.files(place, TEXT) if path.parent not in places}
-            for image in source.images.values():
-                places |= {path.parent: split for path in [self.of(image.path)] if path is not None and path.parent not in places}
         unused = {place: sorted(set(self._listing(place).values()) - self._used) for place in sorted(places)}
         images = {plain(path.stem): path for path in self._pictures.images(self._pictures.root)} if any(unused.values()) else {}
         result: dict[str, list[tuple[Path, str]]] = defaultdict(list)
@@ -82,7 +120,9 @@ class LabelFiles:
                 if not splits[split].images or not is_label_file(self._folder, path, alone=alone):
                     continue
                 other = images.get(plain(path.stem))
-                if other is not None and not splits[split].folders:
+                if other is None and is_prose(self._folder, path):
+                    self._prose.append(path)
+                elif other is not None and not splits[split].folders:
                     self._unused += 1  # of an image that no list names
                 elif other is not None:
                     result[split].append((path, f"no image {path.stem} belongs to it; {self._pictures.show(other)} has another place"))
@@ -94,6 +134,15 @@ class LabelFiles:
         if self._siblings:
             pairs = ", ".join(f"of {self._show(images)} in {self._show(labels)}" for images, labels in self._siblings.items())
             yield f"labels were found by their names: {pairs}"
+        if self._strays:
+            image, text = next(iter(self._strays.items()))
+            example = f"{self._pictures.show(image)} has {self._folder.show(text)}"
+            are = "1 image has its label file" if len(self._strays) == 1 else f"{len(self._strays)} images have their label files"
+            yield f"{are} in another folder, found by name: {example}"
+        if self._prose:
+            shown = ", ".join(map(self._folder.show, self._prose[:3])) + (", ..." if len(self._prose) > 3 else "")
+            is_none = "is no label file" if len(self._prose) == 1 else "are no label files"
+            yield f"{count(len(self._prose), 'text file')} among the labels {is_none}, passed over: {shown}"
         if self._unused:
             yield f"{count(self._unused, 'image')} with a label file {'is' if self._unused == 1 else 'are'} in none of the lists: left out"
 
@@ -168,7 +217,16 @@ def holds_labels(folder: Folder) -> bool:
 
 def _first_looks_right(path: Path) -> bool:
     with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return looks_like_labels(next((line for line in file if line.strip()), ""))
+        return looks_like_labels(next((line for line in file if line.strip() and not line.lstrip().startswith("#")), ""))
+
+
+def is_prose(folder: Folder, path: Path) -> bool:
+    """True for a file that is no text, or has text, but no line that begins with two numbers or looks like a label."""
+    try:
+        lines = folder.lines(path)
+    except UserError:
+        return True
+    return bool(lines) and not any(begins_like_labels(line) for _, line in lines)
 
 
 def is_label_file(folder: Folder, path: Path, *, alone: bool = False) -> bool:

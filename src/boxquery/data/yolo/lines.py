@@ -22,6 +22,7 @@ _MOST = 0.98  # of all lines that must agree on what a number means
 _EDGE = 1.01  # of a polygon's numbers: rounding may put a corner so far outside
 _PIXELS = 2.0  # a larger number is no share of an image, even of a box that reaches beyond it
 _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
+_COMMENT = re.compile(r"(?:^|\s+)#.*")
 _HEADER = re.compile(r"(imagesource|gsd)\s*:", re.IGNORECASE)
 _IN_PIXELS = Fault(
     "numbers are pixels, not shares of the image", remedy="divide x and width by the image's width, y and height by its height"
@@ -301,12 +302,23 @@ def _most(values: list[T], test: Callable[[T], bool]) -> bool:
 
 def looks_like_labels(line: str) -> bool:
     """True for a class and four numbers or more, and for DOTA's lines."""
-    tokens, _ = _tokens(line.strip())
+    tokens, _ = _tokens(_COMMENT.sub("", line.strip()))
     return (
         _HEADER.match(line) is not None
         or (len(tokens) >= 5 and not any(math.isnan(as_number(text)) for text in tokens[-4:]))
         or _is_dota(tokens)
     )
+
+
+def begins_like_labels(line: str) -> bool:
+    """True also for a label that is too short or goes on wrongly: at least two numbers at the beginning."""
+    tokens, _ = _tokens(line.strip())
+    return looks_like_labels(line) or (len(tokens) > 1 and not any(math.isnan(as_number(text)) for text in tokens[:2]))
+
+
+def without_comments(lines: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Lines without what stands behind "#"; those that are nothing else are left out."""
+    return [(where, short) for where, line in lines if (short := _COMMENT.sub("", line) if "#" in line else line)]
 
 
 def _is_dota(tokens: list[str]) -> bool:

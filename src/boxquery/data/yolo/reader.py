@@ -12,13 +12,13 @@ import os
 from pathlib import Path
 
 from boxquery.data.find import ImageFinder, plain
-from boxquery.data.folder import Folder, folders
+from boxquery.data.folder import SPLITS, Folder, folders
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import NO_FILE, Fault, RawDataset, RawImage
 from boxquery.data.yolo.label_files import TEXT, LabelFiles, holds_labels, is_label_file
-from boxquery.data.yolo.lines import LabelLines
+from boxquery.data.yolo.lines import LabelLines, without_comments
 from boxquery.data.yolo.settings import Settings, find_settings, read_settings
-from boxquery.data.yolo.splits import ListedImage, splits_of_settings
+from boxquery.data.yolo.splits import ListedImage, SplitSource, splits_of_settings, unlisted
 from boxquery.errors import UserError, count
 
 _CLASSES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -59,7 +59,10 @@ def read(root: Path, head: Path, *, images: Path | None = None, labels: Path | N
     finder = ImageFinder(pictures)
     splits = splits_of_settings(folder, pictures, finder, settings, raw)
     files = LabelFiles(folder, pictures, labels)
+    splits = _with_unlisted(splits, unlisted(pictures, settings, splits), files, pictures, raw)
     files.pair(source.images.values() for source in splits.values())
+    files.gather(source.images.values() for source in splits.values())
+    splits = _splits_of_labels(splits, files, raw)
     groups = {split: [(image, files.of(image.path)) for image in source.images.values()] for split, source in splits.items()}
     orphans = files.orphans(splits)
     for split, group in groups.items():
@@ -77,6 +80,37 @@ def read(root: Path, head: Path, *, images: Path | None = None, labels: Path | N
         which = f" ({', '.join(bare)})" if bare else ""
         raw.notes.append(f"{missing} of {total} images have no label file{which}: taken as images without objects")
     return raw
+
+
+def _with_unlisted(
+    splits: dict[str, SplitSource], others: dict[Path, tuple[str, SplitSource]], files: LabelFiles, pictures: Folder, raw: RawDataset
+) -> dict[str, SplitSource]:
+    """The splits, with those that the settings do not mention at all but whose folder of labelled images is beside theirs."""
+    result = dict(splits)
+    for place, (split, source) in others.items():
+        if labelled := sum(files.of(path) is not None for path in source.images):
+            taken = bool(split) and split not in result
+            if taken:
+                result[split] = source
+            what = f"{pictures.show(place)} with {count(labelled, 'labelled image')} is not listed in the settings"
+            raw.notes.append(f"{what}: {f'taken as {split}' if taken else 'left out'}")
+    return {split: result[split] for split in SPLITS if split in result} if others else splits
+
+
+def _splits_of_labels(splits: dict[str, SplitSource], files: LabelFiles, raw: RawDataset) -> dict[str, SplitSource]:
+    """Where images have no splits, but all their label files are in folders named after some, these; images without labels train."""
+    if list(splits) != [""]:
+        return splits
+    texts = {path: files.of(path) for path in splits[""].images}
+    names = {files.split_of(text) for text in texts.values() if text is not None}
+    if None in names or len(names) < 2 or "train" not in names:
+        return splits
+    result = {split: SplitSource(folders=splits[""].folders) for split in SPLITS if split in names}
+    for path, image in splits[""].images.items():
+        text = texts[path]
+        result[(text and files.split_of(text)) or "train"].images[path] = image
+    raw.notes.append(f"the splits are those of the folders of the labels: {', '.join(result)}")
+    return result
 
 
 def _of_missing(image: ListedImage, orphans: list[tuple[Path, str]]) -> Path | None:
@@ -97,7 +131,19 @@ def _fill(
 ) -> None:
     """Read the label files: names, ids, splits and notes of the data set."""
     used = {text for group in groups.values() for _, text in group if text is not None}
-    texts = {text: folder.lines(text) for text in sorted(used | {text for group in orphans.values() for text, _ in group})}
+    texts, faults = dict[Path, list[tuple[str, str]]](), dict[Path, Fault]()
+    comments: list[str] = []
+    for text in sorted(used | {text for group in orphans.values() for text, _ in group}):
+        folder.check_link(text, folder.show(text))
+        try:
+            content = folder.lines(text)
+        except UserError as error:
+            texts[text], faults[text] = [], Fault("label file cannot be read", str(error), "repair or remove these files")
+            continue
+        texts[text] = without_comments(content)
+        comments += (
+            [where for where, line in content if (where, line) not in texts[text]] if any("#" in line for _, line in content) else []
+        )
     lines = LabelLines(settings.names, settings.keypoints)
     for content in texts.values():
         lines.add(content)
@@ -115,11 +161,15 @@ def _fill(
         raw.splits[split] = images = []
         for image, text in group:
             objects = [] if text is None else lines.objects(texts[text])
-            images.append(RawImage(image.id, image.path, image.where, None, objects, relative=not lines.in_pixels))
+            fault = None if text is None else faults.get(text)
+            images.append(RawImage(image.id, image.path, image.where, None, objects, relative=not lines.in_pixels, fault=fault))
         for text, why in orphans.get(split, ()):
             where, objects = folder.show(text), lines.objects(texts[text])
             images.append(RawImage(where, None, where, None, objects, relative=not lines.in_pixels, fault=Fault(NO_FILE, why)))
     raw.notes += lines.notes()
+    if comments:
+        have = "line has a comment" if len(comments) == 1 else "lines have comments"
+        raw.notes.append(f"{len(comments):,} label {have} behind '#', left out (first: {comments[0]})")
 
 
 def _fail_without_images(folder: Folder, pictures: Folder) -> None:

@@ -74,13 +74,13 @@ def read_settings(folder: Folder, head: Path) -> Settings:
     Raises:
         UserError: a broken file, a class number that is listed twice, class lists that differ.
     """
-    where = folder.show(head)
+    where, notes = folder.show(head), list[str]()
     if head.suffix.lower() in YAML:
         settings = _of_yaml(folder, head)
     elif head.suffix.lower() == ".data":
         settings = _of_darknet(folder, head)
     else:
-        settings = Settings(where, {} if head.is_dir() else _listed(folder, head))
+        settings = Settings(where, {} if head.is_dir() else _listed(folder, head, notes), notes=notes)
     if head.is_file() and head.parent == folder.root:
         usual = [folder.root / name for name in _USUAL if (folder.root / name).is_file()]
         if others := [folder.show(file) for file in (*usual, *_other_settings(folder.root)) if file != head and settings.entries]:
@@ -148,7 +148,7 @@ def _names(folder: Folder, content: dict[str, Any], settings: Settings) -> dict[
     where, names, count = settings.where, content.get("names"), _number(content.get("nc"))
     if isinstance(names, str) and names.strip().lower() not in _NOTHING:
         if (file := _named_file(folder, names)) is not None:
-            names = _listed(folder, file)
+            names = _listed(folder, file, settings.notes)
         else:
             names = [name for part in names.strip("[]").split(",") if (name := part.strip(" '\""))]
     if isinstance(names, list) and names and all(isinstance(item, dict) for item in names):
@@ -213,7 +213,8 @@ def _of_darknet(folder: Folder, file: Path) -> Settings:
     values = {key.strip().lower(): value.strip() for key, _, value in pairs}
     entries = {split: [value] for split, keys in _KEYS.items() if (value := next((values[k] for k in keys if values.get(k)), ""))}
     names = _named_file(folder, values.get("names", ""))
-    return Settings(where, {} if names is None else _listed(folder, names), entries)
+    notes = list[str]()
+    return Settings(where, {} if names is None else _listed(folder, names, notes), entries, notes=notes)
 
 
 def _named_file(folder: Folder, name: str) -> Path | None:
@@ -230,7 +231,7 @@ def _of_class_lists(folder: Folder, notes: list[str]) -> dict[int, str]:
     for _ in range(_DEPTH + 1):
         found += [file for place in places for file in visible(place) if is_class_list(file.name) and file.is_file()]
         places = [inner for place in places for inner in folders(place)]
-    lists = {file: names for file in sorted(found, key=_rank) if (names := _listed(folder, file))}
+    lists = {file: names for file in sorted(found, key=_rank) if (names := _listed(folder, file, notes))}
     if not lists:
         return {}
     first = next(iter(lists))
@@ -253,7 +254,7 @@ def _rank(file: Path) -> tuple[int, int, str]:
     return (_LISTS.index(name) if name in _LISTS else 1), len(file.parts), str(file)
 
 
-def _listed(folder: Folder, file: Path) -> dict[int, str]:
+def _listed(folder: Folder, file: Path, notes: list[str]) -> dict[int, str]:
     """The names in a file: one a line, or Label Studio's ``categories``; {} if it is no list of names."""
     if file.suffix.lower() == ".json":
         try:
@@ -267,4 +268,10 @@ def _listed(folder: Folder, file: Path) -> dict[int, str]:
     numbered = [re.fullmatch(rf"{i}\s*[:;,.)\s]\s*(\S.*)", line) for i, line in enumerate(lines)]
     if len(lines) > 1 and all(numbered):
         return {i: found[1] for i, found in enumerate(numbered) if found}
+    every = [line.strip() for line in folder.text(file).strip().splitlines()]
+    if len(lines) < len(every) and (len(lines) < 3 or any(every[1::2])):  # otherwise every second line is blank
+        names = f"class {(blank := every.index(''))} is {lines[blank]!r}"
+        notes.append(
+            f"{folder.show(file)} has a blank line among the names: it is left out, and {names}; remove it, or name the class there"
+        )
     return dict(enumerate(lines))

@@ -93,6 +93,26 @@ def splits_of_settings(
     return {split: _source(folder, pictures, finder, base, found[split], split, raw.notes) for split in SPLITS if split in found}
 
 
+def unlisted(pictures: Folder, settings: Settings, splits: dict[str, SplitSource]) -> dict[Path, tuple[str, SplitSource]]:
+    """Folders of images beside those that a settings file lists, each with the split that it may be: "" for none or one that is listed."""
+    result: dict[Path, tuple[str, SplitSource]] = {}
+    listed = {path.parent for source in splits.values() for path in source.images}
+    starts = [place for source in splits.values() for place in source.folders] if settings.entries else []
+    for split, start in ((split, start) for split in splits for start in starts if start in splits[split].folders):
+        parts = start.relative_to(pictures.root).parts if start.is_relative_to(pictures.root) else ()
+        level = next((i for i in reversed(range(len(parts))) if split_name(parts[i]) == split), None)
+        if level is None:
+            continue
+        for beside in folders(pictures.root.joinpath(*parts[:level])):
+            place, name = beside.joinpath(*parts[level + 1 :]), split_name(beside.name) or ""
+            if place in result or any(other.is_relative_to(place) or place.is_relative_to(other) for other in listed.union(starts)):
+                continue
+            if images := pictures.images(place):
+                members = {path: ListedImage(_id(path.relative_to(place)), path, pictures.show(path)) for path in images}
+                result[place] = "" if name in settings.entries else name, SplitSource(members, [place])
+    return result
+
+
 def _absent(folder: Folder, base: Path, entry: str, where: str) -> str:
     """What is not there."""
     if folder.leaves(base, entry):
@@ -192,7 +212,7 @@ def _splits_of_folders(folder: Folder, pictures: Folder, finder: ImageFinder, no
     """The splits, from lists of images in the folder or from the names of folders."""
     lists: dict[str, list[Path]] = defaultdict(list)
     for file in visible(folder.root, "*.[tT][xX][tT]"):
-        split, lines = split_name(file.stem), folder.lines(file)
+        split, lines = split_name(file.stem), folder.lines(file) if file.is_file() else []
         if split and lines and os.path.splitext(lines[0][1])[1].lower() in IMAGE_SUFFIXES:
             lists[split].append(file)
     if lists:
@@ -236,6 +256,17 @@ def _source(
             source.images.setdefault(image.path, image)
     if comments:
         notes.append(f"{count(comments, 'line')} of the list of {split or 'images'} {'is a comment' if comments == 1 else 'are comments'}")
+    same: dict[str, list[ListedImage]] = defaultdict(list)
+    for image in source.images.values():
+        same[image.id].append(image)
+    if several := [images for images in same.values() if len(images) > 1]:
+        for image in (image for images in several for image in images):
+            image.id += image.path.suffix
+        names = " and ".join(image.path.name for image in several[0])
+        notes.append(
+            f"{sum(map(len, several))} images{f' of {split}' if split else ''} differ from another by their ending alone: {names};"
+            " each is used, with the same labels; move away those that are masks or copies"
+        )
     if twice:
         notes.append(f"{count(twice, 'image')} of {split or 'the data'} {'is' if twice == 1 else 'are'} listed more than once: used once")
     return source
