@@ -382,3 +382,22 @@ def test_a_checkpoint_executes_nothing(content, tmp_path, capsys):
     assert "executed" not in captured.out
     assert captured.err.count("error:") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_measured_at_a_threshold_is_what_predict_shows(tmp_path):
+    """A sigmoid gives a query several classes: AP counts them, precision and recall those that users see."""
+    rng = np.random.default_rng(0)
+    for name in ("train/a", "train/b", "val/c", "val/d", "val/e"):
+        folder, _, stem = name.partition("/")
+        for kind in ("images", "labels"):
+            (tmp_path / kind / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (48, 80, 3), dtype=np.uint8)).save(tmp_path / "images" / folder / f"{stem}.png")
+        (tmp_path / "labels" / folder / f"{stem}.txt").write_text("0 0.5 0.5 0.4 0.4\n1 0.3 0.3 0.2 0.2\n")
+    (tmp_path / "classes.txt").write_text("cat\nowl\n")
+    torch.manual_seed(0)
+    model = bq.create_model("conditional-detr", classes=2, **TINY)
+    detector = Detector(model, ["cat", "owl"], [0, 1], Preprocessing(64), threshold=0.0)
+    detector.evaluate(tmp_path, threshold=0.001, out=tmp_path / "measured")
+    matrix = np.array(json.loads((tmp_path / "measured" / "analysis.json").read_text())["val"]["confusion"]["matrix"])
+    shown = detector.predict(sorted((tmp_path / "images" / "val").iterdir()), threshold=0.001)
+    assert matrix[:, :-1].sum() == sum(len(result.boxes) for result in shown) == 3 * TINY["num_queries"]
