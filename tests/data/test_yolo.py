@@ -774,3 +774,16 @@ def test_a_blank_line_among_class_names(tmp_path):
     assert any("classes.txt has a blank line among the names" in note and "class 1 is 'dog'" in note for note in open_data(tmp_path).notes)
     put(tmp_path / "classes.txt", "cat\n\ndog\n\nowl\n\n")
     assert not any("blank line" in note for note in open_data(tmp_path).notes)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("Car 0.00 0 -1.57 5.24 6.78 27.31 34.77 1.57 1.73 4.15 1.0 1.62 8.4 0.01", "KITTI's form"),
+        ("5,5,20,20,1,4,0,0", "VisDrone's own form"),
+        ("cat 5.0 6.0 30.0 40.0", "a class and four corners in pixels"),
+    ],
+)
+def test_labels_of_other_tools_are_named(tmp_path, capsys, line, words):
+    written(tmp_path, ultralytics, pictures(), lambda t: line)
+    checked(tmp_path, capsys, words, "convert the", status=2)

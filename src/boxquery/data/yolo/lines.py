@@ -25,8 +25,19 @@ _DECIMAL_COMMA = re.compile(r"[+-]?\d+,\d+(?:[eE][+-]?\d+)?")
 _COMMENT = re.compile(r"(?:^|\s+)#.*")
 _HEADER = re.compile(r"(imagesource|gsd)\s*:", re.IGNORECASE)
 _IN_PIXELS = Fault(
-    "numbers are pixels, not shares of the image", remedy="divide x and width by the image's width, y and height by its height"
+    "numbers are pixels, not shares of the image",
+    remedy="write centre and size, x and width divided by the image's width, y and height by its height",
 )
+_FOREIGN = {
+    "KITTI": Fault("KITTI's form, whose corners are pixels", remedy="convert the labels to YOLO or COCO: numbers 4 to 7 are the corners"),
+    "VisDrone": Fault(
+        "VisDrone's own form (left, top, width, height in pixels, score, class, ...)", remedy="convert the annotations to YOLO or COCO"
+    ),
+    "corners": Fault(
+        "a class and four corners in pixels, as OIDv4 writes them",
+        remedy="convert the labels to YOLO or COCO: the numbers are left, top, right, bottom",
+    ),
+}
 _OUTSIDE = Fault("polygon with numbers outside 0 to 1", remedy="write corners as shares of the image")
 _TURNED = Fault("five numbers after the class, the last no confidence", remedy="write rotated boxes as four corners")
 
@@ -47,6 +58,7 @@ class LabelLines:
         self._lengths: Counter[int] = Counter()
         self._short, self._long = _Sample(), _Sample()
         self._dota = 0
+        self._foreign: Counter[str] = Counter()
         self._classes: dict[str, None] = {}
         self._counts: Counter[str] = Counter()
         self._first: dict[str, str] = {}
@@ -65,6 +77,7 @@ class LabelLines:
             name, numbers = self._class_and_numbers(tokens)
             self._classes.setdefault(name)
             self._lengths[len(numbers)] += 1
+            self._foreign[_foreign(name, numbers, "," in line)] += 1
             if len(numbers) >= 4:
                 (self._short if len(numbers) == 4 else self._long).add(numbers)
 
@@ -148,8 +161,10 @@ class LabelLines:
         sixth = [values[4:] for values in long if len(values) == 6]
         five = [values for values in long if len(values) == 5]
         odd = sum(count for length, count in self._lengths.items() if length >= 5 and length % 2)
+        foreign = next((form for form in _FOREIGN if self._foreign[form] >= _MOST * max(1, self._foreign.total())), "")
         return _Meaning(
             keypoints,
+            foreign=_FOREIGN.get(foreign),
             pixels=sum(pixels) > len(pixels) / 2,
             fifth="confidence" if _most(fifth, _is_share) else "track" if _most(fifth, _is_count) else "angle",
             confidence_first=bool(five) and not _most(five, fits_image) and _most(five, lambda values: fits_image(values[1:])),
@@ -191,6 +206,8 @@ class LabelLines:
         """The box, xyxy in shares of the image, and what is wrong with it, if anything is."""
         assert self._settled is not None
         meaning, count = self._settled, len(values)
+        if meaning.foreign is not None:
+            return None, meaning.foreign
         points = meaning.keypoints
         if count < 4:
             return None, None
@@ -240,6 +257,7 @@ class _Meaning:
 
     Attributes:
         keypoints: stated or guessed, or None.
+        foreign: why no line can be used, where all are in the form of another tool.
         pixels: boxes are in pixels.
         fifth: what the number behind a box is: "confidence", "track", or perhaps an "angle".
         confidence_first: that number stands before the box: as they are read, boxes reach beyond the image, otherwise none does.
@@ -248,6 +266,7 @@ class _Meaning:
     """
 
     keypoints: Keypoints | None
+    foreign: Fault | None
     pixels: bool
     fifth: str
     confidence_first: bool
@@ -285,6 +304,23 @@ def _tokens(line: str) -> tuple[list[str], str | None]:
     if len(tokens) >= 5 and all("," not in token or _DECIMAL_COMMA.fullmatch(token) for token in tokens):
         return [token.replace(",", ".") for token in tokens], "decimal commas"
     return [token for token in re.split(r"[,;\s]+", line) if token] or [line], "commas"
+
+
+def _foreign(name: str, numbers: list[str], commas: bool) -> str:
+    """The form of ``_FOREIGN`` that a line is in, or ""."""
+    values = [as_number(text) for text in numbers]
+    word = math.isnan(as_number(name))
+    if word and len(values) in (14, 15) and _corners(values[3:7]):
+        return "KITTI"
+    if commas and not word and len(values) == 7 and all(map(_is_count, values)) and max(values[1:3]) > _PIXELS:
+        return "VisDrone"
+    return "corners" if word and len(values) == 4 and _corners(values) else ""
+
+
+def _corners(values: list[float]) -> bool:
+    """True for left, top, right, bottom in pixels."""
+    x1, y1, x2, y2 = values
+    return x1 < x2 and y1 < y2 and max(x2, y2) > _PIXELS and min(x1, y1) >= 0
 
 
 def _is_share(value: float) -> bool:
