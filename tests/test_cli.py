@@ -301,3 +301,18 @@ def test_the_ap_of_a_model_is_that_of_its_preset_paper(capsys):
     assert run(["models"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("anchor-detr")]
     assert row.split()[-2:] == ["44.3", "50"]
+
+
+def test_broken_exif_is_not_the_terminals(tmp_path):
+    """Pillow warns of it, though the image is fine."""
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "images").mkdir()
+    exif = b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\xff\xff\xff\xff\6\0\0\0"
+    for i in range(4):
+        Image.new("RGB", (32, 32), (50 * i, 90, 120)).save(tmp_path / "images" / f"{i}.jpg", exif=exif)
+        (tmp_path / "labels" / f"{i}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "classes.txt").write_text("cat\n")
+    words = [sys.executable, "-m", "boxquery", "check", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert "4" in done.stdout
+    assert "UserWarning" not in done.stdout + done.stderr

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -84,4 +85,6 @@ def main() -> Any:
     """The ``boxquery`` command."""
     # read when torch is loaded: what PyTorch lacks on a Mac's GPU is computed on its CPU
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
+    # of broken EXIF in images that can be read; here, since filters are those of all threads
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
     sys.exit(run(sys.argv[1:]))

@@ -314,3 +314,10 @@ def test_small_and_narrow(tmp_path, size, ending):
         == size
         == (header(tmp_path / f"a.{ending}").width, header(tmp_path / f"a.{ending}").height)
     )
+
+
+def test_a_git_lfs_pointer(tmp_path):
+    (tmp_path / "a.jpg").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert read_header(tmp_path / "a.jpg") == Fault("a Git LFS pointer, not the image", remedy="run git lfs pull")
+    with pytest.raises(UserError, match="a Git LFS pointer, not the image; run git lfs pull"):
+        read_image(tmp_path / "a.jpg")
