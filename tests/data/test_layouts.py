@@ -281,3 +281,70 @@ def test_xml_in_labels_beside_a_list_of_classes(tmp_path):
     data, text = outcome(tmp_path)
     assert data.format == "voc"
     assert "looks like" not in text
+
+
+IN_TWO_PLACES = {
+    "instances and not": ("annotations/instances_train.json", "annotations/val.json"),
+    "not and instances": ("annotations/train.json", "annotations/instances_val.json"),
+    "two folders of annotations": ("annotations_train/x.json", "annotations_val/x.json"),
+    "labels and annotations": ("labels/train.json", "annotations/val.json"),
+    "one in the data folder": ("annotations/train.json", "val.json"),
+    "one beside its images": ("annotations/train.json", "val/val.json"),
+    "one folder deeper": ("annotations/train.json", "annotations/val/coco.json"),
+    "Roboflow and not": ("train/_annotations.coco.json", "valid/annotations.json"),
+    "Roboflow and instances": ("train/_annotations.coco.json", "annotations/instances_val.json"),
+    "capitals": ("annotations/train.JSON", "annotations/val.JSON"),
+}
+
+
+def coco_files(root, *names, images="images/{}"):
+    """A COCO file of each name; the first is of the training images, the second of the others."""
+    groups = by_split(pictures(12))
+    for name, (split, group) in zip(names, groups.items(), strict=False):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(json.dumps(writers.coco_content(group)))
+        for picture in group:
+            writers.save_image(root / images.format(split) / f"{picture.stem}.png", picture)
+    return {split: {p.stem for p in group} for split, group in groups.items()}
+
+
+@pytest.mark.parametrize("layout", IN_TWO_PLACES)
+def test_coco_files_in_two_places(tmp_path, layout):
+    known = coco_files(tmp_path, *IN_TWO_PLACES[layout])
+    data, _ = outcome(tmp_path)
+    assert {name: {record.path.stem for record in split} for name, split in data.splits.items()} == known
+
+
+def test_other_coco_files_are_left_out_by_name(tmp_path):
+    known = coco_files(tmp_path, "annotations/train.json", "annotations/val.json")
+    for other in ("annotations/trainval.json", "train.json"):
+        shutil.copy(tmp_path / "annotations" / "train.json", tmp_path / other)
+    (tmp_path / "annotations" / "notes.json").write_text("{ not json")
+    data, _ = outcome(tmp_path)
+    assert {name: {record.path.stem for record in split} for name, split in data.splits.items()} == known
+    assert any(note.startswith("2 other COCO files left out: train.json, annotations/trainval.json") for note in data.notes)
+    assert any(note.startswith("annotations/notes.json: broken JSON") for note in data.notes)
+
+
+def test_several_coco_files_of_a_split_say_what_to_give(tmp_path):
+    coco_files(tmp_path, "annotations/train_1.json", "annotations/train_2.json")
+    with pytest.raises(UserError, match=r"are both train; merge them, or name the one to use: --annotations annotations/train_1.json"):
+        outcome(tmp_path)
+
+
+def test_coco_boxes_as_shares_are_refused(tmp_path):
+    coco_files(tmp_path, "annotations/train.json", "annotations/val.json")
+    file = tmp_path / "annotations" / "val.json"
+    content = json.loads(file.read_text())
+    for entry in content["annotations"]:
+        entry["bbox"] = [0.1, 0.1, 0.4, 0.4]
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"val.json: all \d+ boxes are within 0 to 1, as shares of the image are"):
+        outcome(tmp_path)
+
+
+def test_masks_are_not_meant_by_a_name(tmp_path):
+    coco_files(tmp_path, "annotations/a.json", images="images/batch")
+    shutil.copytree(tmp_path / "images", tmp_path / "masks")
+    data, _ = outcome(tmp_path)
+    assert {record.path.parent for split in data.splits.values() for record in split} == {tmp_path / "images" / "batch"}

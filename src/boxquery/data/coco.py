@@ -14,6 +14,8 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,61 +25,106 @@ from boxquery.data.find import ImageFinder
 from boxquery.data.folder import SPLITS, Folder, folders, split_name, split_of, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number, stated_size
-from boxquery.errors import UserError, one_line
+from boxquery.errors import UserError, count, one_line
 
 _LISTS = ("images", "annotations", "categories")
 _FILE_NAMES = ("file_name", "filename", "fileName", "file", "path", "name", "image", "coco_url", "url", "flickr_url")
 _SAMPLE = 20  # images tried when the image folder is looked for
 _LONGEST = 255  # characters of a file name that an operating system will look at
 _SMALL = 4 << 20  # bytes of a file that is read wholly to see what it is
+_SHOWN = 3  # names in a note
 _HEAD = 1 << 16  # bytes of a larger one
+_OTHER_TASKS = re.compile(r"(captions|person_keypoints|stuff|panoptic|image_info)_", re.IGNORECASE)
+_WHOLE = re.compile(r"(trainval|all|full)\d*$", re.IGNORECASE)
+_JSON = "*.[jJ][sS][oO][nN]"
 _FEW = 20  # JSON files in a folder; where there are more, there is one per image, and a few are looked at
 FOLDERS = re.compile(r"annot|ann|label|json|coco", re.IGNORECASE)  # names of folders that are looked into before the data folder itself
 
 
-def find(root: Path) -> list[Path]:
-    """The COCO files of a data folder, one per split: those of the first place where there are any; empty if there are none."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The COCO files of a data folder, and others of the same splits, which are left out."""
+
+    files: list[Path]
+    left: list[Path]
+
+
+def find(root: Path) -> Found:
+    """The COCO files of a data folder: those of the first place where there are any, and of others for splits that it lacks."""
     roboflow = visible(root, "*/_annotations.coco.json") or visible(root, "_annotations.coco.json")
-    if roboflow:
-        return roboflow
     inner = folders(root)
     named = [place for place in inner if FOLDERS.match(place.name) and not any(Folder(place).files(place, IMAGE_SUFFIXES))]
     splits = [place for place in inner if split_name(place.name)]
-    return _first([*([place] for place in named), splits, [deep for place in splits for deep in folders(place)], [root]])
+    of_splits, of_named = ([deep for place in places for deep in folders(place)] for places in (splits, named))
+    return _of_groups(root, roboflow, [*([place] for place in named), splits, of_splits, [root], of_named])
 
 
-def find_deeper(root: Path) -> list[Path]:
+def find_deeper(root: Path) -> Found:
     """The COCO files of the folders inside a data folder, for where the images are elsewhere in it."""
     inner = folders(root)
-    return _first([*([place] for place in inner), [deep for place in inner for deep in folders(place)]])
+    return _of_groups(root, [], [*([place] for place in inner), [deep for place in inner for deep in folders(place)]])
 
 
-def _first(groups: list[list[Path]]) -> list[Path]:
-    """The JSON files of the first of these groups of folders that holds COCO files."""
+def _of_groups(root: Path, first: list[Path], groups: list[list[Path]]) -> Found:
+    """The JSON files of the first of these groups of folders that holds COCO files, and COCO files of the others for further splits."""
+    folder, files, left = Folder(root), first, []
+    splits = {_split_of(folder, file) for file in first}
     for group in groups:
-        files = [file for place in group for file in visible(place, "*.json")]
-        sample = files if len(files) <= _FEW * max(1, len(group)) else files[:3]
-        if any(map(looks_like_coco, sample)):
-            return [file for file in files if file.stem.lower().startswith("instances")] or files
-    return []
+        if "" in splits:  # a file of all images
+            break
+        here = [file for place in group for file in visible(place, _JSON) if file not in files]
+        sample = here if len(here) <= _FEW * max(1, len(group)) else here[:3]
+        known = list(filter(looks_like_coco, sample))
+        if known and not files:
+            files = here
+            splits = {_split_of(folder, file) for file in known if file.stem.lower().startswith("instances")} or {
+                _split_of(folder, file) for file in known
+            }
+            if splits >= {"train", "val"}:
+                splits.discard("")
+        else:
+            new = [file for file in known if _split_of(folder, file)]
+            files = files + [file for file in new if _split_of(folder, file) not in splits]
+            left += [file for file in new if _split_of(folder, file) in splits]
+            splits |= {_split_of(folder, file) for file in new}
+    return Found(*_preferred(folder, files, left))
+
+
+def _preferred(folder: Folder, files: list[Path], left: list[Path]) -> tuple[list[Path], list[Path]]:
+    """Of several files of a split, those called "instances"; of those without a split, none where there are train and val."""
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split_of(folder, file), []).append(file)
+    instances = {split: [file for file in own if file.stem.lower().startswith("instances")] for split, own in splits.items()}
+    kept = [file for split, own in splits.items() for file in instances[split] or own]
+    if any(instances.values()):
+        kept = [file for file in kept if not _OTHER_TASKS.match(file.stem)]
+    if splits.keys() >= {"train", "val"} or (any(instances.values()) and not instances.get("")):
+        unclear = [file for file in instances.get("", []) if not _WHOLE.search(file.stem)]
+        kept = [file for file in kept if _split_of(folder, file) or file in unclear or not looks_like_coco(file)]
+    return kept, left + [file for file in files if file not in kept and looks_like_coco(file)]
 
 
 def looks_like_coco(file: Path) -> bool:
-    """True if a JSON file holds two of COCO's three lists, or, where it is large or broken, begins like one."""
+    """True if a JSON file holds two of COCO's three lists, or, where it is large or broken, begins like one.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        head = stream.read(_SMALL)
     try:
-        with file.open("rb") as stream:
-            head = stream.read(_SMALL)
         if len(head) < _SMALL:
             content = json.loads(head)
             return isinstance(content, dict) and sum(isinstance(content.get(key), list) for key in _LISTS) > 1
-    except OSError:
-        return False
     except (ValueError, RecursionError):
         pass
     return re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head[:_HEAD]) is not None
 
 
-def read(root: Path, files: list[Path], *, whole: bool = False, images: Path | None = None) -> RawDataset:
+def read(root: Path, files: list[Path], *, whole: bool = False, images: Path | None = None, left: Sequence[Path] = ()) -> RawDataset:
     """What the files say.
 
     Args:
@@ -85,6 +132,7 @@ def read(root: Path, files: list[Path], *, whole: bool = False, images: Path | N
         files: one per split, or a single one without splits.
         whole: the single file has no splits, whatever it is called.
         images: the folder of the images, if it is known; otherwise it is looked for in the data folder.
+        left: COCO files that are not read, for a note.
 
     Raises:
         UserError: broken or incomplete JSON, no or duplicate categories, categories that differ between files, files whose split is not
@@ -93,6 +141,10 @@ def read(root: Path, files: list[Path], *, whole: bool = False, images: Path | N
     folder = Folder(root)
     raw = RawDataset("coco", [], [], {})
     parts = _by_split(folder, _contents(folder, [Path(os.path.abspath(file)) for file in files], raw.notes), whole)
+    if left:
+        shown = ", ".join(folder.show(file) for file in left[:_SHOWN]) + (", ..." if len(left) > _SHOWN else "")
+        used = ", ".join(part.where for part in parts.values())
+        raw.notes.append(f"{count(len(left), 'other COCO file')} left out: {shown} ({used} {'are' if len(parts) > 1 else 'is'} read)")
     names = _all_categories(parts, raw.notes)
     raw.ids = sorted(names)
     raw.names = [names[number] for number in raw.ids]
@@ -102,9 +154,21 @@ def read(root: Path, files: list[Path], *, whole: bool = False, images: Path | N
         base = part.image_folder(place, finder, raw.notes)
         raw.splits[split] = part.images(finder, base, split, {number: label for label, number in enumerate(raw.ids)}, raw.orphans)
         raw.notes += part.notes()
+        _refuse_shares(part.where, raw.splits[split])
     finder.finish(raw)
     _drop_parents(raw, [category for part in parts.values() for category in part.content["categories"]])
     return raw
+
+
+def _refuse_shares(where: str, images: list[RawImage]) -> None:
+    """Raises ``UserError`` where every box is less than a pixel from the image's corner, as only shares of its width and height are."""
+    boxes = [entry.box for image in images for entry in image.objects if entry.box is not None]
+    shares = all(0 <= value <= 1 for box in boxes for value in box) and any(value % 1 for box in boxes for value in box)
+    if boxes and shares and any(image.size is None or max(image.size) > 2 for image in images):
+        raise UserError(
+            f"{where}: all {len(boxes)} boxes are within 0 to 1, as shares of the image are, but COCO's are in pixels; "
+            "multiply x and width by the width of each image, y and height by its height"
+        )
 
 
 def _contents(folder: Folder, files: list[Path], notes: list[str]) -> dict[Path, Any]:
@@ -116,7 +180,12 @@ def _contents(folder: Folder, files: list[Path], notes: list[str]) -> dict[Path,
         if len(files) > 1 and not file.read_bytes().strip():
             notes.append(f"{where}: an empty file; left out")
             continue
-        contents[file] = _load(file, where)
+        try:
+            contents[file] = _load(file, where)
+        except UserError as error:
+            if len(files) == 1 or _split_of(folder, file) or looks_like_coco(file):
+                raise
+            notes.append(f"{error}; left out")
     faults = {file: fault for file, content in contents.items() if (fault := _fault(content))}
     if len(faults) == len(contents):
         raise UserError("; ".join(f"{folder.show(file)}: {fault}" for file, fault in list(faults.items())[:1]) or f"{folder.root}: no JSON")
@@ -152,11 +221,15 @@ def _by_split(folder: Folder, contents: dict[Path, Any], whole: bool) -> dict[st
         split = "" if whole else _split_of(folder, file)
         part = _Part(folder, file, content)
         if split in parts:
-            both = f"{parts[split].where} and {part.where}"
-            raise UserError(f"{folder.root}: {both} are both {split or 'without a split'}; name the one to use")
+            alike = [folder.show(other) for other in contents if _split_of(folder, other) == split]
+            both = f"{alike[0]} and {alike[1]}" if len(alike) == 2 else f"{alike[0]}, {alike[1]} and {len(alike) - 2} more"
+            what = f"are {'both' if len(alike) == 2 else 'all'} {split or 'without a split'}"
+            raise UserError(f"{folder.root}: {both} {what}; merge them, or name the one to use: --annotations {alike[0]}")
         parts[split] = part
     if "" in parts and len(parts) > 1:
-        raise UserError(f"{parts[''].where}: is it train, val or test? Put the word into its name, or name the one file to use")
+        raise UserError(
+            f"{parts[''].where}: is it train, val or test? Put the word into its name, or name the one file to use with --annotations"
+        )
     return {split: parts[split] for split in (*SPLITS, "") if split in parts}
 
 
@@ -184,9 +257,9 @@ class _Part:
     def notes(self) -> list[str]:
         """One line per kind of value that was read otherwise than it is written."""
         notes = []
-        for (of, text), count in self._readings.items():
+        for (of, text), number in self._readings.items():
             total = len(self.content[of])
-            share = f"all {total} {of}" if count == total else f"{count} of {total} {of}"
+            share = f"all {total} {of}" if number == total else f"{number} of {total} {of}"
             notes.append(f"{self.where}: in {share} {text}{self._examples[of, text]}")
         return notes
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
-from boxquery.data.folder import Folder, path_parts, split_words
+from boxquery.data.folder import Folder, is_of_masks, path_parts, split_words
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import NO_FILE, Fault, RawDataset
 
@@ -136,14 +136,15 @@ class ImageFinder:
         wanted = {split} if split else self._splits(base).union(*(split_words(parts[:-1]) for parts in variants))
         other: list[Path] = []
         for level, keys in enumerate(_LEVELS):
-            ranks: dict[Path, tuple[int, bool, bool]] = {}
+            ranks: dict[Path, tuple[int, bool, bool, bool]] = {}
             used: dict[Path, list[str]] = {}
             for parts in variants:
                 for path in (path for key in keys.of_name(parts[-1]) for path in self._table(level).get(key, [])):
                     if self._other_split(path, wanted):
                         other.append(path)
                         continue
-                    rank = _common_folders(parts, path), path.is_relative_to(base), parts[-1] == path.name
+                    photograph = not is_of_masks(path.relative_to(self._folder.root).parts[:-1])
+                    rank = _common_folders(parts, path), photograph, path.is_relative_to(base), parts[-1] == path.name
                     if path not in ranks or rank > ranks[path]:
                         ranks[path], used[path] = rank, parts
             best = [path for path, rank in ranks.items() if rank == max(ranks.values())]

@@ -16,6 +16,9 @@ from boxquery.errors import UserError, one_line
 T = TypeVar("T")
 SPLITS = ("train", "val", "test")
 _SPLIT = re.compile(r"(?:^|[^a-z])(train|training|trn|validation|valid|val|dev|eval|evaluation|test|testing|tst)(?:set|data)?(?:[^a-z]|$)")
+_MASKS = re.compile(
+    r"((gt|seg|binary|semantic|instance)_)?(masks?|trimaps?|segmentations?|depths?)|segmentation_?(class|object)\w*", re.IGNORECASE
+)
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _LEFTOVERS = frozenset({"__macosx", "thumbs.db", "desktop.ini", "$recycle.bin"})
 
@@ -28,6 +31,11 @@ def is_hidden(name: str) -> bool:
 def visible(place: Path, pattern: str = "*") -> list[Path]:
     """What is in a folder and matches a pattern, sorted, without what is hidden (``is_hidden``)."""
     return sorted(path for path in place.glob(pattern) if not any(map(is_hidden, path.relative_to(place).parts)))
+
+
+def is_of_masks(parts: Iterable[str]) -> bool:
+    """True if one of the folders of a path is called as those of masks, trimaps or depth images are."""
+    return any(map(_MASKS.fullmatch, parts))
 
 
 def folders(place: Path) -> list[Path]:
@@ -133,7 +141,7 @@ class Folder:
             name = split_name(place.name)
             if name and (here := content(place)):
                 if name in found:
-                    raise UserError(f"{self.root}: two folders look like {name}; keep one")
+                    raise UserError(f"{self.root}: {self.show(found[name][0])}/ and {self.show(place)}/ both look like {name}; keep one")
                 found[name] = place, here
         return found
 

@@ -128,9 +128,9 @@ def _read_annotations(root: Path, place: Path, images: Path | None) -> RawDatase
         root, images = (place if place.is_dir() else place.parent), images or root
     if place.is_file():
         return _read_file(place, images, root)
-    files = coco.find(place) or coco.find_deeper(place)
-    if files:
-        return coco.read(root, files, whole=len(files) == 1, images=images)
+    for find in (coco.find, coco.find_deeper):
+        if (found := find(place)).files:
+            return coco.read(root, found.files, whole=len(found.files) == 1, images=images, left=found.left)
     if (tool := tools.find(place)) is not None:
         return tools.read(root, *tool, images)
     kinds = {path.suffix.lower() for path in Folder(place).walk(place)}
@@ -156,8 +156,9 @@ def _read_folder(root: Path, images: Path | None) -> RawDataset:
             raw.notes.append(f"the data is in {place.relative_to(root).as_posix()}/")
             return raw
         level = [deep for place in level for deep in folders(place)]
-    if files := coco.find_deeper(root) or visible(root, "*.json"):
-        return coco.read(root, files, whole=len(files) == 1, images=images)
+    found = coco.find_deeper(root)
+    if files := found.files or visible(root, "*.json"):
+        return coco.read(root, files, whole=len(files) == 1, images=images, left=found.left)
     if voc.is_named_so(root):
         return voc.read(root, images=images)  # which says what is missing or broken
     raise UserError(f"{root}: no annotations found: {_content(root)}; {_LOOKED_FOR}")
@@ -174,10 +175,11 @@ def _read_first(root: Path, formats: dict[str, Reader]) -> RawDataset:
 def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
     """The formats that a folder itself is in, in the order of how sure their signs are, with what reads it."""
     formats: dict[str, Reader] = {}
-    files = coco.find(root)
+    found = coco.find(root)
+    files = found.files
     beside = bool(files) and files[0].parent == root  # the weakest sign
     if files and not beside:
-        formats["coco"] = lambda: coco.read(root, files, images=images)
+        formats["coco"] = lambda: coco.read(root, files, images=images, left=found.left)
     if voc.find(root) and not any(tools.recognise(file) for file in visible(root, "*.xml")[:1]):
         formats["voc"] = lambda: voc.read(root, images=images)
     listed = any(tools.recognise(file) for file in visible(root, "*.txt")[:_LISTS])
@@ -186,7 +188,7 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
     if not (formats or beside) and (tool := tools.find(root)) is not None:
         formats[tool[0]] = lambda: tools.read(root, *tool, images)
     if beside:
-        formats["coco"] = lambda: coco.read(root, files, whole=len(files) == 1, images=images)
+        formats["coco"] = lambda: coco.read(root, files, whole=len(files) == 1, images=images, left=found.left)
     return formats
 
 

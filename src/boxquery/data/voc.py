@@ -26,14 +26,13 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, split_name, split_of, split_words, visible
+from boxquery.data.folder import Folder, folders, is_of_masks, split_name, split_of, split_words, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import Box, Fault, RawDataset, RawImage, RawObject, as_number, stated_size
 from boxquery.errors import UserError, count, one_line
 
 _FOLDER = re.compile(r"annotations?|annots?|annos?|anns?|labels?|xmls?|annotations?_?xmls?|voc_?labels?|bbox(es)?", re.IGNORECASE)
 _IMAGES = re.compile(r"jpeg_?images?|images?|imgs?|pictures?|photos?", re.IGNORECASE)
-_MASKS = re.compile(r"(\w*_)?(masks?|trimaps?|segmentations?|depths?)|segmentation_?(class|object)\w*", re.IGNORECASE)
 _XML = frozenset({".xml"})
 _WITHOUT = Fault("has no annotation", remedy="export it, or take the image off the list")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -310,7 +309,7 @@ class _Pictures:
         for path in self._stems.get(image_id.rpartition("/")[2], []):
             parts = path.relative_to(self.folder.root).parts[:-1]
             other = split_words(parts)
-            mask, named = any(map(_MASKS.fullmatch, parts)), path.name == last
+            mask, named = is_of_masks(parts), path.name == last
             if not (split and other and split not in other) and (named or not mask):
                 near = len(beside & {part.casefold() for part in parts}) * 2 + (path.parent == file.parent)
                 ranks[path] = not mask, named, not any(map(_FOLDER.fullmatch, parts)), near
@@ -336,7 +335,7 @@ class _Pictures:
         for path in self._stems.get(image_id.replace("\\", "/").rpartition("/")[2], []):
             parts = path.relative_to(self.folder.root).parts[:-1]
             other = split_words(parts)
-            if not any(map(_MASKS.fullmatch, parts)) and not (split and other and split not in other):
+            if not is_of_masks(parts) and not (split and other and split not in other):
                 found.append(path)
         return found[0] if len(found) == 1 else None
 
