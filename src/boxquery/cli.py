@@ -26,12 +26,20 @@ app = App(
     suppress_keyboard_interrupt=False,
     default_parameter=Parameter(negative_iterable=()),
 )
-app.command("boxquery.training.run:command", name="train")
-app.command("boxquery.check.command:check", name="check")
-app.command("boxquery.explain.command:explain", name="explain")
-app.command("boxquery.compare.command:compare", name="compare")
-for command in ("demo", "evaluate", "predict", "models", "import_official"):
-    app.command(f"boxquery.commands:{command}", name=command.replace("_", "-"))
+#: where a command is, by its name, and what it takes where that may be left out or repeated, which cyclopts calls ARGS
+COMMANDS = {
+    "train": ("boxquery.training.run:command", "[DATA]"),
+    "check": ("boxquery.check.command:check", ""),
+    "explain": ("boxquery.explain.command:explain", "RUN IMAGES..."),
+    "compare": ("boxquery.compare.command:compare", "[DATA]"),
+    "demo": ("boxquery.commands:demo", ""),
+    "evaluate": ("boxquery.commands:evaluate", ""),
+    "predict": ("boxquery.commands:predict", "RUN IMAGES..."),
+    "models": ("boxquery.commands:models", "[NAME]"),
+    "import-official": ("boxquery.commands:import_official", ""),
+}
+for name, (place, takes) in COMMANDS.items():
+    app.command(place, name=name, usage=f"Usage: boxquery {name} [OPTIONS] {takes}" if takes else None)
 
 
 def run(arguments: Sequence[str]) -> int:

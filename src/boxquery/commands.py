@@ -347,8 +347,11 @@ def _split_names(words: Sequence[str], classes: Sequence[str | None]) -> list[st
 
 
 def _warn(lines: Iterable[str]) -> None:
+    from boxquery.progress import stderr_console
+
+    console = stderr_console()
     for line in lines:
-        print(line, file=sys.stderr)
+        console.print(line, markup=False)
 
 
 def _number(value: float | None) -> str:

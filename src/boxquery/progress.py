@@ -1,4 +1,4 @@
-"""How far a command is with its images, on stderr: a bar on a terminal, elsewhere a line every 30 seconds."""
+"""What a command says on stderr: its notes, and how far it is, as a bar on a terminal and elsewhere as a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -15,11 +15,18 @@ from rich.text import Text
 INTERVAL = 30.0
 
 
+def stderr_console(quiet: bool = False) -> Console:
+    """For notes: wrapped at words on a terminal, elsewhere a line each; nothing in them is coloured or replaced on its own."""
+    console = Console(stderr=True, quiet=quiet, highlight=False, emoji=False)
+    console.soft_wrap = not console.is_terminal
+    return console
+
+
 class _Rate(ProgressColumn):
     """Images per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.1f} per s" if task.speed else "")
+        return Text(f"{task.speed:.3g} images/s," if task.speed else "")
 
 
 class Progress:
@@ -32,9 +39,10 @@ class Progress:
 
     def __init__(self, what: str, total: int):
         self.what, self.total, self.done = what, total, 0
-        self.console = Console(stderr=True, highlight=False)
-        shown = (TextColumn("{task.description}", markup=False), BarColumn(20), MofNCompleteColumn(), _Rate(), TextColumn("left"))
-        self.bar = Bar(*shown, TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal, transient=True)
+        self.console = stderr_console()
+        name, left = TextColumn("{task.description}", markup=False), TextColumn("left")
+        shown = name, BarColumn(20), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(), left
+        self.bar = Bar(*shown, console=self.console, disable=not self.console.is_terminal, transient=True)
         self.task = self.bar.add_task(what, total=total)
         self.started = self.said = time.monotonic()
 
@@ -49,11 +57,11 @@ class Progress:
         self.bar.advance(self.task, count)
         if not self.console.is_terminal and time.monotonic() - self.said > INTERVAL:
             self.said = time.monotonic()
-            self.warn(f"{self.what}: {self.done:,} of {self.total:,} images, {self.rate:.1f} per s")
+            self.warn(f"{self.what}: {self.done:,} of {self.total:,} images, {self.rate:.3g} images/s")
 
     def warn(self, line: str) -> None:
         """A line above the bar."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False)
 
     def __enter__(self) -> Self:
         self.bar.start()

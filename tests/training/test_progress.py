@@ -4,6 +4,7 @@ import io
 import re
 import shlex
 import time
+from dataclasses import replace
 
 import pytest
 from PIL import Image
@@ -11,7 +12,10 @@ from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import run
+from boxquery.progress import stderr_console
+from boxquery.training.clock import Clock
 from boxquery.training.config import RunConfig
+from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs, RunLength
@@ -139,3 +143,42 @@ def test_on_a_terminal_the_bar_says_it_and_fits_80_columns():
     shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in file.getvalue().splitlines()]
     assert max(map(len, shown)) <= 80
     assert any("loss 12.3  AP 0.123" in line and pace in line for line in shown), shown
+
+
+def test_a_changed_plan_is_said_with_its_reason_and_only_where_it_differs_by_much():
+    console = Console(file=(shown := io.StringIO()), soft_wrap=True)
+    long = RunLength(minutes=2).with_data(50, 4).plan(Costs(0.6, 0.6, 1.0, 0.0))
+    run_config = config().with_length(long)
+    end = EpochEnd.__new__(EpochEnd)
+    end.bar, end.clock, end.announced = LiveBar(console, long, Heartbeat(console)), Clock(long, False), (long.total_steps, 0.6)
+    for factor in (1.1, 1.2, 1.5, 1.4, 1.6):
+        end.clock.per_batch = 0.6 * factor
+        end._announce(run_config.length.with_total_batches(int(long.total_batches / factor)))
+    steps = int(long.total_batches / 1.5)
+    assert shown.getvalue() == f"a step takes 0.9 s instead of 0.6 s: {steps} steps in all fit into the 2 min\n"
+
+
+def test_a_run_by_minutes_is_repeated_by_its_minutes_or_by_its_steps():
+    length = RunLength(minutes=2).with_data(50, 4).plan(Costs(0.6, 0.6, 1.0, 0.0))
+    made = config().with_length(replace(length, schedule_steps={0: 128, 16: length.total_steps}))
+    assert "--minutes 2 " in made.command("x", made.length.as_minutes())
+    assert "--schedule-steps" not in made.command("x", made.length.as_minutes())
+    assert "--schedule-steps 0:128,16:" in made.command("x").replace("steps 128,", "steps 0:128,")
+
+
+def test_notes_are_wrapped_at_words_on_a_terminal_alone(monkeypatch, capsys):
+    note = "note: " + "eighteen images :smile: have 12 boxes in /some/folder " * 3
+    monkeypatch.setenv("COLUMNS", "60")
+    stderr_console().print(note, markup=False)
+    assert capsys.readouterr().err == note + "\n"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    stderr_console().print(note, markup=False)
+    lines = capsys.readouterr().err.splitlines()
+    assert " ".join(line.strip() for line in lines) == note.strip()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 60
+
+
+def test_a_misspelt_keyword_is_named_with_the_one_that_was_meant():
+    with pytest.raises(bq.UserError, match=r"^train\(\) has no keyword minuts; did you mean minutes\?$"):
+        bq.train("shapes", minuts=1)

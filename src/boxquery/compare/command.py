@@ -20,6 +20,7 @@ from boxquery.compare.table import result_table
 from boxquery.errors import UserError, count
 from boxquery.files import write_json
 from boxquery.flags import check_above_zero
+from boxquery.progress import stderr_console
 
 
 def parse_names(kind: Any, tokens: Any) -> list[str]:
@@ -114,7 +115,7 @@ def compare(
         out = Path("comparisons") / Path(data).resolve().name
     check_above_zero(jobs=jobs, seeds=seeds)
     flags.check()
-    console = Console(stderr=True, soft_wrap=True)
+    console = stderr_console()
     if models or plan is not None or sweep:
         if data is None:
             raise UserError("name the data: boxquery compare DATA --models A,B,... --out DIR")

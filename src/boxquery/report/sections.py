@@ -258,7 +258,7 @@ def check(run: RunFiles) -> dict[str, Any]:
 
 def settings(run: RunFiles) -> Rows:
     """``config.yaml`` as dotted names and text."""
-    return [[key, _setting(value)] for key, value in flatten(run.config) if key != "command"]
+    return [[key, _setting(value)] for key, value in flatten(run.config) if key not in ("command", "command_by_minutes")]
 
 
 def flatten(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,12 +23,13 @@ class Clock:
     Attributes:
         length: the run's; of a run that the clock ends, from its end on what it came to.
         evaluation, closing: seconds that the last evaluation took, and the rest of the last epoch's end.
+        per_batch: seconds of a batch as last measured; 0: not yet.
         over: whether the run ends with this epoch.
     """
 
     def __init__(self, length: RunLength, counts_cpu: bool):
         self.length, self.counts_cpu = length, counts_cpu
-        self.evaluation, self.closing, self.over = 0.0, 0.0, False
+        self.evaluation, self.closing, self.per_batch, self.over = 0.0, 0.0, 0.0, False
         self.before, self.started = (0.0, 0.0), _read()
         #: seconds of all epoch ends; the batches and seconds without them when the run was planned
         self.paused, self.planned, self.next_plan = 0.0, (0, 0.0), 0
@@ -62,10 +63,11 @@ class Clock:
         """The plan was made from a few steps, perhaps in a busy minute; what was measured since then is better."""
         length, training, (before, then) = self.length, self.seconds() - self.paused, self.planned
         self.planned, self.next_plan = (batches, training), batches + batches // 4
+        self.per_batch = (training - then) / (batches - before)
         if self.seconds() < length.seconds / 2:
             left = length.seconds - self.seconds() - self.evaluation  # the best model is evaluated once more at the end
             per_epoch = self.evaluation / (length.val_every or 1) + self.closing
-            length = length.replan(batches, left, (training - then) / (batches - before), per_epoch)
+            length = length.replan(batches, left, self.per_batch, per_epoch)
         self.length = everywhere(length)[0]  # the first process's clock decides for all
 
     def after_epoch(self, epoch: int, done: int) -> bool:

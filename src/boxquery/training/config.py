@@ -167,10 +167,10 @@ class RunConfig(RunFlags):
         """Images that are evaluated together: no gradients are kept, so that at least four fit."""
         return max(self.batch_size, 4)
 
-    def command(self, out: Path | str) -> str:
-        """The command line that repeats the run, wherever that is."""
+    def command(self, out: Path | str, length: LengthFlags | None = None) -> str:
+        """The command line that repeats the run, wherever that is; or one like it of another length."""
         own = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"device": "auto", "workers": None}
-        flags = TrainFlags(**own, **vars(self.length.as_flags()))
+        flags = TrainFlags(**own, **vars(length or self.length.as_flags()))
         return shlex.join(["boxquery", "train", self.data, *flags.words(), "--out", str(out)])
 
     def resume_command(self, out: Path | str) -> str:
@@ -187,6 +187,8 @@ class RunConfig(RunFlags):
     def write(self, folder: Path) -> None:
         """``config.yaml``; what starts with ``epochs`` is for readers and follows from the rest."""
         readable = {"epochs": self.length.total_epochs, "steps": self.length.total_steps, "command": self.command(folder)}
+        if self.length.minutes is not None:
+            readable["command_by_minutes"] = self.command(folder, self.length.as_minutes())
         values = {"format": FORMAT, "boxquery": version("boxquery"), **asdict(self), **readable}
         atomic_write(folder / FILE, yaml.safe_dump(values, sort_keys=False))
 

@@ -22,8 +22,12 @@ from boxquery.training.evaluator import COLUMNS, Evaluator
 from boxquery.training.metrics_table import MetricsTable
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
+from boxquery.training.run_length import RunLength
 from boxquery.training.state import LAST
 from boxquery.training.timing import counts_cpu
+
+#: factor by which the steps must differ from those last said for the new plan to be said
+NOTEWORTHY = 1.25
 
 
 class EpochEnd(L.Callback):
@@ -46,6 +50,8 @@ class EpochEnd(L.Callback):
         self.unreadable: dict[str, list[str]] = {"train": [], "val": []}
         #: epochs that this process has seen end
         self.seen = 0
+        #: steps in all as last said, and the seconds of a batch then
+        self.announced = config.length.total_steps, 0.0
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -65,6 +71,7 @@ class EpochEnd(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         self.clock.start(trainer.current_epoch)
+        self.announced = self.clock.length.total_steps, self.clock.per_batch
         trainer.should_stop |= self.clock.over or self.best.exhausted  # it may have died after it had decided to stop
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
@@ -76,8 +83,19 @@ class EpochEnd(L.Callback):
         trainer.should_stop |= self.clock.after_batch(trainer.current_epoch, batch_idx + 1)
         if self.clock.length != planned:
             pl_module.schedule.update(self.clock.length.schedule_steps)
-            self.bar.console.print(f"step {pl_module.optimization.steps:,}: now planned for {self.clock.length.total_steps:,} steps in all")
             self._write_length(trainer)
+            self._announce(self.clock.length)
+
+    def _announce(self, length: RunLength) -> None:
+        """Say that the run became longer or shorter than it was last said to be, and why."""
+        steps, before = self.announced
+        if max(steps, length.total_steps) < NOTEWORTHY * min(steps, length.total_steps):
+            return
+        self.announced = length.total_steps, self.clock.per_batch
+        now, then = (f"{seconds * length.accumulate:.2g} s" for seconds in (self.clock.per_batch, before))
+        instead = f" instead of {then}" if before and then != now else ""
+        fit = f"{count(length.total_steps, 'step')} in all fit into the {length.minutes:g} min"
+        self.bar.console.print(f"a step takes {now}{instead}: {fit}", highlight=False)
 
     def _write_length(self, trainer: L.Trainer) -> None:
         """Into ``config.yaml``, which then repeats the run."""

@@ -31,6 +31,7 @@ from boxquery.files import write_json
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
 from boxquery.parts.weights import BackboneWeights
+from boxquery.progress import stderr_console
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import write_analysis, write_data, write_evaluation
@@ -50,7 +51,7 @@ from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 
 def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) -> Detector:
     """Train as requested. See ``boxquery.training.run.train``."""
-    console = Console(stderr=True, quiet=rank() > 0, soft_wrap=True)
+    console = stderr_console(quiet=rank() > 0)
     with Heartbeat(console) as heartbeat:
         return _start(source, out, requested, resume, console, heartbeat)
 
@@ -234,6 +235,8 @@ class Run:
         end = EpochEnd(self.folder, c, self.detector, self.val, bar, sampler)
         if c.length.ends_by_clock:
             end.evaluator.read_images()  # its clock should not count what is done once
+        if self.costs is not None:
+            end.clock.per_batch = self.costs.later
         if c.length.minutes is not None:
             end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, evaluated_images(c), end.evaluator.images)
         for name in ("lightning.pytorch", "lightning.fabric"):
@@ -298,5 +301,5 @@ class Run:
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         self.heartbeat.doing = "writing the report"
         page = write_report(self.folder)
-        self.console.print(f"report: {page}", markup=False)
+        self.console.print(f"report: {page}", markup=False, soft_wrap=True)
         return best

@@ -68,6 +68,8 @@ class LiveBar(L.Callback):
     def __init__(self, console: Console, length: RunLength, heartbeat: Heartbeat):
         self.console, self.length, self.heartbeat = console, length, heartbeat
         self.score, self.loss, self.looked = "", "", 0.0
+        #: in all, as shown: within an epoch it stays, however often the run is planned anew
+        self.epochs = length.total_epochs
         #: batches done in all, and before this process began; when it and its epoch did; images per second
         self.done, self.before, self.started, self.epoch_started, self.pace = 0, 0, 0.0, 0.0, 0.0
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
@@ -88,6 +90,7 @@ class LiveBar(L.Callback):
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.epoch_started, self.looked, self.loss = time.monotonic(), 0.0, ""
+        self.epochs = self.length.total_epochs
         self.heartbeat.doing = self.state
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -113,7 +116,7 @@ class LiveBar(L.Callback):
         return duration(each * max(self.length.total_batches - self.done, 0))
 
     def _of(self, epoch: int) -> str:
-        return f"{epoch}/{max(self.length.total_epochs, epoch)}"
+        return f"{epoch}/{max(self.epochs, epoch)}"
 
     def report(self, row: dict[str, Any]) -> None:
         """Print a finished epoch."""

@@ -100,10 +100,10 @@ class RunLength(LengthFlags):
     total_batches: int = 0
 
     def __str__(self) -> str:
-        """For people: "3 epochs of 51 batches of 8 images, the last one stops after 20"."""
+        """For people: "3 epochs of 51 batches of 8 images, the last one cut short after 20"."""
         batches, images = count(self.epoch_batches, "batch", "batches"), count(self.batch_images, "image")
         whole = f"{count(self.total_epochs, 'epoch')} of {batches} of {images}"
-        last = "the last one stops" if self.total_epochs > 1 else "it stops"
+        last = "the last one cut short" if self.total_epochs > 1 else "cut short"
         return whole if self.last_batches == self.epoch_batches else f"{whole}, {last} after {self.last_batches}"
 
     @property
@@ -214,6 +214,10 @@ class RunLength(LengthFlags):
     def finished(self, batches: int, seconds: float) -> bool:
         """Whether the run ends after so many batches, which with the last evaluation take so many seconds of its clock."""
         return seconds >= self.seconds if self.ends_by_clock else batches >= self.total_batches
+
+    def as_minutes(self) -> LengthFlags:
+        """The flags of another run of as many minutes."""
+        return LengthFlags(epochs=self.epochs, minutes=self.minutes, clock=self.clock, accumulate=self.accumulate)
 
     def as_flags(self) -> LengthFlags:
         """The flags that repeat the run: ``minutes`` have become the images that it saw."""
