@@ -267,8 +267,6 @@ YOLO = {
     "split absolute": (yaml("names: [cat]\ntrain: /etc"), "leaves the data folder"),
     "path leaves": (yaml("path: ../..\nnames: [cat]\ntrain: somewhere"), "leaves the data folder"),
     "no labels": (lambda r: [f.unlink() for f in (r / "labels").rglob("*.txt")], "no label files"),
-    "labels not text": (lambda r: (r / "labels" / "train" / "p000.txt").write_bytes(b"\xff\xfe"), "labels/train/p000.txt"),
-    "duplicate image": (lambda r: (r / "images" / "val" / "p002.jpg").write_bytes(b""), "image id 'p002'"),
 }
 
 
