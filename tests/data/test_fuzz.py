@@ -62,7 +62,9 @@ def boxes_of(root: Path) -> dict[str, int]:
         if path.suffix == ".json":
             found["coco"] += len(json.loads(path.read_bytes())["annotations"])
         elif path.suffix == ".xml":
-            found["voc"] += len(ET.fromstring(path.read_bytes()).findall("object"))  # noqa: S314  (what the reader has refused never comes here)
+            tree = ET.fromstring(path.read_bytes())  # noqa: S314  (what the reader has refused never comes here)
+            objects = tree.findall("object") or [element for element in tree.iter() if element.findall("bndbox")]
+            found["voc"] += sum(max(1, len(entry.findall("bndbox"))) for entry in objects)
         elif path.suffix == ".txt" and path.parent.parent.name == "labels":
             found["yolo"] += sum(bool(line.split()) for line in text_of(path).splitlines())
     return found
