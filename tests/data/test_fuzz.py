@@ -66,7 +66,7 @@ def boxes_of(root: Path) -> dict[str, int]:
             objects = tree.findall("object") or [element for element in tree.iter() if element.findall("bndbox")]
             found["voc"] += sum(max(1, len(entry.findall("bndbox"))) for entry in objects)
         elif path.suffix == ".txt" and path.parent.parent.name == "labels":
-            found["yolo"] += sum(bool(line.split()) for line in text_of(path).splitlines())
+            found["yolo"] += sum(line.strip()[:1] not in ("", "#") for line in text_of(path).splitlines())
     return found
 
 
@@ -75,7 +75,11 @@ def text_of(path: Path) -> str:
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return content.decode("cp1252")
+        pass
+    try:
+        return "" if b"\0" in content else content.decode("cp1252")
+    except UnicodeDecodeError:
+        return ""  # no text: its image is skipped
 
 
 def one_line(error: UserError) -> str:
