@@ -330,3 +330,39 @@ def test_jpegs_without_their_end_are_used_and_named(tmp_path, kind):
     assert data.skipped == []
     assert sum(len(record.boxes) for split in data.splits.values() for record in split) == total
     assert "5 images lacking the end of the file, used as far as it goes: " in "\n".join(data.notes)
+
+
+ODD = ("labels/pipe.txt", "p.txt", "x.yaml", "y.json", "z.xml", "c.csv", "extra/a.json")
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_pipes_and_dangling_links_and_folders_named_like_files_are_passed_over(tmp_path, kind):
+    root = FORMATS[kind](tmp_path / "set", pictures())
+    before = len(open_data(root).splits["train"])
+    for name in ODD:
+        (root / name).parent.mkdir(exist_ok=True)
+        os.mkfifo(root / name)
+    os.symlink("x", root / "x")
+    os.symlink("nowhere.json", root / "n.json")
+    (root / "test.txt").mkdir()
+    assert len(open_data(root).splits["train"]) == before
+
+
+@pytest.mark.parametrize("name", ["annotations/a.json", "annotations", "x.csv", "x.yaml"])
+def test_nothing_outside_is_opened_to_recognise_it(tmp_path, monkeypatch, name):
+    root, outside = tmp_path / "set", tmp_path / "outside"
+    writers.save_image(root / "images" / "a.png", Picture("a", "train", []))
+    outside.mkdir()
+    for inner in ("a.json", "x.csv", "x.yaml"):
+        (outside / inner).write_text("filename,class,xmin,ymin,xmax,ymax\na.png,cat,1,1,9,9\n")
+    (root / name).parent.mkdir(exist_ok=True)
+    os.symlink(outside if name == "annotations" else outside / name.rpartition("/")[2], root / name)
+    opened, really = [], io.open
+
+    def watched(path, *args, **options):
+        opened.append(str(path))
+        return really(path, *args, **options)
+
+    monkeypatch.setattr("io.open", watched)
+    refused(root, "a link that leaves the data folder")
+    assert [path for path in opened if "outside" in os.path.realpath(path)] == []

@@ -296,3 +296,118 @@ def test_lists_of_images_with_boxes(tmp_path, classes, monkeypatch):
     else:
         assert data.names == ["class 0", "class 1", "class 2"]
     assert run(["check", "data"]) == 0
+
+
+HEAD = "filename,width,height,class,xmin,ymin,xmax,ymax\n"
+
+
+def rows(images):
+    return "".join(f"{p.stem}.png,64,48,{t.name},{','.join(map(str, t.box))}\n" for p in images for t in p.things)
+
+
+def labelme_of(name):
+    shape = {"label": "cat", "points": [[1, 1], [20, 20]], "shape_type": "rectangle"}
+    return json.dumps({"shapes": [shape], "imagePath": name, "imageData": None, "imageWidth": 64, "imageHeight": 48})
+
+
+def labelme_image(root, stem, name=""):
+    writers.save_image(root / f"{stem}.png", Picture(stem, "train", []))
+    (root / f"{stem}.json").write_text(labelme_of(name or f"{stem}.png"))
+
+
+def test_files_at_every_depth_are_read_and_ids_come_from_their_paths(tmp_path):
+    for folder, number in ((".", 4), ("s1", 4), ("s2/deep/er", 4)):
+        for i in range(number):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            labelme_image(tmp_path / folder, f"a{i}")
+    data, _ = outcome(tmp_path, 12)
+    ids = sorted(str(record.id) for split in data.splits.values() for record in split)
+    assert ids == sorted(f"{folder}a{i}" for folder in ("", "s1/", "s2/deep/er/") for i in range(4))
+
+
+@pytest.mark.parametrize("names", [("train_labels.csv", "test_labels.csv"), ("train.csv", "test/test.csv"), ("train/l.csv", "test/l.csv")])
+def test_splits_are_in_the_names_of_files_or_folders(tmp_path, names):
+    images = pictures(12)
+    for picture in images:
+        writers.save_image(tmp_path / "images" / f"{picture.stem}.png", picture)
+    for name, group in zip(names, (images[:8], images[8:]), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(HEAD + rows(group))
+    data, _ = outcome(tmp_path, sum(len(p.things) for p in images))
+    assert len(data.splits["test"]) == sum(bool(p.things) for p in images[8:])
+
+
+def test_files_of_another_tool_are_counted(tmp_path):
+    images = pictures(12)
+    tool_root(tmp_path, "csv", images)
+    write_createml(tmp_path, images[:3])
+    (tmp_path / "package.json").write_text("{}")
+    _, said = outcome(tmp_path)
+    number = sum(len(p.things) for p in images[:3])
+    assert f"1 file (CreateML's JSON) with {number} boxes left out: _annotations.createml.json" in said
+    assert "1 file (of no format that is known) left out: package.json" in said
+
+
+def test_the_image_beside_is_used_where_image_path_is_old_and_other_json_hides_nothing(tmp_path):
+    for i in range(6):
+        labelme_image(tmp_path, f"a{i}", f"IMG_{i}.png")
+        (tmp_path / f"A{i}.json").write_text("{}")
+    data, said = outcome(tmp_path, 6)
+    assert sum(map(len, data.splits.values())) == 6
+    assert "6 images: the file beside the annotations is used, not the one that imagePath names" in said
+
+
+def test_a_broken_file_of_many_is_left_out_with_a_note(tmp_path):
+    for i in range(6):
+        labelme_image(tmp_path, f"a{i}")
+    (tmp_path / "a5.json").write_text("{")
+    _, said = outcome(tmp_path, 5)
+    assert "1 of 6 files left out, with their images: " in said
+    assert "a5.json" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [(HEAD.replace(",", ";"), "utf-8"), (HEAD, "latin-1"), (HEAD.replace("class,", ""), "utf-8")],
+    ids=["semicolons", "latin-1", "no class"],
+)
+def test_other_kinds_of_csv(tmp_path, text, encoding):
+    columns = {"filename": "{}", "width": "64", "height": "48", "class": "café", "xmin": "1", "ymin": "1", "xmax": "20", "ymax": "20"}
+    separator = ";" if ";" in text else ","
+    line = separator.join(columns[key] for key in text.strip().split(separator))
+    for i in range(6):
+        writers.save_image(tmp_path / "images" / f"a{i}.png", Picture(f"a{i}", "train", []))
+    (tmp_path / "labels.csv").write_text(text + "\n".join(line.format(f"a{i}.png") for i in range(6)), encoding=encoding)
+    data, said = outcome(tmp_path, 6)
+    assert data.names == (["café"] if "class" in text else ["object"])
+    assert ("all are of one class, 'object'" in said) == ("class" not in text)
+    assert ("read as cp1252" in said) == (encoding == "latin-1")
+
+
+def test_annotations_without_a_class_are_of_one(tmp_path):
+    images = pictures(12)
+    tool_root(tmp_path, "via", images)
+    entries = via_entries(images)
+    for region in (region for entry in entries.values() for region in entry["regions"]):
+        region["region_attributes"] = {}
+    (tmp_path / "via_project.json").write_text(json.dumps(entries))
+    data, said = outcome(tmp_path, sum(len(p.things) for p in images))
+    assert data.names == ["object"]
+    assert "no object in VIA's annotations has a class: all are of one class, 'object'" in said
+
+
+def test_of_several_annotators_the_first_is_used_and_a_shape_with_its_labels_is_one_object(tmp_path):
+    side = {"x": 10, "y": 10, "width": 20, "height": 20}
+    result = [
+        {"id": "q", "type": "rectangle", "value": side},
+        {"id": "q", "type": "labels", "value": {**side, "labels": ["cat"]}},
+    ]
+    tasks = []
+    for i in range(6):
+        writers.save_image(tmp_path / "images" / f"a{i}.png", Picture(f"a{i}", "train", []))
+        annotations = [{"was_cancelled": True, "result": []}, {"result": result}, {"result": result}]
+        tasks.append({"id": i, "data": {"image": f"s3://b/a{i}.png"}, "annotations": annotations})
+    (tmp_path / "p.json").write_text(json.dumps(tasks))
+    data, said = outcome(tmp_path, 6)
+    assert data.names == ["cat"]
+    assert "6 images: several annotations: the first is used, the others are left out (6 boxes)" in said

@@ -22,7 +22,7 @@ from typing import Any
 from boxquery.data import coco_values
 from boxquery.data.coco_values import Ids, identifier
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import SPLITS, Folder, folders, split_name, split_of, visible
+from boxquery.data.folder import SPLITS, Folder, folders, read_bytes, split_name, split_of, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject, as_number, stated_size
 from boxquery.errors import UserError, count, one_line
@@ -72,7 +72,7 @@ def _of_groups(root: Path, first: list[Path], groups: list[list[Path]]) -> Found
     for group in groups:
         if "" in splits:  # a file of all images
             break
-        here = [file for place in group for file in visible(place, _JSON) if file not in files]
+        here = [file for place in group for file in visible(place, _JSON) if file not in files and folder.holds(file)]
         sample = here if len(here) <= _FEW * max(1, len(group)) else here[:3]
         known = list(filter(looks_like_coco, sample))
         if known and not files:
@@ -113,8 +113,7 @@ def looks_like_coco(file: Path) -> bool:
     """
     if not file.is_file():
         return False
-    with file.open("rb") as stream:
-        head = stream.read(_SMALL)
+    head = read_bytes(file, _SMALL)
     try:
         if len(head) < _SMALL:
             content = json.loads(head)
@@ -177,7 +176,7 @@ def _contents(folder: Folder, files: list[Path], notes: list[str]) -> dict[Path,
     for file in files:
         where = folder.show(file)
         folder.check_link(file, where)
-        if len(files) > 1 and not file.read_bytes().strip():
+        if len(files) > 1 and not read_bytes(file).strip():
             notes.append(f"{where}: an empty file; left out")
             continue
         try:
@@ -196,7 +195,7 @@ def _contents(folder: Folder, files: list[Path], notes: list[str]) -> dict[Path,
 
 def _load(file: Path, where: str) -> Any:
     try:
-        return json.loads(file.read_bytes())
+        return json.loads(read_bytes(file))
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({one_line(error)})") from error
     except RecursionError as error:

@@ -42,7 +42,7 @@ class ImageFinder:
     """
 
     def __init__(self, folder: Folder):
-        self._folder = folder
+        self.folder = folder
         self._files: list[Path] | None = None
         self._tables: dict[int, dict[str, list[Path]]] = {}
         self._exact: set[Path] = set()
@@ -62,7 +62,7 @@ class ImageFinder:
         Raises:
             UserError: the exact path is a link that leaves the data folder.
         """
-        folder = self._folder
+        folder = self.folder
         if outside := folder.leaves(base, name):
             exact = folder.root.joinpath(*(part.replace("\0", "") for part in path_parts(name)))
         else:
@@ -102,7 +102,7 @@ class ImageFinder:
         served = {_prefix(entry.name) for entry in self._inferred.values()}
         for where, (base, name) in self._outside.items():
             if _prefix(name) not in served:
-                self._folder.join(base, name, where)
+                self.folder.join(base, name, where)
         names: dict[Path, set[str]] = defaultdict(set)
         for entry in self._inferred.values():
             names[entry.path].add(entry.name)
@@ -111,13 +111,13 @@ class ImageFinder:
             rivals = sorted(names[entry.path] - {entry.name})
             if rivals or entry.path in self._exact:
                 other = _quoted(rivals[0]) if rivals else "an exact path"
-                near = f"{self._folder.show(entry.path)} would fit, but {other} means it too"
+                near = f"{self.folder.show(entry.path)} would fit, but {other} means it too"
                 self._missing[where] = Fault(NO_FILE, f"{_quoted(entry.name)}; {near}")
             else:
                 kinds[entry.how].append(entry)
         for how, entries in kinds.items():
             count = "1 image is" if len(entries) == 1 else f"{len(entries)} images are"
-            example = f"{_quoted(entries[0].name)} is {self._folder.show(entries[0].path)}"
+            example = f"{_quoted(entries[0].name)} is {self.folder.show(entries[0].path)}"
             raw.notes.append(f"{count} found {how}: {example}")
         for images in raw.splits.values():
             for image in images:
@@ -143,7 +143,7 @@ class ImageFinder:
                     if self._other_split(path, wanted):
                         other.append(path)
                         continue
-                    photograph = not is_of_masks(path.relative_to(self._folder.root).parts[:-1])
+                    photograph = not is_of_masks(path.relative_to(self.folder.root).parts[:-1])
                     rank = _common_folders(parts, path), photograph, path.is_relative_to(base), parts[-1] == path.name
                     if path not in ranks or rank > ranks[path]:
                         ranks[path], used[path] = rank, parts
@@ -151,15 +151,15 @@ class ImageFinder:
             if len(best) == 1:
                 return best[0], _how(name, used[best[0]], best[0], level, ranks[best[0]][0])
             if best:
-                shown = " and ".join(self._folder.show(path) for path in sorted(best)[:2])
+                shown = " and ".join(self.folder.show(path) for path in sorted(best)[:2])
                 return None, f"{len(best)} files could be meant ({shown})"
-        return None, f"{self._folder.show(other[0])} is of another split" if other else ""
+        return None, f"{self.folder.show(other[0])} is of another split" if other else ""
 
     def _table(self, level: int) -> dict[str, list[Path]]:
         """The image files of the folder by their keys of a level (see ``_LEVELS``)."""
         if self._files is None:
-            files = self._folder.walk(self._folder.root)
-            self._files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and self._folder.holds(path)]
+            files = self.folder.walk(self.folder.root)
+            self._files = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES and self.folder.holds(path)]
         if level not in self._tables:
             table = self._tables[level] = defaultdict(list)
             for path in self._files:
@@ -168,7 +168,7 @@ class ImageFinder:
         return self._tables[level]
 
     def _splits(self, path: Path) -> set[str]:
-        return split_words(path.relative_to(self._folder.root).parts if path.is_relative_to(self._folder.root) else ())
+        return split_words(path.relative_to(self.folder.root).parts if path.is_relative_to(self.folder.root) else ())
 
     def _other_split(self, path: Path, wanted: set[str]) -> bool:
         found = self._splits(path.parent)

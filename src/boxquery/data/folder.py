@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PureWindowsPath
@@ -29,8 +31,8 @@ def is_hidden(name: str) -> bool:
 
 
 def visible(place: Path, pattern: str = "*") -> list[Path]:
-    """What is in a folder and matches a pattern, sorted, without what is hidden (``is_hidden``)."""
-    return sorted(path for path in place.glob(pattern) if not any(map(is_hidden, path.relative_to(place).parts)))
+    """The files in a folder that match a pattern, sorted, without what is hidden (``is_hidden``), and without pipes and the like."""
+    return sorted(path for path in place.glob(pattern) if not any(map(is_hidden, path.relative_to(place).parts)) and path.is_file())
 
 
 def is_of_masks(parts: Iterable[str]) -> bool:
@@ -39,11 +41,24 @@ def is_of_masks(parts: Iterable[str]) -> bool:
 
 
 def folders(place: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones."""
-    if not place.is_dir():
+    """The folders in a folder, sorted, without hidden ones; none where the folder cannot be looked into."""
+    try:
+        with os.scandir(place) as entries:
+            return [place / name for name in sorted(entry.name for entry in entries if _is_folder(entry) and not is_hidden(entry.name))]
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return []
-    with os.scandir(place) as entries:
-        return [place / name for name in sorted(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()  # a link to itself is an error of the latter
+
+
+def read_bytes(path: Path, limit: int = -1) -> bytes:
+    """The bytes of a file, at most ``limit``. Raises ``OSError`` for a pipe or a device too, which may never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    with path.open("rb") as file:
+        return file.read(limit)
 
 
 class Folder:
@@ -117,7 +132,9 @@ class Folder:
             return
         self.check_link(under, self.show(under))
         for path in self.walk(under):
-            if os.path.splitext(path.name)[1].lower() in suffixes:
+            if (ending := os.path.splitext(path.name)[1].lower()) in suffixes:
+                if ending not in IMAGE_SUFFIXES and not path.is_file():
+                    continue  # a pipe, or a link to nothing; of images validation says so
                 if not self.holds(path):
                     self.check_link(path, self.show(path))
                 yield path
@@ -153,7 +170,7 @@ class Folder:
         """
         self.check_link(path, self.show(path))
         try:
-            text, encoding = _decoded(path.read_bytes())
+            text, encoding = decoded(read_bytes(path))
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{self.show(path)}: cannot be read as UTF-8 text ({one_line(error)}); repair or remove the file") from error
         if encoding != "UTF-8":
@@ -171,7 +188,7 @@ class Folder:
         return [(f"{shown} line {number}", line.strip()) for number, line in lines if line.strip()]
 
 
-def _decoded(content: bytes) -> tuple[str, str]:
+def decoded(content: bytes) -> tuple[str, str]:
     """Text, and its encoding."""
     with suppress(UnicodeDecodeError):
         return content.decode("utf-8-sig"), "UTF-8"

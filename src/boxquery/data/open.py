@@ -79,7 +79,10 @@ def _read_path(source: str | Path, images: str | Path | None, annotations: str |
             raise UserError(f"{source}: a file of annotations itself; give the data folder, or leave out --annotations")
         if annotations is not None:
             return _read_annotations(root, _named(root, annotations, "--annotations"), image_folder)
-        return _read_folder(path, image_folder) if path.is_dir() else _read_file(path, image_folder)
+        if path.is_dir():
+            os.scandir(path).close()  # is there the right to?
+            return _read_folder(path, image_folder)
+        return _read_file(path, image_folder)
     except OSError as error:  # no right to read, names longer than any file's
         name = str(error.filename)
         name = name if len(name) < 200 else f"{name[:100]}...{name[-80:]}"
@@ -116,7 +119,7 @@ def _read_file(path: Path, images: Path | None, root: Path | None = None) -> Raw
     if suffix == ".json" and coco.looks_like_coco(path):
         return coco.read(root, [path], whole=True, images=images)
     if (kind := tools.recognise(path)) is not None:
-        return tools.read(root, kind, [path], images)
+        return tools.read(root, {kind: [path]}, images)
     if suffix == ".json":
         return coco.read(root, [path], whole=True, images=images)
     raise UserError(f"{path}: not a data set; {_EXPECTED}")
@@ -131,8 +134,8 @@ def _read_annotations(root: Path, place: Path, images: Path | None) -> RawDatase
     for find in (coco.find, coco.find_deeper):
         if (found := find(place)).files:
             return coco.read(root, found.files, whole=len(found.files) == 1, images=images, left=found.left)
-    if (tool := tools.find(place)) is not None:
-        return tools.read(root, *tool, images)
+    if written := tools.find(place):
+        return tools.read(root, written, images)
     kinds = {path.suffix.lower() for path in Folder(place).walk(place)}
     if ".xml" in kinds:
         return voc.read(root, images=images, annotations=place)
@@ -145,7 +148,8 @@ def _read_folder(root: Path, images: Path | None) -> RawDataset:
     """A folder in the first layout that it matches, or else the only folder inside it that can be read."""
     if formats := _formats(root, images):
         return _read_first(root, formats)
-    level = folders(root)
+    folder = Folder(root)
+    level = [place for place in folders(root) if folder.holds(place)]
     for _ in range(_DEPTH):
         inner = {place: formats for place in level if (formats := _formats(place, images)) and (images or _has_images(place))}
         if len(inner) > 1:
@@ -155,13 +159,22 @@ def _read_folder(root: Path, images: Path | None) -> RawDataset:
             raw = _read_first(place, formats)
             raw.notes.append(f"the data is in {place.relative_to(root).as_posix()}/")
             return raw
-        level = [deep for place in level for deep in folders(place)]
+        level = [deep for place in level for deep in folders(place) if folder.holds(deep)]
     found = coco.find_deeper(root)
-    if files := found.files or visible(root, "*.json"):
+    if files := found.files or [file for file in visible(root, "*.json") if folder.holds(file)]:
         return coco.read(root, files, whole=len(files) == 1, images=images, left=found.left)
+    if links := [folder.show(path) for path in _links(folder)]:
+        raise UserError(
+            f"{root}: no annotations found but {_few(links)}: a link that leaves the data folder; put the files themselves there"
+        )
     if voc.is_named_so(root):
         return voc.read(root, images=images)  # which says what is missing or broken
     raise UserError(f"{root}: no annotations found: {_content(root)}; {_LOOKED_FOR}")
+
+
+def _links(folder: Folder) -> list[Path]:
+    """What leads out of the data folder, in it or in the folders directly in it: nothing of it was opened."""
+    return [path for place in (folder.root, *folders(folder.root)) for path in (*visible(place), *folders(place)) if not folder.holds(path)]
 
 
 def _read_first(root: Path, formats: dict[str, Reader]) -> RawDataset:
@@ -185,8 +198,8 @@ def _formats(root: Path, images: Path | None) -> dict[str, Reader]:
     listed = any(tools.recognise(file) for file in visible(root, "*.txt")[:_LISTS])
     if (head := yolo.find(root)) is not None and not listed and ("voc" not in formats or yolo.holds_labels(Folder(root))):
         formats["yolo"] = lambda: yolo.read(root, head, images=images)
-    if not (formats or beside) and (tool := tools.find(root)) is not None:
-        formats[tool[0]] = lambda: tools.read(root, *tool, images)
+    if not (formats or beside) and (written := tools.find(root)):
+        formats[next(iter(written))] = lambda: tools.read(root, written, images)
     if beside:
         formats["coco"] = lambda: coco.read(root, files, whole=len(files) == 1, images=images, left=found.left)
     return formats

@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree.ElementTree import Element
 
 from boxquery.data.folder import Folder, split_name, visible
+from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import Box, Fault, as_number, stated_size
 
 _LOOKS = 20  # lines of a text that are looked at, to tell what it is
@@ -32,7 +33,10 @@ class Shape:
 
 @dataclass(slots=True)
 class Image:
-    """An image as a tool has it; ``base`` is the folder that ``name`` is relative to."""
+    """An image as a tool has it; ``base`` is the folder that ``name`` is relative to.
+
+    ``notes``: what the user should know of how it was read, in words that other images share, and how many boxes are left out.
+    """
 
     where: str
     name: str
@@ -41,6 +45,7 @@ class Image:
     shapes: list[Shape] = field(default_factory=list)
     split: str = ""
     relative: bool = False
+    notes: list[tuple[str, int]] = field(default_factory=list)
 
 
 def _around(xs: Iterable[object], ys: Iterable[object]) -> Box | None:
@@ -137,6 +142,9 @@ def labelme(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
     where = folder.show(file)
     name = os.path.basename(str(content["imagePath"]).replace("\\", "/"))
     image = Image(where, name, file.parent, stated_size(content.get("imageWidth"), content.get("imageHeight")))
+    if os.path.splitext(name)[0] != file.stem and (beside := _beside(file)):
+        image.name = beside
+        image.notes.append(("the file beside the annotations is used, not the one that imagePath names", 0))
     for number, shape in enumerate(content["shapes"]):
         points, kind = shape["points"], shape.get("shape_type") or "polygon"
         box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
@@ -147,6 +155,12 @@ def labelme(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
             box, fault = None, _not_a_box(kind)
         image.shapes.append(Shape(f"{where} shape {number}", _text(shape.get("label")), box, f"{shape.get('label')}, {points}", fault))
     yield image
+
+
+def _beside(file: Path) -> str:
+    """The name of the image beside an annotation file that is called like it, or ""."""
+    alike = (file.with_suffix(ending) for suffix in sorted(IMAGE_SUFFIXES) for ending in (suffix, suffix.upper()))
+    return next((path.name for path in alike if path.is_file()), "")
 
 
 def supervisely(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
@@ -197,12 +211,12 @@ def label_studio(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
         name = next((value for value in (data.get("image"), data.get("img"), *data.values()) if isinstance(value, str)), "")
         here = f"{where} task {task.get('id', number)}"
         image = Image(here, name, file.parent, relative=True)
-        done = next((entry for entry in task.get("annotations", ()) if not entry.get("was_cancelled")), {"result": []})
-        found = done["result"] if "data" in task else next((v for v in task.values() if isinstance(v, list) and v and "x" in v[0]), [])
-        for i, entry in enumerate(found):
-            value, kind = entry.get("value", entry), str(entry.get("type", "rectanglelabels"))
-            if kind in ("choices", "textarea", "rating", "relation"):
-                continue
+        done, *others = [entry["result"] for entry in task.get("annotations", ()) if not entry.get("was_cancelled")] or [[]]
+        if others:
+            boxes = sum(len(_regions(other)) for other in others)
+            image.notes.append(("several annotations: the first is used, the others are left out", boxes))
+        found = done if "data" in task else next((v for v in task.values() if isinstance(v, list) and v and "x" in v[0]), [])
+        for i, (value, kind) in _regions(found).items():
             names = next((v for key, v in value.items() if key.endswith("labels") and isinstance(v, list) and v), [None])
             box = _sized(*(as_number(value.get(side)) / 100 for side in ("x", "y", "width", "height")))
             if points := value.get("points"):
@@ -211,6 +225,23 @@ def label_studio(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
             fault = _not_a_box("rotated box" if turned else kind) if turned or box is None else None
             image.shapes.append(Shape(f"{here} result {i}", _text(names[0]), None if fault else box, json.dumps(value), fault))
         yield image
+
+
+def _regions(results: Sequence[dict[str, Any]]) -> dict[int, tuple[dict[str, Any], str]]:
+    """The objects of an annotation by their position: value and kind. A shape and its labels in two entries of one id are one object."""
+    regions: dict[int, tuple[dict[str, Any], str]] = {}
+    known: dict[str, int] = {}
+    for i, entry in enumerate(results):
+        value, kind = entry.get("value", entry), str(entry.get("type", "rectanglelabels"))
+        if kind in ("choices", "textarea", "rating", "relation"):
+            continue
+        key = json.dumps([entry.get("id"), *(value.get(side) for side in ("x", "y", "width", "height", "points"))])
+        if entry.get("id") is not None and key in known:
+            regions[known[key]] = ({**regions[known[key]][0], **value}, regions[known[key]][1])
+            continue
+        known[key] = i
+        regions[i] = value, kind
+    return regions
 
 
 def createml(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
@@ -239,10 +270,10 @@ _BOXES = (
 
 
 def csv_columns(row: dict[str, str]) -> tuple[str, str, tuple[str, ...]] | None:
-    """The columns of a CSV with a row per box: file name, class, and the four of the box; None if it is another."""
+    """The columns of a CSV with a row per box: file name, class ("" if it has none), and the four of the box; None if it is another."""
     name, label = (next((key for key in keys if key in row), "") for keys in (_NAMES, _CLASSES))
     box = next((keys for keys in _BOXES if set(keys) <= set(row)), None)
-    return (name, label, box) if name and label and box else None
+    return (name, label, box) if name and box else None
 
 
 def boxes_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterator[Image]:
@@ -251,7 +282,7 @@ def boxes_csv(folder: Folder, file: Path, rows: list[dict[str, str]]) -> Iterato
         raise ValueError("no columns of file name, class and box")
     images: dict[str, Image] = {}
     for number, row in enumerate(rows, 2):
-        name, label, values = row[columns[0]], row[columns[1]], [row[key] for key in columns[2]]
+        name, label, values = row[columns[0]], row.get(columns[1]), [row[key] for key in columns[2]]
         size = stated_size(row.get("width", row.get("image_width")), row.get("height", row.get("image_height")))
         image = images.setdefault(name, Image(f"{where} {name}", name, file.parent, size))
         if any(values):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 from collections import Counter
@@ -25,15 +26,17 @@ from defusedxml.ElementTree import fromstring
 
 from boxquery.data import tool_readers
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, path_parts, split_of, visible
+from boxquery.data.folder import Folder, decoded, path_parts, read_bytes, split_of
 from boxquery.data.raw import RawDataset, RawImage, RawObject
 from boxquery.data.tool_readers import Image
-from boxquery.errors import UserError, one_line
+from boxquery.errors import UserError, count, one_line
 
 _HEAD = 4096  # bytes that tell what an XML or CSV file is
 _LARGEST = 256 << 20  # bytes of a JSON file that is read to see what it is
-_SAMPLE = 3  # files of a folder that are looked at
-_DEPTH = 3
+_TRIED = 100  # files of a folder with one ending that are looked at
+_SHOWN = 3
+_PER_IMAGE = ("labelme", "supervisely")  # tools that write a file per image
+_NEUTRAL = "object"
 _SUFFIXES = (".json", ".xml", ".csv", ".ndjson", ".jsonl", ".manifest", ".tfrecord", ".record", ".txt")
 
 
@@ -47,22 +50,35 @@ class _Tool:
     advice: str = "export it as COCO, Pascal VOC or YOLO"
 
 
-def find(root: Path) -> tuple[str, list[Path]] | None:
-    """The tool whose format a data folder is in, and the files; None if there is none that is known."""
-    level = [root]
-    for _ in range(_DEPTH):
-        found: dict[str, list[Path]] = {}
-        for place in level:
-            files = [file for file in visible(place) if file.suffix.lower() in _SUFFIXES and file.is_file()]
-            for suffix in _SUFFIXES:
-                alike = [file for file in files if file.suffix.lower() == suffix]
-                kinds = [kind for file in alike[:_SAMPLE] if (kind := recognise(file)) is not None]
-                if kinds:
-                    found.setdefault(kinds[0], []).extend(file for file in alike if len(alike) > _SAMPLE or recognise(file) == kinds[0])
-        if found:
-            return max(found.items(), key=lambda pair: (_TOOLS[pair[0]].read is not None, len(pair[1])))
-        level = [inner for place in level for inner in folders(place)]
-    return None
+def find(root: Path) -> dict[str, list[Path]]:
+    """The files of tools below a folder, by tool, those that can be read first, then the one of most files; {} if there are none.
+
+    Under "" is what could be a tool's file by its ending but is of no known format. Links that leave the folder are not opened.
+    """
+    folder = Folder(root)
+    groups: dict[tuple[Path, str], list[Path]] = {}
+    for file in folder.walk(folder.root):
+        if (suffix := file.suffix.lower()) in _SUFFIXES and file.is_file() and folder.holds(file):
+            groups.setdefault((file.parent, suffix), []).append(file)
+    found: dict[str, list[Path]] = {}
+    for files in groups.values():
+        any_known = False
+        for number, file in enumerate(files):
+            if number >= _TRIED and not any_known:
+                break
+            kind = recognise(file) or ""
+            any_known = any_known or kind != ""
+            if kind in _PER_IMAGE:
+                found.setdefault(kind, []).extend(files[number:])  # looked at when they are read
+                break
+            if kind or file.suffix.lower() != ".txt":
+                found.setdefault(kind, []).append(file)
+    order = {kind: (kind != "", _readable(kind), len(files)) for kind, files in found.items()}
+    return {kind: found[kind] for kind in sorted(found, key=lambda kind: order[kind], reverse=True)} if found.keys() - {""} else {}
+
+
+def _readable(kind: str) -> bool:
+    return kind in _TOOLS and _TOOLS[kind].read is not None
 
 
 def recognise(file: Path) -> str | None:
@@ -70,7 +86,7 @@ def recognise(file: Path) -> str | None:
     if file.suffix.lower() in (".tfrecord", ".record"):
         return "tfrecord"
     try:
-        content = _content(file, whole=False)
+        content = _content(Folder(file.parent), file, whole=False)
     except (OSError, ValueError, RecursionError):
         return None
     return next((kind for kind, tool in _TOOLS.items() if tool.matches(content)), None)
@@ -81,95 +97,194 @@ def message(kind: str) -> str:
     return f"this is {_TOOLS[kind].title}, which is not read; {_TOOLS[kind].advice}"
 
 
-def read(root: Path, kind: str, files: Sequence[Path], images: Path | None = None) -> RawDataset:
-    """What the files say.
+def read(root: Path, found: dict[str, list[Path]], images: Path | None = None) -> RawDataset:
+    """What the files say. Of several tools that can be read the one with most boxes is, and a note says what the others have.
 
     Args:
         root: the data folder.
-        kind, files: as from ``find``.
+        found: files by tool, as from ``find``.
         images: the folder of the images, if it is known; otherwise they are looked for in the data folder.
 
     Raises:
-        UserError: a format that is only recognised, a broken file, no named object, a path that leaves the folder.
+        UserError: a format that is only recognised, a broken file, no object, a path that leaves the folder.
     """
-    folder, tool = Folder(root), _TOOLS[kind]
-    if tool.read is None:
-        raise UserError(f"{folder.show(files[0])}: {message(kind)}")
-    found: list[Image] = []
-    others: list[str] = []
+    folder, first = Folder(root), next(iter(found))
+    if not _readable(first):
+        raise UserError(f"{folder.show(found[first][0])}: {message(first)}")
+    notes: list[str] = []
+    contents = {first: _images(folder, first, found[first], notes)}
+    for kind in filter(_readable, list(found)[1:]):
+        try:
+            contents[kind] = _images(folder, kind, found[kind], notes)
+        except UserError as error:
+            notes.append(f"left out: {error.line()}")
+    best = max(contents, key=lambda kind: _boxes(contents[kind]))
+    for kind, files in found.items():
+        if kind != best and (kind in contents or not _readable(kind)):
+            title = _TOOLS[kind].title if kind else "of no format that is known"
+            boxes = f" with {count(_boxes(contents[kind]), 'box', 'boxes')}" if kind in contents else ""
+            notes.append(f"{count(len(files), 'file')} ({title}){boxes} left out: {_some(folder, files)}")
+    raw = _assembled(folder, best, contents[best], images, len(found[best]) > 1 and best not in _PER_IMAGE)
+    raw.notes += [*notes, *folder.notes()]
+    return raw
+
+
+def _boxes(found: list[tuple[Path, Image]]) -> int:
+    return sum(len(image.shapes) for _, image in found)
+
+
+def _images(folder: Folder, kind: str, files: Sequence[Path], notes: list[str]) -> list[tuple[Path, Image]]:
+    """The images of a tool's files, each with its file; of many files with an image each those that are broken are left out with a note."""
+    tool = _TOOLS[kind]
+    assert tool.read is not None
+    found: list[tuple[Path, Image]] = []
+    others: list[Path] = []
+    faults: list[UserError] = []
     for file in (Path(os.path.abspath(file)) for file in files):
         where = folder.show(file)
         folder.check_link(file, where)
         try:
-            content = _content(file, whole=True)
+            content = _content(folder, file, whole=True)
             if tool.matches(content):
-                found += tool.read(folder, file, content)
+                found += [(file, image) for image in tool.read(folder, file, content)]
             else:
-                others.append(where)
+                others.append(file)
         except OSError as error:
-            raise UserError(f"{where}: cannot be read ({one_line(error)})") from error
+            faults.append(UserError(f"{where}: cannot be read ({one_line(error)})"))
         except DefusedXmlException as error:
-            raise UserError(f"{where}: XML entities are not accepted ({type(error).__name__}); export it again") from error
+            faults.append(UserError(f"{where}: XML entities are not accepted ({type(error).__name__}); export it again"))
         except (ValueError, RecursionError, ParseError, csv.Error, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise UserError(f"{where}: not {tool.title} as it should be ({one_line(error)}); export it again") from error
-    raw = _assembled(folder, kind, found, images)
+            faults.append(UserError(f"{where}: not {tool.title} as it should be ({one_line(error)}); export it again"))
+        if faults and (kind not in _PER_IMAGE or len(files) == 1):
+            raise faults[0]
+    if faults and not found:
+        raise faults[0]
+    if faults:
+        notes.append(f"{len(faults)} of {len(files)} files left out, with their images: {faults[0].line()}")
     if others:
-        raw.notes.append(f"{len(others)} of {len(files)} files are not {tool.title} and are left out: {others[0]}")
-    return raw
+        notes.append(f"{len(others)} of {len(files)} files are not {tool.title} and are left out: {_some(folder, others)}")
+    return found
 
 
-def _assembled(folder: Folder, kind: str, found: list[Image], images: Path | None) -> RawDataset:
+def _assembled(folder: Folder, kind: str, found: list[tuple[Path, Image]], images: Path | None, by_file: bool) -> RawDataset:
+    """The images with their files and splits; ``by_file``: the names of several files may say which split each is."""
     title = _TOOLS[kind].title
-    names = sorted({shape.name for image in found for shape in image.shapes if shape.name})
-    if not names:
-        raise UserError(f"{folder.root}: no categories: no object in {title} has a class")
-    labels = {name: label for label, name in enumerate(names)}
+    names = sorted({shape.name for _, image in found for shape in image.shapes if shape.name})
     raw = RawDataset(kind, names, list(range(len(names))), {}, [f"read as {title}"])
+    if not names and not any(image.shapes for _, image in found):
+        raise UserError(f"{folder.root}: no categories: {title} has no objects")
+    if not names:
+        raw.names, raw.ids = [_NEUTRAL], [0]
+        raw.notes.append(f"no object in {title} has a class: all are of one class, {_NEUTRAL!r}")
+    labels: dict[str | None, int] = {name: label for label, name in enumerate(names)}
+    if not names:
+        labels[None] = 0
     finder = ImageFinder(Folder(images or folder.root))
-    stems = Counter(_stem(image.name) for image in found)
-    for image in found:
-        split = image.split or _split_of(folder, image)
+    by_path: dict[tuple[str, Path], RawImage] = {}
+    twice: list[str] = []
+    equal = 0
+    for file, image in found:
+        split = image.split or _split_of(folder, file, image, by_file)
         path = finder.find(images or image.base, image.name, image.where, split) if image.name else None
-        objects = [
-            RawObject(shape.where, None if shape.name is None else labels[shape.name], shape.box, shape.raw, fault=shape.fault)
-            for shape in image.shapes
-        ]
-        image_id = _stem(image.name) if stems[_stem(image.name)] == 1 else image.name
-        raw.splits.setdefault(split, []).append(RawImage(image_id, path, image.where, image.size, objects, image.relative))
+        objects = [RawObject(shape.where, labels.get(shape.name), shape.box, shape.raw, fault=shape.fault) for shape in image.shapes]
+        if path is not None and (known := by_path.get((split, path))) is not None and known.relative == image.relative:
+            have = {(entry.label, entry.box) for entry in known.objects}
+            new = [entry for entry in objects if entry.box is None or (entry.label, entry.box) not in have]
+            equal += len(objects) - len(new)
+            known.objects += new
+            twice.append(image.where)
+            continue
+        raw_image = RawImage(image.name, path, image.where, image.size, objects, image.relative)
+        if path is not None:
+            by_path[split, path] = raw_image
+        raw.splits.setdefault(split, []).append(raw_image)
+    if twice:
+        again = f", without {count(equal, 'box that is', 'boxes that are')} the same" if equal else ""
+        raw.notes.append(f"{count(len(twice), 'image')} annotated again, and the boxes put together{again}: {twice[0]}")
+    _name_images(finder.folder, raw)
+    _place_the_rest(raw)
+    raw.notes += _notes([image for _, image in found])
     finder.finish(raw)
     return raw
+
+
+def _name_images(folder: Folder, raw: RawDataset) -> None:
+    """Give every image an id that no other has: its name without ending, or else its path below the folder of the images."""
+    images = [image for group in raw.splits.values() for image in group]
+    stems = Counter(_stem(str(image.id)) for image in images)
+    paths = Counter(_stem(folder.show(image.path)) for image in images if image.path is not None)
+    for image in images:
+        stem = _stem(str(image.id))
+        if stems[stem] > 1 and image.path is not None:
+            shown = folder.show(image.path)
+            stem = _stem(shown) if paths[_stem(shown)] == 1 else shown
+        image.id = stem
+
+
+def _place_the_rest(raw: RawDataset) -> None:
+    """Where only some images are in a split, the others are trained on, unless they are in one by another file."""
+    if "" not in raw.splits or len(raw.splits) == 1:
+        return
+    placed = {image.path for split, images in raw.splits.items() if split for image in images}
+    rest = raw.splits.pop("")
+    again = [image for image in rest if image.path in placed]
+    rest = [image for image in rest if image.path not in placed]
+    if again:
+        boxes = sum(len(image.objects) for image in again)
+        raw.notes.append(f"{count(len(again), 'image')} in a split and outside of one: left out there, with {count(boxes, 'box', 'boxes')}")
+    if rest:
+        raw.splits["train"] = [*raw.splits.get("train", []), *rest]
+        raw.notes.append(f"{count(len(rest), 'image')} of no split: used for training")
+
+
+def _notes(images: Iterable[Image]) -> list[str]:
+    """One line per kind of thing that readers note of images: how many, and how many boxes are left out."""
+    kinds: dict[str, list[int]] = {}
+    for image in images:
+        for kind, boxes in image.notes:
+            kinds.setdefault(kind, []).append(boxes)
+    return [
+        f"{count(len(numbers), 'image')}: {kind}" + (f" ({count(sum(numbers), 'box', 'boxes')})" if any(numbers) else "")
+        for kind, numbers in kinds.items()
+    ]
+
+
+def _some(folder: Folder, files: Sequence[Path]) -> str:
+    return ", ".join(map(folder.show, files[:_SHOWN])) + (", ..." if len(files) > _SHOWN else "")
 
 
 def _stem(name: str) -> str:
     return PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix() if name.strip("/.\\") else name
 
 
-def _split_of(folder: Folder, image: Image) -> str:
-    parts = image.base.relative_to(folder.root).parts if image.base.is_relative_to(folder.root) else ()
-    return split_of((*path_parts(image.name)[:-1], *parts))
+def _split_of(folder: Folder, file: Path, image: Image, by_file: bool) -> str:
+    """The split that the folders of an image's name speak of, or else the name of its file, or else the folders above."""
+    named = path_parts(image.name)[:-1]
+    places = [place.relative_to(folder.root) for place in (image.base, file.parent) if place.is_relative_to(folder.root)]
+    above = [part for place in places for part in place.parts]
+    words = [*named, *([file.stem] if by_file else ()), *above]
+    return split_of(words)
 
 
-def _content(file: Path, *, whole: bool) -> Any:
+def _content(folder: Folder, file: Path, *, whole: bool) -> Any:
     """JSON as it is, a CSV's rows, a text's lines, an XML file's root; unless ``whole``, only as much as tells what it is."""
     match file.suffix.lower():
         case ".json" if file.stat().st_size <= _LARGEST or whole:
-            return json.loads(file.read_bytes())
+            return json.loads(read_bytes(file))
         case ".xml" if whole:
-            return fromstring(file.read_bytes())
+            return fromstring(read_bytes(file))
         case ".xml":
-            with file.open("rb") as stream:
-                head = stream.read(_HEAD)
-            return Element("annotations") if b"<annotations" in head else None
+            return Element("annotations") if b"<annotations" in read_bytes(file, _HEAD) else None
         case ".csv":
-            with file.open("rb") as stream:
-                text = stream.read(-1 if whole else _HEAD).decode("utf-8-sig", "strict" if whole else "ignore")
-            return list(csv.DictReader(io.StringIO(text)))
+            text = folder.text(file) if whole else decoded(read_bytes(file, _HEAD).rpartition(b"\n")[0])[0]
+            head = text.partition("\n")[0]
+            rows = csv.reader(io.StringIO(text), delimiter=max(",;\t|", key=head.count))
+            keys = [key.strip() for key in next(rows, [])]
+            return [dict(itertools.zip_longest(keys, row[: len(keys)])) for row in rows if any(row)]
         case ".txt":
-            with file.open("rb") as stream:
-                return stream.read(-1 if whole else _HEAD).decode("utf-8-sig", "strict" if whole else "ignore").splitlines()
+            return (folder.text(file) if whole else decoded(read_bytes(file, _HEAD))[0]).splitlines()
         case _:
-            with file.open("rb") as stream:
-                return json.loads(stream.readline(_LARGEST))
+            return json.loads(read_bytes(file, _LARGEST).partition(b"\n")[0])
     return None
 
 

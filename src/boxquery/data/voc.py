@@ -26,7 +26,7 @@ from defusedxml import DefusedXmlException
 from defusedxml.ElementTree import fromstring
 
 from boxquery.data.find import ImageFinder
-from boxquery.data.folder import Folder, folders, is_of_masks, split_name, split_of, split_words, visible
+from boxquery.data.folder import Folder, folders, is_of_masks, read_bytes, split_name, split_of, split_words, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import Box, Fault, RawDataset, RawImage, RawObject, as_number, stated_size
 from boxquery.errors import UserError, count, one_line
@@ -45,15 +45,16 @@ _SHOWN = 3  # names in a note
 
 def find(root: Path) -> bool:
     """True if the folder is in one of the layouts."""
-    if _holds_voc(root):
+    folder = Folder(root)
+    if _holds_voc(folder, root):
         return True
     for place in folders(root):
         named = _FOLDER.fullmatch(place.name) is not None or split_name(place.name) is not None
         if place.name.lower() == "annotations" and any(map(_is_voc, itertools.islice(Folder(root).files(place, _XML), _LOOKED_AT))):
             return True
-        if _holds_voc(place) and (named or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(place))):
+        if _holds_voc(folder, place) and (named or not any(path.suffix.lower() in IMAGE_SUFFIXES for path in visible(place))):
             return True
-        if named and any(_holds_voc(inner) for inner in folders(place)):
+        if named and any(_holds_voc(folder, inner) for inner in folders(place)):
             return True
     return False
 
@@ -63,17 +64,13 @@ def is_named_so(root: Path) -> bool:
     return any(place.name.lower() in ("imagesets", "annotations") for place in folders(root))
 
 
-def _holds_voc(place: Path) -> bool:
-    """Whether one of the first XML files in a folder begins like an annotation."""
-    return any(map(_is_voc, visible(place, "*.[xX][mM][lL]")[:_LOOKED_AT]))
+def _holds_voc(folder: Folder, place: Path) -> bool:
+    """Whether one of the first XML files in a folder begins like an annotation; links that leave the data folder are not opened."""
+    return any(map(_is_voc, filter(folder.holds, visible(place, "*.[xX][mM][lL]")[:_LOOKED_AT])))
 
 
 def _is_voc(file: Path) -> bool:
-    if not file.is_file():
-        return False
-    with file.open("rb") as stream:
-        head = stream.read(_HEAD).replace(b"\0", b"")
-    return re.search(rb"<annotation[\s>]", head) is not None
+    return re.search(rb"<annotation[\s>]", read_bytes(file, _HEAD).replace(b"\0", b"")) is not None
 
 
 def read(root: Path, *, images: Path | None = None, annotations: Path | None = None) -> RawDataset:
@@ -153,10 +150,10 @@ def _place(folder: Folder) -> Path | None:
     filled = [place for place in named if next(folder.files(place, _XML), None)]
     if filled:
         return max(filled, key=lambda place: sum(1 for _ in folder.files(place, _XML)))
-    if _split_folders(folder.root) and not _holds_voc(folder.root):
+    if _split_folders(folder.root) and not _holds_voc(folder, folder.root):
         return None
-    others = [place for place in folders(folder.root) if _holds_voc(place)]
-    return others[0] if len(others) == 1 and not _holds_voc(folder.root) else folder.root
+    others = [place for place in folders(folder.root) if _holds_voc(folder, place)]
+    return others[0] if len(others) == 1 and not _holds_voc(folder, folder.root) else folder.root
 
 
 def _split_folders(root: Path) -> list[Path]:
@@ -514,7 +511,7 @@ def _parse(folder: Folder, file: Path) -> Element:
     """The root element, without namespaces."""
     where = folder.show(file)
     try:
-        data = file.read_bytes()
+        data = read_bytes(file)
         tree = fromstring(_decoded(data))
     except OSError as error:
         raise UserError(f"{where}: cannot be read ({one_line(error)})") from error

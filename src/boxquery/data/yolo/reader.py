@@ -31,7 +31,7 @@ def find(root: Path) -> Path | None:
     for name in _CLASSES:
         if (root / name).is_file():
             return root / name
-    inner = {place: settings for place in folders(root) if (settings := find_settings(place))}
+    inner = {place: settings for place in folders(root) if Folder(root).holds(place) and (settings := find_settings(place))}
     if any(Folder(place).images(place) for place in inner):
         return None  # the data is there
     if not holds_labels(Folder(root)):

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from boxquery.data.folder import Folder, folders, visible
+from boxquery.data.folder import Folder, folders, read_bytes, visible
 from boxquery.data.raw import as_number
 from boxquery.data.yolo.geometry import Keypoints
 from boxquery.data.yolo.lines import looks_like_labels
@@ -54,9 +54,9 @@ def find_settings(root: Path) -> Path | None:
 
 
 def _other_settings(root: Path) -> list[Path]:
-    files = [file for file in visible(root) if file.is_file()]
-    yamls = [file for file in files if file.suffix.lower() in YAML and file.name not in _USUAL and b"names" in file.read_bytes()]
-    return yamls + [file for file in files if file.suffix.lower() == ".data" and b"names" in file.read_bytes()]
+    folder = Folder(root)
+    files = [file for file in visible(root) if file.suffix.lower() in (*YAML, ".data") and file.name not in _USUAL and folder.holds(file)]
+    return sorted((file for file in files if b"names" in read_bytes(file)), key=lambda file: file.suffix.lower() == ".data")
 
 
 def is_class_list(name: str) -> bool:

@@ -191,7 +191,7 @@ def without_case(start: Path, parts: list[str]) -> Path | None:
         if (path / part).exists():
             path = path / part
             continue
-        alike = [inner for inner in visible(path) if inner.name.casefold() == part.casefold()] if path.is_dir() else []
+        alike = [inner for inner in (*folders(path), *visible(path)) if inner.name.casefold() == part.casefold()] if path.is_dir() else []
         if len(alike) != 1:
             return None
         path = alike[0]
