@@ -427,9 +427,9 @@ laid(
     write("data.yaml", "path: ../..\nnames: [cat]\ntrain: somewhere"),
 )
 laid("yolo", "no label files", "refused", "no label files", lambda r: [f.unlink() for f in (r / "labels").rglob("*.txt")])
-laid("yolo", "a label file that is not text", "refused", "labels/train/p000.txt", write("labels/train/p000.txt", b"\xff\xfe"))
+laid("yolo", "a label file that is not text", "named", "label file cannot be read", write("labels/train/p000.txt", b"\xff\xfe"))
 laid("yolo", "a split without images", "named", "has no images in val", lambda r: [f.unlink() for f in (r / "images/val").iterdir()])
-laid("yolo", "two images of one name", "refused", "image id 'p002' is already taken", write("images/val/p002.jpg", b""))
+laid("yolo", "two images of one name, one without bytes", "named", "p002.jpg: not an image", write("images/val/p002.jpg", b""))
 laid("yolo", "a label folder that is a link out", "refused", "is a link that leaves the data folder", outside("labels"))
 laid("yolo", "a class number that no name has", "named", "unknown category", id, object_of(5, 5, 9, 9, name="cow"))
 laid(

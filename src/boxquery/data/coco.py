@@ -72,8 +72,9 @@ def _of_groups(root: Path, first: list[Path], groups: list[list[Path]]) -> Found
     for group in groups:
         if "" in splits:  # a file of all images
             break
-        here = [file for place in group for file in visible(place, _JSON) if file not in files and folder.holds(file)]
-        sample = here if len(here) <= _FEW * max(1, len(group)) else here[:3]
+        here = [file for place in group for file in visible(place, _JSON) if file not in files]
+        inside = list(filter(folder.holds, here))  # a link out is not opened to recognise it; beside COCO files it is refused
+        sample = inside if len(inside) <= _FEW * max(1, len(group)) else inside[:3]
         known = list(filter(looks_like_coco, sample))
         if known and not files:
             files = here
@@ -101,8 +102,8 @@ def _preferred(folder: Folder, files: list[Path], left: list[Path]) -> tuple[lis
         kept = [file for file in kept if not _OTHER_TASKS.match(file.stem)]
     if splits.keys() >= {"train", "val"} or (any(instances.values()) and not instances.get("")):
         unclear = [file for file in instances.get("", []) if not _WHOLE.search(file.stem)]
-        kept = [file for file in kept if _split_of(folder, file) or file in unclear or not looks_like_coco(file)]
-    return kept, left + [file for file in files if file not in kept and looks_like_coco(file)]
+        kept = [file for file in kept if _split_of(folder, file) or file in unclear or not folder.holds(file) or not looks_like_coco(file)]
+    return kept, left + [file for file in files if file not in kept and folder.holds(file) and looks_like_coco(file)]
 
 
 def looks_like_coco(file: Path) -> bool:
