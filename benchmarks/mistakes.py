@@ -287,7 +287,9 @@ def said_by_check(folder: Path, options: dict[str, Any] | None) -> Said:
     try:
         data, findings = open_checked(folder)
     except bq.UserError as error:
-        return [("refused", next((name for name, words in REFUSED.items() if words in str(error)), "refused"), str(error))]
+        return [("refused", name, str(error)) for name, words in REFUSED.items() if words in str(error)] or [
+            ("refused", "refused", str(error))
+        ]
     plan = plan_of(len(data.names), tuple((options or {}).items()))
     result = run_checks(data, findings, plan, Augment(), picture="never")
     return [(finding.level, finding.name, finding.text) for finding in result.findings]
