@@ -332,17 +332,6 @@ def test_several_coco_files_of_a_split_say_what_to_give(tmp_path):
         outcome(tmp_path)
 
 
-def test_coco_boxes_as_shares_are_refused(tmp_path):
-    coco_files(tmp_path, "annotations/train.json", "annotations/val.json")
-    file = tmp_path / "annotations" / "val.json"
-    content = json.loads(file.read_text())
-    for entry in content["annotations"]:
-        entry["bbox"] = [0.1, 0.1, 0.4, 0.4]
-    file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"val.json: all \d+ boxes are within 0 to 1, as shares of the image are"):
-        outcome(tmp_path)
-
-
 def test_masks_are_not_meant_by_a_name(tmp_path):
     coco_files(tmp_path, "annotations/a.json", images="images/batch")
     shutil.copytree(tmp_path / "images", tmp_path / "masks")

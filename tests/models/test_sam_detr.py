@@ -374,6 +374,7 @@ def test_options_from_the_authors_tensors(options):
     tensors = {f"transformer.{side}.layers.{layers - 1}.linear1.bias": torch.zeros(48) for side in ("encoder", "decoder")}
     tensors["transformer.encoder.layers.0.linear1.bias"] = torch.zeros(48 if levels == 1 else 24)
     tensors["transformer.decoder.layers.0.linear1.bias"] = torch.zeros(48)
+    tensors["transformer.decoder.layers.0.linear1.weight"] = torch.zeros(48, 64)
     tensors["transformer.decoder.layers.0.point2.6.bias"] = torch.zeros(heads * (4 if options.get("smca") else 2))
     tensors |= {
         "class_embed.0.weight": torch.zeros(91, 64),

@@ -219,7 +219,8 @@ def test_of_minutes_and_epochs_what_is_over_first_counts(tmp_path, monkeypatch, 
 
 def test_the_seed_of_a_run_holds_out_the_images_that_evaluation_does(tmp_path):
     """Otherwise ``evaluate`` would look at images that the run has learned."""
-    source = write_coco_file(tmp_path / "data", drawn(scenes(train=20, val=1)))
+    pictures = [replace(picture, stem=f"scene{i}") for i, picture in enumerate(drawn(scenes(train=20, val=1)))]
+    source = write_coco_file(tmp_path / "data", pictures)
     bq.train(str(source), epochs=1, seed=7, out=tmp_path / "run", **settings("detr"))
     (message,) = json.loads((tmp_path / "run" / "data.json").read_text())["notes"]
     assert "held out as val" in message

@@ -154,21 +154,9 @@ def read(root: Path, files: list[Path], *, whole: bool = False, images: Path | N
         base = part.image_folder(place, finder, raw.notes)
         raw.splits[split] = part.images(finder, base, split, {number: label for label, number in enumerate(raw.ids)}, raw.orphans)
         raw.notes += part.notes()
-        _refuse_shares(part.where, raw.splits[split])
     finder.finish(raw)
     _drop_parents(raw, [category for part in parts.values() for category in part.content["categories"]])
     return raw
-
-
-def _refuse_shares(where: str, images: list[RawImage]) -> None:
-    """Raises ``UserError`` where every box is less than a pixel from the image's corner, as only shares of its width and height are."""
-    boxes = [entry.box for image in images for entry in image.objects if entry.box is not None]
-    shares = all(0 <= value <= 1 for box in boxes for value in box) and any(value % 1 for box in boxes for value in box)
-    if boxes and shares and any(image.size is None or max(image.size) > 2 for image in images):
-        raise UserError(
-            f"{where}: all {len(boxes)} boxes are within 0 to 1, as shares of the image are, but COCO's are in pixels; "
-            "multiply x and width by the width of each image, y and height by its height"
-        )
 
 
 def _contents(folder: Folder, files: list[Path], notes: list[str]) -> dict[Path, Any]:
