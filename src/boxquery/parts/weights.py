@@ -33,7 +33,7 @@ PATIENCE = 2.0
 FILES = ("model.safetensors", "pytorch_model.bin")
 #: keys under which training programs keep a state dict beside other things
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-#: what the hub's client can raise before it has an answer
+#: what the hub's client can raise before the hub has responded
 _NO_ANSWER = (HTTPError, OSError, ValueError, RuntimeError, ImportError)
 #: libraries that remark on every attempt
 _TALKATIVE = ("huggingface_hub", "timm", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
