@@ -30,6 +30,7 @@ from filelock import FileLock
 from PIL import Image
 
 import boxquery as bq
+from boxquery.augment import Augment
 from boxquery.check.annotation_format import open_checked
 from boxquery.check.colours import check_colours, compare_colours
 from boxquery.check.command import plan_for
@@ -40,7 +41,6 @@ from boxquery.check.samples import RED_BLUE, SampledImage, sample_images
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
-from boxquery.data.transforms import Augment
 
 Numbers = Callable[[Record], np.ndarray]
 Said = list[tuple[str, str, str]]

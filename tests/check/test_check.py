@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import boxquery as bq
+from boxquery.augment import Augment
 from boxquery.check.annotation_format import open_checked
 from boxquery.check.box_fit import MOVES, check_fit, measure_fit
 from boxquery.check.colours import check_colours, compare_colours
@@ -22,7 +23,6 @@ from boxquery.check.samples import LIGHT, RED_BLUE, sample_images
 from boxquery.cli import run
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
-from boxquery.data.transforms import Augment
 from boxquery.data.validation import read_record
 from tests.check.planted import SIDE, changed, kept, pictures, scenes, write
 from tests.data.writers import Picture, coco_content

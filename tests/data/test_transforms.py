@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from boxquery import UserError
+from boxquery.augment import DETR, Augment
 from boxquery.data.preprocessing import MEAN, STD, Preprocessing, resized_size
-from boxquery.data.transforms import DETR, Augment, EvalTransform, TrainTransform, to_picture
+from boxquery.data.transforms import EvalTransform, TrainTransform, to_picture
 
 
 def chance(seed=0):

@@ -112,7 +112,6 @@ def check(
     """
     from boxquery.check.annotation_format import open_checked
     from boxquery.check.run_checks import run_checks
-    from boxquery.data.transforms import Augment
     from boxquery.models import preset as known_preset
 
     check_above_zero(epochs=epochs, image_size=image_size)
@@ -123,9 +122,8 @@ def check(
         plan = plan_for(
             model, preset, options or {}, classes=len(opened.names), images=len(opened.split("train")), image_size=image_size, epochs=epochs
         )
-        augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
         picture = "if needed" if out is None else "always"
-        result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)
+        result = run_checks(opened, findings, plan, recipe.augment, seed=seed, picture=picture, progress=progress)
         if overfit:
             from boxquery.check.overfit import overfit_batch
 

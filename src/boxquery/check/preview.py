@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
+from boxquery.augment import Augment
 from boxquery.check.box_fit import MOVES
 from boxquery.check.duplicates import title
 from boxquery.check.findings import Finding, ImageRef
 from boxquery.data.dataset import Data
 from boxquery.data.loading import DetectionDataset
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.data.transforms import Augment, TrainTransform, to_picture
+from boxquery.data.transforms import TrainTransform, to_picture
 from boxquery.errors import UserError
 from boxquery.pages.drawing import draw, font_for
 from boxquery.pages.images import resize_to

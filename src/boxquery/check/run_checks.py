@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
+from boxquery.augment import Augment
 from boxquery.check.box_fit import check_fit, measure_fit
 from boxquery.check.boxes import check_boxes
 from boxquery.check.colours import check_colours, compare_colours
@@ -24,7 +25,6 @@ from boxquery.check.samples import SampledImage, sample_images
 from boxquery.check.splits import check_counts
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.data.transforms import Augment
 from boxquery.errors import CheckFailed
 from boxquery.files import atomic_write, write_json
 from boxquery.report.run_files import data_facts

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from boxquery.augment import DETR, Augment
 from boxquery.models.options import Options
 
 
@@ -23,8 +24,7 @@ class Recipe:
         warmup: share of the steps in which the rate rises.
         ema: decay of the moving average that is evaluated and saved; 0: none.
         clip: largest norm of the gradient; 0: not clipped.
-        scales: short sides of multi-scale training, as shares of ``image_size``.
-        crop, colour: probability of the random crop, strength of colour changes.
+        augment: what is done to the images.
     """
 
     image_size: int = 800
@@ -41,9 +41,7 @@ class Recipe:
     warmup: float = 0.0
     ema: float = 0.0
     clip: float = 0.1
-    scales: tuple[float, ...] = tuple(s / 800 for s in range(480, 801, 32))
-    crop: float = 0.5
-    colour: float = 0.0
+    augment: Augment = DETR
 
 
 #: from random weights on little data, by measurement (docs/LOG.md): small batches, one rate for all, a moving average, half a cosine
@@ -58,11 +56,11 @@ SMALL_DATA = Recipe(
     decay="cosine",
     warmup=0.02,
     ema=0.99,
-    scales=(0.8, 0.9, 1.0, 1.1, 1.2),
+    augment=Augment(scales=(0.8, 0.9, 1.0, 1.1, 1.2)),
 )
 
 #: the same for images of about 160 pixels and a run of minutes, too short for augmentation to help
-TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, scales=(1.0,), crop=0.0)
+TINY_DATA = replace(SMALL_DATA, image_size=160, epochs=20, augment=Augment(scales=(1.0,), crop=0.0))
 
 #: a ResNet-18 with a deep narrow stem and half the channels: at 320 x 240 a sixth of ResNet-50's cost
 NARROW_RESNET18: dict[str, Any] = {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16}

@@ -21,7 +21,7 @@ from boxquery.check.annotation_format import open_checked
 from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
-from boxquery.data.transforms import Augment, TrainTransform
+from boxquery.data.transforms import TrainTransform
 from boxquery.detector import Detector
 from boxquery.errors import UserError, count
 from boxquery.evaluation.analysis import analyse
@@ -158,7 +158,7 @@ class Run:
             options = config.options | chosen
             config = replace(config, batch_size=size, length=length, options=options, chosen=sorted({*config.chosen, *chosen}))
         self.config = config
-        self.augment = Augment(scales=recipe.scales, crop=recipe.crop, colour=recipe.colour)
+        self.augment = recipe.augment
         transform = TrainTransform(Preprocessing(config.image_size), self.augment)
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, Preprocessing(config.image_size))

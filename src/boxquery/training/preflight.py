@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from boxquery.augment import Augment
 from boxquery.check.feasibility import FeasibilityPlan, drops_queries
 from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult, run_checks
 from boxquery.data.dataset import Data, Split
-from boxquery.data.transforms import Augment
 from boxquery.errors import UserError, count
 from boxquery.models.interface import Model
 from boxquery.training.config import RunConfig
