@@ -88,6 +88,46 @@ class Focal:
         return (negative.flatten(1).sum(-1) + matches.sum_by_layer(positive - negative[where])) / normalizer
 
 
+@dataclass(frozen=True)
+class Varifocal(Focal):
+    """Varifocal loss (Zhang et al. 2021, arXiv:2008.13367, as in RT-DETR): the target of a matched pair is its IoU, which also weighs it.
+
+    Args:
+        negative_alpha, negative_gamma: negatives weigh alpha p^gamma; ``alpha`` and ``gamma`` are those of the focal matching cost.
+    """
+
+    weight: float = 1.0
+    negative_alpha: float = 0.75
+    negative_gamma: float = 2.0
+
+    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor]) -> Tensor:
+        """[L]: binary cross-entropy towards the IoU; negatives weighted by alpha p^gamma."""
+        q = quality()
+        return self._loss(logits, targets, matches, normalizer, q, q)
+
+    def _loss(
+        self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, wanted: Tensor, weight: Tensor | float
+    ) -> Tensor:
+        negative = self.negative_alpha * logits.detach().sigmoid() ** self.negative_gamma * F.softplus(logits)
+        where = (*matches.index, targets.labels[matches.image, matches.target])
+        x = logits[where]
+        positive = weight * (F.softplus(x) - wanted * x)
+        return (negative.flatten(1).sum(-1) + matches.sum_by_layer(positive - negative[where])) / normalizer
+
+
+@dataclass(frozen=True)
+class MatchabilityAware(Varifocal):
+    """Matchability-aware loss (DEIM, Huang et al. 2025, arXiv:2412.04234): the target is the IoU to the power of gamma, and every matched
+    pair weighs 1, so that poor matches learn, too."""
+
+    negative_alpha: float = 1.0
+    negative_gamma: float = 1.5
+
+    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor]) -> Tensor:
+        """[L]."""
+        return self._loss(logits, targets, matches, normalizer, quality() ** self.negative_gamma, 1.0)
+
+
 def is_dropped(logits: Tensor) -> Tensor:
     """[..., C] -> [...] bool: all logits are -inf."""
     return logits.isneginf().all(-1)

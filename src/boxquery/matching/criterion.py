@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from boxquery.matching.dense import TaskAlignedLoss
 from boxquery.matching.hungarian import PaddedTargets, hungarian, pad_targets
 from boxquery.parts.box_coder import SigmoidBoxCoder
 from boxquery.parts.boxes import at_least_float32
@@ -38,6 +39,7 @@ class SetCriterion:
         l1, giou: weights of the box terms, the same in matching and in the loss (5 and 2 in the whole family).
         class_agnostic_proposals: every object is class 0 for the encoder's proposals (Deformable DETR); False: its own class.
         coder: how boxes are compared.
+        dense: assignment and losses of a dense head, where the model has one.
     """
 
     def __init__(
@@ -48,8 +50,10 @@ class SetCriterion:
         giou: float = 2.0,
         class_agnostic_proposals: bool = True,
         coder: SigmoidBoxCoder = SigmoidBoxCoder(),  # noqa: B008
+        dense: TaskAlignedLoss = TaskAlignedLoss(),  # noqa: B008
     ):
         self.classification, self.coder, self.class_agnostic_proposals = classification, coder, class_agnostic_proposals
+        self.dense = dense
         self.weights = {"class": classification.weight, "l1": l1, "giou": giou}
 
     def classes(self, logits: Tensor) -> int:
@@ -95,6 +99,10 @@ class SetCriterion:
             for name, term in self.terms(logits, boxes, padded, output.matches, normalizer * output.repeats).items():
                 total = total + self.weights[name] * term.sum()
                 terms[f"{group}.{name}"] = term
+        if out.dense is not None:
+            for name, term in self.dense.terms(out.dense, padded).items():
+                total = total + self.dense.weights[name] * term
+                terms[f"dense.{name}"] = term
         return total, terms
 
     def terms(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> dict[str, Tensor]:

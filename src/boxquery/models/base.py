@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.matching.criterion import SetCriterion
+from boxquery.matching.dense import DenseHead
 from boxquery.models.interface import Model
 from boxquery.models.postprocess import PostProcess
 from boxquery.parts.backbone import Backbone, Neck
@@ -20,7 +21,7 @@ from boxquery.parts.geometry import Locate, OtherPosition, locate_at_position
 from boxquery.parts.heads import Head, Prediction
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.output import LayerPredictions, Output
+from boxquery.parts.output import DensePredictions, LayerPredictions, Output
 from boxquery.parts.pruning import Prune, keep_all
 from boxquery.parts.state import QueryState
 from boxquery.parts.trace import NoTrace, Trace
@@ -82,6 +83,8 @@ class DetectionTransformer(Model):
         self.norm = nn.Identity() if norm is None else norm
         self.place, self.refine, self.criterion, self.low_lr_patterns = locate, refine, criterion, low_lr_patterns
         self.prune: Prune = keep_all
+        #: a training-only head on the encoder's tokens
+        self.dense: DenseHead | None = None
         self.postprocessor = PostProcess(criterion.classification, top_k)
         self.config = {}
 
@@ -130,7 +133,8 @@ class DetectionTransformer(Model):
                 state = self.refine(state, prediction, head)
         logits, boxes, alive = outputs.stacked()
         record = traces.complete(outputs.indices, boxes.unbind(), self.scores(logits).amax(-1).unbind()) if trace else None
-        return _output(logits, boxes, alive, state, record, slice(-1, None) if last_only else slice(None))
+        dense = None if self.dense is None or targets is None else self.dense(memory)
+        return _output(logits, boxes, alive, state, dense, record, slice(-1, None) if last_only else slice(None))
 
     @property
     def locate(self) -> Locate:
@@ -225,11 +229,19 @@ class DecoderOutputs:
         return torch.stack(logits), torch.stack(boxes[rows]), None if self.indices[-1] is None else torch.stack(alive[rows])
 
 
-def _output(logits: Tensor, boxes: Tensor, alive: Tensor | None, state: QueryState, trace: Trace | None, layers: slice) -> Output:
+def _output(
+    logits: Tensor,
+    boxes: Tensor,
+    alive: Tensor | None,
+    state: QueryState,
+    dense: DensePredictions | None,
+    trace: Trace | None,
+    layers: slice,
+) -> Output:
     """Splits off the training-only groups, which come before the ordinary queries."""
     logits, boxes, extra, first = logits[layers], boxes[layers], {}, 0
     for group in state.groups:
         own = slice(first, first := first + group.size)
         extra[group.name] = group.output(LayerPredictions(logits[:, :, own], boxes[:, :, own]))
     alive = None if alive is None else alive[layers][:, :, first:]
-    return Output(logits[:, :, first:], boxes[:, :, first:], state.proposals, alive, extra, trace)
+    return Output(logits[:, :, first:], boxes[:, :, first:], state.proposals, alive, extra, dense, trace)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from boxquery.errors import UserError
+from boxquery.matching.classification import Focal, MatchabilityAware, Varifocal
+from boxquery.matching.dense import DenseHead
 from boxquery.matching.groups import Denoising
 from boxquery.models.base import DetectionTransformer, keep_reference
 from boxquery.models.options import Options
@@ -13,6 +15,8 @@ from boxquery.parts.heads import MLP, Head, Prediction
 from boxquery.parts.pruning import TopKPruning
 from boxquery.parts.queries import Queries, ReferencePointQueries
 from boxquery.parts.state import QueryState
+
+CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware()}
 
 
 def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
@@ -44,6 +48,14 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
         learned = isinstance(model.queries, ReferencePointQueries)
         position = MLP(o.hidden_dim, o.hidden_dim, o.hidden_dim, 2) if learned else None
         model.queries.denoising = Denoising(classes, o.hidden_dim, o.denoising, position)
+
+    if o.class_loss != "paper":
+        if model.criterion.classification.has_no_object:
+            raise UserError(f"class_loss={o.class_loss!r}: this model scores classes by a softmax with \"no object\"; leave it at 'paper'")
+        model.criterion.classification = CLASS_LOSSES[o.class_loss]
+        model.criterion.weights["class"] = model.criterion.classification.weight
+    if "dense" in o.strategies:
+        model.dense = DenseHead(o.hidden_dim, classes)
 
 
 def remember(state: QueryState, prediction: Prediction, head: Head) -> QueryState:

@@ -10,6 +10,9 @@ from boxquery.errors import UserError
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+#: of ``Options.matching``, besides one-to-one
+STRATEGIES = ("dense",)
+
 
 @dataclass(frozen=True)
 class Options:
@@ -30,6 +33,9 @@ class Options:
         encoder_ffn: on each token separately, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
         denoising: approximate number of noised queries that a training step adds (DINO, section 3.2); 0: none. Needs queries with
             references.
+        matching: what teaches queries and tokens in training, joined by "+": "one-to-one" alone, or "dense" with it (docs/matching.md).
+            Inference does not depend on it.
+        class_loss: the paper's own, focal, varifocal ("vfl") or matchability-aware ("mal"); the latter two need sigmoid classes.
     """
 
     #: values of ``query_position`` besides "paper"; the first is what the paper itself has
@@ -51,6 +57,13 @@ class Options:
     encoder: Literal["paper", "hybrid"] = "paper"
     encoder_ffn: Literal["linear", "convolutional"] = "linear"
     denoising: int = 0
+    matching: str = "one-to-one"
+    class_loss: Literal["paper", "focal", "vfl", "mal"] = "paper"
+
+    @property
+    def strategies(self) -> frozenset[str]:
+        """The parts of ``matching`` besides one-to-one."""
+        return frozenset(self.matching.split("+")) - {"one-to-one"}
 
     @property
     def queries(self) -> int:
@@ -80,6 +93,10 @@ class Options:
             raise UserError(
                 "encoder='hybrid' fuses levels of halving size: possible for models that have the option levels, from levels=2 on and with "
                 "dilation=False"
+            )
+        if unknown := sorted(self.strategies - set(STRATEGIES)):
+            raise UserError(
+                f"matching={self.matching!r}: no strategy {unknown[0]!r}; known, joined by +: one-to-one, {', '.join(STRATEGIES)}"
             )
         check_least(0, denoising=self.denoising)
         if self.denoising and self.query_positions == ("learned",):

@@ -67,6 +67,12 @@ class Memory:
             grids.append(grid / self.valid_ratios[:, level, None])
         return torch.cat(grids, 1)
 
+    def cells(self) -> Tensor:
+        """[B, S, 2] (width, height) of every cell, in the unit of ``centres``."""
+        options = {"device": self.tokens.device, "dtype": self.valid_ratios.dtype}
+        sizes = [torch.tensor((1 / w, 1 / h), **options) / self.valid_ratios[:, level] for level, (h, w) in enumerate(self.shapes)]
+        return torch.cat([size[:, None].expand(-1, h * w, -1) for size, (h, w) in zip(sizes, self.shapes, strict=True)], 1)
+
 
 class Tokens(nn.Module):
     """Feature maps -> ``Memory``: flattened, with positions, the resized mask and, with ``level_embedding``, one vector per level.

@@ -96,6 +96,23 @@ class TrainingGroupOutput(LayerPredictions):
 
 
 @dataclass(frozen=True)
+class DensePredictions:
+    """Predictions of every token, trained on several objects' tokens at once and never used afterwards.
+
+    Attributes:
+        logits: [B, S, C]; boxes: [B, S, 4] cxcywh.
+        centres: [B, S, 2] of the tokens' cells; cells: [B, S, 2], their widths and heights. In the unit of boxes.
+        mask: [B, S] bool, True = padding; None: none.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+    centres: Tensor
+    cells: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class Output(LayerPredictions):
     """What ``model(images, mask)`` returns; shapes as in ``LayerPredictions`` with N = Q ordinary queries, the last row is final.
 
@@ -103,10 +120,12 @@ class Output(LayerPredictions):
         proposals: the encoder's predictions where the model is two-stage (L = 1, N = tokens or chosen tokens).
         alive: [L, B, Q] bool where queries are pruned between layers: a pruned query keeps its last box and has logits of -inf.
         extra: outputs of training-only query groups, by name.
+        dense: of a training-only head on the encoder's tokens, where the model has one.
         trace: what each query did, with ``trace=True``.
     """
 
     proposals: LayerPredictions | None = None
     alive: Tensor | None = None
     extra: dict[str, TrainingGroupOutput] = field(default_factory=dict)
+    dense: DensePredictions | None = None
     trace: Trace | None = None
