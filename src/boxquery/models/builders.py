@@ -67,7 +67,9 @@ def encoder(
         )
         for _ in range(o.encoder_layers)
     ]
-    return HybridEncoder(layers, o.hidden_dim, vars(o)["levels"]) if hybrid else Encoder(layers, norm, locate)
+    if hybrid:
+        return HybridEncoder(layers, o.hidden_dim, vars(o)["levels"], o.fusion_blocks, o.fusion_expansion)
+    return Encoder(layers, norm, locate)
 
 
 def decoder(

@@ -30,6 +30,8 @@ class Options:
             own, a learned vector, the sine of the reference, an MLP of that sine, or none.
         relative_bias: bias in cross-attention by each cell's distances to the sides of the query's box (Lin et al. 2023, arXiv:2308.01904).
         encoder: the paper's own, or attention on the coarsest level alone and convolutions between levels (RT-DETR, arXiv:2304.08069).
+        fusion_blocks, fusion_expansion: of the hybrid encoder, 3 x 3 convolutions in each fusion of two levels and their width, as a factor
+            on ``hidden_dim``; RT-DETR has 3 and 1 with a ResNet-50, 3 and 0.5 with a ResNet-18.
         encoder_ffn: on each token separately, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
         denoising: approximate number of noised queries that a training step adds (DINO, section 3.2); 0: none. Needs queries with
             references.
@@ -55,6 +57,8 @@ class Options:
     query_position: Literal["paper", "learned", "sine", "sine-mlp", "none"] = "paper"
     relative_bias: bool = False
     encoder: Literal["paper", "hybrid"] = "paper"
+    fusion_blocks: int = 3
+    fusion_expansion: float = 1.0
     encoder_ffn: Literal["linear", "convolutional"] = "linear"
     denoising: int = 0
     matching: str = "one-to-one"
@@ -78,11 +82,13 @@ class Options:
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no model can have."""
-        check_least(0, encoder_layers=self.encoder_layers)
+        check_least(0, encoder_layers=self.encoder_layers, fusion_blocks=self.fusion_blocks)
         check_least(1, decoder_layers=self.decoder_layers, heads=self.heads, ffn_dim=self.ffn_dim)
         check_least(4, hidden_dim=self.hidden_dim)
         if self.hidden_dim % self.heads or self.hidden_dim % 4:
             raise UserError(f"hidden_dim={self.hidden_dim}: must be a multiple of 4 and of heads={self.heads}")
+        if not 0 < self.fusion_expansion <= 4:
+            raise UserError(f"fusion_expansion={self.fusion_expansion}: must be above 0 and at most 4")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be at least 0 and below 1")
         self._check_numbers()

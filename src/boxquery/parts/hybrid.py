@@ -13,9 +13,6 @@ from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import NoTrace, Trace
 
-#: number of 3 x 3 convolutions in a fusion
-BLOCKS = 3
-
 
 class CellNorm(nn.LayerNorm):
     """A layer norm over the features of each cell, [B, D, h, w]: other images and padding do not change it, as they would in batch norm."""
@@ -28,12 +25,18 @@ class Fusion(nn.Module):
     """Two maps of one size -> one: the sum of a 1 x 1 convolution of both and of another followed by 3 x 3 convolutions.
 
     The paper's blocks are RepVGG's and its norm is batch norm; here each is one convolution, and the norm is ``CellNorm``.
+
+    Args:
+        blocks: number of 3 x 3 convolutions.
+        expansion: their width, as a factor on ``dim``; another than 1 needs one more 1 x 1 convolution back to ``dim``.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, blocks: int, expansion: float):
         super().__init__()
-        self.beside, self.enter = _block(2 * dim, dim, 1), _block(2 * dim, dim, 1)
-        self.blocks = nn.ModuleList(_block(dim, dim, 3) for _ in range(BLOCKS))
+        width = round(dim * expansion)
+        self.beside, self.enter = _block(2 * dim, width, 1), _block(2 * dim, width, 1)
+        self.blocks = nn.ModuleList(_block(width, width, 3) for _ in range(blocks))
+        self.leave = nn.Identity() if width == dim else _block(width, dim, 1)
 
     def forward(self, one: Tensor, other: Tensor, padding: Tensor | None) -> Tensor:
         """[B, D, h, w] twice and [B, 1, h, w] bool (True = padding)."""
@@ -41,7 +44,7 @@ class Fusion(nn.Module):
         x = self.enter(both)
         for block in self.blocks:
             x = block(_zero_padding(x, padding))
-        return _zero_padding(x + self.beside(both), padding)
+        return _zero_padding(self.leave(x + self.beside(both)), padding)
 
 
 class HybridEncoder(Encoder):
@@ -53,14 +56,15 @@ class HybridEncoder(Encoder):
     Args:
         layers: of the coarsest level, each with dense attention.
         levels: how many the memory has, at least two.
+        blocks, expansion: of each ``Fusion``; 3 and 1 for RT-DETR's R50, 3 and .5 for its R18.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], dim: int, levels: int):
+    def __init__(self, layers: Sequence[nn.Module], dim: int, levels: int, blocks: int = 3, expansion: float = 1.0):
         super().__init__(layers)
         self.lateral = nn.ModuleList(_block(dim, dim, 1) for _ in range(levels - 1))
-        self.top_down = nn.ModuleList(Fusion(dim) for _ in range(levels - 1))
+        self.top_down = nn.ModuleList(Fusion(dim, blocks, expansion) for _ in range(levels - 1))
         self.shrink = nn.ModuleList(_block(dim, dim, 3, stride=2) for _ in range(levels - 1))
-        self.bottom_up = nn.ModuleList(Fusion(dim) for _ in range(levels - 1))
+        self.bottom_up = nn.ModuleList(Fusion(dim, blocks, expansion) for _ in range(levels - 1))
 
     def forward(self, memory: Memory, trace: Trace = NoTrace()) -> Memory:  # noqa: B008
         last = len(memory.shapes) - 1
