@@ -39,13 +39,15 @@ from typing import Any
 
 import numpy as np
 
-from boxquery.data.dataset import Data, Split
+from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.open import open_data
+from boxquery.data.splits import equal_files
 from boxquery.evaluation.bootstrap import image_weights, interval, resampled_ap
 from boxquery.evaluation.coco_matching import ImageDetections
-from boxquery.evaluation.median_box import evaluate_median_boxes
+from boxquery.evaluation.median_box import evaluate_median_boxes, median_boxes
 from boxquery.evaluation.metrics import evaluate
 from boxquery.files import write_json
+from boxquery.training.config import RunConfig
 from boxquery.training.run_length import PLANNED
 
 HERE = Path(__file__).parent
@@ -63,9 +65,14 @@ def splits(data: Data, tune: bool) -> tuple[Split, Split]:
     train = data.training_split()
     if not tune:
         return train, data.split("val")
-    order = random.Random(0).sample(range(len(train)), len(train))
-    count = len(train) // HELD_OUT
-    return tuple(replace(train, records=[train[i] for i in sorted(part)]) for part in (order[count:], order[:count]))  # pyright: ignore
+    twins = {path: group[0] for group in equal_files(record.path for record in train if record.path) for path in group}
+    groups: dict[Any, list[Record]] = {}  # copies of one file stay on one side
+    for place, record in enumerate(train):
+        groups.setdefault(twins.get(record.path, place), []).append(record)
+    order = random.Random(0).sample(list(groups.values()), len(groups))
+    count = len(order) // HELD_OUT
+    kept, held_out = ([record for group in part for record in group] for part in (order[count:], order[:count]))
+    return replace(train, records=kept), replace(train, records=held_out)
 
 
 def write_yolo(folder: Path, names: Sequence[str], parts: Mapping[str, Split]) -> Path:
@@ -113,6 +120,7 @@ def run_ours(data: str, val: Split, out: Path, seconds: float, seed: int, args: 
         "images_seen": int(float(last["images"])),
         "parameters": sum(p.numel() for p in detector.model.parameters()),
         "image_size": detector.image_size,
+        "precision": RunConfig.read(out).precision,
     }
     return facts, predict_split(detector, val)
 
@@ -180,9 +188,10 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
     train, val = splits(data, args.tune)
     folder = args.runs / ("tune" if args.tune else "val") / name
     yolo = write_yolo(folder.resolve() / "data", data.names, {"train": train, "val": val})
+    fixed = evaluate_median_boxes(median_boxes(train, len(data.names)), val, data.names, data.ids)
     results["sets"][f"{name}, {where}"] = {
         "training_images": len(train), "images": len(val), "objects": sum(int((~record.ignore).sum()) for record in val),
-        "median_box": {k: v and round(v, 4) for k, v in evaluate_median_boxes(train, val, data.names, data.ids).items()},
+        "median_box": {k: v and round(v, 4) for k, v in fixed.items()},
     }  # fmt: skip
     for seconds in args.seconds:
         for seed in args.seeds:

@@ -13,12 +13,14 @@ from boxquery.data.classes import map_labels, match_names, matching_notes
 from boxquery.data.dataset import Data
 from boxquery.data.open import open_data
 from boxquery.detector import ImageSource
+from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
 from boxquery.explain.explanation import explain
 from boxquery.flags import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
+from boxquery.report.run_files import read_median_boxes
 from boxquery.training import run
 
 P = ParamSpec("P")
@@ -78,7 +80,9 @@ class Detector(detector.Detector):
             strict: an image that cannot be read is fatal; otherwise it is named on stderr and left out.
             progress: show on stderr how far it is.
 
-        Returns what ``boxquery.evaluation.metrics.evaluate`` does, and ``notes``: what was decided and what limits the numbers.
+        Returns what ``boxquery.evaluation.metrics.evaluate`` does; ``median_box``: ``AP`` and ``AP50`` of the training images' median box
+        of each class in every image, or None where the detector is not from a run that knows them; and ``notes``: what was decided, and
+        what limits the numbers.
 
         Raises ``UserError`` if the data lacks the split or has a class that the detector does not know.
         """
@@ -100,7 +104,9 @@ class Detector(detector.Detector):
         names = [f"(no name {i})" if name is None else name for i, name in enumerate(self.classes)]
         metrics = evaluate(records, found, names, self.ids, max_detections=max_detections, threshold=threshold)
         queries = self.model.num_queries_per_layer[-1] if self.model.has_queries else max_detections
-        metrics["notes"] = notes + limits_note(records, max_detections, queries)
+        medians = read_median_boxes(self.run) if self.run else None
+        metrics["median_box"] = None if medians is None else evaluate_median_boxes(medians, records, names, self.ids)
+        metrics["notes"] = notes + limits_note(records, max_detections, queries) + median_box_note(metrics)
         if folder is not None:
             title = f"{self.run or self.model.config['name']} on {split} of {opened.source}"
             write_evaluation_page(folder, title, records, found, names, metrics)

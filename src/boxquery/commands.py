@@ -140,6 +140,8 @@ def evaluate(
         "AP75", "APs", "APm", "APl", "best_threshold", "precision", "recall", "f1", "duplicate_rate", "false_positives_per_empty_image",
     )  # fmt: skip
     lines = [f"{name.replace('_', ' ')}: {_number(metrics[name])}" for name in others]
+    if fixed := metrics["median_box"]:
+        lines.insert(0, f"median box of each class in every image: AP {_number(fixed['AP'])}, AP50 {_number(fixed['AP50'])}")
     if threshold is not None:
         lines.append(f"precision, recall, f1, duplicates and false positives are at a score of {threshold:g} or more, as given")
     if metrics["truncated"]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,21 @@ def median_boxes(train: Sequence[Record], classes: int) -> ImageDetections:
 
 
 def evaluate_median_boxes(
-    train: Sequence[Record], records: Sequence[Record], names: Sequence[str], ids: Sequence[int]
+    medians: ImageDetections, records: Sequence[Record], names: Sequence[str], ids: Sequence[int]
 ) -> dict[str, float | None]:
-    """``AP`` and ``AP50`` of the median box of each class in every image; None where there is no object to find."""
-    boxes, scores, labels = median_boxes(train, len(names))
+    """``AP`` and ``AP50`` of what ``median_boxes`` gives, predicted in every image; None where there is no object to find."""
+    boxes, scores, labels = medians
     found = {place: (boxes * np.array([record.width, record.height] * 2), scores, labels) for place, record in enumerate(records)}
     metrics = evaluate(records, found, names, ids)
     return {name: metrics[name] for name in ("AP", "AP50")}
+
+
+def median_box_note(metrics: Mapping[str, Any]) -> list[str]:
+    """Whether a model's AP is below that of the median boxes, ``metrics["median_box"]``, where these are known."""
+    own, fixed = metrics["AP"], (metrics["median_box"] or {}).get("AP")
+    if own is None or fixed is None or own >= fixed:
+        return []
+    return [
+        f"AP {own:.3f} is below the {fixed:.3f} of one fixed box per class, the training images' median: the model has not learned to "
+        "look; train longer, and see whether boxquery check DATA --overfit succeeds"
+    ]

@@ -12,6 +12,8 @@ import numpy as np
 
 from boxquery.data.dataset import Data
 from boxquery.errors import UserError, printable
+from boxquery.evaluation.coco_matching import ImageDetections
+from boxquery.evaluation.median_box import median_boxes
 from boxquery.files import read_mapping, read_text, write_json
 
 #: columns of ``metrics.csv`` and keys of ``check.json`` that version 0.1.0 named otherwise
@@ -19,6 +21,7 @@ _OLD_NAMES = {
     "processor_seconds": "cpu_seconds", "ahead": "feasibility", "objects_an_image": "objects_per_image", "copies": "equal_images",
     "learn": "overfit",
 }  # fmt: skip
+_DETECTIONS = ("boxes", "scores", "labels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,8 @@ def data_facts(data: Data) -> dict[str, Any]:
     """Counts of a data set by split and class.
 
     ``{"source", "format", "names": [..], "ids": [..], "splits": {name: {"images", "empty_images", "objects", "ignored", "per_class": [C]}},
-    "notes": [..], "skipped": [..]}``; ``objects`` and ``per_class`` do not count ignored ones.
+    "notes": [..], "skipped": [..]}``; ``objects`` and ``per_class`` do not count ignored ones. Of "train" also ``median_boxes``: those of
+    ``boxquery.evaluation.median_box``, ``{"boxes": [K, 4], "scores": [K], "labels": [K]}``.
     """
     splits = {}
     for name, split in data.splits.items():
@@ -126,6 +130,9 @@ def data_facts(data: Data) -> dict[str, Any]:
             "ignored": int(sum(record.ignore.sum() for record in split)),
             "per_class": per_class.tolist(),
         }
+    if "train" in splits:
+        medians = median_boxes(data.splits["train"], len(data.names))
+        splits["train"]["median_boxes"] = {key: values.tolist() for key, values in zip(_DETECTIONS, medians, strict=True)}
     facts = {"source": printable(str(data.source)), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
     return facts | {"notes": data.notes, "skipped": data.skipped}
 
@@ -133,3 +140,16 @@ def data_facts(data: Data) -> dict[str, Any]:
 def write_data(run: Path, data: Data) -> Path:
     """Write ``data.json``: ``data_facts``."""
     return write_json(run / "data.json", data_facts(data))
+
+
+def read_median_boxes(run: Path) -> ImageDetections | None:
+    """The median boxes of the images that a run was trained on, from ``data.json``; None where it does not have them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    found = read_mapping(run / "data.json").get("splits", {}).get("train", {}).get("median_boxes")
+    if found is None:
+        return None
+    boxes, scores, labels = (np.array(found[key]) for key in _DETECTIONS)
+    return boxes.reshape(-1, 4), scores, labels

@@ -38,6 +38,7 @@ _SCORES = (
     ("APm", "APm", "objects from 32² to 96² pixels"),
     ("APl", "APl", "objects larger than 96² pixels"),
 )
+_MEDIAN_BOX = "the training images' median box of each class in every image: a model below this has not learned to look"
 _AT_THRESHOLD = (
     ("best_threshold", "Best threshold", "the score at which F1 is highest (IoU 0.5, all classes)"),
     ("threshold", "Threshold given", "minimum score of the boxes that count below, in place of the best threshold"),
@@ -143,7 +144,13 @@ def scores(run: RunFiles) -> Rows:
     recalls = [(f"AR{n}", f"AR{n}", f"recall, mean over IoU, of the best {n} per image and class") for n in limits]
     given = any(result.get("threshold") != result["best_threshold"] for result in results if "threshold" in result)
     entries = (*_SCORES, *recalls, *(entry for entry in _AT_THRESHOLD if given or entry[0] != "threshold"))
-    return [[name, *(three(result.get(key)) for result in results), meaning] for key, name, meaning in entries]
+    rows = [[name, *(three(result.get(key)) for result in results), meaning] for key, name, meaning in entries]
+    fixed = [result.get("median_box") or {} for result in results]
+    if any(fixed):
+        rows[len(_SCORES) : len(_SCORES)] = [
+            [f"{key} of median boxes", *(three(own.get(key)) for own in fixed), _MEDIAN_BOX] for key in ("AP", "AP50")
+        ]
+    return rows
 
 
 def classes(run: RunFiles) -> Rows:

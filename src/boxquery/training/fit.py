@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from boxquery.data.transforms import TrainTransform
 from boxquery.detector import Detector
 from boxquery.errors import UserError, count
 from boxquery.evaluation.analysis import analyse
+from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note, median_boxes
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
@@ -112,6 +113,10 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
 
 def _line(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False)
+
+
+def _scores(metrics: Mapping[str, Any]) -> str:
+    return "  ".join(f"{key} -" if metrics[key] is None else f"{key} {metrics[key]:.3f}" for key in ("AP", "AP50"))
 
 
 def _same_source(config: RunConfig) -> Detector:
@@ -283,6 +288,7 @@ class Run:
         """Evaluate the model that was kept, in words, on val and, where there is one, on test; write the report."""
         best = load(self.folder)
         best.to(self.config.device)
+        medians = median_boxes(self.data.splits["train"], len(self.data.names))
         for name in ("val", "test"):
             if name in self.data.splits:
                 split = self.data.splits[name]
@@ -293,10 +299,15 @@ class Run:
                 )  # fmt: skip
                 split, found = drop_unreadable(split, found)
                 metrics = evaluate(split, found, self.data.names, self.data.ids, max_detections=limit)
-                write_evaluation(self.folder, name, {**metrics, "notes": self.limits(split)})
+                metrics["median_box"] = evaluate_median_boxes(medians, split, self.data.names, self.data.ids)
+                below = median_box_note(metrics)
+                write_evaluation(self.folder, name, {**metrics, "notes": self.limits(split) + below})
                 write_analysis(self.folder, name, analyse(split, found, self.data.names, metrics))
-                shown = "  ".join(f"{k} -" if metrics[k] is None else f"{k} {metrics[k]:.3f}" for k in ("AP", "AP50"))
-                self.console.print(f"{name}, {kept}: {shown}")
+                self.console.print(
+                    f"{name}, {kept}: {_scores(metrics)}; median box of each class in every image: {_scores(metrics['median_box'])}"
+                )
+                for line in below:
+                    self.console.print(f"warning: {line}", markup=False)
                 if name == "val":
                     write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         self.heartbeat.doing = "writing the report"
