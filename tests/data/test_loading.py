@@ -8,9 +8,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from boxquery import UserError
+from boxquery.augment import Augment
 from boxquery.data import loading
 from boxquery.data.dataset import Record, Split
-from boxquery.data.loading import Batch, DetectionDataset, EpochSampler, collate, generator
+from boxquery.data.loading import Batch, DetectionDataset, EpochSampler, Item, collate, generator
 from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
@@ -61,6 +63,57 @@ def test_images_do_not_depend_on_workers_batches_or_resuming(split):
     assert_same(batches(dataset, workers=2, batch=3), expected)
     later = batches(dataset, epochs=(1,))  # as after a restart
     assert_same(later, {key: value for key, value in expected.items() if key[0] == 1})
+
+
+MIXED = Augment(mosaic=0.7, mixup=0.5, rotation=10.0, zoom_out=0.3, colour=0.2)
+
+
+def test_mixed_images_do_not_depend_on_workers_batches_cache_or_resuming(split):
+    dataset = DetectionDataset(split, TrainTransform(Preprocessing(64), MIXED), seed=5)
+    expected = batches(dataset)
+    assert_same(batches(DetectionDataset(split, dataset.transform, seed=5, cache=True), workers=2, batch=3), expected)
+    later = batches(dataset, epochs=(1,))
+    assert_same(later, {key: value for key, value in expected.items() if key[0] == 1})
+    counts = [len(target["labels"]) for _, target in expected.values()]
+    assert max(counts) > max(len(record.labels) for record in split), "as many objects as several images have"
+    assert max(max(image.shape[1:]) for image, _ in expected.values()) <= 64 * 1333 / 800
+
+
+def test_the_end_of_a_run_has_plain_images(split):
+    """From a point of the run on, in the middle of an epoch too, the sampler asks for plain images."""
+    sampler, dataset = EpochSampler(12, 0), DetectionDataset(split, TrainTransform(Preprocessing(64), MIXED))
+    sampler.plain_from = lambda epoch: 1.5
+    plain = {}
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        plain[epoch] = [item.plain for item in sampler]
+    assert plain == {0: [False] * 12, 1: [False] * 6 + [True] * 6, 2: [True] * 12}
+    without = DetectionDataset(split, TrainTransform(Preprocessing(64), MIXED.plain()))
+    for index in range(12):
+        one, other = dataset[Item(2, index, plain=True)], without[2, index]
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["target"]["boxes"], other["target"]["boxes"])
+
+
+def test_a_split_of_one_image_is_mixed_with_itself(split):
+    alone = Split("train", [split[0]], split.reader)
+    sample = DetectionDataset(alone, TrainTransform(Preprocessing(64), Augment(mosaic=1.0, mixup=1.0)))[0]
+    assert set(sample["target"]["labels"].tolist()) <= set(split[0].labels.tolist())
+
+
+def test_an_unreadable_partner_is_replaced_and_named(split):
+    def read(record):
+        if record.id == split[3].id:
+            raise UserError("image 3 is broken")
+        return split.reader(record)
+
+    damaged = Split("train", split.records, read)
+    mixed = DetectionDataset(damaged, TrainTransform(Preprocessing(64), Augment(mosaic=1.0)))
+    lines = [line for epoch in range(4) for index in range(12) if index != 3 for line in mixed[epoch, index]["unreadable"]]
+    assert set(lines) == {"image 3 is broken"}
+    strict = DetectionDataset(damaged, mixed.transform, strict=True)
+    with pytest.raises(UserError, match="image 3"):
+        _ = [strict[epoch, 0] for epoch in range(20)]
 
 
 def test_images_depend_on_epoch_seed_and_image(split):
@@ -156,9 +209,9 @@ def test_sampler(n, world):
             sampler.set_epoch(epoch)
         parts = [list(sampler) for sampler in samplers]
         assert {len(part) for part in parts} == {len(samplers[0])}
-        assert {e for part in parts for e, _ in part} == {epoch}
-        assert {index for part in parts for _, index in part} == set(range(n))
-        orders.append([index for part in parts for _, index in part])
+        assert {item.epoch for part in parts for item in part} == {epoch}
+        assert {item.index for part in parts for item in part} == set(range(n))
+        orders.append([item.index for part in parts for item in part])
     assert orders[0] == orders[2]
     assert n < 10 or orders[0] != orders[1]
 

@@ -1,7 +1,8 @@
 """From a split to batches. The augmentation of an image depends on seed, epoch and image alone.
 
 Random numbers never come from a worker's own generator, so neither the number of workers, nor the order, nor a resumed run changes an
-image. The sampler yields (epoch, index) pairs, which is how the epoch reaches workers that live longer than one.
+image. The sampler yields (epoch, index, plain), which is how the epoch reaches workers that live longer than one. Images that one is mixed
+with are drawn from its own random numbers.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from boxquery.data.dataset import Record, Split
-from boxquery.data.transforms import EvalTransform, TrainTransform, relative
+from boxquery.data.transforms import EvalTransform, Labelled, TrainTransform, relative
 from boxquery.errors import UserError
 
 CACHE_LIMIT = 2**30
@@ -87,6 +88,14 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(padded, mask, targets, indices, unreadable)
 
 
+class Item(NamedTuple):
+    """Which image: epoch, position in the split, and whether its augmentation is that of the end of a run."""
+
+    epoch: int
+    index: int
+    plain: bool = False
+
+
 class DetectionDataset(Dataset[Sample]):
     """A split as a PyTorch data set.
 
@@ -111,35 +120,43 @@ class DetectionDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.split)
 
-    def __getitem__(self, item: int | tuple[int, int]) -> Sample:
-        """A sample by (epoch, index), or of epoch 0 by index alone.
+    def __getitem__(self, item: int | tuple[int, int] | Item) -> Sample:
+        """A sample by ``Item`` or (epoch, index), or of epoch 0 by index alone.
 
         Raises UserError if the image can no longer be read, and ``strict`` or no other can.
         """
-        epoch, index = item if isinstance(item, tuple) else (0, item)
-        pixels, index, unreadable = self._readable(index)
+        epoch, index, plain = item if isinstance(item, Item) else Item(*item) if isinstance(item, tuple) else Item(0, item)
+        unreadable: list[str] = []
+        picture, index = self._readable(index, unreadable)
         record = self.split[index]
-        boxes, labels = torch.from_numpy(record.boxes[~record.ignore]), torch.from_numpy(record.labels[~record.ignore])
         if isinstance(self.transform, TrainTransform):
-            image, boxes, labels = self.transform(pixels, boxes, labels, generator(self.seed, epoch, record.id))
+
+            def others(chance: torch.Generator) -> Labelled:
+                return self._readable(int(torch.randint(len(self), (), generator=chance)), unreadable)[0]
+
+            image, boxes, labels = self.transform(*picture, generator(self.seed, epoch, record.id), others, plain)
         else:
-            image = self.transform(pixels)
-            boxes = relative(boxes, record.height, record.width)
+            image, labels = self.transform(picture.image), picture.labels
+            boxes = relative(picture.boxes, record.height, record.width)
         return {"image": image, "target": {"labels": labels, "boxes": boxes}, "index": index, "unreadable": unreadable}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "cache": None}  # shared memory crosses a fork, not a pickle
 
-    def _readable(self, wanted: int) -> tuple[Tensor, int, list[str]]:
-        """The pixels of an image, or of the first readable one after it; its index; one line per image that was skipped."""
+    def _readable(self, wanted: int, unreadable: list[str]) -> tuple[Labelled, int]:
+        """An image with its objects, or the first readable one after it; its index. ``unreadable`` gets a line per image skipped."""
         skipped: list[str] = []
         for index in [*range(wanted, len(self.split)), *range(wanted)]:
             try:
-                return self._pixels(index), index, skipped
+                pixels, record = self._pixels(index), self.split[index]
             except UserError as error:
                 if self.strict:
                     raise
                 skipped.append(error.line())
+                continue
+            unreadable += skipped
+            boxes, labels = torch.from_numpy(record.boxes[~record.ignore]), torch.from_numpy(record.labels[~record.ignore])
+            return Labelled(pixels, boxes, labels), index
         raise UserError(f"no image of split {self.split.name!r} can be read: {skipped[0]}")
 
     def _pixels(self, index: int) -> Tensor:
@@ -174,8 +191,8 @@ def _fits_into_cache(split: Split) -> bool:
     return len(split) <= _COUNT_LIMIT and sum(3 * record.height * record.width for record in split) <= CACHE_LIMIT
 
 
-class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, index) pairs in an order that depends on seed and epoch alone.
+class EpochSampler(Sampler[Item]):
+    """Items of an epoch in an order that depends on seed and epoch alone.
 
     With several processes each takes every ``world``-th of the same order, which is repeated from its beginning until all have equally
     many, so that every index is in at least one process.
@@ -184,6 +201,9 @@ class EpochSampler(Sampler[tuple[int, int]]):
         n: number of items.
         seed: of the order.
         rank, world: this process, and how many there are.
+
+    Attributes:
+        plain_from: of an epoch, the point of the run, in epochs, from which images are plain, as planned when the epoch begins.
     """
 
     def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1):
@@ -191,6 +211,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             raise ValueError(f"EpochSampler: n={n}, rank={rank}, world={world}")
         self.n, self.seed, self.rank, self.world = n, seed, rank, world
         self.epoch = 0
+        self.plain_from: Callable[[int], float] = lambda epoch: math.inf
 
     def __len__(self) -> int:
         return -(-self.n // self.world)
@@ -199,9 +220,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
         """The epoch of the next iteration."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[Item]:
         order = torch.randperm(self.n, generator=generator(self.seed, self.epoch, "order")).tolist()
-        return iter([(self.epoch, order[i % self.n]) for i in range(self.rank, len(self) * self.world, self.world)])
+        plain = (self.plain_from(self.epoch) - self.epoch) * len(self)
+        return iter([Item(self.epoch, order[(i * self.world + self.rank) % self.n], i >= plain) for i in range(len(self))])
 
 
 def generator(seed: int, epoch: int, name: int | str) -> torch.Generator:

@@ -164,7 +164,7 @@ class Run:
             config = replace(config, batch_size=size, length=length, options=options, chosen=sorted({*config.chosen, *chosen}))
         self.config = config
         self.augment = recipe.augment
-        transform = TrainTransform(Preprocessing(config.image_size), self.augment)
+        transform = TrainTransform(Preprocessing(config.image_size), self.augment, most_objects=self.model.num_queries_per_layer[-1])
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, Preprocessing(config.image_size))
 
@@ -238,6 +238,8 @@ class Run:
         module = Training(self.model, self.recipe, c, [r.id for r in self.data.splits["train"]])
         bar, sampler = LiveBar(self.console, c.length, self.heartbeat), self.sampler()
         end = EpochEnd(self.folder, c, self.detector, self.val, bar, sampler)
+        # with the learning rate schedule, which is planned anew where minutes turn out to be more or fewer steps
+        sampler.plain_from = lambda epoch: end.config.length.schedule_end(epoch) * (1 - self.augment.plain_end)
         if c.length.ends_by_clock:
             end.evaluator.read_images()  # its clock should not count what is done once
         if self.costs is not None:

@@ -139,6 +139,12 @@ class RunLength(LengthFlags):
         whole, rest = divmod(batches, self.epoch_batches)
         return whole * -(-self.epoch_batches // self.accumulate) + rest // self.accumulate
 
+    def schedule_end(self, epoch: int) -> float:
+        """Where the learning rate schedule ends, in epochs, as planned when an epoch (counted from 0) begins; inf without a plan."""
+        per_epoch = self.steps_after(self.epoch_batches)
+        known = [start for start in self.schedule_steps if start <= epoch * per_epoch]
+        return self.schedule_steps[max(known)] / per_epoch if known else math.inf
+
     def with_data(self, epoch_batches: int, batch_images: int) -> Self:
         """With what is known of the data, and planned, unless ``minutes`` have to be timed first."""
         length = replace(self, epoch_batches=epoch_batches, batch_images=batch_images)
