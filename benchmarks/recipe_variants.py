@@ -1,0 +1,96 @@
+"""The rungs of benchmarks/recipe.py: what each variant changes of its parent. New ones are added to ``VARIANTS``.
+
+The root is deformable-detr "small" as it was when the ladder began, written out, so that it stays what it was when the preset has changed.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from boxquery.augment import DETR, Augment
+from boxquery.models.recipes import Preset, Recipe
+
+ROOT_OPTIONS: dict[str, Any] = {
+    "backbone": "resnet18", "backbone_options": {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16},
+    "num_queries": 100, "encoder_layers": 1, "decoder_layers": 3, "hidden_dim": 128, "heads": 4, "ffn_dim": 512, "dropout": 0.0,
+    "levels": 3, "points": 2, "box_refine": True, "two_stage": True, "denoising": 60,
+}  # fmt: skip
+ROOT_RECIPE = Recipe(
+    image_size=240, epochs=150, batch_size=4, lr=1e-3, backbone_lr=1e-3, low_lr_factor=1.0, query_lr_factor=10.0, decay="cosine",
+    warmup=0.02, ema=0.99, augment=Augment(scales=(0.8, 0.9, 1.0, 1.1, 1.2)),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A rung of the ladder.
+
+    Attributes:
+        parent: the variant that it changes; None for the root.
+        options, recipe: fields of the model's options and of its ``Recipe``, in place of the parent's.
+        why: what is expected of it, for the table.
+    """
+
+    parent: str | None
+    options: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    why: str = ""
+
+
+VARIANTS: dict[str, Variant] = {
+    "small": Variant(None, why="the default of before"),
+    "320px": Variant("small", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
+    "mal": Variant("320px", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
+    "dense": Variant("320px", options={"matching": "dense"}, why="every place near an object is taught"),
+    "dense-mal": Variant("mal", options={"matching": "dense"}, why="both"),
+    "hybrid-mal": Variant("mal", options={"encoder": "hybrid"}, why="convolutions between levels are cheaper"),
+    "hybrid-dense-mal": Variant("dense-mal", options={"encoder": "hybrid"}, why="all three"),
+}
+
+
+def lineage(name: str) -> list[Variant]:
+    """A variant and its ancestors, from the root on."""
+    variant = VARIANTS[name]
+    return [*(lineage(variant.parent) if variant.parent else []), variant]
+
+
+def settings(name: str) -> dict[str, Any]:
+    """Everything that a variant changes of the root, as JSON has it: recorded with its cells, which count only while it is the same."""
+    merged = {key: value for rung in lineage(name) for key, value in {**rung.options, **rung.recipe}.items()}
+    return json.loads(json.dumps({key: _plain(value) for key, value in merged.items()}))
+
+
+def _plain(value: Any) -> Any:
+    """An augmentation by what it has changed of DETR's."""
+    if not isinstance(value, Augment):
+        return value
+    return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != getattr(DETR, f.name)}
+
+
+def preset(name: str) -> Preset:
+    """Options and recipe of a variant; imports torch."""
+    from boxquery.models.deformable_detr import DeformableOptions
+
+    options, recipe = DeformableOptions(**ROOT_OPTIONS), ROOT_RECIPE
+    for rung in lineage(name):
+        options, recipe = replace(options, **rung.options), replace(recipe, **rung.recipe)
+    return Preset(options, recipe)
+
+
+def changes(name: str) -> str:
+    """What a variant changes of its parent."""
+    own, parent = VARIANTS[name], settings(VARIANTS[name].parent or name)
+    words = []
+    for key, value in {**own.options, **own.recipe}.items():
+        if isinstance(value, Augment):
+            start = asdict(ROOT_RECIPE.augment) if "augment" not in parent else {**asdict(DETR), **parent["augment"]}
+            words += [f"augment {part}={each}" for part, each in asdict(value).items() if _listed(each) != _listed(start[part])]
+        else:
+            words.append(f"{key}={value}")
+    return ", ".join(words) or ("root" if own.parent is None else "nothing")
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
