@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 from scipy import ndimage
 
 from boxquery import UserError
+from boxquery.data.open import open_data
 from boxquery.data.shapes.scenes import SIDES, shapes_data
 from boxquery.data.shapes.silhouettes import NAMES
 
@@ -109,6 +111,59 @@ def test_scenes_stay_what_they_were():
 
     assert digest() == "a3de55f6be2ab9be"
     assert digest(max_objects=30, crowding=0.8, seed=3) == "6a44e80b802c0723"
+
+
+@pytest.mark.parametrize("objects", [1, 2, 12, 30])
+def test_every_scene_has_exactly_so_many_objects(objects):
+    split = shapes_data(objects=objects).splits["train"]
+    records = split[:40]
+    assert {len(record.boxes) for record in records} == {objects}
+    boxes = np.concatenate([record.boxes for record in records])
+    assert (boxes[:, 2:] - boxes[:, :2]).min() / 160 > SIDES[0] - 1e-3
+    assert np.concatenate([hidden(record.boxes)[0] for record in records]).max() <= 0.70 + 1e-4
+    again = shapes_data(objects=objects, max_objects=3).splits["train"]
+    assert again[7].boxes.tobytes() == records[7].boxes.tobytes()
+
+
+def test_a_crowd_is_smaller_and_a_few_are_as_large_as_ever():
+    def median(**given) -> float:
+        boxes = np.concatenate([record.boxes for record in shapes_data(**given).splits["train"][:100]])
+        return float(np.median((boxes[:, 2:] - boxes[:, :2]).max(1)))
+
+    assert abs(median(objects=2) / median() - 1) < 0.15
+    assert median(objects=30) < 0.75 * median()
+
+
+def test_options_in_the_word():
+    word = "shapes:objects=2, train=5,size=64,crowding=0.5"
+    data = open_data(word)
+    assert {len(record.boxes) for record in data.splits["train"]} == {2}
+    assert (len(data.splits["train"]), data.splits["val"][0].width, data.source) == (5, 64, word)
+    assert "2 per scene" in data.notes[0]
+    assert "crowding 0.5" in data.notes[0]
+    seeded, plain = open_data("shapes:seed=3", seed=5).splits["val"], shapes_data(seed=3).splits["val"]
+    assert seeded[4].boxes.tobytes() == plain[4].boxes.tobytes()
+    assert open_data("shapes").source == open_data("shapes:").source.rstrip(":") == "shapes"
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("shapes:object=2", "no option 'object=2'; the options of the scenes are train, val, test, size, seed, crowding, max_objects, obj"),
+        ("shapes:12", "no option '12'; the options"),
+        ("shapes:objects=", "objects= is not a whole number"),
+        ("shapes:objects=1.5", "objects=1.5 is not a whole number"),
+        ("shapes:crowding=much", "crowding=much is not a number"),
+        ("shapes:crowding=nan", "crowding=nan is out of range; choose 0 to 1"),
+        ("shapes:objects=31", "objects=31 is out of range; choose 1 to 30"),
+        ("shapes:size=8", "size=8 is out of range"),
+        ("shapes:size=64,size=64", "size is given twice"),
+        ("shapes:objects=2,max_objects=3", "objects and max_objects exclude each other"),
+    ],
+)
+def test_wrong_options_say_what_there_is(word, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        open_data(word)
 
 
 def test_a_scene_without_room_is_given_up(monkeypatch):

@@ -80,9 +80,10 @@ def test_training_report_and_evaluation_say_what_it_gives(tmp_path, capsys):
 
 
 def test_the_command_prints_it_where_the_run_knows_it(tmp_path, capsys):
-    bq.train("shapes", out=tmp_path / "run", images_seen=8, **settings("deformable-detr", SMALL))
+    scenes = "shapes:train=12,val=4,test=1,size=64"
+    bq.train(scenes, out=tmp_path / "run", images_seen=8, **settings("deformable-detr", SMALL))
     capsys.readouterr()
-    assert run(["evaluate", str(tmp_path / "run"), "shapes"]) == 0
+    assert run(["evaluate", str(tmp_path / "run"), scenes]) == 0
     assert "median box of each class in every image: AP 0." in capsys.readouterr().out
-    assert run(["evaluate", str(tmp_path / "run" / "model"), "shapes"]) == 0
+    assert run(["evaluate", str(tmp_path / "run" / "model"), scenes]) == 0
     assert "median box" not in capsys.readouterr().out

@@ -12,6 +12,7 @@ from boxquery.data.dataset import Data
 from boxquery.data.folder import Folder, folders, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset
+from boxquery.data.shapes import names_scenes, scene_options
 from boxquery.data.validation import validate
 from boxquery.errors import UserError
 
@@ -43,7 +44,7 @@ def read(source: str | Path, *, images: str | Path | None = None, annotations: s
 
     Args:
         source: a folder; a COCO ``.json``; a YOLO ``.yaml``; a file that an annotation tool wrote; or the word ``shapes`` for the built-in
-            scenes.
+            scenes, with options as in ``shapes:objects=12,size=320`` (the keywords of ``boxquery.data.shapes.shapes_data``).
         images: the folder of the images, where it is not found by itself: inside the data folder, relative to it or to the working
             directory, or an absolute path to anywhere.
         annotations: the folder or file of the annotations, likewise.
@@ -51,7 +52,8 @@ def read(source: str | Path, *, images: str | Path | None = None, annotations: s
     Raises:
         UserError: the path or its content cannot be used.
     """
-    if str(source) == "shapes":
+    if names_scenes(str(source)):
+        scene_options(str(source))
         if images is not None or annotations is not None:
             raise UserError("shapes are drawn, not read: leave out --images and --annotations")
         raw = RawDataset("shapes", [], [], {})

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES, Header, read_header, read_image, turn_boxes
 from boxquery.data.raw import NO_FILE, Box, Fault, RawDataset, RawImage, RawObject
-from boxquery.data.shapes import shapes_data
+from boxquery.data.shapes import scene_options, shapes_data
 from boxquery.data.splits import make_splits
 from boxquery.errors import UserError, count, printable
 
@@ -138,7 +138,9 @@ def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[D
     """
     report = ImportReport()
     if raw.format == "shapes":
-        return shapes_data(seed=seed), report
+        options = scene_options(raw.source)
+        scenes = shapes_data(**{"seed": seed, **options})
+        return replace(scenes, source=raw.source) if options else scenes, report
     notes = list(raw.notes)
     names = _unique_names(raw, notes)
     splits, absent = make_splits(raw, seed, notes)

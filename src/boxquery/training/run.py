@@ -69,7 +69,8 @@ def command(
     """Train a detector; classes and their ids come from the data.
 
     Args:
-        data: Folder or file in COCO, Pascal VOC or YOLO layout, or the word `shapes` for the built-in scenes; may be omitted with --resume.
+        data: Folder or file in COCO, Pascal VOC or YOLO layout, or the word `shapes` for the built-in scenes (with options:
+            shapes:objects=12); may be omitted with --resume.
         out: Run folder. Default: a new one under `runs/`.
         resume: Resume the run in --out from its last finished epoch, with its own settings; --device and --workers may differ.
     """

@@ -26,6 +26,7 @@ _TALLEST = 1.5  # largest ratio of sides
 _FULL = 0.55  # boxes are drawn again if together they would fill more of the image than this
 _MOST = 30  # objects per scene; of draws with 30 one in some thousand fits into the image, of draws with 40 not one in a million
 _DRAWS = 200_000  # attempts at the sides of one scene
+_SHRINKING, _SHRUNK = 0.97, 200  # factor on sides that found no room, where a scene has an exact number of objects; and how often
 _COVERED = 0.70  # largest share of an object that later ones may hide
 _TRIES = 96  # candidate positions per object
 _SPLITS = ("train", "val", "test")
@@ -52,6 +53,7 @@ class Scenes(Sequence[Record]):
         seed: 0..2**32 - 1.
         crowding: share of objects that overlap another, 0..1.
         max_objects: a scene has 1 to this many.
+        objects: every scene has exactly this many instead; None: not so.
     """
 
     split: str
@@ -60,6 +62,7 @@ class Scenes(Sequence[Record]):
     seed: int
     crowding: float
     max_objects: int
+    objects: int | None = None
 
     def __len__(self) -> int:
         return self.length
@@ -105,6 +108,7 @@ def shapes_data(
     seed: int = 0,
     crowding: float = 0.2,
     max_objects: int = 10,
+    objects: int | None = None,
 ) -> Data:
     """The built-in scenes as a data set.
 
@@ -114,6 +118,7 @@ def shapes_data(
         seed: 0..2**32 - 1. No two splits or seeds share random numbers.
         crowding: share of objects that overlap another, 0..1.
         max_objects: a scene has 1 to this many, at most 30: more would fill the image.
+        objects: every scene has exactly this many, 1..30, whatever ``max_objects`` is; many are drawn smaller, so that all find room.
 
     Raises:
         UserError: an argument outside its range.
@@ -126,22 +131,27 @@ def shapes_data(
         ("seed", seed, 0, _WORD - 1),
         ("crowding", crowding, 0, 1),
         ("max_objects", max_objects, 1, _MOST),
+        ("objects", 1 if objects is None else objects, 1, _MOST),
     ):
         if not low <= value <= high:
             raise UserError(f"shapes: {name}={value} is out of range; choose {low} to {high}")
     splits = {}
     for name, count in zip(_SPLITS, (train, val, test), strict=True):
-        scenes = Scenes(name, count, size, seed, crowding, max_objects)
+        scenes = Scenes(name, count, size, seed, crowding, max_objects, objects)
         splits[name] = Split(name, scenes, scenes.draw)
     note = f"shapes: {train} + {val} + {test} scenes of {size} x {size} pixels drawn from seed {seed}, crowding {crowding:g}"
+    if objects is not None:
+        note += f", {objects} per scene"
     return Data(f"shapes, seed {seed}" if seed else "shapes", "shapes", list(NAMES), list(range(len(NAMES))), splits, [note])
 
 
 @lru_cache(maxsize=4096)
 def _layout(scenes: Scenes, index: int) -> tuple[Thing, ...]:
     rng = scenes.rng(index, 0)
-    sides = _sides(rng, int(rng.integers(1, scenes.max_objects + 1)))
-    boxes = _placed(rng, sides, scenes.crowding)
+    if scenes.objects is None:
+        boxes = _placed(rng, _sides(rng, int(rng.integers(1, scenes.max_objects + 1))), scenes.crowding)
+    else:
+        boxes = _all_placed(rng, scenes.objects, scenes.crowding)
     boxes = boxes[_order(rng, boxes)] * scenes.size
     boxes.setflags(write=False)
     labels = rng.integers(0, len(NAMES), len(boxes))
@@ -149,21 +159,40 @@ def _layout(scenes: Scenes, index: int) -> tuple[Thing, ...]:
     return tuple(Thing(int(label), box, float(angle)) for label, box, angle in zip(labels, boxes, angles, strict=True))
 
 
+def _all_placed(rng: np.random.Generator, count: int, crowding: float) -> np.ndarray:
+    """Boxes [count, 4] in 0..1. Where they find no room, all are drawn smaller, down to the smallest side, until they do."""
+    sides = _drawn_sides(rng, count)
+    sides *= min(1.0, (_FULL / sides.prod(1).sum()) ** 0.5)
+    for _ in range(_SHRUNK):
+        sides = np.maximum(sides, SIDES[0])
+        boxes = _placed(rng, sides, crowding)
+        if len(boxes) == count:
+            return boxes
+        sides *= _SHRINKING
+    raise UserError(f"shapes: {count} objects found no room in one scene, however small; lower objects")
+
+
 def _sides(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Widths and heights as fractions of the image side, [count, 2], the largest first, which together do not fill the image."""
+    for _ in range(_DRAWS):
+        sides = _drawn_sides(rng, count)
+        if count == 1 or sides.prod(1).sum() <= _FULL:
+            return sides
+    raise UserError(f"shapes: {count} objects found no room in one scene, however they were drawn; lower max_objects")
+
+
+def _drawn_sides(rng: np.random.Generator, count: int) -> np.ndarray:
     """Widths and heights as fractions of the image side, [count, 2], the largest first."""
     smallest, small, largest = SIDES
-    for _ in range(_DRAWS):
-        long = np.where(
-            rng.random(count) < _SMALL,
-            rng.uniform(smallest, small, count),
-            small * (largest / small) ** (rng.random(count) ** 1.5),
-        )
-        short = np.maximum(long * rng.uniform(1 / _TALLEST, 1, count), smallest)
-        upright = rng.random(count) < 0.5
-        sides = np.where(upright[:, None], np.stack((short, long), 1), np.stack((long, short), 1))
-        if count == 1 or (long * short).sum() <= _FULL:
-            return sides[np.argsort(-long, kind="stable")]
-    raise UserError(f"shapes: {count} objects found no room in one scene, however they were drawn; lower max_objects")
+    long = np.where(
+        rng.random(count) < _SMALL,
+        rng.uniform(smallest, small, count),
+        small * (largest / small) ** (rng.random(count) ** 1.5),
+    )
+    short = np.maximum(long * rng.uniform(1 / _TALLEST, 1, count), smallest)
+    upright = rng.random(count) < 0.5
+    sides = np.where(upright[:, None], np.stack((short, long), 1), np.stack((long, short), 1))
+    return sides[np.argsort(-long, kind="stable")]
 
 
 def _placed(rng: np.random.Generator, sides: np.ndarray, crowding: float) -> np.ndarray:
