@@ -101,7 +101,7 @@ DEFAULT_LEVEL = "default"
 _PARTS = {field.name: field.default for field in fields(Augment) if field.name != "own"}
 
 
-def requested(given: object) -> dict[str, Any]:
+def augment_parts(given: object) -> dict[str, Any]:
     """What a user asked for, as ``level``, parts by name and ``own``: of a level, a mapping, a function, or None. Raises ``UserError``."""
     if given is None:
         return {}
@@ -114,8 +114,14 @@ def requested(given: object) -> dict[str, Any]:
     return {str(name): _part(str(name), value) for name, value in given.items()}
 
 
+def recorded(values: Mapping[str, Any], own: Callable[..., Any] | None = None) -> Augment:
+    """An augmentation from its ``values``, with the function that they only name. Raises ``UserError`` for other values."""
+    parts = {name: _part(name, value) for name, value in values.items() if name != "own"}
+    return augmentation(parts | {"own": own}, DETR)
+
+
 def augmentation(asked: Mapping[str, Any], recipe: Augment) -> Augment:
-    """What a ``requested`` augmentation is for a recipe. Raises ``UserError`` for values that no part can have."""
+    """What ``augment_parts`` make of a recipe. Raises ``UserError`` for values that no part can have."""
     level = asked.get("level", DEFAULT_LEVEL)
     start = recipe if level == DEFAULT_LEVEL else LEVELS[level]
     parts = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items() if name != "level"}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from cyclopts import Parameter
 
+from boxquery.augment import DEFAULT_LEVEL, augment_parts
 from boxquery.errors import UserError, first_line
 
 #: what is trained where none is named
@@ -40,10 +41,14 @@ def parse_pretrained(kind: Any, tokens: Any) -> bool | str:
     return pretrained_of(tokens[-1].value)
 
 
+#: what flags mean that are given without a value
+_ALONE = {"--pretrained": "required", "--augment": DEFAULT_LEVEL}
+
+
 def fill_in(words: Sequence[str]) -> list[str]:
-    """The words of a command line, with the value of a ``--pretrained`` that has none."""
+    """The words of a command line, with the values of flags that may have none."""
     pairs = zip(words, [*words[1:], "--"], strict=False)
-    return ["--pretrained=required" if word == "--pretrained" and following.startswith("-") else word for word, following in pairs]
+    return [f"{word}={_ALONE[word]}" if word in _ALONE and following.startswith("-") else word for word, following in pairs]
 
 
 if TYPE_CHECKING:
@@ -54,22 +59,36 @@ else:  # cyclopts takes a flag that may be a bool for one without a value
 
 def parse_options(kind: Any, tokens: Any) -> dict[str, Any]:
     """``--option levels=3 --option box_refine=false`` -> a dictionary; values are YAML."""
-    options: dict[str, Any] = {}
-    for token in tokens:
-        name, equals, value = token.value.partition("=")
-        if not name or not equals:
-            raise ValueError(f"--option {token.value!r}: write name=value")
-        try:
-            options[name.replace("-", "_")] = yaml.safe_load(value)
-        except (yaml.YAMLError, RecursionError) as error:
-            raise ValueError(f"--option {token.value[:80]!r}: the value is not YAML ({first_line(error)})") from error
-    return options
+    return dict(_named(token.value, "--option") for token in tokens)
+
+
+def parse_augment(kind: Any, tokens: Any) -> dict[str, Any]:
+    """``--augment strong --augment flip=0`` -> what ``augment_parts`` makes of it; values are YAML."""
+    words = [token.value for token in tokens]
+    levels = [word for word in words if "=" not in word]
+    if len(levels) > 1:
+        raise ValueError(f"--augment {' and '.join(levels)}: give one level, and parts as name=value")
+    parts = dict(_named(word, "--augment") for word in words if "=" in word)
+    return augment_parts(parts | {"level": levels[0]} if levels else parts)
+
+
+def _named(word: str, flag: str) -> tuple[str, Any]:
+    """Name and value of ``name=value``. Raises ``ValueError`` where it is something else."""
+    name, equals, value = word.partition("=")
+    if not name or not equals:
+        raise ValueError(f"{flag} {word!r}: write name=value")
+    try:
+        return name.replace("-", "_"), yaml.safe_load(value)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(f"{flag} {word[:80]!r}: the value is not YAML ({first_line(error)})") from error
 
 
 if TYPE_CHECKING:
     Options = dict[str, Any] | None
+    Augmentation = str | dict[str, Any] | Callable[..., Any] | None
 else:  # cyclopts hands a converter all repetitions of a flag only where it sees a list; of other types the last one wins
     Options = Annotated[list[str] | None, Parameter(name="--option", converter=parse_options)]
+    Augmentation = Annotated[list[str] | None, Parameter(name="--augment", converter=parse_augment)]
 
 
 def option_word(name: str, value: Any) -> str:

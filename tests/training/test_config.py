@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import boxquery as bq
+from boxquery.augment import DEFAULT_LEVEL, DETR, LEVELS, Augment, recorded
 from boxquery.cli import app, run
 from boxquery.flags import PRETRAINED, fill_in
 from boxquery.training.config import RunConfig, RunFlags, TrainFlags
@@ -24,13 +25,21 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 NOT_GIVEN = st.none()
+SHARE = st.floats(0, 1)
+PARTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "level": st.sampled_from([*LEVELS, DEFAULT_LEVEL]), "flip": SHARE, "mosaic": SHARE, "plain_end": SHARE,
+        "rotation": st.floats(0, 180), "scales": st.lists(st.floats(0.1, 2), min_size=1), "mosaic_scales": st.just([0.2, 0.8]),
+    },
+).filter(bool)  # fmt: skip
 FLAGS = st.builds(
     TrainFlags,
     start_from=NOT_GIVEN | TEXT,
     model=NOT_GIVEN | st.sampled_from(bq.list_models()),
     preset=NOT_GIVEN | st.sampled_from(["paper", "small", "tiny"]),
     options=NOT_GIVEN | st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]*", fullmatch=True), VALUES, min_size=1),
-    image_size=NOT_GIVEN | COUNT, batch_size=NOT_GIVEN | COUNT, lr=NOT_GIVEN | RATE, patience=st.integers(0, 99),
+    augment=NOT_GIVEN | PARTS, image_size=NOT_GIVEN | COUNT, batch_size=NOT_GIVEN | COUNT, lr=NOT_GIVEN | RATE, patience=st.integers(0, 99),
     pretrained=st.booleans() | st.just("auto") | TEXT.filter(lambda word: word.lower() not in PRETRAINED),
     freeze_backbone=st.booleans(), strict=st.booleans(), force=st.booleans(),
     device=st.sampled_from(["auto", "cpu", "cuda"]), precision=st.sampled_from(["auto", "float32", "bf16"]),
@@ -62,9 +71,9 @@ def test_the_command_of_a_run_repeats_it(flags, epoch_batches, batch, epochs):
     found = parse(shlex.split(config.command("out"))[1:])
     assert (found["data"], str(found["out"])) == ("d", "out")
     again = found["flags"]
-    assert replace(again, device=config.device, workers=config.workers, options=again.options or {}) == TrainFlags(
-        **{flag.name: getattr(config, flag.name) for flag in fields(RunFlags)}, **vars(length.as_flags())
-    )
+    assert replace(
+        again, device=config.device, workers=config.workers, options=again.options or {}, augment=again.augment or {}
+    ) == TrainFlags(**{flag.name: getattr(config, flag.name) for flag in fields(RunFlags)}, **vars(length.as_flags()))
     repeated = RunLength(**vars(length.as_flags()) | {"schedule_steps": {}}).with_data(epoch_batches, batch)
     assert repeated == length
 
@@ -76,7 +85,7 @@ def test_a_configuration_is_read_back(tmp_path):
     config.write(tmp_path)
     assert RunConfig.read(tmp_path) == config
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert (written["format"], written["epochs"], written["steps"]) == (2, 5, 33)
+    assert (written["format"], written["epochs"], written["steps"]) == (3, 5, 33)
     assert "--images-seen 264 --schedule-steps 30,8:40" in written["command"]
 
 
@@ -92,7 +101,9 @@ def test_a_configuration_is_read_back(tmp_path):
         ({"seed": 2**70}, "must fit into 64 bits"),
         ({"patience": True}, "patience is a bool"),
         ({"world_size": 0}, "world_size=0"),
-        ({"format": 3, "boxquery": "9.0"}, r"written by boxquery 9\.0 \(format 3\)"),
+        ({"format": 4, "boxquery": "9.0"}, r"written by boxquery 9\.0 \(format 4\)"),
+        ({"augment": {"flips": 0}}, r"config\.yaml: augment: no part 'flips'; parts: scales, crop, .*mosaic, .*; was it edited\?"),
+        ({"augmentation": {"flip": 2.0}}, r"config\.yaml: augmentation: flip=2\.0 is out of range; .*; was it edited\?"),
     ],
 )
 def test_an_invalid_configuration_is_one_line(tmp_path, change, message):
@@ -125,3 +136,64 @@ def test_help_prints_defaults_and_choices_and_no_python(capsys, monkeypatch):
     for flag in fields(TrainFlags):
         name = {"start_from": "from", "options": "option"}.get(flag.name, flag.name.replace("_", "-"))
         assert f"--{name} " in text
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--augment", "strong"], {"level": "strong"}),
+        (["--augment", "strong", "--augment", "flip=0", "--augment", "mosaic=0.5"], {"level": "strong", "flip": 0.0, "mosaic": 0.5}),
+        (["--augment", "scales=1", "--augment", "zoom-out=.1"], {"scales": [1.0], "zoom_out": 0.1}),
+        (["--augment", "mosaic_scales=[0.5, 1]", "--augment=none"], {"level": "none", "mosaic_scales": [0.5, 1.0]}),
+        (["--augment", "--epochs", "2"], {"level": "default"}),
+    ],
+)
+def test_augmentation_by_level_and_by_name(words, parts):
+    assert parse(["train", "data", *words])["flags"].augment == parts
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--augment", "much"], "no level 'much'; levels: none, light, default, strong; parts, as name=value: scales, crop, "),
+        (["--augment", "flips=0"], "no part 'flips'; parts: scales, crop, "),
+        (["--augment", "flip=no"], "flip=False: must be a number; 0 is off"),
+        (["--augment", "flip=2"], "augmentation: flip=2.0 is out of range; choose 0 to 1"),
+        (["--augment", "rotation=-3"], "rotation=-3.0 is out of range; choose 0 to 180 degrees"),
+        (["--augment", "scales=[]"], "scales=() should be positive fractions"),
+        (["--augment", "mosaic_scales=[1, .5]"], "mosaic_scales=(1.0, 0.5) should be the least and the largest"),
+        (["--augment", "scales=[a]"], "scales=['a']: must be numbers, like [0.8, 1.0, 1.2]"),
+        (["--augment", "=3"], "'=3': write name=value"),
+        (["--augment", "flip={"], "'flip={': the value is not YAML"),
+        (["--augment", "none", "--augment", "light"], "none and light: give one level"),
+        (["--augment", "own=f"], "own='f': must be a function, which only boxquery.train in Python can be given"),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_a_wrong_augmentation_is_one_line(words, message, command, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    models = ["--models", "detr,dab-detr", "--out", "x"] if command == "compare" else []
+    assert run([command, "shapes", *models, *words]) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("error: ")
+    assert text.count("\n") == 1
+    assert message in text
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_augmentation_is_recorded_whole():
+    """Its values are those of a file, and give the same again."""
+    for augment in (DETR, *LEVELS.values(), Augment(rotation=12.5, mosaic_scales=(0.3, 0.9))):
+        values = yaml.safe_load(yaml.safe_dump(augment.values()))
+        assert values == augment.values()
+        assert recorded(values) == augment
+    named = Augment(own=parse).values()
+    assert named["own"] == f"{__name__}.parse"
+    assert recorded(named, parse) == Augment(own=parse)
+    assert recorded({}) == DETR
+
+
+def test_levels_are_of_increasing_strength():
+    none, light, strong = (LEVELS[name] for name in ("none", "light", "strong"))
+    for part in ("flip", "crop", "colour", "zoom_out", "mosaic", "mixup", "rotation"):
+        assert 0 == getattr(none, part) <= getattr(light, part) <= getattr(strong, part)

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 import boxquery as bq
+from boxquery.augment import DETR, Augment, recorded
 from boxquery.cli import run
 from boxquery.training.config import RunConfig
 from tests.data.writers import drawn, write_coco
@@ -73,6 +74,17 @@ def test_an_old_run_is_understood(folder, capsys):
     assert f"--model {folder.name}" in config.command(folder)
     assert run(["evaluate", str(folder), "data", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6
+
+
+@pytest.mark.parametrize("folder", NAMES, indirect=True)
+def test_an_old_run_was_augmented_as_its_preset_was_then(folder):
+    config = RunConfig.read(folder)
+    assert config.augment == {}
+    assert recorded(config.augmentation) == Augment(scales=(1.0,), crop=0.0)
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    for size, scales in (("paper", DETR.scales), ("small", (0.8, 0.9, 1.0, 1.1, 1.2))):
+        (folder / "config.yaml").write_text(yaml.safe_dump(values | {"preset": size}))
+        assert recorded(RunConfig.read(folder).augmentation) == Augment(scales=scales)
 
 
 @pytest.mark.parametrize("folder", ["detr"], indirect=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from boxquery.augment import augment_parts
 from boxquery.errors import UserError, count
 from boxquery.files import atomic_write
 from boxquery.flags import Preset, check_above_zero, option_word
@@ -22,7 +23,8 @@ CLOSE = 0.02
 _ENTRY = ("model", "preset", "options", "lr")
 #: of a plan, the same for all of its runs; of the budgets exactly one is given
 _SETTINGS = (
-    "image_size", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict", "images", "annotations",
+    "augment", "image_size", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict", "images",
+    "annotations",
 )  # fmt: skip
 _BUDGETS = ("epochs", "minutes", "images_seen")
 
@@ -50,7 +52,8 @@ class CompareFlags(SharedFlags, BudgetFlags):
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no comparison can have."""
-        check_above_zero(**{name: getattr(self, name) for name in (*_BUDGETS, "image_size", "batch_size", "lr", "backbone_lr_factor")})
+        super().check()
+        check_above_zero(**{name: getattr(self, name) for name in _BUDGETS})
         if sum(getattr(self, name) is not None for name in _BUDGETS) > 1:
             raise UserError("--minutes, --epochs and --images-seen each set the budget of a run; give one of them")
 
@@ -104,6 +107,7 @@ class ComparisonPlan:
     backbone_lr_factor: float | None = None
     images: str | None = None
     annotations: str | None = None
+    augment: dict[str, Any] = field(default_factory=dict)
 
     def runs(self) -> list[PlannedRun]:
         """All runs; every entry with one seed before the next seed, so that finished runs can be compared."""
@@ -168,12 +172,12 @@ class ComparisonPlan:
 
     def merge(self, other: ComparisonPlan, folder: Path) -> ComparisonPlan:
         """This plan with the other's additional entries and seeds. Raises ``UserError`` where they contradict each other."""
-        for field in fields(self):
-            if field.name in ("entries", "seeds"):
+        for name in (each.name for each in fields(self)):
+            if name in ("entries", "seeds"):
                 continue
-            mine, theirs = getattr(self, field.name), getattr(other, field.name)
-            if mine != theirs and not (field.name == "data" and same_data(mine, theirs)):
-                raise UserError(f"{folder} compares with {field.name}={mine!r}, not {theirs!r}: choose another --out")
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs and not (name == "data" and same_data(mine, theirs)):
+                raise UserError(f"{folder} compares with {name}={mine!r}, not {theirs!r}: choose another --out")
         known = {entry.label: entry for entry in self.entries}
         for entry in other.entries:
             if _plain(known.setdefault(entry.label, entry).settings()) != _plain(entry.settings()):
@@ -276,7 +280,7 @@ def resolved_plan(
 
     device = choose_device(flags.device)
     settings = {name: getattr(flags, name) for name in (*_SETTINGS, *_BUDGETS)}
-    settings |= {"device": device, "precision": choose_precision(flags.precision, device)}
+    settings |= {"augment": augment_parts(flags.augment), "device": device, "precision": choose_precision(flags.precision, device)}
     not_given = [name for name in ("image_size", "batch_size") if settings[name] is None]
     not_given += ["epochs"] * all(settings[name] is None for name in _BUDGETS)
     known = [preset(entry.model, entry.preset) for entry in entries]

@@ -11,10 +11,12 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 import yaml
 from cyclopts import Parameter
 
+from boxquery.augment import DETR, augment_parts, augmentation, recorded
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import (
     MAX_DETECTIONS,
+    Augmentation,
     Device,
     Options,
     Precision,
@@ -38,6 +40,8 @@ class SharedFlags:
 
     Attributes:
         options: Model option as name=value, repeatable; docs/options.md lists them.
+        augment: What is done to training images: none, light, default (the preset's) or strong, and parts as name=value, repeatable, like
+            flip=0 or mosaic=0.5; docs/augmentation.md lists them.
         image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
         batch_size: Images per batch of one process. Default: the preset's.
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
@@ -54,6 +58,7 @@ class SharedFlags:
     """
 
     options: Options = None
+    augment: Augmentation = None
     image_size: int | None = None
     batch_size: int | None = None
     lr: float | None = None
@@ -65,6 +70,13 @@ class SharedFlags:
     strict: Switch = False
     images: str | None = None
     annotations: str | None = None
+
+    def check(self) -> None:
+        """Raise ``UserError`` for values that no run can have."""
+        augmentation(augment_parts(self.augment), DETR)
+        check_above_zero(
+            image_size=self.image_size, batch_size=self.batch_size, lr=self.lr, backbone_lr_factor=self.backbone_lr_factor
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,11 +120,9 @@ class TrainFlags(LengthFlags, RunFlags):
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have."""
-        super().check()
-        check_above_zero(
-            image_size=self.image_size, batch_size=self.batch_size, lr=self.lr, backbone_lr_factor=self.backbone_lr_factor,
-            max_detections=self.max_detections,
-        )  # fmt: skip
+        LengthFlags.check(self)
+        SharedFlags.check(self)
+        check_above_zero(max_detections=self.max_detections)
         check_workers(self.workers)
         if self.patience < 0:
             raise UserError(f"patience={self.patience}: must be 0 or more")
@@ -124,6 +134,9 @@ class TrainFlags(LengthFlags, RunFlags):
             value, name = getattr(self, flag.name), "--" + ("from" if flag.name == "start_from" else flag.name.replace("_", "-"))
             if flag.name == "options":
                 yield from (word for option in (value or {}).items() for word in ("--option", option_word(*option)))
+            elif flag.name == "augment":
+                for part, strength in augment_parts(value).items():
+                    yield from ("--augment", strength if part == "level" else option_word(part, strength))
             elif value is True:
                 yield name
             elif value != flag.default:
@@ -139,6 +152,7 @@ class RunConfig(RunFlags):
     Attributes:
         data: what the user named.
         options: the model's options that differ from the preset; chosen: those that the data (anchors) or the weights chose, not the user.
+        augment: what the user asked for; augmentation: every part of what that is for the preset, and the name of an own transform.
         pretrained: False, True or a path; ``auto`` only before weights were looked for.
         weights: what the backbone started from: ``source``, ``file`` and ``sha256``, or "random" as the source.
         start_hash: what the weights that it started from were, see ``boxquery.transfer.fingerprint``.
@@ -152,6 +166,8 @@ class RunConfig(RunFlags):
     preset: str = field()
     options: dict[str, Any] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
+    augment: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
     weights: dict[str, str] = field(default_factory=dict)
     start_hash: str = ""
     frozen: bool = False
@@ -215,6 +231,7 @@ class RunConfig(RunFlags):
         """Raise ``UserError`` for values that no run can have; how many workers are too many is up to the machine that resumes it."""
         flags = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"workers": None}
         TrainFlags(**flags, **{flag.name: getattr(self.length, flag.name) for flag in fields(LengthFlags)}).check()
+        recorded(self.augmentation)
         length = self.length
         check_above_zero(
             world_size=self.world_size,

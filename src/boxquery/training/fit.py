@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
@@ -17,13 +19,14 @@ from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from boxquery.augment import augment_parts, augmentation, name_of, recorded
 from boxquery.check.annotation_format import open_checked
 from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.data.transforms import TrainTransform
 from boxquery.detector import Detector
-from boxquery.errors import UserError, count
+from boxquery.errors import UserError, count, first_line
 from boxquery.evaluation.analysis import analyse
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note, median_boxes
 from boxquery.evaluation.metrics import evaluate, limits_note
@@ -88,7 +91,9 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
             weights = recorded_weights(config)
         if resume and state is None and config.start_from:
             origin, config = _same_source(config), replace(config, frozen=False)
-        run = Run(folder, config, opened, console, heartbeat, resume, weights)
+        if (own := augment_parts(requested.augment).get("own")) is not None and config.workers:
+            _check_sendable(own)
+        run = Run(folder, config, opened, console, heartbeat, resume, weights, own)
         if origin is not None:
             run.start_from(origin)
         run.plan()
@@ -119,6 +124,19 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     return "  ".join(f"{key} -" if metrics[key] is None else f"{key} {metrics[key]:.3f}" for key in ("AP", "AP50"))
 
 
+def _check_sendable(own: Callable[..., Any]) -> None:
+    """Raises ``UserError`` for a function that processes which read images cannot be given, where they are not forked from this one."""
+    if multiprocessing.get_start_method() == "fork":
+        return
+    try:
+        pickle.dumps(own)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"augment: {name_of(own)} cannot be sent to the processes that read images ({first_line(error)}): define it at the top of a "
+            "module, or give workers=0"
+        ) from error
+
+
 def _same_source(config: RunConfig) -> Detector:
     """What a run started from that has no state yet. Raises ``UserError`` where it is no longer what it was."""
     origin, _ = read_source(config.start_from or "", config.model, config.options)
@@ -133,11 +151,12 @@ class Run:
     Args:
         heartbeat: what is being done, for those without a terminal.
         weights: what the backbone of a run starts from that has no state yet; None: random values.
+        own: the user's own transform of training images, if there is one.
     """
 
     def __init__(
         self, folder: Path, config: RunConfig, data: Data, console: Console, heartbeat: Heartbeat, resume: bool,
-        weights: BackboneWeights | None = None,
+        weights: BackboneWeights | None = None, own: Callable[..., Any] | None = None,
     ):  # fmt: skip
         self.folder, self.data, self.console, self.heartbeat = folder, data, console, heartbeat
         #: measured where minutes had to become steps
@@ -161,9 +180,12 @@ class Run:
             length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
             chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, Preprocessing(config.image_size))))
             options = config.options | chosen
-            config = replace(config, batch_size=size, length=length, options=options, chosen=sorted({*config.chosen, *chosen}))
+            values = augmentation(config.augment, recipe.augment).values() | {"own": None if own is None else name_of(own)}
+            config = replace(
+                config, augmentation=values, batch_size=size, length=length, options=options, chosen=sorted({*config.chosen, *chosen})
+            )
         self.config = config
-        self.augment = recipe.augment
+        self.augment = recorded(config.augmentation, own)
         transform = TrainTransform(Preprocessing(config.image_size), self.augment, most_objects=self.model.num_queries_per_layer[-1])
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
         self.detector = Detector(self.model, data.names, data.ids, Preprocessing(config.image_size))

@@ -5,19 +5,27 @@ Format 1 is that of boxquery 0.1.0, whose ``config.yaml`` names no format.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from boxquery.augment import DETR
 from boxquery.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
+
+#: what the presets of all models did to images before format 3, which names it
+_AUGMENTED = {"paper": DETR, "small": replace(DETR, scales=(0.8, 0.9, 1.0, 1.1, 1.2)), "tiny": replace(DETR, scales=(1.0,), crop=0.0)}
 
 
 def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
     """The values of a ``config.yaml`` in today's format. Raises ``UserError`` for those of a newer version."""
-    if (number := values.get("format", 1)) not in (1, FORMAT):
+    if (number := values.get("format", 1)) not in (1, 2, FORMAT):
         raise UserError(f"{file}: written by boxquery {values.get('boxquery')} (format {number}); read it with that version")
     if number == FORMAT:
+        return values
+    values = values | {"augmentation": _AUGMENTED[values["preset"]].values()}
+    if number == 2:
         return values
     minutes, by_clock, batches = values.get("minutes"), values.get("by_clock", False), values.get("batches", 1)
     length = {

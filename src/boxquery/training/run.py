@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from boxquery.augment import augment_parts
 from boxquery.errors import UserError
 from boxquery.flags import Switch, pretrained_of
 from boxquery.training.config import TrainFlags
@@ -43,6 +44,8 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
         del flags["pretrained"]
     elif isinstance(weights := flags.get("pretrained"), str | Path):
         flags["pretrained"] = pretrained_of(str(weights))
+    if flags.get("augment") is not None:
+        flags["augment"] = augment_parts(flags["augment"])
     requested = TrainFlags(**flags)
     requested.check()
     if data is None and not resume and requested.pretrained not in (True, False, "auto"):

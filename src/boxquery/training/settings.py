@@ -7,6 +7,7 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from boxquery.augment import augment_parts, name_of
 from boxquery.detector import Detector
 from boxquery.device import choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
@@ -26,6 +27,7 @@ def resolve(data: str, requested: TrainFlags) -> RunConfig:
     values: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(RunFlags)}
     values |= {name: getattr(recipe, name) for name in by_preset if values[name] is None}
     values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
+    values |= {"augment": {name: value for name, value in augment_parts(requested.augment).items() if name != "own"}}
     values |= {"options": requested.options or {}, "workers": default_workers(device) if requested.workers is None else requested.workers}
     values |= {name: str(values[name]) for name in ("images", "annotations") if values[name] is not None}
     long: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(LengthFlags)} | {"schedule_steps": _schedule(requested)}
@@ -71,7 +73,12 @@ def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Pat
         # options are among what the source, the user and the data chose; a file makes lists of sequences
         if name == "options" and all(key in own and own[key] == value for key, value in json.loads(json.dumps(asked)).items()):
             continue
+        if name == "augment" and _same_augment(config, augment_parts(asked), folder):
+            continue
         raise UserError(f"{folder} was started with {name}={own!r}, not {asked!r}: resume it as it is, or choose another --out")
+    if config.augmentation.get("own") and "own" not in augment_parts(requested.augment):
+        name = config.augmentation["own"]
+        raise UserError(f"{folder} was started with the own transform {name}: resume it in Python with augment={name.rpartition('.')[2]}")
     if (processes := world_size()) != config.world_size:
         raise UserError(f"{folder} was started with {config.world_size} processes, not {processes}: resume it with as many")
     if config.length.batch_images != config.batch_size * processes:
@@ -82,6 +89,14 @@ def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Pat
     workers = config.workers if requested.workers is None else requested.workers
     check_workers(workers)
     return replace(config, device=device, workers=workers)
+
+
+def _same_augment(config: RunConfig, asked: dict[str, Any], folder: Path) -> bool:
+    """Whether what was asked for is part of what the run was started with. Raises ``UserError`` for another own transform."""
+    known, own = config.augmentation.get("own"), asked.pop("own", None)
+    if own is not None and name_of(own) != known:
+        raise UserError(f"{folder} was started with {known or 'no own transform'}, not {name_of(own)}: resume it as it is")
+    return all(config.augment.get(name) == value for name, value in asked.items())
 
 
 def _schedule(requested: TrainFlags) -> dict[int, int]:
