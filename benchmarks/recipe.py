@@ -13,7 +13,7 @@ variant has changed since counts as not measured.
 
 Nothing is chosen on a split that is reported: of the sets' training images a fifth (of raccoon's a quarter) is held out and evaluated
 on, copies of one file on one side; the sets' own val and test splits are dropped before anything is trained. ``scenes1``, ``scenes2``,
-``scenes12`` and ``scenes30`` are built-in scenes with one object per image and with up to so many.
+``scenes12`` and ``scenes30`` are built-in scenes with so many objects per image.
 
 The rule: with one seed on two sets, a variant passes that gains more than .02 AP on one and loses less than .01 on the other, both
 against its parent; what passed goes to three seeds on all seven sets. AP is that of the best epoch, "last" that of the last.
@@ -22,35 +22,27 @@ against its parent; what passed goes to three seeds on all seven sets. AP is tha
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import multiprocessing
-import os
 import random
 import re
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import cells
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
 from boxquery.data.splits import equal_files
-from boxquery.evaluation.median_box import evaluate_median_boxes
-from boxquery.files import atomic_write, write_json
-from boxquery.locks import Lock
 from boxquery.training.run_length import PLANNED
-from peer import NOT_MEASURED, ONE_THREAD, commit
+from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, three
 from recipe_variants import VARIANTS, changes, preset, settings
 
-DOCS = Path(__file__).parents[1] / "docs" / "experiments"
-PAGE, RESULTS = DOCS / "recipe.md", DOCS / "results" / "recipe.json"
+PAGE, RESULTS = DOCS / "experiments" / "recipe.md", DOCS / "experiments" / "results" / "recipe.json"
 #: the sets that variants are screened on, and those that finalists are measured on
 SCREENED, SETS = ("raccoon", "cards"), ("raccoon", "cards", "bccd", "scenes1", "scenes2", "scenes12", "scenes30")
 SEEDS = (0, 1, 2)
@@ -77,7 +69,7 @@ class Cell(NamedTuple):
 def held_out(name: str, path: str) -> Data:
     """A set whose "val" is a part of its training images; its own val and test splits are not in it."""
     if scenes := re.fullmatch(r"scenes(\d+)", name):
-        data = shapes_data(train=SCENES + SCENES_HELD_OUT, size=SIDE, max_objects=int(scenes[1]))
+        data = shapes_data(train=SCENES + SCENES_HELD_OUT, size=SIDE, objects=int(scenes[1]))
         train = data.splits["train"]
         return replace(data, splits=_splits(train, train[:SCENES], train[SCENES:]))
     data = open_data(path)
@@ -97,100 +89,33 @@ def _splits(train: Split, kept: Sequence[Record], out: Sequence[Record]) -> dict
     return {name: replace(train, name=name, records=records) for name, records in (("train", kept), ("val", out))}
 
 
-def train(cell: Cell, path: str, out: Path) -> None:
-    """Train a cell into its run folder, in this process; what is printed, and why it failed, is in OUT.log."""
-    sys.stdout = sys.stderr = out.with_suffix(".log").open("w", buffering=1)
-    import torch
-
+def train(paths: Mapping[str, str], cell: Cell, out: Path) -> None:
+    """Train a cell into its run folder, in this process."""
     import boxquery as bq
     from boxquery.models import deformable_detr, register
 
-    torch.set_num_threads(1)
     rung = SimpleNamespace(__doc__=deformable_detr.__doc__, PRESETS={"small": preset(cell.variant)}, build=deformable_detr.build)
     register("rung", rung)
-    bq.train(held_out(cell.set, path), model="rung", preset="small", minutes=cell.seconds / 60 / PLANNED, clock="cpu", seed=cell.seed,
-             device="cpu", workers=0, pretrained=False, force=True, out=out)  # fmt: skip
+    bq.train(held_out(cell.set, paths.get(cell.set, "")), model="rung", preset="small", minutes=cell.seconds / 60 / PLANNED, clock="cpu",
+             seed=cell.seed, device="cpu", workers=0, pretrained=False, force=True, out=out)  # fmt: skip
 
 
-def train_apart(cell: Cell, path: str, out: Path) -> None:
-    """``train`` in a process of its own on one thread. Raises ``RuntimeError`` with the log's last lines if it fails."""
-    shutil.rmtree(out, ignore_errors=True)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    os.environ.update(ONE_THREAD)
-    process = multiprocessing.get_context("spawn").Process(target=train, args=(cell, path, out))
-    process.start()
-    process.join()
-    if process.exitcode:
-        log = out.with_suffix(".log")
-        raise RuntimeError(f"{cell}: failed; the last lines of {log}:\n{''.join(log.read_text().splitlines(True)[-8:])}")
+def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results: Path) -> None:
+    """Train those of the cells that are not measured."""
 
+    def describe(cell: Cell, out: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        return cell.set, set_facts(held_out(cell.set, paths.get(cell.set, ""))), {**read_run(out), "settings": settings(cell.variant)}
 
-def read_run(out: Path) -> dict[str, Any]:
-    """What a finished run came to."""
-    rows = list(csv.DictReader((out / "metrics.csv").open()))
-    scored = [row for row in rows if row.get("AP")]
-    best, last = max(scored, key=lambda row: float(row["AP"])), rows[-1]
-    return {
-        **{key: round(float(best[key]), 4) for key in ("AP", "AP50")}, "AP_last": round(float(scored[-1]["AP"]), 4),
-        "best_epoch": int(best["epoch"]), "last_epoch": int(last["epoch"]), "steps": int(last["step"]),
-        "images_seen": int(float(last["images"])), "cpu_seconds": round(float(last["cpu_seconds"]), 1),
-    }  # fmt: skip
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """``sets`` (name -> facts) and ``cells`` of those variants that are still what they were."""
-    return json.loads(path.read_text()) if path.exists() else {"sets": {}, "cells": []}
+    cells.measure(
+        todo, runs, results, is_measured=lambda cell, known: cell in counted(known), train=partial(train, paths), describe=describe
+    )
 
 
 def counted(results: Mapping[str, Any]) -> dict[Cell, Mapping[str, Any]]:
     """The measured cells of variants that are still what they were."""
     known = {name: settings(name) for name in VARIANTS}
-    cells = {Cell(*(row[key] for key in Cell._fields)): row for row in results["cells"]}
-    return {cell: row for cell, row in cells.items() if known.get(cell.variant) == row["settings"]}
-
-
-def add(path: Path, name: str, facts: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """Put a cell into the results file, which other processes may be writing, too."""
-    lock = Lock.take(path.with_name(f".{path.name}.lock"), wait=60)
-    if lock is None:
-        raise RuntimeError(f"{path}: locked by another process for a minute")
-    try:
-        results = read_results(path)
-        results["sets"][name] = dict(facts)
-        others = [old for old in results["cells"] if any(old[key] != row[key] for key in Cell._fields)]
-        write_json(path, {"sets": results["sets"], "cells": [*others, dict(row)]})
-    finally:
-        lock.release()
-
-
-def set_facts(data: Data) -> dict[str, Any]:
-    train, val = data.splits["train"], data.splits["val"]
-    median = evaluate_median_boxes(train, val, data.names, data.ids)
-    return {"training_images": len(train), "images": len(val), "objects": sum(int((~record.ignore).sum()) for record in val),
-            "median_box": {key: value if value is None else round(value, 4) for key, value in median.items()}}  # fmt: skip
-
-
-def measure(cells: Iterable[Cell], paths: Mapping[str, str], runs: Path, results: Path) -> None:
-    """Train the cells that are not in the results and that no other process is working on; a failed one is named and left out."""
-    for cell in cells:
-        lock = Lock.take(runs / f"{cell}.lock")
-        if lock is None:
-            print(f"{cell}: another process is working on it", flush=True)
-            continue
-        try:
-            if cell in counted(read_results(results)):
-                continue
-            print(f"{cell}: training", flush=True)
-            path = paths.get(cell.set, "")
-            train_apart(cell, path, runs / str(cell))
-            row = {**cell._asdict(), **read_run(runs / str(cell)), "settings": settings(cell.variant), "commit": commit()}
-            add(results, cell.set, set_facts(held_out(cell.set, path)), row)
-            print(f"  AP {row['AP']:.3f}, AP50 {row['AP50']:.3f} in epoch {row['best_epoch']} of {row['last_epoch']}, "
-                  f"{row['steps']} steps, {row['cpu_seconds']} CPU s", flush=True)  # fmt: skip
-        except RuntimeError as error:
-            print(error, flush=True)
-        finally:
-            lock.release()
+    rows = {Cell(*(row[key] for key in Cell._fields)): row for row in results["cells"]}
+    return {cell: row for cell, row in rows.items() if known.get(cell.variant) == row["settings"]}
 
 
 def differences(cells: Mapping[Cell, Mapping[str, Any]], name: str, seconds: int, seeds: Sequence[int] | None = None) -> dict[str, float]:
@@ -246,7 +171,7 @@ def table(results: Mapping[str, Any]) -> str:
             shown = [_cell([row for cell, row in cells.items() if cell[:3] == (each, name, seconds)], gains.get(each)) for each in SETS]
             change = f"{changes(name)}: {variant.why}" if variant.why else changes(name)
             lines.append(f"| {name} | {change} | {' | '.join(shown)} | {verdict(cells, name, seconds)} |")
-        fixed = [_three(results["sets"].get(each, {}).get("median_box", {}).get("AP")) for each in SETS]
+        fixed = [three(results["sets"].get(each, {}).get("median_box", {}).get("AP")) for each in SETS]
         lines.append(f"| median box per class | of the training images, in every image | {' | '.join(fixed)} | |")
         parts.append("\n".join(lines))
     if facts := [f"{name} {each['training_images']} and {each['images']} ({each['objects']} objects)"
@@ -263,17 +188,12 @@ def _cell(rows: Sequence[Mapping[str, Any]], gain: float | None) -> str:
     return f"{mean(values):.3f}{spread}" + (f", {gain:+.3f}" if gain is not None else "")
 
 
-def _three(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.3f}"
-
-
 def show(results: Path, page: Path | None) -> None:
     """Print the tables, and put them between the page's two marks."""
     text = table(read_results(results))
     print(text)
     if page is not None:
-        marked = f"<!-- measured -->\n\n{text}\n\n<!-- end of what was measured -->"
-        atomic_write(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
+        put_into_page(page, text)
 
 
 def main() -> None:
@@ -288,9 +208,10 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
     parser.add_argument("--show", action="store_true", help="only write the tables")
     args = parser.parse_args()
-    paths = dict(word.partition("=")[::2] for word in args.data)
-    if wrong := [name for name, path in paths.items() if name not in SETS or name.startswith("scenes") or not path]:
-        parser.error(f"{wrong[0]}: write NAME=PATH, for raccoon, cards or bccd")
+    try:
+        paths = places(args.data, [name for name in SETS if not name.startswith("scenes")])
+    except ValueError as error:
+        parser.error(str(error))
     sets = args.sets or (SETS if args.finalists else SCREENED)
     if not args.show:
         if missing := [name for name in sets if name not in paths and not name.startswith("scenes")]:
