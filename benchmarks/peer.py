@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import os
 import random
@@ -76,9 +77,18 @@ def splits(data: Data, tune: bool) -> tuple[Split, Split]:
 
 
 def write_yolo(folder: Path, names: Sequence[str], parts: Mapping[str, Split]) -> Path:
-    """The images and boxes in YOLO's layout, named by their position: the file of settings. Boxes to be ignored are left out."""
+    """The images and boxes in YOLO's layout, named by their position, unless they are there: the file of settings.
+
+    Boxes to be ignored are left out.
+    """
+    digest = hashlib.blake2b(repr([*names, *parts]).encode(), digest_size=4)
+    for record in (record for split in parts.values() for record in split):
+        digest.update(
+            f"{record.path} {record.id} {record.width} {record.height}".encode() + record.labels.tobytes() + record.boxes.tobytes()
+        )
+    folder = folder / digest.hexdigest()
     settings = folder / "data.yaml"
-    if settings.exists():
+    if settings.exists():  # it is written last
         return settings
     for part, split in parts.items():
         for kind in ("images", "labels"):
@@ -252,6 +262,8 @@ def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
     ap = [row["AP"] for row in rows]
     spread = f"; seeds {_three(min(ap))} to {_three(max(ap))}" if len(ap) > 1 else ""
     low, high = _bounds(_resampled(rows))
+    spent = mean(row["cpu_seconds"] for row in rows)
+    spread += f"; {spent:,.0f} CPU s" if abs(spent / rows[0]["seconds"] - 1) > 0.03 else ""
     return f"{_three(mean(ap))} / {_three(mean(row['AP50'] for row in rows))} ({_three(low)} to {_three(high)}{spread})"
 
 
