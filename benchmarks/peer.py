@@ -210,13 +210,13 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
                 if any(key.items() <= row.items() for row in results["runs"]):
                     continue
                 print(f"{name} ({where}): {system}, {seconds} s, seed {seed}", flush=True)
-                out = folder / f"{system.replace(' ', '-')}-{seconds}-{seed}"
+                out, version = folder / f"{system.replace(' ', '-')}-{seconds}-{seed}", commit()
                 if system == PEER:
                     facts, (found, end_to_end) = run_peer(yolo, val, out, seconds, seed, args)
                     facts["end_to_end"] = {k: v for k, v in score(val, end_to_end, data).items() if k != "resampled"}
                 else:
                     facts, found = run_ours(str(yolo.parent) if args.tune else path, val, out, seconds, seed, args)
-                row = {**key, **score(val, found, data), **facts, "commit": commit()}
+                row = {**key, **score(val, found, data), **facts, "commit": version}
                 results["runs"].append(row)
                 write_json(args.results, results)
                 print(f"  AP {row['AP']:.3f} {row['interval']}, AP50 {row['AP50']:.3f}, {row['cpu_seconds']} CPU s", flush=True)
