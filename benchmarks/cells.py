@@ -1,4 +1,4 @@
-"""Training runs whose results are kept one by one: what benchmarks/recipe.py and benchmarks/curves.py share.
+"""Training runs whose results are kept one by one: what benchmarks/recipe.py and benchmarks/curves.py share, and pages' figures and tables.
 
 A cell says what one run is; a results file has ``sets`` (name -> facts of the data) and ``cells``, a row per finished run. Cells that are
 there are not repeated, a run that was interrupted starts anew, and several processes may work on the same file at once.
@@ -14,14 +14,18 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from boxquery.data.dataset import Data
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_boxes
 from boxquery.files import atomic_write, write_json
 from boxquery.locks import Lock
 from peer import NOT_MEASURED, ONE_THREAD, commit
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -150,3 +154,13 @@ def put_into_page(page: Path, text: str) -> None:
     """Between the page's two marks."""
     marked = f"<!-- measured -->\n\n{text}\n\n<!-- end of what was measured -->"
     atomic_write(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
+
+
+def svg(figure: Figure) -> str:
+    """The same figure is the same text."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "boxquery"}):
+        text = StringIO()
+        figure.savefig(text, format="svg", metadata={"Date": None})
+    return text.getvalue()

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
@@ -28,6 +27,7 @@ from matplotlib.figure import Figure
 from boxquery.compare.command import compare
 from boxquery.compare.plan import CompareFlags
 from boxquery.files import atomic_write, write_json
+from cells import put_into_page, svg
 from convergence import BODY, HERE, PLAIN, backbone
 
 DOCS = HERE.parent / "docs" / "experiments"
@@ -176,8 +176,7 @@ def show(name: str) -> None:
     print(text)
     page = DOCS / f"{name}.md"
     if page.exists():
-        marked = f"<!-- measured -->\n\n{text}\n\n<!-- end of what was measured -->"
-        atomic_write(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
+        put_into_page(page, text)
 
 
 def table(data: str, result: Mapping[str, Any], nms: bool) -> str:
@@ -260,18 +259,7 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
         row[1].set_yticks(range(len(result["entries"])), [found["label"] for found in reversed(result["entries"])])
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
-    atomic_write(path, _svg(figure))
-
-
-def _svg(figure: Figure) -> str:
-    from io import StringIO
-
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "boxquery"}):  # the same figure is the same file
-        text = StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()
+    atomic_write(path, svg(figure))
 
 
 def main() -> None:
