@@ -50,7 +50,7 @@ LEVEL = 0.15
 FIVE = ("deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
 #: turns off what "tiny" adds to the article's system, or to one map
 PLAIN: dict[str, dict[str, Any]] = {
-    "deformable-detr": {"box_refine": False, "two_stage": False, "denoising": 0, "levels": 1},
+    "deformable-detr": {"box_refine": False, "two_stage": False, "matching": "one-to-one", "levels": 1},
     "dab-deformable-detr": {"levels": 1},
 }
 #: name -> model and options; after the family, the article's question about SAM-DETR, and docs/mixing.md's combination

@@ -15,7 +15,7 @@ from boxquery.models.recipes import Preset, Recipe
 ROOT_OPTIONS: dict[str, Any] = {
     "backbone": "resnet18", "backbone_options": {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16},
     "num_queries": 100, "encoder_layers": 1, "decoder_layers": 3, "hidden_dim": 128, "heads": 4, "ffn_dim": 512, "dropout": 0.0,
-    "levels": 3, "points": 2, "box_refine": True, "two_stage": True, "denoising": 60,
+    "levels": 3, "points": 2, "box_refine": True, "two_stage": True, "matching": "denoising", "denoising": 60,
 }  # fmt: skip
 ROOT_RECIPE = Recipe(
     image_size=240, epochs=150, batch_size=4, lr=1e-3, backbone_lr=1e-3, low_lr_factor=1.0, query_lr_factor=10.0, decay="cosine",
@@ -43,8 +43,8 @@ VARIANTS: dict[str, Variant] = {
     "small": Variant(None, why="the default of before"),
     "320px": Variant("small", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
     "mal": Variant("320px", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
-    "dense": Variant("320px", options={"matching": "dense"}, why="every place near an object is taught"),
-    "dense-mal": Variant("mal", options={"matching": "dense"}, why="both"),
+    "dense": Variant("320px", options={"matching": "denoising+dense"}, why="every place near an object is taught"),
+    "dense-mal": Variant("mal", options={"matching": "denoising+dense"}, why="both"),
     "hybrid-mal": Variant("mal", options={"encoder": "hybrid"}, why="convolutions between levels are cheaper"),
     "hybrid-dense-mal": Variant("dense-mal", options={"encoder": "hybrid"}, why="all three"),
 }

@@ -40,8 +40,8 @@ VARIANTS = {
     "dab-deformable-detr": {"fixed": "fixed_xy=true", "hybrid": "encoder=hybrid", "dropped": "num_queries=[40,30,20]"},
     "dab-detr": {"patterns": "patterns=2 fixed_xy=true", "dropped": "patterns=2 num_queries=[20,20,10]", "bias": "relative_bias=true"},
     "deformable-detr": {
-        "points": "box_refine=false two_stage=false denoising=0",
-        "refined": "two_stage=false denoising=0",
+        "points": "box_refine=false two_stage=false matching=one-to-one",
+        "refined": "two_stage=false matching=one-to-one",
         "dropped": "num_queries=[40,20,10]",
         "hybrid": "encoder=hybrid",
         "paper": f"{PAPER} levels=2 box_refine=true",

@@ -194,12 +194,15 @@ def test_preprocessing_is_saved_with_the_model(detector, photo, tmp_path):
 def test_configurations_of_other_versions(detector, photo, tmp_path):
     folder = detector.save(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
-    first = {**{k: v for k, v in config.items() if k not in ("format", "preprocessing")}, "image_size": 64}
+    options = {**config["model"]["options"], "denoising": 0}
+    del options["matching"], options["contrastive"], options["class_loss"]
+    first = {**config, "model": {**config["model"], "options": options}, "image_size": 64}
+    del first["format"], first["preprocessing"]
     (folder / "config.json").write_text(json.dumps(first))
     assert bq.load(folder).preprocessing == Preprocessing(64)
     assert same(bq.load(folder).predict(photo), detector.predict(photo))
     (folder / "config.json").write_text(json.dumps({**config, "format": config["format"] + 1}))
-    with pytest.raises(bq.UserError, match=r"config\.json: format 3 is of a newer boxquery"):
+    with pytest.raises(bq.UserError, match=r"config\.json: format 4 is of a newer boxquery"):
         bq.load(folder)
 
 

@@ -57,7 +57,7 @@ FAMILY = ("detr", "conditional-detr", "deformable-detr", "smca-detr", "anchor-de
 #: untrained models: one feature map at stride 8 for all, and Deformable DETR as first published
 FINE = {"backbone_options": {**NARROW_RESNET10, "output_stride": 8}, "dilation": False}
 PLAIN = {
-    "deformable-detr": {"box_refine": False, "two_stage": False, "denoising": 0, "levels": 1, "points": 4, "heads": 8},
+    "deformable-detr": {"box_refine": False, "two_stage": False, "matching": "one-to-one", "levels": 1, "points": 4, "heads": 8},
 }
 #: the built-in scenes on which untrained and trained models are shown, each with its largest object
 SCENE, AFTER = 8, 3

@@ -23,12 +23,13 @@ from boxquery.files import atomic_write
 from boxquery.flags import check_model
 from boxquery.models import create_model
 from boxquery.models.interface import Model
+from boxquery.models.options import migrate_options
 from boxquery.official.checkpoint import open_checkpoint, refuse_transformers
 from boxquery.official.coco import CATEGORIES, ROWS
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: version of ``config.json``, see ``migrate``
-FORMAT = 2
+FORMAT = 3
 CHECK_SUM = "crc32"
 """Key of the weights' metadata: the format has no check sum, and a flipped bit would give wrong detections. The only key, since safetensors
 writes several in any order and equal weights would become different files."""
@@ -90,12 +91,14 @@ def load(source: str | Path) -> Detector:
 def migrate(config: dict[str, Any]) -> dict[str, Any]:
     """What any version wrote into ``config.json``, as this one writes it. Raises ``UserError`` for a newer format.
 
-    Format 1, without a number: ``image_size`` in place of ``preprocessing``.
+    Format 1, without a number: ``image_size`` in place of ``preprocessing``. Until format 2 the option ``denoising`` was 0 for none.
     """
     if (found := config.get("format", 1)) > FORMAT:
         raise UserError(f"format {found} is of a newer boxquery, this one reads up to {FORMAT}; update it")
     if found == 1:
         config = {**config, "preprocessing": {"image_size": config["image_size"]}}
+    if found < FORMAT:
+        config = {**config, "model": {**config["model"], "options": migrate_options(config["model"]["options"])}}
     return config
 
 

@@ -225,7 +225,7 @@ def test_a_column_without_a_name_is_never_predicted():
 
 
 def test_points_that_become_boxes_are_boxes_without_size_first():
-    explanation = detector("deformable-detr", box_refine=True, two_stage=False, denoising=0).explain(photo())
+    explanation = detector("deformable-detr", box_refine=True, two_stage=False, matching="one-to-one").explain(photo())
     assert explanation.trace.layers[0].reference.shape[-1] == 2
     assert explanation.trace.layers[1].reference.shape[-1] == 4
     first = explanation.trace.layers[0].reference[0].numpy() * [96, 72]

@@ -16,7 +16,7 @@ from tests.models.builders import batch, create, shaken
 STEP = 1e-6
 #: options without what papers detach on purpose, beside one decoder layer: gradients do not see it, and scaling a token does
 ATTACHED = {
-    "deformable-detr": {"box_refine": False, "two_stage": False, "denoising": 0},
+    "deformable-detr": {"box_refine": False, "two_stage": False, "matching": "one-to-one"},
     "sam-detr": {"cross_attention": False},
 }
 NAMES = ["disc", "square", "triangle"]

@@ -123,7 +123,7 @@ def test_two_stage_models_are_counted_by_rank(tmp_path, capsys):
     result.show()
     assert "rank of the proposal" in " ".join(capsys.readouterr().out.split())
     assert "rank of the proposal" in result.write(tmp_path).read_text(encoding="utf-8")
-    assert usage(tiny("deformable-detr", two_stage=False, denoising=0), SCENES).summary()["by"] == "query"
+    assert usage(tiny("deformable-detr", two_stage=False, matching="one-to-one"), SCENES).summary()["by"] == "query"
 
 
 def test_colours_say_size_and_shape():

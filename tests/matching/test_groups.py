@@ -55,6 +55,29 @@ def test_only_the_first_half_of_a_group_is_matched_each_to_its_own_object(batch)
     assert matches.counts == ((12, 0, 20),)
 
 
+def test_without_negatives_there_are_five_groups_whose_centres_and_sides_move(batch):
+    """DN-DETR: a centre stays in the box, by 0.4 of the way to its side at most; a side changes by 0.4 of itself at most."""
+    made = noisy(batch, contrastive=False)
+    assert (made.group.repeats, made.group.size, made.group.matches.counts) == (5, 5 * 5, ((15, 0, 25),))
+    assert made.group.valid.view(3, 5, 5).sum((1, 2)).tolist() == [15, 0, 25]
+    for image, target in enumerate(batch):
+        n = len(target["labels"])
+        boxes = made.reference[image].sigmoid().view(5, 5, 4)[:, :n]
+        centre, size = ((boxes - target["boxes"]).abs() / target["boxes"][:, 2:].repeat(1, 2)).split(2, -1)
+        assert (centre <= 0.2 + 1e-4).all()
+        assert (size <= 0.4 + 1e-4).all()
+        if n:
+            assert centre.max() > 0.1
+            assert size.max() > 0.2
+    matches = made.group.matches
+    found = {(i, q): t for i, q, t in zip(*(v.tolist() for v in (matches.image, matches.query, matches.target)), strict=True)}
+    assert found == {(i, g * 5 + n): n for i, target in enumerate(batch) for g in range(5) for n in range(len(target["labels"]))}
+    hidden = QueryState(content=torch.zeros(3, 7, 8)).with_group(made.group, made.content).self_mask
+    assert not hidden[:25, 25:].any()
+    assert hidden[25:, :25].all()
+    assert Denoising(CLASSES, 8, 40, contrastive=False).label_noise == 0.2
+
+
 def test_labels_are_replaced_with_the_given_probability():
     torch.manual_seed(0)
     batch = [objects(50)]

@@ -36,10 +36,10 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dab-detr": {"dab-detr": {}, "dab-detr-patterns": {"patterns": 2, "fixed_xy": True}},
     "dab-deformable-detr": {"dab-deformable-detr": {}, "dab-deformable-detr-fixed": {"fixed_xy": True}},
     "deformable-detr": {
-        "deformable-detr-points": {"box_refine": False, "two_stage": False, "denoising": 0},
-        "deformable-detr-refined": {"box_refine": True, "two_stage": False, "denoising": 0},
-        "deformable-detr-two-stage": {"box_refine": True, "two_stage": True, "denoising": 0},
-        "deformable-detr-denoising": {"box_refine": True, "two_stage": True, "denoising": 20},
+        "deformable-detr-points": {"box_refine": False, "two_stage": False, "matching": "one-to-one"},
+        "deformable-detr-refined": {"box_refine": True, "two_stage": False, "matching": "one-to-one"},
+        "deformable-detr-two-stage": {"box_refine": True, "two_stage": True, "matching": "one-to-one"},
+        "deformable-detr-denoising": {"box_refine": True, "two_stage": True, "matching": "denoising", "denoising": 20},
     },
     "sam-detr": {
         "sam-detr": {},

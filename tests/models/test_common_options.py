@@ -20,7 +20,7 @@ LEVELS = [name for name in bq.list_models() if has_option(name, "levels")]
 #: system -> what the model needs beside the option
 NEEDS = {
     "anchor-detr-dense": {"attention": "dense"},
-    "deformable-detr-points": {"box_refine": False, "two_stage": False, "denoising": 0},
+    "deformable-detr-points": {"box_refine": False, "two_stage": False, "matching": "one-to-one"},
 }
 MODELS = [*bq.list_models(), *NEEDS]
 

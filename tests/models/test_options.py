@@ -42,11 +42,12 @@ SETTINGS: list[dict[str, Any]] = [
     {"neck_norm": True},
     {"levels": 3, "dilation": False, "smca": True},
     {"levels": 3, "dilation": False, "cross_attention": False, "decoder_layers": 4},
-    {"points": 3, "levels": 2, "box_refine": True, "two_stage": False, "denoising": 0},
-    {"box_refine": False, "two_stage": False, "denoising": 0},
-    {"box_refine": True, "two_stage": False, "denoising": 0},
-    {"box_refine": True, "two_stage": True, "denoising": 0},
-    {"box_refine": True, "two_stage": True, "denoising": 1},
+    {"points": 3, "levels": 2, "box_refine": True, "two_stage": False, "matching": "one-to-one"},
+    {"box_refine": False, "two_stage": False, "matching": "one-to-one"},
+    {"box_refine": True, "two_stage": False, "matching": "one-to-one"},
+    {"box_refine": True, "two_stage": True, "matching": "one-to-one"},
+    {"box_refine": True, "two_stage": True, "matching": "denoising", "denoising": 1},
+    {"two_stage": True, "box_refine": True, "matching": "dense+denoising", "contrastive": False},
 ]
 
 #: how many levels a model takes, where not any number
@@ -160,7 +161,7 @@ class TestTwoStage:
 
     def test_needs_refinement(self, name):
         with pytest.raises(bq.UserError, match="box_refine"):
-            create(name, two_stage=True, box_refine=False, denoising=0)
+            create(name, two_stage=True, box_refine=False, matching="one-to-one")
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -205,10 +206,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"centre_stride": 32.0}, "centre_stride=32.0"),
     ({"points": 0}, "points=0"),
     ({"box_refine": "yes"}, "box_refine='yes'"),
-    ({"denoising": -1}, "denoising=-1"),
+    ({"denoising": 0}, "denoising=0: must be at least 1; for no denoising leave it out of matching"),
+    ({"matching": "denosing"}, "no strategy 'denosing'; known, joined by +: one-to-one, denoising"),
+    ({"matching": "dense+"}, "no strategy ''"),
     ({"spatial_prior": "random"}, "'learned', 'grid'"),
     ({"attention": "full"}, "'rcda', 'dense'"),
-    ({"denoising": 20, "two_stage": False, "query_position": "learned"}, "needs denoising=0"),
+    ({"matching": "denoising", "box_refine": True, "query_position": "learned"}, "needs "),
 ]
 
 

@@ -31,9 +31,9 @@ from tests.models.test_overfit import learned
 
 SIZES = ((64, 96), (48, 64))
 DENOISED = {
-    system: (name, options | {"denoising": 20})
+    system: (name, options | {"matching": "denoising", "denoising": 20})
     for system, (name, options) in systems().items()
-    if name not in ("detr", "smca-detr") and options.get("denoising", 0) == 0
+    if name not in ("detr", "smca-detr") and options.get("matching") != "denoising"
 }
 
 
@@ -136,13 +136,25 @@ def test_denoising_works_wherever_queries_have_references(system):
 
 @pytest.mark.parametrize("name", ["detr", "smca-detr"])
 def test_denoising_without_references_is_refused(name):
-    with pytest.raises(bq.UserError, match=r"denoising=20: this model's queries have no reference"):
-        create(name, denoising=20)
+    with pytest.raises(bq.UserError, match="denoising needs queries whose reference can be a noised box, which this model lacks"):
+        create(name, matching="denoising")
+
+
+@pytest.mark.parametrize("name", bq.list_models())
+def test_a_number_of_noised_queries_needs_denoising(name):
+    """What switched it on until matching did must not go unnoticed."""
+    options = {"matching": "one-to-one", "denoising": 60}
+    assert create(name, **options).config["options"]["denoising"] == 60
+    if name == "deformable-detr":
+        assert create(name, denoising=7).queries.denoising.queries == 7
+    else:
+        with pytest.raises(bq.UserError, match="denoising=60 is a number of noised queries, of which matching has none"):
+            create(name, denoising=60)
 
 
 def test_denoising_and_a_learned_position_are_refused():
-    with pytest.raises(bq.UserError, match="query_position='learned' needs denoising=0"):
-        create("dab-detr", denoising=20, query_position="learned")
+    with pytest.raises(bq.UserError, match="query_position='learned' needs matching without denoising"):
+        create("dab-detr", matching="denoising", query_position="learned")
 
 
 @pytest.mark.parametrize("system", systems())

@@ -13,7 +13,10 @@ import yaml
 import boxquery as bq
 from boxquery.augment import DETR, Augment, recorded
 from boxquery.cli import run
+from boxquery.compare.plan import ComparisonPlan
+from boxquery.model_folder import migrate
 from boxquery.training.config import RunConfig
+from boxquery.training.migration import migrate_overrides
 from tests.data.writers import drawn, write_coco
 
 from .runs import scenes
@@ -50,6 +53,43 @@ def folder(request, tmp_path, monkeypatch) -> Path:
     return Path(shutil.copytree(OLD / request.param, request.param))
 
 
+MATCHING = [
+    ({}, {}),
+    ({"denoising": 0}, {"matching": "one-to-one"}),
+    ({"denoising": 60}, {"matching": "denoising", "denoising": 60}),
+    ({"denoising": 30, "matching": "dense"}, {"matching": "denoising+dense", "denoising": 30}),
+    ({"denoising": 0, "matching": "dense"}, {"matching": "dense"}),
+    ({"matching": "dense"}, {"matching": "denoising+dense", "denoising": 60}),
+]
+
+
+@pytest.mark.parametrize(("before", "now"), MATCHING, ids=str)
+def test_denoising_was_switched_on_by_its_number(before, now, tmp_path):
+    """In ``config.yaml``, which holds what differs from the preset; in a model folder, which holds all; and in a comparison's plan."""
+    config = yaml.safe_load((OLD / "deformable-detr" / "config.yaml").read_text())
+    others = {name: value for name, value in config["options"].items() if name != "denoising"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"options": others | before}))
+    options = RunConfig.read(tmp_path).options
+    assert options == others | now
+    model = json.loads((OLD / "deformable-detr" / "model" / "config.json").read_text())
+    model["model"]["options"] |= {"denoising": 60} | before
+    loaded = migrate(model)["model"]["options"]
+    expected = {"matching": "denoising", "denoising": 60} | now
+    assert {name: loaded.get(name, 60) for name in expected} == expected
+    entry = {"model": "deformable-detr", "preset": "tiny", "options": before, "lr": None}
+    usual = {"epochs": 1, "minutes": None, "images_seen": None, "image_size": 64, "batch_size": 4, "pretrained": False}
+    usual |= {"freeze_backbone": False, "device": "cpu", "precision": "float32", "strict": False}
+    (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"data": "d", "seeds": [0], "entries": {"a": entry}} | usual))
+    plan = ComparisonPlan.read(tmp_path)
+    assert plan.entries[0].options == now
+    plan.write(tmp_path)
+    assert ComparisonPlan.read(tmp_path) == plan
+
+
+def test_other_models_had_no_denoising_of_their_own():
+    assert migrate_overrides({"matching": "dense"}, "dab-detr", "tiny") == {"matching": "dense"}
+
+
 def losses(folder: Path) -> list[tuple[str, ...]]:
     with (folder / "metrics.csv").open() as file:
         return [(row["epoch"], row["step"], row["images"], row["loss"]) for row in csv.DictReader(file)]
@@ -70,7 +110,8 @@ def test_an_old_model_predicts_what_it_did(name):
 def test_an_old_run_is_understood(folder, capsys):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     config = RunConfig.read(folder)
-    assert (config.data, config.model, config.options) == ("data", folder.name, written["options"])
+    options = written["options"] | ({"matching": "denoising"} if "denoising" in written["options"] else {})
+    assert (config.data, config.model, config.options) == ("data", folder.name, options)
     assert f"--model {folder.name}" in config.command(folder)
     assert run(["evaluate", str(folder), "data", "--device", "cpu", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["images"] == 6

@@ -488,7 +488,7 @@ def shared(start: Path) -> dict:
     return {
         **settings("deformable-detr"),
         "start_from": start,
-        "options": {**SMALL, "denoising": 0},
+        "options": {**SMALL, "matching": "one-to-one"},
         "image_size": 64,
         "epochs": 2,
     }
@@ -520,7 +520,7 @@ def weights(run: Path) -> torch.Tensor:
 def test_two_processes_do_what_one_does_with_the_whole_batch(tmp_path):
     """gloo, two ranks: the same losses, weights and predictions as a single process whose batch is theirs together."""
     torch.manual_seed(0)
-    model = bq.create_model("deformable-detr", classes=5, preset="tiny", **SMALL, denoising=0)
+    model = bq.create_model("deformable-detr", classes=5, preset="tiny", **SMALL, matching="one-to-one")
     model.freeze()
     data = scenes()
     start = Detector(model, data.names, data.ids, Preprocessing(64)).save(tmp_path / "start")

@@ -16,6 +16,7 @@ from boxquery.errors import UserError, count
 from boxquery.files import atomic_write
 from boxquery.flags import Preset, check_above_zero, option_word
 from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
+from boxquery.training.migration import FORMAT, migrate_overrides
 
 FILE = "compare.yaml"
 #: by how much the images that an adopted run saw may differ from those planned
@@ -156,7 +157,7 @@ class ComparisonPlan:
 
     def write(self, folder: Path) -> None:
         """Raises ``UserError`` where the folder cannot be written."""
-        atomic_write(folder / FILE, yaml.safe_dump(self.values(), sort_keys=False, allow_unicode=True))
+        atomic_write(folder / FILE, yaml.safe_dump({"format": FORMAT, **self.values()}, sort_keys=False, allow_unicode=True))
 
     @classmethod
     def read(cls, folder: Path) -> ComparisonPlan:
@@ -164,6 +165,8 @@ class ComparisonPlan:
         try:
             given = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
             entries = tuple(Entry(str(label), **settings) for label, settings in given.pop("entries").items())
+            if given.pop("format", 1) < FORMAT:
+                entries = tuple(replace(own, options=migrate_overrides(own.options, own.model, own.preset)) for own in entries)
             return cls(**{**given, "entries": entries, "seeds": tuple(given["seeds"])})
         except OSError as error:
             raise UserError(f"{folder}: no comparison there ({FILE}: {error.strerror}); name the folder that compare wrote") from error

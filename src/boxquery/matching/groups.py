@@ -1,14 +1,15 @@
 """Training-only queries made from noised objects, which need no matching.
 
-Contrastive denoising (DINO, Zhang et al. 2023, arXiv:2203.03605, section 3.2), after DN-DETR (Li et al. 2022, arXiv:2203.01305): each group
-holds every object twice, as a positive with little noise, to be reconstructed, and as a negative with more, to be classified as
-background.
+DN-DETR (Li et al. 2022, arXiv:2203.01305): each of five groups holds every object once, with noise, to be reconstructed. Contrastive
+denoising (DINO, Zhang et al. 2023, arXiv:2203.03605, section 3.2): each group holds every object twice, as a positive with little
+noise, to be reconstructed, and as a negative with more, to be classified as background.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from boxquery.parts.state import QueryState
 
 @dataclass(frozen=True)
 class DenoisingQueries:
-    """Noised objects of a batch, N = groups x 2 x (objects of the image with the most).
+    """Noised objects of a batch, N = groups x (2, or 1 without negatives) x (objects of the image with the most).
 
     Attributes:
         content: [B, N, D], the embedding of a class, sometimes a wrong one.
@@ -39,11 +40,16 @@ class Denoising(nn.Module):
     """Makes noised queries from a batch's targets, for any queries that have references.
 
     Args:
-        queries: approximate number; as many groups as fit, at least one.
+        queries: approximate number of contrastive ones; as many groups as fit, at least one.
         position: features of a reference -> positions, for queries whose own positions are learned and cannot be made from a reference.
-        label_noise: probability that the class is replaced by a random one.
-        box_noise: how far corners move, as a share of half the box's sides: positives below it, negatives from it to twice it.
+        contrastive: False: positives alone, in ``GROUPS`` groups, whose centre and size are noised rather than corners (DN-DETR).
+        label_noise: probability that the class is replaced by a random one; None: 0.25, and 0.2 without negatives.
+        box_noise: how far corners move, as a share of half the box's sides: positives below it, negatives from it to twice it; without
+            negatives, how far the centre moves as a share of that, and by what share of themselves the sides change.
     """
+
+    #: of DN-DETR, however many objects there are
+    GROUPS: ClassVar[int] = 5
 
     def __init__(
         self,
@@ -51,11 +57,14 @@ class Denoising(nn.Module):
         dim: int,
         queries: int,
         position: nn.Module | None = None,
-        label_noise: float = 0.25,
+        *,
+        contrastive: bool = True,
+        label_noise: float | None = None,
         box_noise: float = 0.4,
     ):
         super().__init__()
-        self.classes, self.dim, self.queries, self.label_noise, self.box_noise = classes, dim, queries, label_noise, box_noise
+        self.classes, self.dim, self.queries, self.contrastive, self.box_noise = classes, dim, queries, contrastive, box_noise
+        self.label_noise = label_noise if label_noise is not None else 0.25 if contrastive else 0.2
         self.labels = nn.Parameter(torch.empty(classes, dim).normal_())
         self.position = position
 
@@ -84,18 +93,19 @@ class Denoising(nn.Module):
         batch, largest = objects.labels.shape
         if largest == 0:
             return None
-        groups = max(self.queries // (2 * largest), 1)
-        shape = (batch, groups, 2, largest)
+        copies = 2 if self.contrastive else 1
+        groups = max(self.queries // (2 * largest), 1) if self.contrastive else self.GROUPS
+        shape = (batch, groups, copies, largest)
         labels = objects.labels[:, None, None].expand(shape)
         random = torch.randint_like(labels, self.classes)
         labels = torch.where(torch.rand(shape, device=labels.device) < self.label_noise, random, labels)
-        boxes = self._noised(objects.boxes[:, None, None].expand(*shape, 4))
+        boxes = (self._contrasted if self.contrastive else self._noised)(objects.boxes[:, None, None].expand(*shape, 4))
         present = (torch.arange(largest) < torch.tensor(objects.counts)[:, None])[:, None, None].expand(shape)
         # ordered by image, then group, then object; the second half of a group has no object
         image, group, target = present[:, :, 0].nonzero().to(labels.device).unbind(-1)
         counts = (tuple(groups * n for n in objects.counts),)
-        matches = Matches(torch.zeros_like(image), image, group * 2 * largest + target, target, counts)
-        index = torch.arange(groups, device=labels.device).repeat_interleave(2 * largest)
+        matches = Matches(torch.zeros_like(image), image, group * copies * largest + target, target, counts)
+        index = torch.arange(groups, device=labels.device).repeat_interleave(copies * largest)
         return DenoisingQueries(
             content=self.labels[labels.flatten(1)],
             reference=boxes.flatten(1, 3).logit(1e-3),
@@ -110,6 +120,11 @@ class Denoising(nn.Module):
         )
 
     def _noised(self, boxes: Tensor) -> Tensor:
+        """[B, groups, 1, N, 4] cxcywh with centres moved inside the box, and sides longer or shorter (DN-DETR, section 4.3)."""
+        share = (2 * torch.rand_like(boxes) - 1) * self.box_noise
+        return (boxes + share * torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1)).clamp(0, 1)
+
+    def _contrasted(self, boxes: Tensor) -> Tensor:
         """[B, groups, 2, N, 4] cxcywh with both corners moved: of positives by less than the noise, of negatives by more."""
         half = boxes[..., 2:] / 2
         corners = torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), -1)

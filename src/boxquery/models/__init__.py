@@ -143,6 +143,8 @@ def create_model(
             options.setdefault("backbone_options", {})
     chosen = with_options(start, options, name)
     chosen.check()
+    if "denoising" in options and "matching" not in options and "denoising" not in chosen.strategies:
+        raise UserError(f"denoising={chosen.denoising} is a number of noised queries, of which matching has none: add matching='denoising'")
     count = len(classes) if isinstance(classes, (list, tuple)) else classes
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")

@@ -9,6 +9,7 @@ from torch import nn
 
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
+from boxquery.matching.groups import Denoising
 from boxquery.models.options import Options
 from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.backbone import Backbone, Neck
@@ -89,6 +90,11 @@ def decoder(
 def focal(weight: float = 2.0) -> SetCriterion:
     """The criterion of all papers after DETR: sigmoid focal classes without "no object"."""
     return SetCriterion(Focal(weight=weight))
+
+
+def denoising(classes: int, o: Options, position: nn.Module | None = None) -> Denoising | None:
+    """What adds noised queries in training, where ``matching`` has it."""
+    return Denoising(classes, o.hidden_dim, o.denoising, position, contrastive=o.contrastive) if "denoising" in o.strategies else None
 
 
 def ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:

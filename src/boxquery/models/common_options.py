@@ -7,8 +7,8 @@ from dataclasses import replace
 from boxquery.errors import UserError
 from boxquery.matching.classification import Focal, MatchabilityAware, Varifocal
 from boxquery.matching.dense import DenseHead
-from boxquery.matching.groups import Denoising
 from boxquery.models.base import DetectionTransformer, keep_reference
+from boxquery.models.builders import denoising
 from boxquery.models.options import Options
 from boxquery.parts.geometry import OtherPosition, RelativeBias
 from boxquery.parts.heads import MLP, Head, Prediction
@@ -20,7 +20,7 @@ CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware()
 
 
 def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
-    """Queries per layer, their position, the bias from box to pixel, and denoising; the defaults leave the paper's model unchanged.
+    """Queries per layer, their position, the bias from box to pixel, matching and class loss; the defaults change nothing.
 
     (``position``, ``encoder`` and ``encoder_ffn`` are applied in ``builders``.)
 
@@ -42,13 +42,12 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
         model.place = RelativeBias(model.place, o.hidden_dim, o.heads, o.decoder_layers)
         if model.refine is keep_reference:
             model.refine = remember
-    if o.denoising and getattr(model.queries, "denoising", None) is None:
+    if "denoising" in o.strategies and getattr(model.queries, "denoising", None) is None:
         if not isinstance(model.queries, Queries):
-            raise UserError(f"denoising={o.denoising}: the queries must be a boxquery.parts.queries.Queries, which adds the noised ones")
+            raise UserError(f"matching={o.matching!r}: the queries must be a boxquery.parts.queries.Queries, which adds the noised ones")
         learned = isinstance(model.queries, ReferencePointQueries)
         position = MLP(o.hidden_dim, o.hidden_dim, o.hidden_dim, 2) if learned else None
-        model.queries.denoising = Denoising(classes, o.hidden_dim, o.denoising, position)
-
+        model.queries.denoising = denoising(classes, o, position)
     if o.class_loss != "paper":
         if model.criterion.classification.has_no_object:
             raise UserError(f"class_loss={o.class_loss!r}: this model scores classes by a softmax with \"no object\"; leave it at 'paper'")

@@ -22,9 +22,8 @@ Differs from DETR in:
 from dataclasses import dataclass
 
 from boxquery.errors import UserError
-from boxquery.matching.groups import Denoising
 from boxquery.models.base import DetectionTransformer, keep_reference
-from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
+from boxquery.models.builders import decoder, denoising, encoder, focal, image, refine_detached
 from boxquery.models.options import Options, check_least, check_normed
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
@@ -64,7 +63,7 @@ PRESETS = presets(
     DeformableOptions(),
     Recipe(epochs=50, lr=2e-4, backbone_lr=2e-5, decay_at=0.8),
     **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2},
-    **{"box_refine": True, "two_stage": True, "denoising": 60},
+    **{"box_refine": True, "two_stage": True, "matching": "denoising", "denoising": 60},
 )
 
 
@@ -75,7 +74,10 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
         return DeformableAttention(dim, o.heads, o.levels, o.points)
 
     # queries
-    queries = _proposal_queries(classes, o) if o.two_stage else ReferencePointQueries(o.queries, dim, "learned")
+    if o.two_stage:
+        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising(classes, o))
+    else:
+        queries = ReferencePointQueries(o.queries, dim, "learned")
     # encoder: every cell attends to samples around itself
     regions = encoder(o, cross_attn, locate=at_centres)
     # locate: at the reference; cross-attention: samples around it
@@ -96,8 +98,3 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
         refine=refine_detached if o.box_refine else keep_reference,
         low_lr_patterns=("sampling_offsets", "reference_points"),
     )
-
-
-def _proposal_queries(classes: int, o: DeformableOptions) -> ProposalQueries:
-    denoising = Denoising(classes, o.hidden_dim, o.denoising) if o.denoising else None
-    return ProposalQueries(o.queries, o.hidden_dim, Head(o.hidden_dim, classes), denoising)

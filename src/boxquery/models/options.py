@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 #: of ``Options.matching``, besides one-to-one
-STRATEGIES = ("dense",)
+STRATEGIES = ("denoising", "dense")
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,9 @@ class Options:
         fusion_blocks, fusion_expansion: of the hybrid encoder, 3 x 3 convolutions in each fusion of two levels and their width, as a factor
             on ``hidden_dim``; RT-DETR has 3 and 1 with a ResNet-50, 3 and 0.5 with a ResNet-18.
         encoder_ffn: on each token separately, or with its neighbours by a depthwise 3 x 3 convolution (PVTv2, arXiv:2106.13797).
-        denoising: approximate number of noised queries that a training step adds (DINO, section 3.2); 0: none. Needs queries with
-            references.
-        matching: what teaches queries and tokens in training, joined by "+": "one-to-one" alone, or "dense" with it (docs/matching.md).
-            Inference does not depend on it.
+        matching: what teaches in training, besides each object one query, joined by "+" (docs/matching.md); not used in inference.
+        denoising: approximate number of noised queries per training step, where ``matching`` has denoising (DINO, section 3.2).
+        contrastive: half of the noised queries are negatives (DINO); False: there are positives alone, in five groups (DN-DETR).
         class_loss: the paper's own, focal, varifocal ("vfl") or matchability-aware ("mal"); the latter two need sigmoid classes.
     """
 
@@ -60,8 +59,9 @@ class Options:
     fusion_blocks: int = 3
     fusion_expansion: float = 1.0
     encoder_ffn: Literal["linear", "convolutional"] = "linear"
-    denoising: int = 0
     matching: str = "one-to-one"
+    denoising: int = 100
+    contrastive: bool = True
     class_loss: Literal["paper", "focal", "vfl", "mal"] = "paper"
 
     @property
@@ -104,11 +104,16 @@ class Options:
             raise UserError(
                 f"matching={self.matching!r}: no strategy {unknown[0]!r}; known, joined by +: one-to-one, {', '.join(STRATEGIES)}"
             )
-        check_least(0, denoising=self.denoising)
-        if self.denoising and self.query_positions == ("learned",):
-            raise UserError(f"denoising={self.denoising}: this model's queries have no reference that could be a noised box; leave it at 0")
-        if self.denoising and self.query_position == "learned":
-            raise UserError("query_position='learned' needs denoising=0: noised queries differ in every batch")
+        if self.denoising < 1:
+            raise UserError(
+                f"denoising={self.denoising}: must be at least 1; for no denoising leave it out of matching ({self.matching!r})"
+            )
+        if "denoising" in self.strategies and self.query_positions == ("learned",):
+            raise UserError(
+                f"matching={self.matching!r}: denoising needs queries whose reference can be a noised box, which this model lacks"
+            )
+        if "denoising" in self.strategies and self.query_position == "learned":
+            raise UserError("query_position='learned' needs matching without denoising: noised queries differ in every batch")
         if self.encoder_ffn == "convolutional" and not self.encoder_layers:
             raise UserError("encoder_ffn='convolutional' needs encoder_layers of at least 1")
 
@@ -140,6 +145,20 @@ def check_share(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise UserError(f"{name}={value}: must be a share of the image below 1, or 0 for the published initialisation")
+
+
+def migrate_options(options: dict[str, Any], usual: int = 0) -> dict[str, Any]:
+    """Options from before ``matching`` had denoising, when its number alone switched it on, in today's terms.
+
+    Args:
+        usual: the number that holds where ``options`` does not name it.
+    """
+    if not options.keys() & {"denoising", "matching"}:
+        return options
+    number, strategies = options.get("denoising", usual), set(options.get("matching", "one-to-one").split("+")) - {"one-to-one"}
+    others = {name: value for name, value in options.items() if name not in ("denoising", "matching")}
+    matching = "+".join(sorted(strategies | ({"denoising"} if number else set()))) or "one-to-one"
+    return {**others, "matching": matching, **({"denoising": number} if number else {})}
 
 
 T = TypeVar("T", bound="DataclassInstance")

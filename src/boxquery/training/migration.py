@@ -1,6 +1,7 @@
 """Run folders that older versions wrote, read in today's terms. Imports no torch.
 
-Format 1 is that of boxquery 0.1.0, whose ``config.yaml`` names no format.
+Format 1 is that of boxquery 0.1.0, whose ``config.yaml`` names no format; until format 3 the option ``denoising``
+was a number, 0 for none.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from typing import Any
 
 from boxquery.augment import DETR
 from boxquery.errors import UserError
+from boxquery.models.options import migrate_options
 
-FORMAT = 3
+FORMAT = 4
 
 #: what the presets of all models did to images before format 3, which names it
 _AUGMENTED = {"paper": DETR, "small": replace(DETR, scales=(0.8, 0.9, 1.0, 1.1, 1.2)), "tiny": replace(DETR, scales=(1.0,), crop=0.0)}
@@ -20,9 +22,12 @@ _AUGMENTED = {"paper": DETR, "small": replace(DETR, scales=(0.8, 0.9, 1.0, 1.1, 
 
 def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
     """The values of a ``config.yaml`` in today's format. Raises ``UserError`` for those of a newer version."""
-    if (number := values.get("format", 1)) not in (1, 2, FORMAT):
+    if (number := values.get("format", 1)) not in (1, 2, 3, FORMAT):
         raise UserError(f"{file}: written by boxquery {values.get('boxquery')} (format {number}); read it with that version")
     if number == FORMAT:
+        return values
+    values = values | {"options": migrate_overrides(values["options"], values["model"], values["preset"])}
+    if number == 3:
         return values
     values = values | {"augmentation": _AUGMENTED[values["preset"]].values()}
     if number == 2:
@@ -42,6 +47,11 @@ def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
     }
     start_from = values.get("start_from") or None
     return values | {"start_from": start_from, "world_size": values.get("world", 1), "length": length}
+
+
+def migrate_overrides(options: dict[str, Any], model: str, preset: str) -> dict[str, Any]:
+    """Options that differ from a preset, of format 3 at most, in today's format."""
+    return migrate_options(options, usual=60 if model == "deformable-detr" and preset in ("small", "tiny") else 0)
 
 
 def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
