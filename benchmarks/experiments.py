@@ -27,8 +27,9 @@ from matplotlib.figure import Figure
 from boxquery.compare.command import compare
 from boxquery.compare.plan import CompareFlags
 from boxquery.files import atomic_write, write_json
-from cells import put_into_page, svg
-from convergence import BODY, HERE, PLAIN, backbone
+from boxquery.models.options import STRATEGIES
+from cells import NOT_MEASURED, put_into_page, svg
+from convergence import BODY, FIVE, HERE, PLAIN, backbone
 
 DOCS = HERE.parent / "docs" / "experiments"
 RATE = 5e-4
@@ -36,6 +37,12 @@ RATE = 5e-4
 DATA, FULLEST = {"scenes": "built-in scenes", "bccd": "BCCD"}, {"scenes": 10, "bccd": 30}
 SYSTEMS = ("detr", "deformable-detr", "smca-detr", "anchor-detr", "dab-detr", "sam-detr")
 STRIDED = {name: value for name, value in BODY.items() if name != "output_stride"}
+#: the option ``matching`` without what may be added to it
+ALONE = "one-to-one"
+#: experiments whose entries are a model and a strategy: their first table says what each strategy adds to the model
+BY_STRATEGY = ("matching", "convergence-dense")
+#: that also say what AP is after NMS
+WITH_NMS = ("end-to-end", "matching")
 Entries = dict[str, dict[str, Any]]
 
 
@@ -110,7 +117,23 @@ def rates(data: str) -> Entries:
     return {f"{name}-{rate:g}": entry(name, lr=rate) for name, some in tried.items() for rate in some}
 
 
+def matching(data: str) -> Entries:
+    """Every strategy on preset "tiny" of two models, Deformable DETR with its refinement and proposals."""
+    starts = {
+        "deformable-detr": lambda **o: three_levels(box_refine=True, two_stage=True, **o),
+        "dab-detr": lambda **o: entry("dab-detr", lr=convergence(data)["dab-detr"]["lr"], **o),
+    }
+    return {f"{model}-{strategy}": start(matching=strategy) for model, start in starts.items() for strategy in (ALONE, *STRATEGIES)}
+
+
+def convergence_dense(data: str) -> Entries:
+    """The article's five with dense supervision and without it; DETR has not begun to learn within such budgets."""
+    rates = {model: convergence(data)[model]["lr"] for model in FIVE}
+    return {f"{model}-{strategy}": entry(model, lr=rates[model], matching=strategy) for model in FIVE for strategy in (ALONE, "dense")}
+
+
 #: images per run: enough for all six systems, for a slow learner, and for a fast one
+FEW = {"scenes": 2000, "bccd": 1200}
 LONG, MIDDLE, SHORT = {"scenes": 8000, "bccd": 6000}, {"scenes": 4000, "bccd": 4000}, {"scenes": 3000, "bccd": 2000}
 
 
@@ -132,6 +155,8 @@ EXPERIMENTS = {
     "convolution": Experiment(convolution, SHORT),
     "end-to-end": Experiment(end_to_end, SHORT),
     "cross-attention": Experiment(cross_attention, LONG, frozen=False),
+    "matching": Experiment(matching, FEW, frozen=False, seeds=3),
+    "convergence-dense": Experiment(convergence_dense, FEW, frozen=False),
     "rates": Experiment(rates, {"bccd": LONG["bccd"]}, frozen=False),
 }
 
@@ -166,17 +191,68 @@ def record(result: Mapping[str, Any]) -> dict[str, Any]:
 
 def show(name: str) -> None:
     """Figure and table of the recorded results."""
-    found = {data: DOCS / "results" / f"{name}-{data}.json" for data in DATA}
+    found = {data: DOCS / "results" / f"{name}-{data}.json" for data in EXPERIMENTS[name].images}
     results = {data: json.loads(path.read_text()) for data, path in found.items() if path.exists()}
-    if not results:
+    if results:
+        draw(DOCS / f"{name}.svg", results)
+    else:
         print(f"{name}: nothing measured yet")
-        return
-    draw(DOCS / f"{name}.svg", results)
-    text = "\n\n".join(table(data, result, nms=name == "end-to-end") for data, result in results.items())
+    text = page_text(name, results)
     print(text)
     page = DOCS / f"{name}.md"
     if page.exists():
         put_into_page(page, text)
+
+
+def page_text(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """What stands between the marks of an experiment's page."""
+    parts = []
+    for data in EXPERIMENTS[name].images:
+        result = results.get(data)
+        if name in BY_STRATEGY:
+            parts.append(strategy_table(data, list(EXPERIMENTS[name].entries(data)), result, step_costs() if name == "matching" else None))
+        elif result is None:
+            parts.append(f"**{DATA[data]}**: {NOT_MEASURED}")
+        if result is not None:
+            parts.append(table(data, result, nms=name in WITH_NMS))
+    return "\n\n".join(parts)
+
+
+def step_costs() -> dict[str, Any]:
+    """By entry what benchmarks/step_cost.py measured."""
+    path = DOCS / "results" / "step-cost.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def strategy_table(data: str, labels: Sequence[str], result: Mapping[str, Any] | None, costs: Mapping[str, Any] | None) -> str:
+    """In Markdown: what each strategy adds to the AP of its model, seed by seed, with alignment and duplicates; with ``costs`` also what a
+    step of it costs beside one-to-one."""
+    finished = {found["label"]: found for found in result["entries"]} if result else {}
+    heads = ["model", "matching", "AP", "gain (lowest to highest seed)", "AP50", "attention inside (uniform)", "duplicates"]
+    rows = []
+    for label in labels:
+        model = next(model for model in FIVE if label.startswith(f"{model}-"))
+        found, cells = finished.get(label), [NOT_MEASURED] * 5
+        if found is not None and result is not None:
+            gain = "" if label.endswith(ALONE) else _gain(found, finished.get(f"{model}-{ALONE}"))
+            own = [run for run in result["runs"] if run["label"] == label]
+            cells = [f"{found['scores']['AP']:.3f}", gain, f"{found['scores']['AP50']:.3f}", _inside(own),
+                     f"{100 * found['nms']['1']['duplicate_rate']:.1f} %"]  # fmt: skip
+        rows.append([model, label.removeprefix(f"{model}-"), *cells])
+        if costs is not None:
+            cost = costs.get(label)
+            rows[-1].append(f"{cost['ratio']:.2f} ({cost['low']:.2f} to {cost['high']:.2f}), {cost['ms']:.0f} ms" if cost else NOT_MEASURED)
+    if costs is not None:
+        heads.append("step / one-to-one (quartiles), ms")
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
+    return "\n".join([f"**{DATA[data]}**, what each strategy adds:", "", *lines])
+
+
+def _gain(found: Mapping[str, Any], plain: Mapping[str, Any] | None) -> str:
+    """AP less that of one-to-one alone, over the seeds that both have."""
+    before = dict(zip(plain["seeds"], plain["AP"], strict=True)) if plain else {}
+    gains = [ap - before[seed] for seed, ap in zip(found["seeds"], found["AP"], strict=True) if seed in before]
+    return f"{mean(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f})" if gains else NOT_MEASURED
 
 
 def table(data: str, result: Mapping[str, Any], nms: bool) -> str:

@@ -40,6 +40,25 @@ def test_entries_that_experiments_share_are_one_run(experiments):
         queries, layers = experiments.queries(data), experiments.layers(data)
         assert queries["40-queries"] != queries["80-queries"] == layers["80-everywhere"]
         assert experiments.convolution(data)["attention"] == experiments.end_to_end(data)["deformable-detr"]
+        matching, five = experiments.matching(data), experiments.convergence_dense(data)
+        assert all(matching[f"dab-detr-{strategy}"] == five[f"dab-detr-{strategy}"] for strategy in ("one-to-one", "dense"))
+
+
+def test_what_each_strategy_adds_is_shown_beside_what_is_not_measured(experiments):
+    def found(label, *ap):
+        scores = {"AP": sum(ap) / len(ap), "AP50": 0.4}
+        return {"label": label, "seeds": list(range(len(ap))), "AP": list(ap), "scores": scores, "nms": {"1": {"duplicate_rate": 0.05}}}
+
+    result = {
+        "entries": [found("dab-detr-dense", 0.15, 0.14, 0.16), found("dab-detr-one-to-one", 0.10, 0.12)],
+        "runs": [{"label": "dab-detr-dense", "curve": [{"inside": 0.5, "inside_even": 0.1}]}],
+    }
+    labels = ["dab-detr-one-to-one", "dab-detr-dense", "sam-detr-dense"]
+    text = experiments.strategy_table("bccd", labels, result, {"dab-detr-dense": {"ms": 110.4, "ratio": 1.2, "low": 1.1, "high": 1.25}})
+    assert "| dab-detr | one-to-one | 0.110 |  | 0.400 |  | 5.0 % | not measured |" in text
+    assert "| dab-detr | dense | 0.150 | +0.035 (+0.020 to +0.050) | 0.400 | 0.50 (0.10) | 5.0 % | 1.20 (1.10 to 1.25), 110 ms |" in text
+    assert "| sam-detr | dense |" + " not measured |" * 6 in text
+    assert "step" not in experiments.strategy_table("bccd", labels, None, None)
 
 
 def test_the_figure_and_the_table_say_what_was_measured(experiments, tmp_path, capsys):
@@ -66,15 +85,17 @@ def test_the_figure_and_the_table_say_what_was_measured(experiments, tmp_path, c
     assert "queries: nothing measured yet" in capsys.readouterr().out
 
 
-def test_the_pages_show_the_results_that_are_kept(experiments):
+def test_the_pages_show_the_results_that_are_kept(experiments, monkeypatch):
     pages = ROOT / "docs" / "experiments"
-    for name in experiments.EXPERIMENTS:
-        found = {data: pages / "results" / f"{name}-{data}.json" for data in experiments.DATA}
+    monkeypatch.setattr(experiments, "DOCS", pages)
+    for name, experiment in experiments.EXPERIMENTS.items():
+        found = {data: pages / "results" / f"{name}-{data}.json" for data in experiment.images}
         known = {data: json.loads(path.read_text()) for data, path in found.items() if path.exists()}
-        assert known, name
         text = (pages / f"{name}.md").read_text()
-        for data, result in known.items():
-            assert experiments.table(data, result, nms=name == "end-to-end") in text, f"{name}: experiments.py {name} --show"
-        assert f"({name}.svg)" in text
-        assert (pages / f"{name}.svg").is_file()
+        assert experiments.page_text(name, known) in text, f"{name}: experiments.py {name} --show"
         assert f"]({name}.md)" in (pages / "README.md").read_text()
+        if known:
+            assert f"({name}.svg)" in text
+            assert (pages / f"{name}.svg").is_file()
+        else:
+            assert "not measured" in text
