@@ -19,13 +19,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import MAX_DETECTIONS, Device, Options, Switch, check_above_zero, check_model, check_nms, check_threshold
+from boxquery.flags import AUTO, MAX_DETECTIONS, Device, Options, Switch, check_above_zero, check_model, check_nms, check_threshold
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from boxquery.api import Detector
     from boxquery.predict.sources import ImageFile
+
+_AUTO = "model, preset, options, image size, batch size and length are chosen for the data and the processor"
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,8 @@ def models(name: str | None = None, /) -> CommandResult:
 
     family, baselines = papers(), list_baselines()
     if name is not None:
+        if name == AUTO:
+            return CommandResult({"name": AUTO, "summary": _AUTO}, text=f"{AUTO}: {_AUTO}.")
         if name not in [*family, *baselines]:
             raise UserError(f"no model {name!r}; choose one of {', '.join(family)}, or a baseline: {', '.join(baselines)}")
         values = _model(name)
@@ -279,6 +283,7 @@ def models(name: str | None = None, /) -> CommandResult:
         table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
     text = (
         "\nsize: parameters of preset paper; AP: published for it, ResNet-50 on COCO val2017, after that many epochs.\n"
+        f"{AUTO}, the default of train: {_AUTO}.\n"
         f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
     )
     return CommandResult({"models": rows, "baselines": baselines}, table, text)

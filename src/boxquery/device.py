@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import os
-from typing import get_args
+from typing import NamedTuple, Self, get_args
 
 import torch
 
 from boxquery.errors import UserError
 from boxquery.flags import Device, Precision
+
+
+class Processor(NamedTuple):
+    """What a model runs on: the device, the CPU cores that PyTorch uses, and the memory of the GPU in GB (0 without CUDA)."""
+
+    device: str
+    cores: int
+    memory: float = 0.0
+
+    @classmethod
+    def of(cls, device: str) -> Self:
+        """This machine's, from a device of ``choose_device``."""
+        memory = torch.cuda.get_device_properties(device).total_memory / 1e9 if device == "cuda" else 0.0
+        return cls(device, torch.get_num_threads(), memory)
 
 
 def choose_device(device: str) -> str:

@@ -14,8 +14,10 @@ from cyclopts import Parameter
 from boxquery.augment import DEFAULT_LEVEL, augment_parts
 from boxquery.errors import UserError, first_line
 
-#: what is trained where none is named
-DEFAULT_MODEL, DEFAULT_PRESET = "deformable-detr", "small"
+#: in place of a model's name, and where none is named: the model is chosen for the data and the processor
+AUTO = "auto"
+#: the preset of a model that is named without one
+DEFAULT_PRESET = "small"
 #: detections per class and image that count: COCO's definition of AP
 MAX_DETECTIONS = 100
 #: score threshold until an evaluation has found a better one

@@ -12,7 +12,7 @@ from rich.console import Console
 import boxquery as bq
 from boxquery.augment import DEFAULT_LEVEL, DETR, LEVELS, Augment, recorded
 from boxquery.cli import app, run
-from boxquery.flags import PRETRAINED, fill_in
+from boxquery.flags import AUTO, PRETRAINED, fill_in
 from boxquery.training.config import RunConfig, RunFlags, TrainFlags
 from boxquery.training.run_length import RunLength
 
@@ -36,7 +36,7 @@ PARTS = st.fixed_dictionaries(
 FLAGS = st.builds(
     TrainFlags,
     start_from=NOT_GIVEN | TEXT,
-    model=NOT_GIVEN | st.sampled_from(bq.list_models()),
+    model=st.sampled_from([AUTO, *bq.list_models()]),
     preset=NOT_GIVEN | st.sampled_from(["paper", "small", "tiny"]),
     options=NOT_GIVEN | st.dictionaries(st.from_regex(r"[a-z][a-z_0-9]*", fullmatch=True), VALUES, min_size=1),
     augment=NOT_GIVEN | PARTS, image_size=NOT_GIVEN | COUNT, batch_size=NOT_GIVEN | COUNT, lr=NOT_GIVEN | RATE, patience=st.integers(0, 99),

@@ -16,11 +16,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero, check_seed
+from boxquery.auto import DataFacts, Given, choose
+from boxquery.flags import AUTO, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero, check_seed
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan
     from boxquery.check.run_checks import CheckResult
+    from boxquery.data.dataset import Split
 
 _CLASSES = 20  # rows of the table of classes
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -80,8 +82,8 @@ def check(
     data: str,
     /,
     *,
-    model: str = DEFAULT_MODEL,
-    preset: Preset = DEFAULT_PRESET,
+    model: str = AUTO,
+    preset: Preset | None = None,
     options: Options = None,
     image_size: int | None = None,
     epochs: int | None = None,
@@ -97,11 +99,11 @@ def check(
 
     Args:
         data: Data set in COCO, Pascal VOC or YOLO layout, or shapes for the built-in scenes.
-        model: Model to be trained; `boxquery models` lists them.
-        preset: Size and recipe of the model.
+        model: Model to be trained; `boxquery models` lists them. auto chooses as `train` does, for this machine.
+        preset: Size and recipe of the model. Default: auto's choice, or small.
         options: Model option as name=value, repeatable; docs/options.md lists them.
-        image_size: Short side of the images in pixels. Default: the preset's.
-        epochs: Planned length of the training. Default: the preset's.
+        image_size: Short side of the images in pixels. Default: auto's choice, or the preset's.
+        epochs: Planned length of the training. Default: auto's choice, or the preset's.
         overfit: Also test, for at most a minute, whether the model can overfit four of the images (at 160 pixels, preset tiny).
         out: Folder for check.json, check.png (images with their boxes) and check.html. Default: checked-DATA where a finding speaks of
             images, else nothing is written.
@@ -116,14 +118,18 @@ def check(
 
     check_above_zero(epochs=epochs, image_size=image_size)
     check_seed(seed)
-    recipe = known_preset(model, preset).recipe
+    flags = {"model": model, "preset": preset or DEFAULT_PRESET, "options": options or {}, "image_size": image_size, "epochs": epochs}
+    if model != AUTO:
+        known_preset(model, flags["preset"])  # a misspelt name is refused before the data is read
     with _progress_bar() as progress:
         opened, findings = open_checked(data, strict=strict, images=images, annotations=annotations)
-        plan = plan_for(
-            model, preset, options or {}, classes=len(opened.names), images=len(opened.split("train")), image_size=image_size, epochs=epochs
-        )
+        train = opened.split("train")
+        if model == AUTO:
+            flags = _automatic(train, Given(preset=preset, options=options, image_size=image_size, epochs=epochs))
+        plan = plan_for(**flags, classes=len(opened.names), images=len(train))
+        augment = known_preset(plan.model, plan.preset).recipe.augment
         picture = "if needed" if out is None else "always"
-        result = run_checks(opened, findings, plan, recipe.augment, seed=seed, picture=picture, progress=progress)
+        result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)
         if overfit:
             from boxquery.check.overfit import overfit_batch
 
@@ -158,9 +164,21 @@ def _range(percentiles: dict[str, float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g} (median {middle:g})"
 
 
+def _automatic(train: Split, given: Given) -> dict[str, Any]:
+    """The flags that ``auto`` chooses on this machine; says so on stderr."""
+    from boxquery.device import Processor, choose_device
+    from boxquery.progress import stderr_console
+
+    choice, console = choose(DataFacts.of(train), Processor.of(choose_device("auto")), given), stderr_console()
+    for line in choice.lines:
+        console.print(line, markup=False)
+    return choice.flags()
+
+
 def plan_for(
-    model: str, preset: str, options: dict[str, Any], *, classes: int, images: int, image_size: int | None = None, epochs: int | None = None
-) -> FeasibilityPlan:
+    model: str, preset: str, options: dict[str, Any], *, classes: int, images: int, image_size: int | None = None,
+    epochs: int | None = None, batch_size: int | None = None,
+) -> FeasibilityPlan:  # fmt: skip
     """What ``train`` would do with these flags; the model is built without memory for its weights."""
     import torch
 
@@ -171,7 +189,7 @@ def plan_for(
     recipe = known_preset(model, preset).recipe
     with torch.device("meta"):
         built = create_model(model, classes=classes, preset=preset, **options)
-    steps = (epochs or recipe.epochs) * max(images // min(recipe.batch_size, images), 1)
+    steps = (epochs or recipe.epochs) * max(images // min(batch_size or recipe.batch_size, images), 1)
     return FeasibilityPlan.of(built, image_size=image_size or recipe.image_size, steps=steps)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxquery.auto import enough_queries
 from boxquery.check.findings import Finding
 from boxquery.check.floors import everything, measured
 from boxquery.data.dataset import Data
@@ -103,7 +104,7 @@ def _check_queries(numbers: np.ndarray, plan: FeasibilityPlan) -> Iterator[Findi
             "more-objects-than-queries", "error" if plan.drops or over.mean() > CROWDED else "warning",
             f"{over.sum()} of {len(numbers)} training images have more objects (up to {numbers.max()}) than the model has {what} "
             f"({plan.queries}): {(numbers - plan.queries).clip(0).sum()} of {numbers.sum()} objects can never be detected.",
-            f"Give --option {plan.limit}={_enough(numbers)} or more{', in every layer' * plan.drops}.",
+            f"Give --option {plan.limit}={enough_queries(numbers.max())} or more{', in every layer' * plan.drops}.",
         )  # fmt: skip
 
 
@@ -116,16 +117,11 @@ def _check_recall(data: Data, plan: FeasibilityPlan) -> Iterator[Finding]:
                 "recall-bounded", "warning",
                 f"Recall on {name} can be at most {np.minimum(numbers, plan.queries).sum() / numbers.sum():.2f}: up to {numbers.max()} "
                 f"objects per image, and the model predicts at most {plan.queries}.",
-                f"Give --option {plan.limit}={_enough(numbers)} or more.",
+                f"Give --option {plan.limit}={enough_queries(numbers.max())} or more.",
             )  # fmt: skip
         if name != "train" and numbers.size:
             for line in limits_note(split, plan.max_detections, int(numbers.max())):
                 yield Finding("many-objects", "note", f"{name}: {line}", "")
-
-
-def _enough(numbers: np.ndarray) -> int:
-    """A number of queries with some room above the fullest image."""
-    return int(-(-numbers.max() * 1.2 // 10) * 10)
 
 
 def _check_cells(below: float, plan: FeasibilityPlan) -> Iterator[Finding]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from boxquery.errors import UserError
+from boxquery.flags import AUTO
 
 if TYPE_CHECKING:
     from boxquery.models.base import DetectionTransformer
@@ -64,7 +65,7 @@ def register(name: str, paper: Paper) -> None:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"name={name!r}: must be lower-case words and numbers joined by hyphens")
-    if name in [*papers(), *list_baselines()]:
+    if name in [AUTO, *papers(), *list_baselines()]:
         raise UserError(f"name={name!r}: the library has a model of this name; choose another")
     known = getattr(paper, "PRESETS", None)
     if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
@@ -166,6 +167,10 @@ def _paper(name: str) -> Any:
     for room, names in (("models", papers()), ("models.baselines", list_baselines())):
         if name in names:
             return import_module(f"boxquery.{room}.{name.replace('-', '_')}")
+    if name == AUTO:
+        raise UserError(
+            f"{name!r} is resolved for a data set, by train and check; name a model here: {', '.join([*list_models(), *list_baselines()])}"
+        )
     raise UserError(
         f"no model {name!r}; choose one of {', '.join(list_models())}, or a baseline: {', '.join(list_baselines())}; "
         "your own must be registered first (docs/mixing.md)"

@@ -15,6 +15,7 @@ from boxquery.augment import DETR, augment_parts, augmentation, recorded
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import (
+    AUTO,
     MAX_DETECTIONS,
     Augmentation,
     Device,
@@ -42,8 +43,8 @@ class SharedFlags:
         options: Model option as name=value, repeatable; docs/options.md lists them.
         augment: What is done to training images: none, light, default (the preset's) or strong, and parts as name=value, repeatable, like
             flip=0 or mosaic=0.5; docs/augmentation.md lists them.
-        image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: the preset's.
-        batch_size: Images per batch of one process. Default: the preset's.
+        image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: auto's choice, or the preset's.
+        batch_size: Images per batch of one process. Default: auto's choice, or the preset's.
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
         backbone_lr_factor: Learning rate of the backbone, as a factor on --lr. Default: the preset's (of small and tiny 1 from random
             weights, 0.1 from released ones).
@@ -86,13 +87,19 @@ class ModelFlags:
     Attributes:
         start_from: Trained model to start from: a run or model folder, a hub id, or a paper's checkpoint. Classes are matched by name and
             may differ, as may any option. Options not given are taken from the source.
-        model: Model to train; `boxquery models` lists them. Default: deformable-detr, or that of --from.
-        preset: Size and recipe; with --from the recipe alone. Default: small, or that of --from.
+        model: Model to train; `boxquery models` lists them. auto chooses model, preset, options, image size, batch size and length for the
+            data and the processor, and says so; flags that are given win. With --from it is the source's model.
+        preset: Size and recipe; with --from the recipe alone. Default: auto's choice, or small, or that of --from.
     """
 
     start_from: Annotated[str | None, Parameter(name="--from")] = None
-    model: str | None = None
+    model: str = AUTO
     preset: Preset | None = None
+
+    @property
+    def named_model(self) -> str | None:
+        """The model, unless it is to be chosen."""
+        return None if self.model == AUTO else self.model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +158,9 @@ class RunConfig(RunFlags):
 
     Attributes:
         data: what the user named.
-        options: the model's options that differ from the preset; chosen: those that the data (anchors) or the weights chose, not the user.
+        model: never ``auto``, but what it chose.
+        options: the model's options that differ from the preset.
+        chosen: names of options and flags that the data (anchors, ``auto``), the processor or the weights chose, not the user.
         augment: what the user asked for; augmentation: every part of what that is for the preset, and the name of an own transform.
         pretrained: False, True or a path; ``auto`` only before weights were looked for.
         weights: what the backbone started from: ``source``, ``file`` and ``sha256``, or "random" as the source.

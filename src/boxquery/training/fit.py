@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from boxquery.augment import augment_parts, augmentation, name_of, recorded
 from boxquery.check.annotation_format import open_checked
+from boxquery.check.findings import Finding
 from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
 from boxquery.data.preprocessing import Preprocessing, object_sizes
@@ -39,7 +40,7 @@ from boxquery.progress import stderr_console
 from boxquery.report.page import write_report
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import write_analysis, write_data, write_evaluation
-from boxquery.training.config import FILE, RunConfig, TrainFlags
+from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
 from boxquery.training.preflight import check, check_queries, report_data, report_findings
@@ -47,7 +48,7 @@ from boxquery.training.pretrained import recorded_weights, with_weights
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
-from boxquery.training.settings import like, resolve, run_folder, same
+from boxquery.training.settings import automatic, check_folder, check_names, like, new_folder, resolve, same
 from boxquery.training.state import StateFiles, finished_epochs, latest_checkpoint, run_lock
 from boxquery.training.timing import announcement, evaluated_images, evaluation_seconds, measure_costs
 from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
@@ -66,18 +67,19 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
     origin = None
     if requested.start_from and not resume:
-        origin, remarks = read_source(requested.start_from, requested.model or "", requested.options or {})
+        origin, remarks = read_source(requested.start_from, requested.named_model or "", requested.options or {})
         requested = like(origin, requested)
         for line in remarks:
             console.print(f"note: {line}", markup=False)
-    folder = run_folder(out, str(data), requested, resume)
-    config = same(RunConfig.read(folder), data, requested, folder) if resume else resolve(str(data), requested)
-    opened, findings = (
-        (source, [])
-        if isinstance(source, Data)
-        else open_checked(config.data, strict=config.strict, images=config.images, annotations=config.annotations)
-    )
+    check_folder(out, resume)
+    config = same(RunConfig.read(out), data, requested, out) if resume and out is not None else None
+    if config is None:
+        check_names(requested)
+    opened, findings = (source, []) if isinstance(source, Data) else _open(config or requested, config.data if config else str(data))
     report_data(console, opened)
+    if config is None:
+        config = _new_config(str(data), requested, opened, console)
+    folder = out or new_folder(config)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
         state, note = latest_checkpoint(folder) if resume else (None, "")
@@ -114,6 +116,20 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
             )
             how = ("resume" if kept else "begin again") + " with" + " torchrun and" * (config.world_size > 1)
             raise KeyboardInterrupt(f"{what}\n{how}: {run.config.resume_command(folder)}") from None
+
+
+def _open(flags: RunFlags, data: str) -> tuple[Data, list[Finding]]:
+    return open_checked(data, strict=flags.strict, images=flags.images, annotations=flags.annotations)
+
+
+def _new_config(data: str, requested: TrainFlags, opened: Data, console: Console) -> RunConfig:
+    """The settings of a new run, chosen where they are not given."""
+    if requested.named_model is not None:
+        return resolve(data, requested)
+    requested, choice = automatic(requested, opened)
+    for line in choice.lines:
+        console.print(line, markup=False)
+    return resolve(data, requested, choice.chosen)
 
 
 def _line(console: Console) -> Callable[[str], None]:

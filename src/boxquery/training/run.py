@@ -38,13 +38,11 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
         close = difflib.get_close_matches(unknown[0], known, 1)
         meant = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}; a model's own options go into options={{...}}"
         raise UserError(f"train() has no keyword {', '.join(unknown)}; {meant}")
-    if flags.get("start_from") is not None:
-        flags["start_from"] = str(flags["start_from"])
-    if flags.get("pretrained", "auto") is None:
-        del flags["pretrained"]
-    elif isinstance(weights := flags.get("pretrained"), str | Path):
+    flags = {name: value for name, value in flags.items() if value is not None}
+    flags |= {name: str(flags[name]) for name in ("start_from", "images", "annotations") if name in flags}
+    if isinstance(weights := flags.get("pretrained"), str | Path):
         flags["pretrained"] = pretrained_of(str(weights))
-    if flags.get("augment") is not None:
+    if "augment" in flags:
         flags["augment"] = augment_parts(flags["augment"])
     requested = TrainFlags(**flags)
     requested.check()

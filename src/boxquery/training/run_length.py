@@ -49,7 +49,7 @@ class LengthFlags:
     """How long a run is to be; ``None`` is not given.
 
     Attributes:
-        epochs: Passes over the training images. Default: the preset's, or as many as fit into --minutes.
+        epochs: Passes over the training images. Default: auto's choice or the preset's, or as many as fit into --minutes.
         minutes: Approximate duration. Converted to a step count after timing a few steps; with --epochs, whichever is reached first ends
             the run.
         clock: Which clock --minutes counts: "wall", or "cpu" (CPU time of this process, unaffected by other load; ends the run at 90 % of

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 from boxquery.augment import augment_parts, name_of
+from boxquery.auto import Choice, DataFacts, Given, choose
+from boxquery.data.dataset import Data
 from boxquery.detector import Detector
-from boxquery.device import choose_device, choose_precision, default_workers
+from boxquery.device import Processor, choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
-from boxquery.flags import DEFAULT_MODEL, DEFAULT_PRESET, check_workers
+from boxquery.flags import DEFAULT_PRESET, check_workers
 from boxquery.models import preset
 from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
 from boxquery.training.processes import rank, world_size
@@ -19,9 +22,29 @@ from boxquery.training.run_length import LengthFlags, RunLength
 from boxquery.transfer import changed_options, check_same_model
 
 
-def resolve(data: str, requested: TrainFlags) -> RunConfig:
-    """The settings of a run: flags that were not given are the preset's, or suit this machine. Raises ``UserError``."""
-    model, size = requested.model or DEFAULT_MODEL, requested.preset or DEFAULT_PRESET
+def check_names(requested: TrainFlags) -> None:
+    """Raise ``UserError`` for a misspelt model or preset, before the data is read."""
+    if requested.named_model is not None:
+        preset(requested.model, requested.preset or DEFAULT_PRESET)
+
+
+def automatic(requested: TrainFlags, data: Data) -> tuple[TrainFlags, Choice]:
+    """Flags with what ``auto`` chooses for the data and this machine in place of those that were not given. Raises ``UserError``."""
+    asked = Given(
+        **{flag.name: getattr(requested, flag.name) for flag in fields(Given) if flag.name != "processes"}, processes=world_size()
+    )
+    choice = choose(DataFacts.of(data.splits["train"]), Processor.of(choose_device(requested.device)), asked)
+    return replace(requested, **choice.flags()), choice
+
+
+def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = ()) -> RunConfig:
+    """The settings of a run: flags that were not given are the preset's, or suit this machine. Raises ``UserError``.
+
+    Args:
+        requested: with a model's name, see ``automatic``.
+        chosen: names of the flags and options that ``auto`` chose.
+    """
+    model, size = requested.model, requested.preset or DEFAULT_PRESET
     recipe, device = preset(model, size).recipe, choose_device(requested.device)
     asked, by_preset = vars(requested), ("image_size", "batch_size", "lr")
     values: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(RunFlags)}
@@ -29,20 +52,19 @@ def resolve(data: str, requested: TrainFlags) -> RunConfig:
     values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
     values |= {"augment": {name: value for name, value in augment_parts(requested.augment).items() if name != "own"}}
     values |= {"options": requested.options or {}, "workers": default_workers(device) if requested.workers is None else requested.workers}
-    values |= {name: str(values[name]) for name in ("images", "annotations") if values[name] is not None}
     long: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(LengthFlags)} | {"schedule_steps": _schedule(requested)}
     if requested.epochs is None and requested.minutes is None and requested.images_seen is None:
         long["epochs"] = recipe.epochs
     length = RunLength(**long)
     if length.ends_by_clock and world_size() > 1:
         raise UserError("--clock cpu counts the time of one process; with several give --clock wall")
-    return RunConfig(**values, data=data, world_size=world_size(), length=length)
+    return RunConfig(**values, data=data, world_size=world_size(), length=length, chosen=list(chosen))
 
 
 def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
     """Flags that were not given are as in the source: its options, so that weights fit, and its image size, unless a preset is given."""
     made = origin.model.config
-    check_same_model(origin.transformer, requested.model or made["name"])
+    check_same_model(origin.transformer, requested.named_model or made["name"])
     size = requested.preset or made["preset"]
     options = {name: own for name, (_, own) in changed_options(asdict(preset(made["name"], size).options), made["options"]).items()}
     return replace(
@@ -104,22 +126,26 @@ def _schedule(requested: TrainFlags) -> dict[int, int]:
     return {0: steps} if isinstance(steps, int) else dict(steps or {})
 
 
-def run_folder(out: Path | None, data: str, requested: TrainFlags, resume: bool) -> Path:
-    """The run folder; an existing run is never overwritten."""
-    if out is not None:
-        try:
-            if not resume and (out / FILE).exists() and rank() == 0:
-                raise UserError(f"{out} holds another run; resume it with --resume, or choose another --out")
-            if out.is_file():
-                raise UserError(f"{out} is a file; choose another --out")
-        except OSError as error:
-            raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
-        return out
-    if resume:
-        raise UserError("--resume needs --out, the folder of the run to resume")
-    if world_size() > 1:
-        raise UserError("several processes need --out, a folder for all of them")
-    stem = f"{requested.model or DEFAULT_MODEL}-{requested.preset or DEFAULT_PRESET}-{Path(data).name}"
+def check_folder(out: Path | None, resume: bool) -> None:
+    """Raise ``UserError`` for a run folder that cannot be: an existing run is never overwritten."""
+    if out is None:
+        if resume:
+            raise UserError("--resume needs --out, the folder of the run to resume")
+        if world_size() > 1:
+            raise UserError("several processes need --out, a folder for all of them")
+        return
+    try:
+        if not resume and (out / FILE).exists() and rank() == 0:
+            raise UserError(f"{out} holds another run; resume it with --resume, or choose another --out")
+        if out.is_file():
+            raise UserError(f"{out} is a file; choose another --out")
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written to ({error.strerror}); choose another --out") from error
+
+
+def new_folder(config: RunConfig) -> Path:
+    """A folder under ``runs/`` that there is not yet, named after the run."""
+    stem = f"{config.model}-{config.preset}-{Path(config.data).name}"
     taken = {p.name for p in Path("runs").iterdir()} if Path("runs").is_dir() else set()
     number = next(i for i in range(1, len(taken) + 2) if f"{stem}-{i}" not in taken)
     return Path("runs") / f"{stem}-{number}"

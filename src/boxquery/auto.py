@@ -1,0 +1,260 @@
+"""What ``--model auto`` chooses for a data set and a processor: model, preset, options, image size, batch size and length.
+
+Every number that a choice depends on is in the table below, apart from what is a preset's own: its image size, batch size, epochs and
+number of queries, from which the choices start. Imports no torch until it chooses.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from boxquery.data.dataset import Split
+from boxquery.data.preprocessing import Preprocessing, object_sizes
+from boxquery.errors import count
+from boxquery.flags import DEFAULT_PRESET, option_word
+from boxquery.models import preset as known_preset
+
+if TYPE_CHECKING:
+    from boxquery.device import Processor
+    from boxquery.models.recipes import Recipe
+
+#: the one that needed the fewest images (docs/convergence)
+MODEL = "deformable-detr"
+#: up to so many images are called few
+FEW = 500
+
+#: minutes of a run below which the preset is tiny, on a CPU and on a GPU (not measured yet)
+SHORT_CPU, SHORT_GPU = 4.0, 1.0
+#: shorter side of the median image, in pixels, up to which the preset is tiny: that of its recipe and a little more (not measured yet)
+SMALL_IMAGES = 192
+#: from so many images on, and on a GPU with at least so many GB, a larger model is trained (not measured yet)
+MANY, LARGE_MEMORY = 5_000, 12.0
+#: what it differs in from the preset: the paper's backbone, width and depth (not measured yet)
+LARGER: dict[str, Any] = {
+    "backbone": "resnet50", "backbone_options": {}, "hidden_dim": 256, "ffn_dim": 1024, "decoder_layers": 6, "num_queries": 300,
+}  # fmt: skip
+#: queries beyond the fullest image's objects, as a factor; they are rounded up to tens. The most that are chosen (not measured yet)
+SPARE_QUERIES, MOST_QUERIES = 1.2, 500
+
+#: image sizes that are chosen where the preset's is too small for the objects or too large for the images
+SIZES = (128, 160, 192, 256, 320, 416, 512, 640)
+#: all but this share of the objects should measure so many pixels on their shorter side, 1.5 cells of stride 8 (not measured yet)
+SMALLEST_SHARE, VISIBLE = 0.1, 12.0
+#: the largest size that is chosen, on a CPU with fewer cores than MANY_CORES, with more, and on a GPU (not measured yet)
+MOST_CPU, MOST_CORES, MANY_CORES, MOST_GPU = 416, 512, 8, 640
+
+#: on a GPU: images per batch at most, batches per epoch at least, pixels of a batch per GB of its memory, and the ratio of an image's sides
+#: (not measured yet)
+GPU_BATCH, EPOCH_BATCHES, PIXELS_PER_GB, ASPECT = 16, 50, 200_000, 4 / 3
+
+#: fewest and most optimizer steps, and the fewest epochs whatever they come to (not measured yet)
+LEAST_STEPS, MOST_STEPS, LEAST_EPOCHS = 3_000, 60_000, 12
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the choices depend on.
+
+    Attributes:
+        images: number of them.
+        most_objects: of the fullest image.
+        side: median size of the objects, the square root of their area, in pixels of an image whose shorter side is one pixel.
+        short_side: shorter side that all but ``SMALLEST_SHARE`` of the objects exceed, in the same unit.
+        image_side: shorter side of the median image, in its own pixels.
+    """
+
+    images: int
+    most_objects: int
+    side: float
+    short_side: float
+    image_side: int
+
+    @classmethod
+    def of(cls, split: Split) -> DataFacts:
+        """Of the images that are trained on."""
+        reference = 320  # sizes are proportional to it, but for the rounding of the images' sides
+        per_image = object_sizes(split, Preprocessing(reference))
+        sizes = np.concatenate(per_image) / reference
+        return cls(
+            images=len(split),
+            most_objects=max(map(len, per_image)),
+            side=float(np.median(np.sqrt(sizes.prod(1)))) if len(sizes) else 1.0,
+            short_side=float(np.quantile(sizes.min(1), SMALLEST_SHARE)) if len(sizes) else 1.0,
+            image_side=int(np.median([min(record.width, record.height) for record in split])),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What the user decided; ``None`` is to be chosen. As the flags of the same names; ``processes`` share the images."""
+
+    preset: str | None = None
+    options: dict[str, Any] | None = None
+    image_size: int | None = None
+    batch_size: int | None = None
+    epochs: int | None = None
+    minutes: float | None = None
+    images_seen: int | None = None
+    accumulate: int = 1
+    processes: int = 1
+
+    @property
+    def has_length(self) -> bool:
+        return not (self.epochs is None and self.minutes is None and self.images_seen is None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """The result, with what was given.
+
+    Attributes:
+        epochs: None where the length is given in another way.
+        chosen: names of the flags and options that were not given.
+        lines: three, for people: what was chosen, why, and by which flag it is given.
+    """
+
+    model: str
+    preset: str
+    options: dict[str, Any]
+    image_size: int
+    batch_size: int
+    epochs: int | None
+    chosen: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def flags(self) -> dict[str, Any]:
+        """By the names of the flags."""
+        return {name: value for name, value in vars(self).items() if name not in ("chosen", "lines")}
+
+
+def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
+    """What suits the data and the processor, apart from what is given. Raises ``UserError`` for an unknown preset."""
+    size, why, options = _preset(facts, processor, given)
+    base = known_preset(MODEL, size)
+    options |= _queries(facts, given, options.get("num_queries", base.options.num_queries))
+    image_size, of_size = _image_size(facts, processor, given, base.recipe)
+    batch_size, of_batch = _batch_size(facts, processor, given, base.recipe, image_size)
+    epochs, of_length = _length(facts, given, base.recipe, batch_size)
+    words = f" with {', '.join(option_word(*option) for option in options.items())}" if options else ""
+    open_flags = ("preset", "image_size", "batch_size", *(() if given.has_length else ("epochs",)))
+    return Choice(
+        model=MODEL,
+        preset=size,
+        options=options | (given.options or {}),
+        image_size=image_size,
+        batch_size=batch_size,
+        epochs=epochs,
+        chosen=sorted({"model", *options, *(name for name in open_flags if getattr(given, name) is None)}),
+        lines=[
+            f"auto: {MODEL} {size}{words}: {why} (--model, --preset{', --option' * bool(options)})",
+            f"auto: {of_size} (--image-size); {of_batch} (--batch-size)",
+            f"auto: {of_length}",
+        ],
+    )
+
+
+def enough_queries(objects: int) -> int:
+    """A number of queries with some room above an image of so many objects."""
+    return int(-(-objects * SPARE_QUERIES // 10) * 10)
+
+
+def _preset(facts: DataFacts, processor: Processor, given: Given) -> tuple[str, str, dict[str, Any]]:
+    """The preset, why, and the options that it differs in."""
+    gpu = processor.device == "cuda"
+    if given.preset is not None:
+        return given.preset, "the preset as given", {}
+    if facts.image_side <= SMALL_IMAGES:
+        return "tiny", f"images of {facts.image_side} px are small", {}
+    if given.minutes is not None and given.minutes < (SHORT_GPU if gpu else SHORT_CPU):
+        return "tiny", f"a run of {_minutes(given.minutes)} is short", {}
+    if facts.images <= FEW:
+        return DEFAULT_PRESET, f"{_are(facts)} few, and it learned fastest from few (docs/convergence)", {}
+    if facts.images < MANY:
+        return DEFAULT_PRESET, f"{_are(facts)} too few for a larger model", {}
+    if gpu and processor.memory >= LARGE_MEMORY:
+        larger = {name: value for name, value in LARGER.items() if name not in (given.options or {})}
+        return DEFAULT_PRESET, f"{_are(facts)} many, and the GPU has {processor.memory:.0f} GB", larger
+    return DEFAULT_PRESET, f"{_are(facts)} many, but a larger model needs a GPU with {LARGE_MEMORY:.0f} GB", {}
+
+
+def _queries(facts: DataFacts, given: Given, usual: int) -> dict[str, Any]:
+    """More queries than usual where an image has more objects."""
+    if facts.most_objects <= usual or "num_queries" in (given.options or {}):
+        return {}
+    return {"num_queries": min(enough_queries(facts.most_objects), MOST_QUERIES)}
+
+
+def _image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe) -> tuple[int, str]:
+    """The image size, and why: the preset's, or a larger one for small objects, but neither many more pixels than the images have nor more
+    than the processor is fast enough for."""
+    usual = recipe.image_size
+    if given.image_size is not None:
+        return given.image_size, f"{given.image_size} px as given"
+    if given.preset == "paper":
+        return usual, f"{usual} px as published"
+    native = next((size for size in SIZES if size >= facts.image_side), SIZES[-1])
+    if native < usual:
+        return native, f"{native} px: the images have {facts.image_side}"
+    most = MOST_GPU if processor.device == "cuda" else MOST_CORES if processor.cores >= MANY_CORES else MOST_CPU
+    larger = [size for size in SIZES if usual < size <= min(most, native)]
+    size = next((size for size in (usual, *larger) if size * facts.short_side >= VISIBLE), larger[-1] if larger else usual)
+    small = f"{SMALLEST_SHARE:.0%} of the objects"
+    if size * facts.short_side < VISIBLE:
+        why = f"the images have {facts.image_side}" if native <= most else f"the most on {_processor(processor)}"
+        return size, f"{size} px, as {why}, though {small} measure less than {VISIBLE:g} px there"
+    if size > usual:
+        return size, f"{size} px: {small} would measure less than {VISIBLE:g} px at {usual}"
+    return size, f"{size} px: half of the objects are larger than {facts.side * size:.0f} px there"
+
+
+def _batch_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe, image_size: int) -> tuple[int, str]:
+    """Images per batch of a process, and why: the preset's, or on a GPU as many as it has room for and the data fill an epoch with."""
+    if given.batch_size is not None:
+        return given.batch_size, f"batches of {given.batch_size} as given"
+    own = max(facts.images // given.processes, 1)
+    if own <= recipe.batch_size:
+        return own, f"batches of {own}, as there are no more images"
+    if processor.device != "cuda" or given.preset == "paper":
+        return recipe.batch_size, f"batches of {recipe.batch_size}"
+    room = processor.memory * PIXELS_PER_GB / (image_size**2 * ASPECT)
+    fitting = [2**power for power in range(GPU_BATCH.bit_length()) if 2**power <= min(room, own / EPOCH_BATCHES, GPU_BATCH)]
+    size = max([recipe.batch_size, *fitting])
+    return size, f"batches of {size}" + " on a GPU" * (size > recipe.batch_size)
+
+
+def _length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> tuple[int | None, str]:
+    """Epochs (None where the length is given in another way), and why."""
+    if given.has_length:
+        words = {"epochs": given.epochs and count(given.epochs, "epoch"), "minutes": given.minutes and _minutes(given.minutes)}
+        words |= {"images-seen": given.images_seen and count(given.images_seen, "image")}
+        asked = {f"--{flag}": text for flag, text in words.items() if text}
+        return given.epochs, f"{' and at most '.join(asked.values())} as given ({', '.join(asked)})"
+    per_epoch = -(-max(facts.images // given.processes // batch_size, 1) // given.accumulate)
+    epochs, why = recipe.epochs, ""
+    if given.preset == "paper":
+        why = ", as published"
+    elif epochs * per_epoch < LEAST_STEPS:
+        epochs, why = -(-LEAST_STEPS // per_epoch), f", since {_are(facts)} few"
+    elif epochs * per_epoch > MOST_STEPS:
+        epochs, why = max(MOST_STEPS // per_epoch, LEAST_EPOCHS), f", since {_are(facts)} many"
+    return epochs, f"{count(epochs, 'epoch')}, {_rounded(epochs * per_epoch)} steps{why} (--epochs or --minutes)"
+
+
+def _are(facts: DataFacts) -> str:
+    return f"{count(facts.images, 'image')} {'is' if facts.images == 1 else 'are'}"
+
+
+def _rounded(steps: int) -> str:
+    """With two significant digits, as the last epoch may be cut short."""
+    return f"about {round(steps, 2 - len(str(steps))):,}"
+
+
+def _minutes(minutes: float) -> str:
+    return f"{minutes:g} minute{'s' * (minutes != 1)}"
+
+
+def _processor(processor: Processor) -> str:
+    return "a GPU" if processor.device == "cuda" else f"a CPU with {count(processor.cores, 'core')}"

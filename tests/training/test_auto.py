@@ -1,0 +1,256 @@
+"""``--model auto``: what it chooses for which data and processor, that flags win, and that its run is a run like any other."""
+
+import os
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import boxquery as bq
+from boxquery import auto
+from boxquery.auto import LARGER, LEAST_EPOCHS, LEAST_STEPS, MANY, MOST_CPU, MOST_GPU, MOST_STEPS, SIZES, VISIBLE, DataFacts, Given, choose
+from boxquery.cli import run
+from boxquery.device import Processor
+from boxquery.models import preset, register
+from boxquery.training import settings
+from boxquery.training.config import RunConfig
+from boxquery.training.state import finished_epochs
+from tests.data.writers import drawn, write_coco
+
+from .processes import apart, in_two
+from .runs import SMALL, rows, scenes
+
+CPU, GPU, SMALL_GPU = Processor("cpu", 2), Processor("cuda", 8, 24.0), Processor("cuda", 8, 6.0)
+RECIPE = preset(auto.MODEL, "small").recipe
+#: what is not left to auto, so that a run takes a second
+QUICK: dict[str, Any] = {"options": SMALL, "image_size": 64, "device": "cpu", "precision": "float32", "pretrained": False}
+
+
+def facts(images: int = 131, *, side: float = 0.3, short_side: float = 0.2, image_side: int = 640, most_objects: int = 3) -> DataFacts:
+    return DataFacts(images, most_objects, side, short_side, image_side)
+
+
+def steps(images: int, batch_size: int, epochs: int | None) -> int:
+    assert epochs is not None
+    return epochs * max(images // batch_size, 1)
+
+
+@pytest.mark.parametrize("processor", [CPU, GPU])
+@pytest.mark.parametrize("images", [1, 2, 10, 100, 1_000, 20_000, 120_000])
+def test_every_set_is_seen_long_enough_and_not_too_long(images, processor):
+    choice = choose(facts(images), processor, Given())
+    done = steps(images, choice.batch_size, choice.epochs)
+    assert done >= LEAST_STEPS
+    assert done <= max(MOST_STEPS, LEAST_EPOCHS * images / choice.batch_size)
+    assert choice.batch_size <= images
+    assert (choice.model, choice.preset, choice.image_size) == (auto.MODEL, "small", RECIPE.image_size)
+    assert choice.chosen == sorted(["batch_size", "epochs", "image_size", "model", "preset", *choice.options])
+
+
+def test_few_images_are_trained_for_more_epochs_and_many_for_fewer():
+    epochs = [choose(facts(images), CPU, Given()).epochs or 0 for images in (10, 130, 20_000)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[1] == RECIPE.epochs
+    assert [choose(facts(10), CPU, Given(accumulate=2)).epochs, choose(facts(10), CPU, Given(processes=2)).epochs] == [3000, 3000]
+
+
+def test_a_gpu_trains_larger_batches_and_of_many_images_a_larger_model():
+    few, some, many = (choose(facts(images), GPU, Given()) for images in (20, 1_000, MANY))
+    assert few.batch_size == RECIPE.batch_size < some.batch_size
+    assert (few.options, some.options, many.options) == ({}, {}, LARGER)
+    assert choose(facts(MANY), GPU, Given(options={"hidden_dim": 64})).options == {**LARGER, "hidden_dim": 64}
+    assert choose(facts(MANY), SMALL_GPU, Given()).options == choose(facts(MANY), CPU, Given()).options == {}
+    assert choose(facts(1_000), SMALL_GPU, Given()).batch_size < some.batch_size
+    model = bq.create_model(many.model, classes=3, preset=many.preset, **many.options)
+    assert model.num_queries_per_layer[-1] == 300
+
+
+@pytest.mark.parametrize("processor", [CPU, GPU])
+def test_small_objects_get_pixels_as_far_as_images_and_processor_go(processor):
+    most = MOST_GPU if processor == GPU else MOST_CPU
+    sizes = {short: choose(facts(short_side=short), processor, Given()).image_size for short in (0.3, 0.04, 0.035, 0.01)}
+    assert sizes[0.3] == RECIPE.image_size
+    for short, size in sizes.items():
+        assert size * short >= VISIBLE or size == most
+        smaller = [other for other in SIZES if RECIPE.image_size <= other < size]
+        assert all(other * short < VISIBLE for other in smaller)
+    assert sizes[0.01] == most
+    assert choose(facts(short_side=0.01, image_side=300), processor, Given()).image_size == 320, "the images have no more"
+    assert choose(facts(image_side=150), processor, Given()).image_size == 160
+
+
+def test_small_images_and_short_runs_have_the_tiny_preset():
+    assert choose(facts(image_side=160), CPU, Given()).preset == "tiny"
+    assert choose(facts(), CPU, Given(minutes=3)).preset == "tiny"
+    assert choose(facts(), CPU, Given(minutes=500 / 60)).preset == choose(facts(), GPU, Given(minutes=3)).preset == "small"
+
+
+def test_there_are_queries_for_every_object():
+    usual = preset(auto.MODEL, "small").options.num_queries
+    assert choose(facts(most_objects=usual), CPU, Given()).options == {}
+    crowded = choose(facts(most_objects=150), CPU, Given())
+    assert crowded.options == {"num_queries": 180}
+    assert "num_queries" in crowded.chosen
+    assert "small with num_queries=180: 131 images" in crowded.lines[0]
+    assert choose(facts(most_objects=150), CPU, Given(options={"num_queries": 30})).options == {"num_queries": 30}
+
+
+@pytest.mark.parametrize("given", [
+    {"preset": "tiny"}, {"preset": "paper"}, {"image_size": 224}, {"batch_size": 7}, {"epochs": 3}, {"minutes": 30.0}, {"images_seen": 800},
+])  # fmt: skip
+def test_what_is_given_wins_and_is_called_given(given):
+    ((name, value),) = given.items()
+    choice = choose(facts(short_side=0.01), GPU, Given(**given))
+    assert choice.flags().get(name, value) == value
+    assert name not in choice.chosen
+    assert [line for line in choice.lines if re.search(rf"as given \(--(model, --)?{name.replace('_', '-')}\)", line)]
+    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size"))
+    if value == "paper":
+        published = preset(auto.MODEL, "paper").recipe
+        assert (choice.image_size, choice.batch_size, choice.epochs) == (published.image_size, published.batch_size, published.epochs)
+
+
+def test_three_lines_say_what_was_chosen_why_and_by_which_flag():
+    assert choose(facts(), CPU, Given()).lines == [
+        "auto: deformable-detr small: 131 images are few, and it learned fastest from few (docs/convergence) (--model, --preset)",
+        f"auto: {RECIPE.image_size} px: half of the objects are larger than {0.3 * RECIPE.image_size:.0f} px there (--image-size); "
+        "batches of 4 (--batch-size)",
+        "auto: 150 epochs, about 4,800 steps (--epochs or --minutes)",
+    ]
+    assert choose(facts(20_000, short_side=0.01), CPU, Given()).lines == [
+        "auto: deformable-detr small: 20,000 images are many, but a larger model needs a GPU with 12 GB (--model, --preset)",
+        "auto: 416 px, as the most on a CPU with 2 cores, though 10% of the objects measure less than 12 px there (--image-size); "
+        "batches of 4 (--batch-size)",
+        "auto: 12 epochs, about 60,000 steps, since 20,000 images are many (--epochs or --minutes)",
+    ]
+
+
+def test_facts_are_those_of_the_training_images():
+    split = scenes(train=5).splits["train"]
+    found = DataFacts.of(split)
+    boxes = np.concatenate([record.boxes for record in split]) / 64
+    sides = boxes[:, 2:] - boxes[:, :2]
+    assert (found.images, found.image_side) == (5, 64)
+    assert found.most_objects == max(len(record.boxes) for record in split)
+    assert found.side == pytest.approx(float(np.median(np.sqrt(sides.prod(1)))), rel=1e-6)
+    assert found.short_side == pytest.approx(float(np.quantile(sides.min(1), 0.1)), rel=1e-6)
+
+
+def data_folder(root: Path) -> Path:
+    return write_coco(root / "photos", drawn(scenes()))
+
+
+def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = data_folder(tmp_path)
+    words = ["--epochs", "2", "--image-size", "64", "--device", "cpu", "--precision", "float32", "--pretrained", "none"]
+    words += [word for name, value in SMALL.items() for word in ("--option", f"{name}={value}".replace("'", ""))]
+    assert run(["train", str(data), *words]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("auto: ")]
+    assert lines == [
+        "auto: deformable-detr tiny: images of 64 px are small (--model, --preset)",
+        "auto: 64 px as given (--image-size); batches of 4 (--batch-size)",
+        "auto: 2 epochs as given (--epochs)",
+    ]
+    folder = Path("runs/deformable-detr-tiny-photos-1")
+    config = RunConfig.read(folder)
+    assert (config.model, config.preset, config.image_size, config.batch_size) == ("deformable-detr", "tiny", 64, 4)
+    assert config.chosen == ["batch_size", "model", "preset"]
+    again = shlex.split(config.command("again"))[1:]
+    assert "auto" not in again
+    assert run([*again, "--device", "cpu"]) == 0
+    assert "auto: " not in capsys.readouterr().err
+    assert RunConfig.read(Path("again")) == replace(config, chosen=[])
+    assert rows(Path("again")) == rows(folder)
+
+
+def test_a_run_of_auto_resumes(tmp_path, capsys):
+    data = scenes()
+    bq.train(data, out=tmp_path / "whole", epochs=2, **QUICK)
+    capsys.readouterr()
+    bq.train(data, out=tmp_path / "whole", resume=True, model="auto")
+    assert "auto: " not in capsys.readouterr().err
+    assert finished_epochs(tmp_path / "whole") == 2
+    with pytest.raises(bq.UserError, match=r"started with model='deformable-detr', not 'detr'"):
+        bq.train(data, out=tmp_path / "whole", resume=True, model="detr")
+
+
+@pytest.mark.parametrize("given", [{}, {"model": None}, {"model": "auto", "preset": None}])
+def test_python_has_the_same_default(tmp_path, given):
+    bq.train(scenes(), out=tmp_path / "run", images_seen=8, **given, **QUICK)
+    config = RunConfig.read(tmp_path / "run")
+    assert (config.model, config.preset, config.chosen) == ("deformable-detr", "tiny", ["batch_size", "model", "preset"])
+    assert config.length.epochs is None
+
+
+def test_a_budget_of_cpu_minutes_is_the_length(tmp_path):
+    bq.train(scenes(), out=tmp_path / "run", model="auto", minutes=0.05, clock="cpu", **QUICK)
+    config = RunConfig.read(tmp_path / "run")
+    assert (config.length.minutes, config.length.epochs, config.length.ends_by_clock) == (0.05, None, True)
+    assert "epochs" not in config.chosen
+
+
+def test_a_named_model_has_its_preset_and_a_source_its_own(tmp_path, capsys):
+    bq.train(scenes(), out=tmp_path / "first", model="detr", images_seen=8, **QUICK)
+    assert (RunConfig.read(tmp_path / "first").preset, RunConfig.read(tmp_path / "first").chosen) == ("small", [])
+    bq.train(scenes(), out=tmp_path / "next", model="auto", start_from=tmp_path / "first", images_seen=8, device="cpu")
+    assert RunConfig.read(tmp_path / "next").model == "detr"
+    assert "auto: " not in capsys.readouterr().err
+
+
+def choose_by_rank(out: Path) -> None:
+    """Train where the second process would choose otherwise."""
+    choices = settings.choose
+
+    def by_rank(*known):
+        choice = choices(*known)
+        return choice if os.environ["RANK"] == "0" else replace(choice, preset="small", batch_size=1, chosen=["model"])
+
+    settings.choose = by_rank
+    bq.train(scenes(), out=out, images_seen=16, **QUICK)
+
+
+@pytest.mark.slow
+def test_the_first_process_chooses_for_all(tmp_path):
+    message = apart(tmp_path / "log", in_two, 0, choose_by_rank, tmp_path / "run")
+    config = RunConfig.read(tmp_path / "run")
+    assert (config.preset, config.batch_size, config.world_size, config.length.batch_images) == ("tiny", 4, 2, 8)
+    assert finished_epochs(tmp_path / "run") == 2
+    assert message.count("auto: ") == 3
+
+
+def test_check_looks_at_the_size_that_training_chooses(tmp_path, capsys):
+    data = data_folder(tmp_path)
+    status = run(["check", str(data), "--json", "--out", str(tmp_path / "checked")])
+    assert status == 0
+    captured = capsys.readouterr()
+    assert f'"image_size": {SIZES[0]}' in captured.out
+    assert len([line for line in captured.err.splitlines() if line.startswith("auto: ")]) == 3
+    run(["check", str(data), "--model", "detr", "--preset", "tiny", "--json"])
+    captured = capsys.readouterr()
+    assert f'"image_size": {preset("detr", "tiny").recipe.image_size}' in captured.out
+    assert "auto: " not in captured.err
+
+
+def test_auto_is_no_model(capsys):
+    with pytest.raises(bq.UserError, match="the library has a model of this name"):
+        register("auto", bq)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(bq.UserError, match="'auto' is resolved for a data set, by train and check; name a model here"):
+        bq.create_model("auto", classes=3)
+    assert "auto" not in bq.list_models()
+    assert run(["compare", "shapes", "--models", "auto,detr", "--epochs", "1"]) == 2
+    assert "'auto' is resolved for a data set" in capsys.readouterr().err
+    assert run(["models"]) == run(["models", "auto"]) == 0
+    assert capsys.readouterr().out.count("are chosen for the data and the processor") == 2
+
+
+def test_data_without_a_training_split_is_refused_before_anything_is_chosen(tmp_path, capsys):
+    data = scenes()
+    broken = replace(data, splits={"val": data.splits["val"]})
+    with pytest.raises(bq.UserError, match="no split 'train'"):
+        bq.train(broken, out=tmp_path / "run", **QUICK)
+    assert "auto: " not in capsys.readouterr().err
