@@ -1,4 +1,4 @@
-"""What ``--model auto`` chooses for a data set and a processor: model, preset, options, image size, batch size and length.
+"""What ``--model auto`` chooses for a data set and a processor: model, preset, options, image size, batch size, length and augmentation.
 
 Every number that a choice depends on is in the table below, apart from what is a preset's own: its image size, batch size, epochs and
 number of queries, from which the choices start. Imports no torch until it chooses.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxquery.augment import augment_parts
 from boxquery.data.dataset import Split
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.errors import count
@@ -49,6 +50,10 @@ MOST_CPU, MOST_CORES, MANY_CORES, MOST_GPU = 416, 512, 8, 640
 #: on a GPU: images per batch at most, batches per epoch at least, pixels of a batch per GB of its memory, and the ratio of an image's sides
 #: (not measured yet)
 GPU_BATCH, EPOCH_BATCHES, PIXELS_PER_GB, ASPECT = 16, 50, 200_000, 4 / 3
+
+#: up to so many images the augmentation is strong, and from so many on light; between them, and in short runs, it is the preset's (not
+#: measured yet)
+STRONG_UNTIL, LIGHT_FROM = FEW, MANY
 
 #: fewest and most optimizer steps, and the fewest epochs whatever they come to (not measured yet)
 LEAST_STEPS, MOST_STEPS, LEAST_EPOCHS = 3_000, 60_000, 12
@@ -98,6 +103,7 @@ class Given:
     epochs: int | None = None
     minutes: float | None = None
     images_seen: int | None = None
+    augment: Any = None
     accumulate: int = 1
     processes: int = 1
 
@@ -112,6 +118,7 @@ class Choice:
 
     Attributes:
         epochs: None where the length is given in another way.
+        augment: as ``augment_parts`` has it; without a level it is the preset's.
         chosen: names of the flags and options that were not given.
         lines: three, for people: what was chosen, why, and by which flag it is given.
     """
@@ -122,6 +129,7 @@ class Choice:
     image_size: int
     batch_size: int
     epochs: int | None
+    augment: dict[str, Any]
     chosen: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
@@ -138,8 +146,10 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     image_size, of_size = _image_size(facts, processor, given, base.recipe)
     batch_size, of_batch = _batch_size(facts, processor, given, base.recipe, image_size)
     epochs, of_length = _length(facts, given, base.recipe, batch_size)
+    augment, of_augment = _augment(facts, processor, given)
     words = f" with {', '.join(option_word(*option) for option in options.items())}" if options else ""
-    open_flags = ("preset", "image_size", "batch_size", *(() if given.has_length else ("epochs",)))
+    flags = {"model": None, "preset": given.preset, "image_size": given.image_size, "batch_size": given.batch_size}
+    flags |= {"epochs": given.has_length or None, "augment": augment_parts(given.augment).get("level")}
     return Choice(
         model=MODEL,
         preset=size,
@@ -147,11 +157,12 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
         image_size=image_size,
         batch_size=batch_size,
         epochs=epochs,
-        chosen=sorted({"model", *options, *(name for name in open_flags if getattr(given, name) is None)}),
+        augment=augment,
+        chosen=sorted([*options, *(name for name, value in flags.items() if value is None)]),
         lines=[
             f"auto: {MODEL} {size}{words}: {why} (--model, --preset{', --option' * bool(options)})",
             f"auto: {of_size} (--image-size); {of_batch} (--batch-size)",
-            f"auto: {of_length}",
+            f"auto: {of_length}; {of_augment} (--augment)",
         ],
     )
 
@@ -168,7 +179,7 @@ def _preset(facts: DataFacts, processor: Processor, given: Given) -> tuple[str, 
         return given.preset, "the preset as given", {}
     if facts.image_side <= SMALL_IMAGES:
         return "tiny", f"images of {facts.image_side} px are small", {}
-    if given.minutes is not None and given.minutes < (SHORT_GPU if gpu else SHORT_CPU):
+    if given.minutes is not None and _is_short(given, processor):
         return "tiny", f"a run of {_minutes(given.minutes)} is short", {}
     if facts.images <= FEW:
         return DEFAULT_PRESET, f"{_are(facts)} few, and it learned fastest from few (docs/convergence)", {}
@@ -178,6 +189,10 @@ def _preset(facts: DataFacts, processor: Processor, given: Given) -> tuple[str, 
         larger = {name: value for name, value in LARGER.items() if name not in (given.options or {})}
         return DEFAULT_PRESET, f"{_are(facts)} many, and the GPU has {processor.memory:.0f} GB", larger
     return DEFAULT_PRESET, f"{_are(facts)} many, but a larger model needs a GPU with {LARGE_MEMORY:.0f} GB", {}
+
+
+def _is_short(given: Given, processor: Processor) -> bool:
+    return given.minutes is not None and given.minutes < (SHORT_GPU if processor.device == "cuda" else SHORT_CPU)
 
 
 def _queries(facts: DataFacts, given: Given, usual: int) -> dict[str, Any]:
@@ -241,6 +256,22 @@ def _length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> 
     elif epochs * per_epoch > MOST_STEPS:
         epochs, why = max(MOST_STEPS // per_epoch, LEAST_EPOCHS), f", since {_are(facts)} many"
     return epochs, f"{count(epochs, 'epoch')}, {_rounded(epochs * per_epoch)} steps{why} (--epochs or --minutes)"
+
+
+def _augment(facts: DataFacts, processor: Processor, given: Given) -> tuple[dict[str, Any], str]:
+    """The augmentation, and why: a level beside the parts that are given."""
+    parts = augment_parts(given.augment)
+    own = ", ".join(name if name == "own" else option_word(name, value) for name, value in parts.items() if name != "level")
+    with_own = f" with {own} as given" if own else ""
+    if "level" in parts:
+        return parts, f"augmentation {parts['level']}{with_own or ' as given'}"
+    if given.preset == "paper":
+        return parts, f"augmentation as published{with_own}"
+    if facts.images <= STRONG_UNTIL and not _is_short(given, processor):
+        return {"level": "strong", **parts}, f"augmentation strong{with_own}, since {_are(facts)} few"
+    if facts.images >= LIGHT_FROM:
+        return {"level": "light", **parts}, f"augmentation light{with_own}, since {_are(facts)} many"
+    return parts, f"augmentation as the preset has it{with_own}"
 
 
 def _are(facts: DataFacts) -> str:

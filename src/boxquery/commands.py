@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from boxquery.api import Detector
     from boxquery.predict.sources import ImageFile
 
-_AUTO = "model, preset, options, image size, batch size and length are chosen for the data and the processor"
+_AUTO = "model, preset, options, image size, batch size, length and augmentation are chosen for the data and the processor"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,23 @@ import pytest
 
 import boxquery as bq
 from boxquery import auto
-from boxquery.auto import LARGER, LEAST_EPOCHS, LEAST_STEPS, MANY, MOST_CPU, MOST_GPU, MOST_STEPS, SIZES, VISIBLE, DataFacts, Given, choose
+from boxquery.augment import LEVELS
+from boxquery.auto import (
+    LARGER,
+    LEAST_EPOCHS,
+    LEAST_STEPS,
+    LIGHT_FROM,
+    MANY,
+    MOST_CPU,
+    MOST_GPU,
+    MOST_STEPS,
+    SIZES,
+    STRONG_UNTIL,
+    VISIBLE,
+    DataFacts,
+    Given,
+    choose,
+)  # fmt: skip
 from boxquery.cli import run
 from boxquery.device import Processor
 from boxquery.models import preset, register
@@ -48,7 +64,7 @@ def test_every_set_is_seen_long_enough_and_not_too_long(images, processor):
     assert done <= max(MOST_STEPS, LEAST_EPOCHS * images / choice.batch_size)
     assert choice.batch_size <= images
     assert (choice.model, choice.preset, choice.image_size) == (auto.MODEL, "small", RECIPE.image_size)
-    assert choice.chosen == sorted(["batch_size", "epochs", "image_size", "model", "preset", *choice.options])
+    assert choice.chosen == sorted(["augment", "batch_size", "epochs", "image_size", "model", "preset", *choice.options])
 
 
 def test_few_images_are_trained_for_more_epochs_and_many_for_fewer():
@@ -101,17 +117,28 @@ def test_there_are_queries_for_every_object():
 
 @pytest.mark.parametrize("given", [
     {"preset": "tiny"}, {"preset": "paper"}, {"image_size": 224}, {"batch_size": 7}, {"epochs": 3}, {"minutes": 30.0}, {"images_seen": 800},
+    {"augment": "none"},
 ])  # fmt: skip
 def test_what_is_given_wins_and_is_called_given(given):
     ((name, value),) = given.items()
     choice = choose(facts(short_side=0.01), GPU, Given(**given))
-    assert choice.flags().get(name, value) == value
+    assert choice.flags().get(name, value) == ({"level": value} if name == "augment" else value)
     assert name not in choice.chosen
     assert [line for line in choice.lines if re.search(rf"as given \(--(model, --)?{name.replace('_', '-')}\)", line)]
-    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size"))
+    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size", "augment"))
     if value == "paper":
         published = preset(auto.MODEL, "paper").recipe
         assert (choice.image_size, choice.batch_size, choice.epochs) == (published.image_size, published.batch_size, published.epochs)
+
+
+def test_few_images_are_augmented_most():
+    levels = [choose(facts(images), CPU, Given()).augment for images in (STRONG_UNTIL, STRONG_UNTIL + 1, LIGHT_FROM)]
+    assert levels == [{"level": "strong"}, {}, {"level": "light"}]
+    assert choose(facts(), CPU, Given(minutes=1)).augment == {}, "too short for it"
+    parts = choose(facts(), CPU, Given(augment={"flip": 0}))
+    assert parts.augment == {"level": "strong", "flip": 0.0}
+    assert parts.lines[2].endswith("augmentation strong with flip=0.0 as given, since 131 images are few (--augment)")
+    assert "augment" in parts.chosen
 
 
 def test_three_lines_say_what_was_chosen_why_and_by_which_flag():
@@ -119,13 +146,14 @@ def test_three_lines_say_what_was_chosen_why_and_by_which_flag():
         "auto: deformable-detr small: 131 images are few, and it learned fastest from few (docs/convergence) (--model, --preset)",
         f"auto: {RECIPE.image_size} px: half of the objects are larger than {0.3 * RECIPE.image_size:.0f} px there (--image-size); "
         "batches of 4 (--batch-size)",
-        "auto: 150 epochs, about 4,800 steps (--epochs or --minutes)",
+        "auto: 150 epochs, about 4,800 steps (--epochs or --minutes); augmentation strong, since 131 images are few (--augment)",
     ]
     assert choose(facts(20_000, short_side=0.01), CPU, Given()).lines == [
         "auto: deformable-detr small: 20,000 images are many, but a larger model needs a GPU with 12 GB (--model, --preset)",
         "auto: 416 px, as the most on a CPU with 2 cores, though 10% of the objects measure less than 12 px there (--image-size); "
         "batches of 4 (--batch-size)",
-        "auto: 12 epochs, about 60,000 steps, since 20,000 images are many (--epochs or --minutes)",
+        "auto: 12 epochs, about 60,000 steps, since 20,000 images are many (--epochs or --minutes); "
+        "augmentation light, since 20,000 images are many (--augment)",
     ]
 
 
@@ -154,12 +182,13 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
     assert lines == [
         "auto: deformable-detr tiny: images of 64 px are small (--model, --preset)",
         "auto: 64 px as given (--image-size); batches of 4 (--batch-size)",
-        "auto: 2 epochs as given (--epochs)",
+        "auto: 2 epochs as given (--epochs); augmentation strong, since 12 images are few (--augment)",
     ]
     folder = Path("runs/deformable-detr-tiny-photos-1")
     config = RunConfig.read(folder)
     assert (config.model, config.preset, config.image_size, config.batch_size) == ("deformable-detr", "tiny", 64, 4)
-    assert config.chosen == ["batch_size", "model", "preset"]
+    assert config.chosen == ["augment", "batch_size", "model", "preset"]
+    assert (config.augment, config.augmentation["mosaic"]) == ({"level": "strong"}, LEVELS["strong"].mosaic)
     again = shlex.split(config.command("again"))[1:]
     assert "auto" not in again
     assert run([*again, "--device", "cpu"]) == 0
@@ -183,7 +212,7 @@ def test_a_run_of_auto_resumes(tmp_path, capsys):
 def test_python_has_the_same_default(tmp_path, given):
     bq.train(scenes(), out=tmp_path / "run", images_seen=8, **given, **QUICK)
     config = RunConfig.read(tmp_path / "run")
-    assert (config.model, config.preset, config.chosen) == ("deformable-detr", "tiny", ["batch_size", "model", "preset"])
+    assert (config.model, config.preset, config.chosen) == ("deformable-detr", "tiny", ["augment", "batch_size", "model", "preset"])
     assert config.length.epochs is None
 
 

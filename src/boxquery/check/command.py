@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from boxquery.augment import augmentation
 from boxquery.auto import DataFacts, Given, choose
 from boxquery.flags import AUTO, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero, check_seed
 
@@ -118,7 +119,8 @@ def check(
 
     check_above_zero(epochs=epochs, image_size=image_size)
     check_seed(seed)
-    flags = {"model": model, "preset": preset or DEFAULT_PRESET, "options": options or {}, "image_size": image_size, "epochs": epochs}
+    flags: dict[str, Any] = {"model": model, "preset": preset or DEFAULT_PRESET, "options": options or {}}
+    flags |= {"image_size": image_size, "epochs": epochs, "augment": {}}
     if model != AUTO:
         known_preset(model, flags["preset"])  # a misspelt name is refused before the data is read
     with _progress_bar() as progress:
@@ -126,8 +128,8 @@ def check(
         train = opened.split("train")
         if model == AUTO:
             flags = _automatic(train, Given(preset=preset, options=options, image_size=image_size, epochs=epochs))
+        augment = augmentation(flags.pop("augment"), known_preset(flags["model"], flags["preset"]).recipe.augment)
         plan = plan_for(**flags, classes=len(opened.names), images=len(train))
-        augment = known_preset(plan.model, plan.preset).recipe.augment
         picture = "if needed" if out is None else "always"
         result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)
         if overfit:

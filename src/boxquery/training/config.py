@@ -87,8 +87,8 @@ class ModelFlags:
     Attributes:
         start_from: Trained model to start from: a run or model folder, a hub id, or a paper's checkpoint. Classes are matched by name and
             may differ, as may any option. Options not given are taken from the source.
-        model: Model to train; `boxquery models` lists them. auto chooses model, preset, options, image size, batch size and length for the
-            data and the processor, and says so; flags that are given win. With --from it is the source's model.
+        model: Model to train; `boxquery models` lists them. auto chooses model, preset, options, image size, batch size, length and
+            augmentation for the data and the processor, and says so; flags that are given win. With --from it is the source's model.
         preset: Size and recipe; with --from the recipe alone. Default: auto's choice, or small, or that of --from.
     """
 
@@ -161,7 +161,7 @@ class RunConfig(RunFlags):
         model: never ``auto``, but what it chose.
         options: the model's options that differ from the preset.
         chosen: names of options and flags that the data (anchors, ``auto``), the processor or the weights chose, not the user.
-        augment: what the user asked for; augmentation: every part of what that is for the preset, and the name of an own transform.
+        augment: what was asked for; augmentation: every part of what that is for the preset, and the name of an own transform.
         pretrained: False, True or a path; ``auto`` only before weights were looked for.
         weights: what the backbone started from: ``source``, ``file`` and ``sha256``, or "random" as the source.
         start_hash: what the weights that it started from were, see ``boxquery.transfer.fingerprint``.
