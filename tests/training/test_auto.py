@@ -34,11 +34,12 @@ from boxquery.device import Processor
 from boxquery.models import preset, register
 from boxquery.training import settings
 from boxquery.training.config import RunConfig
+from boxquery.training.module import Training
 from boxquery.training.state import finished_epochs
 from tests.data.writers import drawn, write_coco
 
 from .processes import apart, in_two
-from .runs import SMALL, rows, scenes
+from .runs import SMALL, Stop, rows, scenes
 
 CPU, GPU, SMALL_GPU = Processor("cpu", 2), Processor("cuda", 8, 24.0), Processor("cuda", 8, 6.0)
 RECIPE = preset(auto.MODEL, "small").recipe
@@ -197,15 +198,26 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
     assert rows(Path("again")) == rows(folder)
 
 
-def test_a_run_of_auto_resumes(tmp_path, capsys):
-    data = scenes()
+def test_an_interrupted_run_of_auto_resumes_with_what_was_chosen(tmp_path, capsys, monkeypatch):
+    data, step = scenes(), Training.training_step
     bq.train(data, out=tmp_path / "whole", epochs=2, **QUICK)
+
+    def pull_the_plug(self, batch, batch_idx):
+        if self.current_epoch == 1:
+            raise Stop
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(Training, "training_step", pull_the_plug)
+    with pytest.raises(Stop):
+        bq.train(data, out=tmp_path / "run", epochs=2, **QUICK)
+    monkeypatch.setattr(Training, "training_step", step)
     capsys.readouterr()
-    bq.train(data, out=tmp_path / "whole", resume=True, model="auto")
+    monkeypatch.setattr(settings, "choose", None)  # nothing is chosen again
+    bq.train(data, out=tmp_path / "run", resume=True, model="auto")
     assert "auto: " not in capsys.readouterr().err
-    assert finished_epochs(tmp_path / "whole") == 2
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
     with pytest.raises(bq.UserError, match=r"started with model='deformable-detr', not 'detr'"):
-        bq.train(data, out=tmp_path / "whole", resume=True, model="detr")
+        bq.train(data, out=tmp_path / "run", resume=True, model="detr")
 
 
 @pytest.mark.parametrize("given", [{}, {"model": None}, {"model": "auto", "preset": None}])
