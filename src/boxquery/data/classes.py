@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from boxquery.data.dataset import Data, Record, Split
-from boxquery.errors import UserError
+from boxquery.errors import UserError, some
 
 
 def match_names(names: Sequence[str | None], known: Sequence[str | None]) -> list[int]:
@@ -64,16 +64,12 @@ def matching_notes(data: Data, classes: Sequence[str | None]) -> list[str]:
     """What is not said by equal names: those matched loosely, and the detector's classes that the data does not list."""
     labels = match_names(data.names, classes)
     loose = [f"{name} is {classes[label]}" for name, label in zip(data.names, labels, strict=True) if label >= 0 and classes[label] != name]
-    notes = [f"class names are matched without case, space, hyphen and underscore: {_some(loose)}"] if loose else []
+    notes = [f"class names are matched without case, space, hyphen and underscore: {some(loose, 8)}"] if loose else []
     others = [name for label, name in enumerate(classes) if name is not None and label not in labels]
     if others:
         one = len(others) == 1
         said = (
             f"{len(others)} class{'' if one else 'es'} that the detector knows and the data does not list {'is' if one else 'are'} left out"
         )
-        notes.append(f"{said}, predictions too: {_some(others)}")
+        notes.append(f"{said}, predictions too: {some(others, 8)}")
     return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

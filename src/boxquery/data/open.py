@@ -14,7 +14,7 @@ from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset
 from boxquery.data.shapes import names_scenes, scene_options
 from boxquery.data.validation import validate
-from boxquery.errors import UserError
+from boxquery.errors import UserError, some
 
 _EXPECTED = "give a data folder, a COCO .json, a YOLO .yaml, or the word shapes"
 _LOOKED_FOR = (
@@ -156,7 +156,7 @@ def _read_folder(root: Path, images: Path | None) -> RawDataset:
         inner = {place: formats for place in level if (formats := _formats(place, images)) and (images or _has_images(place))}
         if len(inner) > 1:
             names = [f"{place.relative_to(root).as_posix()}/" for place in inner]
-            raise UserError(f"{root}: several folders hold annotations: {_few(names)}; give one of them")
+            raise UserError(f"{root}: several folders hold annotations: {some(names, _LISTED)}; give one of them")
         for place, formats in inner.items():
             raw = _read_first(place, formats)
             raw.notes.append(f"the data is in {place.relative_to(root).as_posix()}/")
@@ -167,7 +167,7 @@ def _read_folder(root: Path, images: Path | None) -> RawDataset:
         return coco.read(root, files, whole=len(files) == 1, images=images, left=found.left)
     if links := [folder.show(path) for path in _links(folder)]:
         raise UserError(
-            f"{root}: no annotations found but {_few(links)}: a link that leaves the data folder; put the files themselves there"
+            f"{root}: no annotations found but {some(links, _LISTED)}: a link that leaves the data folder; put the files themselves there"
         )
     if voc.is_named_so(root):
         return voc.read(root, images=images)  # which says what is missing or broken
@@ -222,9 +222,5 @@ def _content(root: Path) -> str:
     text = f"there are {', '.join(found)}" if found else "it has no files"
     archives = [path.name for path in visible(root) if path.suffix.lower() in _ARCHIVES]
     if archives:
-        return f"{text}; unpack {_few(archives)}"
-    return f"{text}, in {_few(inner)}" if inner and found else text
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+        return f"{text}; unpack {some(archives, _LISTED)}"
+    return f"{text}, in {some(inner, _LISTED)}" if inner and found else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,14 @@ def as_number(value: object) -> float:
         return float(value)
     except (ValueError, OverflowError):
         return math.nan
+
+
+def around(xs: Iterable[object], ys: Iterable[object]) -> Box | None:
+    """The upright box around points, or None where there are fewer than two or one is not two finite numbers."""
+    x, y = [as_number(value) for value in xs], [as_number(value) for value in ys]
+    if len(x) < 2 or len(x) != len(y) or not all(map(math.isfinite, x + y)):
+        return None
+    return min(x), min(y), max(x), max(y)
 
 
 def stated_size(width: object, height: object) -> tuple[float, float] | None:

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from xml.etree.ElementTree import Element
 
 from boxquery.data.folder import Folder, split_name, visible
 from boxquery.data.images import IMAGE_SUFFIXES
-from boxquery.data.raw import Box, Fault, as_number, stated_size
+from boxquery.data.raw import Box, Fault, around, as_number, stated_size
 
 _LOOKS = 20  # lines of a text that are looked at, to tell what it is
 
@@ -46,14 +46,6 @@ class Image:
     split: str = ""
     relative: bool = False
     notes: list[tuple[str, int]] = field(default_factory=list)
-
-
-def _around(xs: Iterable[object], ys: Iterable[object]) -> Box | None:
-    """The box around points, or None where there are fewer than two or one is not a number."""
-    x, y = [as_number(v) for v in xs], [as_number(v) for v in ys]
-    if len(x) < 2 or len(x) != len(y) or any(map(math.isnan, x + y)):
-        return None
-    return min(x), min(y), max(x), max(y)
 
 
 def _numbers(*values: object) -> Box | None:
@@ -94,7 +86,7 @@ def _via_shape(where: str, shape: dict[str, Any], attributes: dict[str, Any], ke
             rx, ry = shape.get("rx", shape.get("r")), shape.get("ry", shape.get("r"))
             box = _centred(shape.get("cx"), shape.get("cy"), 2 * as_number(rx), 2 * as_number(ry))
         case "polygon" | "polyline":
-            box = _around(shape.get("all_points_x", ()), shape.get("all_points_y", ()))
+            box = around(shape.get("all_points_x", ()), shape.get("all_points_y", ()))
         case _:
             fault = _not_a_box(kind)
     return Shape(where, _text(value), box, f"{value}, {json.dumps(shape)}", fault)
@@ -147,7 +139,7 @@ def labelme(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
         image.notes.append(("the file beside the annotations is used, not the one that imagePath names", 0))
     for number, shape in enumerate(content["shapes"]):
         points, kind = shape["points"], shape.get("shape_type") or "polygon"
-        box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
+        box, fault = around((p[0] for p in points), (p[1] for p in points)), None
         if kind == "circle" and len(points) == 2:
             radius = math.dist(points[0], points[1])
             box = _centred(points[0][0], points[0][1], 2 * radius, 2 * radius)
@@ -168,7 +160,7 @@ def supervisely(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
     image = Image(where, name, file.parent.parent / "img", stated_size(content["size"].get("width"), content["size"].get("height")))
     for number, entry in enumerate(content["objects"]):
         kind, points = entry.get("geometryType"), (entry.get("points") or {}).get("exterior") or []
-        box, fault = _around((p[0] for p in points), (p[1] for p in points)), None
+        box, fault = around((p[0] for p in points), (p[1] for p in points)), None
         if kind not in ("rectangle", "polygon", None):
             box, fault = None, _not_a_box(kind)
         image.shapes.append(
@@ -194,7 +186,7 @@ def cvat(folder: Folder, file: Path, tree: Element) -> Iterator[Image]:
                     box = _numbers(*(shape.get(side) for side in ("xtl", "ytl", "xbr", "ybr")))
                 elif shape.tag in ("polygon", "polyline"):
                     points = [pair.split(",") for pair in shape.get("points", "").split(";")]
-                    box = _around((p[0] for p in points), (p[-1] for p in points))
+                    box = around((p[0] for p in points), (p[-1] for p in points))
                 elif shape.tag == "ellipse":
                     box = _centred(shape.get("cx"), shape.get("cy"), 2 * as_number(shape.get("rx")), 2 * as_number(shape.get("ry")))
                 else:
@@ -220,7 +212,7 @@ def label_studio(folder: Folder, file: Path, content: Any) -> Iterator[Image]:
             names = next((v for key, v in value.items() if key.endswith("labels") and isinstance(v, list) and v), [None])
             box = _sized(*(as_number(value.get(side)) / 100 for side in ("x", "y", "width", "height")))
             if points := value.get("points"):
-                box = _around((p[0] / 100 for p in points), (p[1] / 100 for p in points))
+                box = around((p[0] / 100 for p in points), (p[1] / 100 for p in points))
             turned = as_number(value.get("rotation", 0)) % 360 != 0
             fault = _not_a_box("rotated box" if turned else kind) if turned or box is None else None
             image.shapes.append(Shape(f"{here} result {i}", _text(names[0]), None if fault else box, json.dumps(value), fault))

@@ -29,12 +29,11 @@ from boxquery.data.find import ImageFinder
 from boxquery.data.folder import Folder, decoded, path_parts, read_bytes, split_of
 from boxquery.data.raw import RawDataset, RawImage, RawObject
 from boxquery.data.tool_readers import Image
-from boxquery.errors import UserError, count, one_line
+from boxquery.errors import UserError, count, one_line, some
 
 _HEAD = 4096  # bytes that tell what an XML or CSV file is
 _LARGEST = 256 << 20  # bytes of a JSON file that is read to see what it is
 _TRIED = 100  # files of a folder with one ending that are looked at
-_SHOWN = 3
 _PER_IMAGE = ("labelme", "supervisely")  # tools that write a file per image
 _NEUTRAL = "object"
 _SUFFIXES = (".json", ".xml", ".csv", ".ndjson", ".jsonl", ".manifest", ".tfrecord", ".record", ".txt")
@@ -123,7 +122,7 @@ def read(root: Path, found: dict[str, list[Path]], images: Path | None = None) -
         if kind != best and (kind in contents or not _readable(kind)):
             title = _TOOLS[kind].title if kind else "of no format that is known"
             boxes = f" with {count(_boxes(contents[kind]), 'box', 'boxes')}" if kind in contents else ""
-            notes.append(f"{count(len(files), 'file')} ({title}){boxes} left out: {_some(folder, files)}")
+            notes.append(f"{count(len(files), 'file')} ({title}){boxes} left out: {some(map(folder.show, files))}")
     raw = _assembled(folder, best, contents[best], images, len(found[best]) > 1 and best not in _PER_IMAGE)
     raw.notes += [*notes, *folder.notes()]
     return raw
@@ -162,7 +161,7 @@ def _images(folder: Folder, kind: str, files: Sequence[Path], notes: list[str]) 
     if faults:
         notes.append(f"{len(faults)} of {len(files)} files left out, with their images: {faults[0].line()}")
     if others:
-        notes.append(f"{len(others)} of {len(files)} files are not {tool.title} and are left out: {_some(folder, others)}")
+        notes.append(f"{len(others)} of {len(files)} files are not {tool.title} and are left out: {some(map(folder.show, others))}")
     return found
 
 
@@ -247,10 +246,6 @@ def _notes(images: Iterable[Image]) -> list[str]:
         f"{count(len(numbers), 'image')}: {kind}" + (f" ({count(sum(numbers), 'box', 'boxes')})" if any(numbers) else "")
         for kind, numbers in kinds.items()
     ]
-
-
-def _some(folder: Folder, files: Sequence[Path]) -> str:
-    return ", ".join(map(folder.show, files[:_SHOWN])) + (", ..." if len(files) > _SHOWN else "")
 
 
 def _stem(name: str) -> str:

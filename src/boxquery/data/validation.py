@@ -22,7 +22,7 @@ from boxquery.data.images import IMAGE_SUFFIXES, Header, read_header, read_image
 from boxquery.data.raw import NO_FILE, Box, Fault, RawDataset, RawImage, RawObject
 from boxquery.data.shapes import scene_options, shapes_data
 from boxquery.data.splits import make_splits
-from boxquery.errors import UserError, count, printable
+from boxquery.errors import UserError, count, printable, some
 
 LIMIT = 0.10
 """A larger share of invalid boxes or images is fatal."""
@@ -121,7 +121,7 @@ class ImportReport:
             (self.clipped, clipped),
             (self.rotated, rotated),
         )
-        remarks = [f"{count(len(names), 'image')} {remark}: {_some(names)}" for remark, names in self.remarks.items()]
+        remarks = [f"{count(len(names), 'image')} {remark}: {printable(some(names, _QUOTED))}" for remark, names in self.remarks.items()]
         return [note for number, note in notes if number] + remarks
 
 
@@ -300,10 +300,6 @@ def _record(image: RawImage, boxes: Sequence[Box | None], header: Header, report
         ignore=np.array([raw.ignore for _, raw in kept], dtype=bool),
         areas=np.array(areas, dtype=np.float32),
     )
-
-
-def _some(names: Sequence[str]) -> str:
-    return printable(", ".join(names[:_QUOTED]) + (", ..." if len(names) > _QUOTED else ""))
 
 
 def _short(raw: RawObject) -> str:

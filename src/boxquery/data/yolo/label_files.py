@@ -13,7 +13,7 @@ from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.yolo.lines import begins_like_labels, looks_like_labels
 from boxquery.data.yolo.settings import is_class_list
 from boxquery.data.yolo.splits import ListedImage, SplitSource, without_case
-from boxquery.errors import UserError, count
+from boxquery.errors import UserError, count, some
 
 TEXT = frozenset({".txt"})
 _LABELS = ("labels", "labeltxt", "label", "labels_txt")
@@ -140,7 +140,7 @@ class LabelFiles:
             are = "1 image has its label file" if len(self._strays) == 1 else f"{len(self._strays)} images have their label files"
             yield f"{are} in another folder, found by name: {example}"
         if self._prose:
-            shown = ", ".join(map(self._folder.show, self._prose[:3])) + (", ..." if len(self._prose) > 3 else "")
+            shown = some(map(self._folder.show, self._prose))
             is_none = "is no label file" if len(self._prose) == 1 else "are no label files"
             yield f"{count(len(self._prose), 'text file')} among the labels {is_none}, passed over: {shown}"
         if self._unused:

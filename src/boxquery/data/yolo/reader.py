@@ -19,7 +19,7 @@ from boxquery.data.yolo.label_files import TEXT, LabelFiles, holds_labels, is_la
 from boxquery.data.yolo.lines import LabelLines, without_comments
 from boxquery.data.yolo.settings import Settings, find_settings, read_settings
 from boxquery.data.yolo.splits import ListedImage, SplitSource, splits_of_settings, unlisted
-from boxquery.errors import UserError, count
+from boxquery.errors import UserError, count, some
 
 _CLASSES = ("classes.txt", "obj.names", "labels/classes.txt")
 
@@ -151,7 +151,7 @@ def _fill(
         lines.use_found_names()
         if not lines.names:
             raise UserError(f"{folder.root}: no categories; list them under 'names' in data.yaml, or one a line in classes.txt")
-        shown = ", ".join([*lines.names.values()][:3]) + (", ..." if len(lines.names) > 3 else "")
+        shown = some(lines.names.values())
         raw.notes.append(
             f"no list of class names: the labels' own classes are used ({shown}); write their names into classes.txt, one a line"
         )

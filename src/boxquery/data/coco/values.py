@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from boxquery.data.raw import Box, Fault, as_number
+from boxquery.data.raw import Box, Fault, around, as_number
 
 _SIDES = (("x", "y", "width", "height"), ("x", "y", "w", "h"), ("left", "top", "width", "height"))
 _CORNERS = (("xmin", "ymin", "xmax", "ymax"), ("x1", "y1", "x2", "y2"), ("x_min", "y_min", "x_max", "y_max"))
@@ -55,17 +55,17 @@ def integer(value: int | str) -> int | None:
     return value
 
 
-def box(entry: dict[str, Any]) -> tuple[Box | None, str, Fault | None]:
+def box_of(entry: dict[str, Any]) -> tuple[Box | None, str, Fault | None]:
     """The box of an annotation as xyxy, or None; what was read otherwise than COCO says, for a note; and why there is none.
 
     NaN and infinite numbers are left to validation.
     """
     value, reading = entry.get("bbox"), ""
     if value is None or value == []:
-        around = _around(entry.get("segmentation"))
-        if around is None:
+        found = _around_shape(entry.get("segmentation"))
+        if found is None:
             return None, "", Fault("no bbox", "and no segmentation to take it from") if value is None else None
-        return around, "no bbox, but a segmentation: the box around it is used", None
+        return found, "no bbox, but a segmentation: the box around it is used", None
     if isinstance(value, str):
         value, reading = _numbers_of_text(value), "bbox is text"
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], list):
@@ -98,16 +98,14 @@ def _numbers_of_text(text: str) -> list[Any] | None:
     return re.split(r"[\s,;]+", text.strip(" []()\t\n"))
 
 
-def _around(segmentation: object) -> Box | None:
+def _around_shape(segmentation: object) -> Box | None:
     """The box around polygons or a run-length encoded mask."""
     if isinstance(segmentation, dict) and "counts" in segmentation:
         return _around_mask(segmentation)
     if not isinstance(segmentation, list):
         return None
     numbers = list(_flat(segmentation, 4))
-    if len(numbers) < 6 or len(numbers) % 2 or not all(map(math.isfinite, numbers)):
-        return None
-    return min(numbers[::2]), min(numbers[1::2]), max(numbers[::2]), max(numbers[1::2])
+    return around(numbers[::2], numbers[1::2]) if len(numbers) >= 6 else None
 
 
 def _around_mask(mask: dict[str, Any]) -> Box | None:
