@@ -111,7 +111,9 @@ def augment_parts(given: object) -> dict[str, Any]:
         given = {"own": given}
     if not isinstance(given, Mapping):
         raise UserError(f"augment={given!r}: give a level ({_levels()}), parts by name like {{'flip': 0}}, or a function")
-    return {str(name): _part(str(name), value) for name, value in given.items()}
+    parts = {str(name): _part(str(name), value) for name, value in given.items()}
+    augmentation(parts, DETR)  # which checks the ranges
+    return parts
 
 
 def recorded(values: Mapping[str, Any], own: Callable[..., Any] | None = None) -> Augment:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import yaml
 from cyclopts import Parameter
 
-from boxquery.augment import DEFAULT_LEVEL, augment_parts
+from boxquery.augment import augment_parts
 from boxquery.errors import UserError, first_line
 
 #: in place of a model's name, and where none is named: the model is chosen for the data and the processor
@@ -44,7 +44,7 @@ def parse_pretrained(kind: Any, tokens: Any) -> bool | str:
 
 
 #: what flags mean that are given without a value
-_ALONE = {"--pretrained": "required", "--augment": DEFAULT_LEVEL}
+_ALONE = {"--pretrained": "required", "--augment": ""}
 
 
 def fill_in(words: Sequence[str]) -> list[str]:
@@ -66,7 +66,7 @@ def parse_options(kind: Any, tokens: Any) -> dict[str, Any]:
 
 def parse_augment(kind: Any, tokens: Any) -> dict[str, Any]:
     """``--augment strong --augment flip=0`` -> what ``augment_parts`` makes of it; values are YAML."""
-    words = [token.value for token in tokens]
+    words = [token.value for token in tokens if token.value]
     levels = [word for word in words if "=" not in word]
     if len(levels) > 1:
         raise ValueError(f"--augment {' and '.join(levels)}: give one level, and parts as name=value")

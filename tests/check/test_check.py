@@ -21,8 +21,11 @@ from boxquery.check.near_duplicates import check_uniform, thumbnails
 from boxquery.check.run_checks import run_checks
 from boxquery.check.samples import LIGHT, RED_BLUE, sample_images
 from boxquery.cli import run
+from boxquery.data.loading import DetectionDataset
 from boxquery.data.open import open_data
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
+from boxquery.data.transforms import TrainTransform
 from boxquery.data.validation import read_record
 from tests.check.planted import SIDE, changed, kept, pictures, scenes, write
 from tests.data.writers import Picture, coco_content
@@ -512,3 +515,47 @@ def test_check_prints_what_the_data_is(capsys):
     assert result.status == 0
     result.show()
     assert "circle" in capsys.readouterr().out
+
+
+def test_the_preview_of_an_augmentation(tmp_path, monkeypatch, capsys):
+    """Beside the images as they are; in a folder of its own where no --out was given; another picture for another augmentation."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "data", "yolo", pictures())
+    drawn = []
+    for words in (["--augment"], ["--augment", "default"], ["--augment", "strong", "--augment", "rotation=20"]):
+        assert run(["check", "data", "--model", "detr", "--preset", "tiny", *words]) == 0
+        shown = capsys.readouterr().out
+        assert "written to checked-data: augmented.png, check.html, check.json" in shown
+        drawn.append((tmp_path / "checked-data/augmented.png").read_bytes())
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert json.loads((tmp_path / "checked-data/check.json").read_text())["augmented"] == "augmented.png"
+    with Image.open(tmp_path / "checked-data/augmented.png") as image:
+        assert image.width > image.height > 600
+    assert run(["check", "data", "--augment", "strongest"]) == 2
+    assert "no level 'strongest'; levels: none, light, default, strong" in capsys.readouterr().err
+
+
+def test_the_preview_is_what_training_is_shown(monkeypatch):
+    from boxquery.check import preview
+
+    seen = []
+    monkeypatch.setattr(preview, "draw", lambda image, boxes, labels, names, dashed=None: seen.append((boxes, labels)) or image)
+    data, augment = shapes_data(train=6, val=2, size=64), Augment(mosaic=1.0)
+    result = run_checks(data, [], PLAN, augment, seed=4, picture="never", preview=True)
+    assert result.augmented is not None
+    dataset = DetectionDataset(
+        data.splits["train"], TrainTransform(Preprocessing(PLAN.image_size), augment, most_objects=PLAN.queries), seed=4
+    )
+    assert len(seen) == 3 * 5
+    for row, index in enumerate((0, 2, 5)):
+        for epoch in range(4):
+            assert seen[5 * row + 1 + epoch][1].tolist() == dataset[epoch, index]["target"]["labels"].tolist()
+
+
+def test_mosaics_with_more_objects_than_queries_are_a_note():
+    data = shapes_data(train=20, val=4, size=64, max_objects=8)
+    assert "crowded-mosaics" not in {f.name for f in run_checks(data, [], PLAN, Augment(), picture="never").findings}
+    found = {f.name: f for f in run_checks(data, [], PLAN, Augment(mosaic=0.5), picture="never").findings}
+    assert found["crowded-mosaics"].level == "note"
+    roomy = run_checks(data, [], replace(PLAN, queries=100), Augment(mosaic=0.5), picture="never").findings
+    assert "crowded-mosaics" not in {f.name for f in roomy}

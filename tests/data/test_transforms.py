@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
 from boxquery import UserError
 from boxquery.augment import DETR, Augment
 from boxquery.data.preprocessing import MEAN, STD, Preprocessing, resized_size
-from boxquery.data.transforms import Augmented, EvalTransform, Labelled, TrainTransform, to_picture
+from boxquery.data.transforms import Augmented, EvalTransform, Labelled, TrainTransform, recolour, to_picture
 
 
 def chance(seed=0):
@@ -195,6 +196,26 @@ def test_colour_changes_pixels_and_nothing_else():
     assert tinted.image.shape == plain.image.shape
     assert not torch.equal(tinted.image, plain.image)
     torch.testing.assert_close(tinted.boxes, plain.boxes)
+
+
+def test_colours_change_as_torchvision_changes_them():
+    image = torch.randint(70, 150, (3, 40, 50), dtype=torch.uint8, generator=chance())
+    same = torch.stack([image[0]] * 3)
+    for changed, expected in (
+        (recolour(image, 1.2, 1, 1, 0), F.adjust_brightness(image, 1.2)),
+        (recolour(image, 0.7, 1, 1, 0), F.adjust_brightness(image, 0.7)),
+        (recolour(image, 1, 1.3, 1, 0), F.adjust_contrast(image, 1.3)),
+        (recolour(image, 1, 1, 0.6, 0), F.adjust_saturation(image, 0.6)),
+        (recolour(image, 1.1, 0.8, 1.2, 0), F.adjust_saturation(F.adjust_contrast(F.adjust_brightness(image, 1.1), 0.8), 1.2)),
+        (recolour(image, 1, 1, 1, 1 / 3), F.adjust_hue(image, 1 / 3)),
+        (recolour(image, 1, 1, 1, -1 / 3), F.adjust_hue(image, -1 / 3)),
+        (recolour(same, 1, 1, 1, 0.1), same),
+    ):
+        assert (changed.int() - expected.int()).abs().max() <= 3  # which rounds down after every step
+    shifted = F.adjust_hue(image, 0.05).int()  # by HSV's hexagon, not a circle
+    there, back = ((recolour(image, 1, 1, 1, hue).int() - shifted).abs().float().mean() for hue in (0.05, -0.05))
+    assert there < 0.5 * back
+    assert torch.equal(recolour(image, 1, 1, 1, 0), image)
 
 
 def test_input_is_not_changed():

@@ -145,7 +145,7 @@ def test_help_prints_defaults_and_choices_and_no_python(capsys, monkeypatch):
         (["--augment", "strong", "--augment", "flip=0", "--augment", "mosaic=0.5"], {"level": "strong", "flip": 0.0, "mosaic": 0.5}),
         (["--augment", "scales=1", "--augment", "zoom-out=.1"], {"scales": [1.0], "zoom_out": 0.1}),
         (["--augment", "mosaic_scales=[0.5, 1]", "--augment=none"], {"level": "none", "mosaic_scales": [0.5, 1.0]}),
-        (["--augment", "--epochs", "2"], {"level": "default"}),
+        (["--augment", "--epochs", "2"], {}),
     ],
 )
 def test_augmentation_by_level_and_by_name(words, parts):

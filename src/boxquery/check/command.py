@@ -16,9 +16,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from boxquery.augment import augmentation
+from boxquery.augment import augment_parts, augmentation
 from boxquery.auto import DataFacts, Given, choose
-from boxquery.flags import AUTO, DEFAULT_PRESET, Options, Preset, Switch, check_above_zero, check_seed
+from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Preset, Switch, check_above_zero, check_seed
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan
@@ -86,6 +86,7 @@ def check(
     model: str = AUTO,
     preset: Preset | None = None,
     options: Options = None,
+    augment: Augmentation = None,
     image_size: int | None = None,
     epochs: int | None = None,
     overfit: Switch = False,
@@ -103,15 +104,17 @@ def check(
         model: Model to be trained; `boxquery models` lists them. auto chooses as `train` does, for this machine.
         preset: Size and recipe of the model. Default: auto's choice, or small.
         options: Model option as name=value, repeatable; docs/options.md lists them.
+        augment: Draw training images before and after augmentation (augmented.png): what `train` does, or a level (none, light, default,
+            strong) and parts as name=value, repeatable; docs/augmentation.md lists them.
         image_size: Short side of the images in pixels. Default: auto's choice, or the preset's.
         epochs: Planned length of the training. Default: auto's choice, or the preset's.
         overfit: Also test, for at most a minute, whether the model can overfit four of the images (at 160 pixels, preset tiny).
         out: Folder for check.json, check.png (images with their boxes) and check.html. Default: checked-DATA where a finding speaks of
-            images, else nothing is written.
+            images or --augment is given, else nothing is written.
         strict: Fail on invalid boxes and images instead of skipping them.
         images: Folder of the images, where it is not found by itself. Relative to the data or the working directory.
         annotations: Folder or file of the annotations, where it is not found by itself. Relative to the data or the working directory.
-        seed: Seeds the augmentation in check.png and the overfit test.
+        seed: Seeds the augmentation in the pictures and the overfit test.
     """
     from boxquery.check.annotation_format import open_checked
     from boxquery.check.run_checks import run_checks
@@ -120,18 +123,20 @@ def check(
     check_above_zero(epochs=epochs, image_size=image_size)
     check_seed(seed)
     flags: dict[str, Any] = {"model": model, "preset": preset or DEFAULT_PRESET, "options": options or {}}
-    flags |= {"image_size": image_size, "epochs": epochs, "augment": {}}
+    flags |= {"image_size": image_size, "epochs": epochs, "augment": augment_parts(augment)}
     if model != AUTO:
         known_preset(model, flags["preset"])  # a misspelt name is refused before the data is read
     with _progress_bar() as progress:
         opened, findings = open_checked(data, strict=strict, images=images, annotations=annotations)
         train = opened.split("train")
         if model == AUTO:
-            flags = _automatic(train, Given(preset=preset, options=options, image_size=image_size, epochs=epochs))
-        augment = augmentation(flags.pop("augment"), known_preset(flags["model"], flags["preset"]).recipe.augment)
+            flags = _automatic(train, Given(preset=preset, options=options, image_size=image_size, epochs=epochs, augment=augment))
+        shown = augmentation(flags.pop("augment"), known_preset(flags["model"], flags["preset"]).recipe.augment)
         plan = plan_for(**flags, classes=len(opened.names), images=len(train))
         picture = "if needed" if out is None else "always"
-        result = run_checks(opened, findings, plan, augment, seed=seed, picture=picture, progress=progress)
+        result = run_checks(
+            opened, findings, plan, shown, seed=seed, picture=picture, preview=augment is not None, progress=progress
+        )  # fmt: skip
         if overfit:
             from boxquery.check.overfit import overfit_batch
 
@@ -141,7 +146,7 @@ def check(
             result.overfit = tested.values()
             result.add([tested.finding()])
             result.seconds += tested.seconds
-    if out is None and result.picture is not None:  # a finding speaks of images
+    if out is None and (result.picture is not None or result.augmented is not None):  # a finding speaks of images, or they were asked for
         out = _own_folder(f"checked-{Path(data).resolve().stem}")
     written = []
     if out is not None:
@@ -158,7 +163,7 @@ def _own_folder(name: str) -> Path:
 
 
 def _holds_a_check(place: Path) -> bool:
-    return place.is_dir() and all(file.name in ("check.json", "check.png", "check.html") for file in place.iterdir())
+    return place.is_dir() and all(file.name in ("check.json", "check.png", "augmented.png", "check.html") for file in place.iterdir())
 
 
 def _range(percentiles: dict[str, float]) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from boxquery.augment import Augment
 from boxquery.auto import enough_queries
 from boxquery.check.findings import Finding
 from boxquery.check.floors import everything, measured
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 CROWDED = 0.5
 #: share of the training objects smaller than a cell from which it is a note, and a warning
 SMALL, MOSTLY_SMALL = 0.1, 0.5
+#: share of the mosaics with more objects than queries from which it is a note
+CROWDED_MOSAICS = 0.1
 #: how many times the preset's learning rate is a warning
 FAST = 10.0
 
@@ -90,6 +93,19 @@ def check_objects(data: Data, plan: FeasibilityPlan) -> tuple[dict[str, Any], li
         "objects_per_image": _percentiles(numbers),
     }
     return facts, [*_check_queries(numbers, plan), *_check_recall(data, plan), *_check_cells(below, plan)]
+
+
+def check_mixing(data: Data, plan: FeasibilityPlan, augment: Augment) -> list[Finding]:
+    """Whether mosaics would show more objects than there are queries, so that many of them are not made."""
+    numbers = np.array([int((~record.ignore).sum()) for record in data.splits["train"]])
+    if not augment.mosaic or not numbers.size:
+        return []
+    over = float((np.random.default_rng(0).choice(numbers, (1000, 4)).sum(1) > plan.queries).mean())
+    if over < CROWDED_MOSAICS:
+        return []
+    text = f"{over:.0%} of the mosaics of four images have more objects than the model predicts ({plan.queries}), if none is cut off."
+    remedy = f"Such images are shown alone instead; --option {plan.limit}={enough_queries(int(4 * numbers.max()))} has room for all."
+    return [Finding("crowded-mosaics", "note", text, remedy)]
 
 
 def _percentiles(values: np.ndarray) -> dict[str, float]:

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from boxquery.augment import Augment
 from boxquery.check.box_fit import MOVES
 from boxquery.check.duplicates import title
 from boxquery.check.findings import Finding, ImageRef
 from boxquery.data.dataset import Data
-from boxquery.data.loading import DetectionDataset
-from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.loading import DetectionDataset, Item
 from boxquery.data.transforms import TrainTransform, to_picture
 from boxquery.errors import UserError
 from boxquery.pages.drawing import draw, font_for
@@ -26,13 +24,24 @@ HEIGHT, WIDTH = 260, 780  # pixels that an image has room in
 _GAP, _TEXT = 6, 15
 
 
-def draw_picture(data: Data, preprocessing: Preprocessing, augment: Augment, seed: int, findings: Sequence[Finding]) -> Image.Image:
+def draw_augmented(data: Data, transform: TrainTransform, seed: int) -> Image.Image:
+    """Training images, evenly over the split, a row each: as it is, then as the first epochs of a run with this seed show it."""
+    split, rows = data.splits["train"], []
+    dataset = DetectionDataset(split, transform, seed=seed)
+    for index in np.unique(np.linspace(0, len(split) - 1, ROWS).round().astype(int)).tolist():
+        if (image := _draw_image(data, ("train", index), "")) is not None:
+            seen = [_draw_sample(dataset, Item(epoch, index), data.names) for epoch in range(COLUMNS)]
+            rows.append((f"train/{title(data, ('train', index))}, and in {COLUMNS} epochs", [image, *seen]))
+    return _sheet(rows)
+
+
+def draw_picture(data: Data, transform: TrainTransform, seed: int, findings: Sequence[Finding]) -> Image.Image:
     """A grid of training images, evenly over the split, as epoch 0 of a run with this seed shows them; then a row for every finding that
     speaks of images."""
     split = data.splits["train"]
     count = min(COLUMNS * ROWS, len(split))
-    dataset = DetectionDataset(split, TrainTransform(preprocessing, augment), seed=seed)
-    images = [_draw_sample(dataset, round(i), data.names) for i in np.linspace(0, len(split) - 1, count)]
+    dataset = DetectionDataset(split, transform, seed=seed)
+    images = [_draw_sample(dataset, Item(0, round(i)), data.names) for i in np.linspace(0, len(split) - 1, count)]
     rows = [("", images[i : i + COLUMNS]) for i in range(0, count, COLUMNS)]
     for finding in findings:
         if shown := [image for ref in finding.images if (image := _draw_image(data, ref, finding.undo)) is not None]:
@@ -70,8 +79,8 @@ def _draw_image(data: Data, ref: ImageRef, undo: str) -> Image.Image | None:
     return draw(image, record.boxes * scale, record.labels, data.names, dashed=moved)
 
 
-def _draw_sample(dataset: DetectionDataset, index: int, names: list[str]) -> Image.Image:
-    sample = dataset[index]
+def _draw_sample(dataset: DetectionDataset, item: Item, names: list[str]) -> Image.Image:
+    sample = dataset[item]
     seen = to_picture(sample["image"], dataset.transform.preprocessing)
     image, scale = resize_to(seen, WIDTH, HEIGHT)
     centre, size = sample["target"]["boxes"].split(2, 1)

@@ -16,20 +16,21 @@ from boxquery.check.box_fit import check_fit, measure_fit
 from boxquery.check.boxes import check_boxes
 from boxquery.check.colours import check_colours, compare_colours
 from boxquery.check.duplicates import check_duplicates, equal_images
-from boxquery.check.feasibility import FeasibilityPlan, check_objects, check_steps
+from boxquery.check.feasibility import FeasibilityPlan, check_mixing, check_objects, check_steps
 from boxquery.check.findings import Finding
 from boxquery.check.labels import check_labels, compare_labels
 from boxquery.check.near_duplicates import check_near_duplicates, check_uniform, thumbnails
-from boxquery.check.preview import draw_picture
+from boxquery.check.preview import draw_augmented, draw_picture
 from boxquery.check.samples import SampledImage, sample_images
 from boxquery.check.splits import check_counts
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.transforms import TrainTransform
 from boxquery.errors import CheckFailed
 from boxquery.files import atomic_write, write_json
 from boxquery.report.run_files import data_facts
 
-FILE, PICTURE = "check.json", "check.png"
+FILE, PICTURE, AUGMENTED = "check.json", "check.png", "augmented.png"
 _ORDER = {"error": 0, "warning": 1, "note": 2}
 #: findings that only follow from boxes read in a wrong format
 _WRONG_FORMAT = {"boxes-of-another-format", "boxes-normalised", "boxes-normalised-twice", "boxes-in-pixels"}
@@ -54,6 +55,7 @@ class CheckResult:
         picture: images with boxes, as the network will see them and as findings speak of them, if it was drawn.
         folder: where it was written.
         seconds: how long it took.
+        augmented: images beside what augmentation makes of them, if that was asked for.
         overfit: the result of ``--overfit``, if it was asked for.
     """
 
@@ -61,6 +63,7 @@ class CheckResult:
     findings: list[Finding]
     picture: Image.Image | None
     seconds: float
+    augmented: Image.Image | None = None
     overfit: dict[str, Any] | None = None
     folder: Path | None = None
 
@@ -81,16 +84,18 @@ class CheckResult:
         return {
             "status": self.status, **self.facts, "findings": [finding.values() for finding in self.findings],
             "overfit": self.overfit, "seconds": round(self.seconds, 2), "picture": PICTURE if self.picture is not None else None,
+            "augmented": AUGMENTED if self.augmented is not None else None,
             "folder": None if self.folder is None else str(self.folder),
         }  # fmt: skip
 
     def write(self, folder: Path) -> list[Path]:
-        """Write ``check.json``, and ``check.png`` with the picture; the files that were written."""
+        """Write ``check.json`` and the pictures that were drawn; the files that were written."""
         self.folder, files = folder, [folder / FILE]
-        if self.picture is not None:
-            stream = io.BytesIO()
-            self.picture.save(stream, "PNG")
-            files.append(atomic_write(folder / PICTURE, stream.getvalue()))
+        for name, image in ((PICTURE, self.picture), (AUGMENTED, self.augmented)):
+            if image is not None:
+                stream = io.BytesIO()
+                image.save(stream, "PNG")
+                files.append(atomic_write(folder / name, stream.getvalue()))
         write_json(folder / FILE, self.values())
         return files
 
@@ -108,7 +113,8 @@ class CheckResult:
 
 def run_checks(
     data: Data, findings: Sequence[Finding], plan: FeasibilityPlan, augment: Augment, *,
-    seed: int = 0, picture: Literal["always", "if needed", "never"] = "always", progress: Callable[[str, int, int], None] = lambda *_: None,
+    seed: int = 0, picture: Literal["always", "if needed", "never"] = "always", preview: bool = False,
+    progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> CheckResult:  # fmt: skip
     """Check a data set for a plan; nothing is written.
 
@@ -117,13 +123,21 @@ def run_checks(
         plan: without ``steps`` what depends on them is left to ``check_steps``.
         augment, seed: of the run, for the picture.
         picture: whether it is drawn; "if needed": if a finding speaks of images.
+        preview: whether to draw images beside what augmentation makes of them.
         progress: gets what is being done, how much is done and how much there is.
     """
     started = time.monotonic()
     progress("boxes", 0, 1)
     facts = data_facts(data)
     feasibility, more = check_objects(data, plan)
-    findings = [*findings, *more, *check_counts(data, facts), *check_boxes(data), *(check_steps(plan) if plan.steps else ())]
+    findings = [
+        *findings,
+        *more,
+        *check_mixing(data, plan, augment),
+        *check_counts(data, facts),
+        *check_boxes(data),
+        *(check_steps(plan) if plan.steps else ()),
+    ]
     progress("equal images", 0, 1)
     paths = {name: [record.path for record in split] if len(split) and split[0].path else [] for name, split in data.splits.items()}
     groups = equal_images(paths, lambda done, total: progress("equal images", done, total))
@@ -142,9 +156,11 @@ def run_checks(
     if _WRONG_FORMAT & {finding.name for finding in findings}:
         findings = [finding for finding in findings if finding.name not in _FOLLOWING]
     wanted = picture == "always" or (picture == "if needed" and any(finding.images for finding in findings))
-    drawn = draw_picture(data, Preprocessing(plan.image_size), augment, seed, findings) if wanted else None
+    transform = TrainTransform(Preprocessing(plan.image_size), augment, most_objects=plan.queries)
+    drawn = draw_picture(data, transform, seed, findings) if wanted else None
+    augmented = draw_augmented(data, transform, seed) if preview else None
     own = {"data": facts, "feasibility": feasibility, "equal_images": equal, "near_duplicates": near, "pixels": pixels}
-    result = CheckResult(own, [], drawn, 0.0)
+    result = CheckResult(own, [], drawn, 0.0, augmented)
     result.add(findings)
     result.seconds = time.monotonic() - started
     return result

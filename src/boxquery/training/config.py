@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 import yaml
 from cyclopts import Parameter
 
-from boxquery.augment import DETR, augment_parts, augmentation, recorded
+from boxquery.augment import augment_parts, recorded
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import (
@@ -74,7 +74,7 @@ class SharedFlags:
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have."""
-        augmentation(augment_parts(self.augment), DETR)
+        augment_parts(self.augment)
         check_above_zero(
             image_size=self.image_size, batch_size=self.batch_size, lr=self.lr, backbone_lr_factor=self.backbone_lr_factor
         )  # fmt: skip
