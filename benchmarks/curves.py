@@ -70,7 +70,8 @@ def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results:
 
     def describe(cell: Cell, out: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         config, found = RunConfig.read(out), read_run(out)
-        own = {"model": config.model, "preset": config.preset, "image_size": config.image_size, "batch_size": config.batch_size}
+        own = {"model": config.model, "preset": config.preset, "image_size": config.image_size, "batch_size": config.batch_size,
+               "options": config.options}  # fmt: skip
         return f"{cell.set}, {cell.images}", set_facts(subset(paths[cell.set], cell.images)), {**found, **own}
 
     cells.measure(todo, runs, results, lambda cell, known: cell in measured(known), partial(train, paths), describe)
@@ -96,11 +97,16 @@ def table(results: Mapping[str, Any]) -> str:
             lines.append(f"| {images} | {' | '.join(found)} | {median} |")
         parts.append("\n".join(lines))
     if rows:
-        made = sorted({f"{row['model']}, preset {row['preset']}, at {row['image_size']} pixels" for row in rows.values()})
+        made = sorted({_choice(row) for row in rows.values()})
         seeds = sorted({len(_of(rows, *cell[:3])) for cell in rows})
         few = f"{seeds[0]} to {seeds[-1]} seeds" if len(seeds) > 1 else f"{seeds[0]} seed{'s' * (seeds[0] > 1)}"
         parts.append(f"Trained: {'; '.join(made)}. {few} per cell; of several the mean, and the lowest and highest AP.")
     return "\n\n".join(parts)
+
+
+def _choice(row: Mapping[str, Any]) -> str:
+    own = "".join(f", {name}={value}" for name, value in row["options"].items())
+    return f"{row['model']}, preset {row['preset']}, at {row['image_size']} pixels in batches of {row['batch_size']}{own}"
 
 
 def _of(rows: Mapping[Cell, Mapping[str, Any]], name: str, images: int, seconds: int) -> list[Mapping[str, Any]]:

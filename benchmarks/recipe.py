@@ -5,11 +5,11 @@
     python benchmarks/recipe.py raccoon=... cards=... --variants mal dense --seconds 500 1000 --seeds 0 1
     python benchmarks/recipe.py --show                                                   # only the tables, from the results file
 
-A variant is a parent and what it changes of the parent's options and recipe (benchmarks/recipe_variants.py); the root is deformable-detr
-"small" as it was when the ladder began. A cell is a set, a variant, CPU seconds and a seed: one training run in a process of its own on
-one thread, which spends so many CPU seconds, reading and evaluations included. Cells are added to the results file one by one, those
-that are there are not repeated, a run that was interrupted starts anew, and several of these processes may work at once. A cell whose
-variant has changed since counts as not measured.
+A variant is a parent and what it changes of the parent's options and recipe (benchmarks/recipe_variants.py); the first root is
+deformable-detr "small" as it was when the ladder began. A cell is a set, a variant, CPU seconds and a seed: one training run in a process
+of its own on one thread, which spends so many CPU seconds, reading and evaluations included. Cells are added to the results file one by
+one, those that are there are not repeated, a run that was interrupted starts anew, and several of these processes may work at once. A
+cell whose variant has changed since counts as not measured.
 
 Nothing is chosen on a split that is reported: of the sets' training images a fifth (of raccoon's a quarter) is held out and evaluated
 on, copies of one file on one side; the sets' own val and test splits are dropped before anything is trained. ``scenes1``, ``scenes2``,
@@ -30,7 +30,6 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import cells
@@ -40,7 +39,7 @@ from boxquery.data.shapes import shapes_data
 from boxquery.data.splits import equal_files
 from boxquery.training.run_length import PLANNED
 from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, three
-from recipe_variants import VARIANTS, changes, preset, settings
+from recipe_variants import VARIANTS, changes, paper, settings
 
 PAGE, RESULTS = DOCS / "experiments" / "recipe.md", DOCS / "experiments" / "results" / "recipe.json"
 #: the sets that variants are screened on, and those that finalists are measured on
@@ -92,10 +91,9 @@ def _splits(train: Split, kept: Sequence[Record], out: Sequence[Record]) -> dict
 def train(paths: Mapping[str, str], cell: Cell, out: Path) -> None:
     """Train a cell into its run folder, in this process."""
     import boxquery as bq
-    from boxquery.models import deformable_detr, register
+    from boxquery.models import register
 
-    rung = SimpleNamespace(__doc__=deformable_detr.__doc__, PRESETS={"small": preset(cell.variant)}, build=deformable_detr.build)
-    register("rung", rung)
+    register("rung", paper(cell.variant))
     bq.train(held_out(cell.set, paths.get(cell.set, "")), model="rung", preset="small", minutes=cell.seconds / 60 / PLANNED, clock="cpu",
              seed=cell.seed, device="cpu", workers=0, pretrained=False, force=True, out=out)  # fmt: skip
 

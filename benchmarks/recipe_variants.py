@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 from boxquery.augment import DETR, Augment
 from boxquery.models.recipes import Preset, Recipe
 
+MODEL = "deformable-detr"
 ROOT_OPTIONS: dict[str, Any] = {
     "backbone": "resnet18", "backbone_options": {"channels": (32, 64, 128, 256), "stem_type": "deep", "stem_width": 16},
     "num_queries": 100, "encoder_layers": 1, "decoder_layers": 3, "hidden_dim": 128, "heads": 4, "ffn_dim": 512, "dropout": 0.0,
@@ -31,12 +34,14 @@ class Variant:
         parent: the variant that it changes; None for the root.
         options, recipe: fields of the model's options and of its ``Recipe``, in place of the parent's.
         why: what is expected of it, for the table.
+        model: of a root, the library's model that it is; any but the first has the preset "small" of today.
     """
 
     parent: str | None
     options: dict[str, Any] = field(default_factory=dict)
     recipe: dict[str, Any] = field(default_factory=dict)
     why: str = ""
+    model: str = MODEL
 
 
 VARIANTS: dict[str, Variant] = {
@@ -46,6 +51,7 @@ VARIANTS: dict[str, Variant] = {
     "dense": Variant("320px", options={"matching": "denoising+dense"}, why="every place near an object is taught"),
     "dense-mal": Variant("mal", options={"matching": "denoising+dense"}, why="both"),
     "hybrid-mal": Variant("mal", options={"encoder": "hybrid"}, why="convolutions between levels are cheaper"),
+    "fcos": Variant(None, model="fcos", why="many places learn each object, and NMS follows"),
     "hybrid-dense-mal": Variant("dense-mal", options={"encoder": "hybrid"}, why="all three"),
 }
 
@@ -69,14 +75,20 @@ def _plain(value: Any) -> Any:
     return {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != getattr(DETR, f.name)}
 
 
-def preset(name: str) -> Preset:
-    """Options and recipe of a variant; imports torch."""
+def paper(name: str) -> SimpleNamespace:
+    """What ``boxquery.models.register`` takes: the model of a variant, whose preset "small" has its options and recipe; imports torch."""
+    from boxquery.models import list_baselines
+    from boxquery.models import preset as known_preset
     from boxquery.models.deformable_detr import DeformableOptions
 
-    options, recipe = DeformableOptions(**ROOT_OPTIONS), ROOT_RECIPE
+    model = lineage(name)[0].model
+    start = Preset(DeformableOptions(**ROOT_OPTIONS), ROOT_RECIPE) if model == MODEL else known_preset(model, "small")
+    options, recipe = start.options, start.recipe
     for rung in lineage(name):
         options, recipe = replace(options, **rung.options), replace(recipe, **rung.recipe)
-    return Preset(options, recipe)
+    room = "boxquery.models.baselines" if model in list_baselines() else "boxquery.models"
+    module = import_module(f"{room}.{model.replace('-', '_')}")
+    return SimpleNamespace(__doc__=module.__doc__, PRESETS={"small": Preset(options, recipe)}, build=module.build)
 
 
 def changes(name: str) -> str:
@@ -89,7 +101,7 @@ def changes(name: str) -> str:
             words += [f"augment {part}={each}" for part, each in asdict(value).items() if _listed(each) != _listed(start[part])]
         else:
             words.append(f"{key}={value}")
-    return ", ".join(words) or ("root" if own.parent is None else "nothing")
+    return ", ".join(words) or (f"{own.model}, preset small" if own.parent is None else "nothing")
 
 
 def _listed(value: Any) -> Any:
