@@ -209,10 +209,11 @@ def page_text(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for data in EXPERIMENTS[name].images:
         result = results.get(data)
-        if name in BY_STRATEGY:
-            parts.append(strategy_table(data, list(EXPERIMENTS[name].entries(data)), result, step_costs() if name == "matching" else None))
-        elif result is None:
+        costs = step_costs() if name == "matching" else None
+        if result is None and not costs:
             parts.append(f"**{DATA[data]}**: {NOT_MEASURED}")
+        elif name in BY_STRATEGY:
+            parts.append(strategy_table(data, list(EXPERIMENTS[name].entries(data)), result, costs))
         if result is not None:
             parts.append(table(data, result, nms=name in WITH_NMS))
     return "\n\n".join(parts)
