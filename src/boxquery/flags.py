@@ -71,7 +71,7 @@ def parse_augment(kind: Any, tokens: Any) -> dict[str, Any]:
     if len(levels) > 1:
         raise ValueError(f"--augment {' and '.join(levels)}: give one level, and parts as name=value")
     parts = dict(_named(word, "--augment") for word in words if "=" in word)
-    return augment_parts(parts | {"level": levels[0]} if levels else parts)
+    return augment_parts({"level": levels[0]} | parts if levels else parts)
 
 
 def _named(word: str, flag: str) -> tuple[str, Any]:
