@@ -38,8 +38,8 @@ COUNTED: tuple[tuple[str, str], ...] = (
     (r"queries\.denoising\.labels", "classes"),
     # proposals are class-agnostic: column 0 is any object, the others have no meaning
     (r"queries\.head\.classes\..+", "proposal columns"),
-    (r"queries\.(position|embedding|anchors|centres|points)|(place\.)+table", "queries"),
-    (r"queries\.content", "contents"),
+    (r"queries\.(further\.)?(position|embedding|anchors|centres|points)|(place\.)+table", "queries"),
+    (r"queries\.(further\.)?content", "contents"),
     (r"queries\.patterns", "patterns"),
     (r"tokens\.level_embedding|.+\.read\.selection\..+", "levels"),
     (r".+\.(sampling_offsets|attention_weights)\.(weight|bias)", "samples"),
@@ -58,6 +58,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (r"encoder\.", "encoder"),
     (r"queries\.head\.", "proposal head"),
     (r"queries\.denoising\.", "denoising labels"),
+    (r"queries\.further\.", "further training-only queries"),
     (r"queries\.", "queries"),
     (r"place\.", "query geometry"),
     (r"layers\.", "decoder"),

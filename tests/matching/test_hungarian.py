@@ -10,8 +10,12 @@ import torch
 import boxquery as bq
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.matching.criterion import SetCriterion
-from boxquery.matching.hungarian import hungarian, pad_targets
-from boxquery.parts.output import LayerPredictions, Output
+from boxquery.matching.hungarian import Hungarian, Problem, assign, pad_targets
+from boxquery.parts.output import LayerPredictions, Matches, Output
+
+
+def hungarian(costs: list[torch.Tensor], counts: tuple[int, ...], **options) -> list[Matches]:
+    return assign([Problem(Hungarian(**options), cost) for cost in costs], counts)
 
 
 def cheapest(cost: np.ndarray) -> float:

@@ -29,14 +29,15 @@ class Softmax:
     weight: float = 1.0
     cost: float = 1.0
     has_no_object: bool = True
+    known: None = None
 
     def scores(self, logits: Tensor) -> Tensor:
         """[..., C + 1] -> [..., C] probabilities of real classes; all logits -inf (a dropped query): "no object"."""
         return finite_logits(logits).softmax(-1)[..., :-1]
 
-    def match_cost(self, logits: Tensor, targets: PaddedTargets) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor:
         """[L, B, Q, C + 1] -> [L, B, Q, N]."""
-        return -_columns(finite_logits(logits).softmax(-1), targets.labels)
+        return -columns_of(finite_logits(logits).softmax(-1), targets.labels)
 
     def loss(
         self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor] | None = None
@@ -58,6 +59,7 @@ class Focal:
     Args:
         alpha, gamma: of the focal loss.
         weight, cost: factors in the loss and in matching.
+        known: the loss of queries that know their object (denoising); None: this one.
     """
 
     alpha: float = 0.25
@@ -65,14 +67,18 @@ class Focal:
     weight: float = 2.0
     cost: float = 2.0
     has_no_object: bool = False
+    known: Focal | None = None
 
     def scores(self, logits: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
         return logits.sigmoid()
 
-    def match_cost(self, logits: Tensor, targets: PaddedTargets) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor:
         """[L, B, Q, C] -> [L, B, Q, N]: the positive term minus the negative term."""
-        p = _columns(logits, targets.labels).sigmoid()
+        return self.pair_cost(columns_of(logits, targets.labels).sigmoid())
+
+    def pair_cost(self, p: Tensor) -> Tensor:
+        """Of probabilities [...] of the objects' classes."""
         positive = self.alpha * (1 - p) ** self.gamma * -(p + 1e-8).log()
         negative = (1 - self.alpha) * p**self.gamma * -(1 - p + 1e-8).log()
         return positive - negative
@@ -128,6 +134,50 @@ class MatchabilityAware(Varifocal):
         return self._loss(logits, targets, matches, normalizer, quality() ** self.negative_gamma, 1.0)
 
 
+@dataclass(frozen=True)
+class PositionSupervised(Focal):
+    """Position-supervised loss and position-modulated cost (Stable-DINO, Liu et al. 2023, arXiv:2304.04742, sections 4.1 and 4.2).
+
+    The target of a matched pair is the square of its IoU, scaled so that the best pair of an image has 1; focal weights as usual. In
+    matching a probability counts as far as the box is right: it is multiplied by the root of (GIoU + 1) / 2, scaled in the same way.
+
+    Args:
+        exponent: of the IoU; modulation: of the box's share in the cost.
+    """
+
+    weight: float = 6.0
+    known: Focal | None = Focal(weight=1.0)
+    exponent: float = 2.0
+    modulation: float = 0.5
+
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor:
+        """[L, B, Q, C] and the GIoU [L, B, Q, N] -> [L, B, Q, N]."""
+        present = torch.arange(giou.shape[-1]) < torch.tensor(targets.counts)[:, None]
+        present = present.to(giou.device, non_blocking=True)[:, None] & ~is_dropped(logits)[..., None]
+        share = ((giou + 1) / 2).clamp(min=0)
+        if giou.shape[-1]:
+            share = share * _scale(share.masked_fill(~present, 0.0).amax((-2, -1)))[..., None, None]
+        return self.pair_cost(columns_of(logits, targets.labels).sigmoid() * share.clamp(max=1) ** self.modulation)
+
+    def loss(self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor]) -> Tensor:
+        """[L]."""
+        layers, batch = logits.shape[:2]
+        wanted = quality() ** self.exponent
+        image = matches.layer * batch + matches.image
+        best = wanted.new_zeros(layers * batch).scatter_reduce(0, image, wanted, "amax")
+        wanted = wanted * _scale(best)[image]
+        negative = (1 - self.alpha) * logits.sigmoid() ** self.gamma * F.softplus(logits)
+        where = (*matches.index, targets.labels[matches.image, matches.target])
+        x = logits[where]
+        positive = self.alpha * (wanted - x.sigmoid()).abs() ** self.gamma * (F.softplus(x) - wanted * x)
+        return (negative.flatten(1).sum(-1) + matches.sum_by_layer(positive - negative[where])) / normalizer
+
+
+def _scale(best: Tensor) -> Tensor:
+    """What makes the largest value of each image 1."""
+    return (1 / (best + 1e-8)).clamp(min=1.0)
+
+
 def is_dropped(logits: Tensor) -> Tensor:
     """[..., C] -> [...] bool: all logits are -inf."""
     return logits.isneginf().all(-1)
@@ -138,7 +188,7 @@ def finite_logits(logits: Tensor) -> Tensor:
     return torch.cat((logits[..., :-1], logits[..., -1:].masked_fill(is_dropped(logits)[..., None], 0.0)), -1)
 
 
-def _columns(values: Tensor, labels: Tensor) -> Tensor:
+def columns_of(values: Tensor, labels: Tensor) -> Tensor:
     """[L, B, Q, C] at the labels [B, N] of each image -> [L, B, Q, N]."""
     layers, _, queries, _ = values.shape
     return values.gather(-1, labels[None, :, None].expand(layers, -1, queries, -1))

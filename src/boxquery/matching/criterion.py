@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from boxquery.matching.classification import columns_of
 from boxquery.matching.dense import TaskAlignedLoss
-from boxquery.matching.hungarian import PaddedTargets, hungarian, pad_targets
+from boxquery.matching.hungarian import Hungarian, Matcher, PaddedTargets, Problem, assign, pad_targets
 from boxquery.parts.box_coder import SigmoidBoxCoder
 from boxquery.parts.boxes import at_least_float32
-from boxquery.parts.output import Matches, Output
+from boxquery.parts.output import LayerPredictions, Matches, Output
 
 
 class Classification(Protocol):
-    """How classes are scored, matched and trained: ``Softmax`` or ``Focal``."""
+    """How classes are scored, matched and trained: ``Softmax``, or ``Focal`` and what is derived from it."""
 
     @property
     def weight(self) -> float: ...
@@ -24,11 +26,41 @@ class Classification(Protocol):
     def cost(self) -> float: ...
     @property
     def has_no_object(self) -> bool: ...
+    @property
+    def known(self) -> Any: ...
     def scores(self, logits: Tensor) -> Tensor: ...
-    def match_cost(self, logits: Tensor, targets: PaddedTargets) -> Tensor: ...
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor: ...
     def loss(
         self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor]
     ) -> Tensor: ...
+
+
+#: name of the proposals' terms, which have no layers
+PROPOSALS = "proposals"
+
+
+@dataclass(frozen=True)
+class Supervised:
+    """Predictions of L layers and what they learn.
+
+    Attributes:
+        name: under which its terms are kept; "": the ordinary queries.
+        predictions: float32 at least.
+        targets: the objects.
+        matches: None: ``matcher`` finds them.
+        alive: [L, B, N] bool, which may be matched; None: all.
+        repeats: number of times each object is matched.
+        weight: in the total.
+    """
+
+    name: str
+    predictions: LayerPredictions
+    targets: PaddedTargets
+    matches: Matches | None = None
+    matcher: Matcher = Hungarian()  # noqa: RUF009
+    alive: Tensor | None = None
+    repeats: int = 1
+    weight: float = 1.0
 
 
 class SetCriterion:
@@ -63,16 +95,27 @@ class SetCriterion:
     def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor:
         """[L, B, Q, C], [L, B, Q, 4] -> [L, B, Q, N]; no gradient."""
         with torch.no_grad():
-            total = self.classification.cost * self.classification.match_cost(logits, targets)
-            for name, cost in self.coder.costs(boxes, targets.boxes.expand(len(boxes), -1, -1, -1)).items():
+            costs = self.coder.costs(boxes, targets.boxes.expand(len(boxes), -1, -1, -1))
+            total = self.classification.cost * self.classification.match_cost(logits, targets, -costs["giou"])
+            for name, cost in costs.items():
                 total = total + self.weights[name] * cost
             return total
+
+    @torch.no_grad()
+    def overlap(self, boxes: Tensor, targets: PaddedTargets) -> Tensor:
+        """IoU of every query with every object, [L, B, Q, 4] -> [L, B, Q, N]."""
+        return self.coder.quality(boxes[..., :, None, :], targets.boxes[:, None])
+
+    @torch.no_grad()
+    def probability(self, logits: Tensor, targets: PaddedTargets) -> Tensor:
+        """Of every object's class by every query, [L, B, Q, C] -> [L, B, Q, N]."""
+        return columns_of(self.classification.scores(logits), targets.labels)
 
     def pairs(self, logits: Tensor, boxes: Tensor, targets: list[dict], alive: Tensor | None = None) -> list[list[tuple[Tensor, Tensor]]]:
         """[layer][image] -> (query indices, target indices); ``alive`` [L, B, Q]: which queries may be matched."""
         logits, boxes = at_least_float32(logits, boxes)
         padded = pad_targets(targets, boxes, boxes.shape[1], self.classes(logits))
-        return hungarian([self.cost(logits, boxes, padded)], padded.counts, [alive])[0].pairs()
+        return assign([Problem(Hungarian(), self.cost(logits, boxes, padded), alive)], padded.counts)[0].pairs()
 
     def __call__(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every unweighted term by name: [L], or [] of the proposals."""
@@ -81,36 +124,50 @@ class SetCriterion:
 
     def _loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         padded = pad_targets(targets, out.boxes, out.boxes.shape[1], self.classes(out.logits))
-        predictions = {"": (*at_least_float32(out.logits, out.boxes), padded)}
-        if out.proposals is not None:
-            labels = torch.zeros_like(padded.labels) if self.class_agnostic_proposals else padded.labels
-            objects = PaddedTargets(labels, padded.boxes, padded.counts)
-            predictions["proposals."] = (*at_least_float32(out.proposals.logits, out.proposals.boxes), objects)
-        costs = [self.cost(logits, boxes, objects) for logits, boxes, objects in predictions.values()]
-        matches = hungarian(costs, padded.counts, [out.alive, None][: len(costs)])
+        supervised = self.supervised(out, padded)
+        problems = [Problem(s.matcher, s.matcher.measure(self, s.predictions, s.targets), s.alive) for s in supervised if s.matches is None]
+        found = iter(assign(problems, padded.counts))
         normalizer = num_objects(padded.total, out.boxes)
         total, terms = out.boxes.new_zeros(()), {}
-        for (prefix, (logits, boxes, objects)), matched in zip(predictions.items(), matches, strict=True):
-            for name, term in self.terms(logits, boxes, objects, matched, normalizer).items():
-                total = total + self.weights[name] * term.sum()
-                terms[prefix + name] = term[0] if prefix else term
-        for group, output in out.extra.items():
-            logits, boxes = at_least_float32(output.logits, output.boxes)
-            for name, term in self.terms(logits, boxes, padded, output.matches, normalizer * output.repeats).items():
-                total = total + self.weights[name] * term.sum()
-                terms[f"{group}.{name}"] = term
+        for s in supervised:
+            kind = self.classification if s.matches is None else self.classification.known or self.classification
+            matches = next(found) if s.matches is None else s.matches
+            for name, term in self.terms(s.predictions, s.targets, matches, normalizer * s.repeats, kind).items():
+                total = total + s.weight * (kind.weight if name == "class" else self.weights[name]) * term.sum()
+                terms[f"{s.name}.{name}" if s.name else name] = term[0] if s.name == PROPOSALS else term
         if out.dense is not None:
             for name, term in self.dense.terms(out.dense, padded).items():
                 total = total + self.dense.weights[name] * term
                 terms[f"dense.{name}"] = term
         return total, terms
 
-    def terms(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor) -> dict[str, Tensor]:
+    def supervised(self, out: Output, targets: PaddedTargets) -> list[Supervised]:
+        """All predictions that learn objects: of the ordinary queries, the encoder's proposals, and what only training has."""
+        peers = 1 + sum(group.peers for group in out.extra.values())
+        all_of = [Supervised("", exact(out), targets, alive=out.alive, weight=1 / peers)]
+        if out.proposals is not None:
+            labels = torch.zeros_like(targets.labels) if self.class_agnostic_proposals else targets.labels
+            all_of.append(Supervised(PROPOSALS, exact(out.proposals), PaddedTargets(labels, targets.boxes, targets.counts)))
+        for name, group in out.extra.items():
+            weight = group.peers / peers if group.peers else 1.0
+            all_of.append(Supervised(name, exact(group), targets, group.matches, group.matcher, group.alive, group.repeats, weight))
+        return all_of
+
+    def terms(
+        self, predictions: LayerPredictions, targets: PaddedTargets, matches: Matches, normalizer: Tensor, classification: Classification
+    ) -> dict[str, Tensor]:
         """Unweighted, [L] each."""
+        logits, boxes = predictions.logits, predictions.boxes
         predicted, target = boxes[matches.index], targets.boxes[matches.image, matches.target]
         box_terms = self.coder.terms(predicted, target)
-        loss = self.classification.loss(logits, targets, matches, normalizer, lambda: self.coder.quality(predicted.detach(), target))
+        loss = classification.loss(logits, targets, matches, normalizer, lambda: self.coder.quality(predicted.detach(), target))
         return {"class": loss} | {name: matches.sum_by_layer(values) / normalizer for name, values in box_terms.items()}
+
+
+def exact(predictions: LayerPredictions) -> LayerPredictions:
+    """In float32 at least."""
+    logits, boxes = at_least_float32(predictions.logits, predictions.boxes)
+    return LayerPredictions(logits, boxes)
 
 
 def num_objects(count: int, like: Tensor) -> Tensor:

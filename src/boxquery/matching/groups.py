@@ -1,4 +1,7 @@
-"""Training-only queries made from noised objects, which need no matching.
+"""Training-only queries: further ones made as the ordinary ones, and noised objects, which need no matching.
+
+Group DETR (Chen et al. 2023, arXiv:2207.13085): several groups of as many queries, in each of which each object teaches one. H-DETR (Jia
+et al. 2023, arXiv:2207.13080): more queries beside the ordinary ones, of which each object teaches several.
 
 DN-DETR (Li et al. 2022, arXiv:2203.01305): each of five groups holds every object once, with noise, to be reconstructed. Contrastive
 denoising (DINO, Zhang et al. 2023, arXiv:2203.03605, section 3.2): each group holds every object twice, as a positive with little
@@ -14,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from boxquery.matching.hungarian import pad_targets
+from boxquery.matching.hungarian import Hungarian, pad_targets
 from boxquery.parts.geometry import require
 from boxquery.parts.output import Matches, QueryGroup
 from boxquery.parts.positions import sine
@@ -34,6 +37,55 @@ class DenoisingQueries:
     content: Tensor
     reference: Tensor
     group: QueryGroup
+
+
+class FurtherQueries(nn.Module):
+    """More queries of the kind that a ``Queries`` makes, which attend to each other alone.
+
+    Args:
+        name: of the strategy, "group" or "hybrid".
+        count: how many rows, where ``Queries.draw`` has some.
+        rows: what is learned or fixed for each, as attributes of the same names.
+        peers: equal groups, each matched by itself, whose loss is averaged with that of the ordinary queries (Group DETR); 0: one group,
+            whose loss is added (H-DETR).
+        repeats: queries that each object teaches in a group.
+    """
+
+    def __init__(self, name: str, count: int, rows: dict[str, Tensor], *, peers: int = 0, repeats: int = 1):
+        super().__init__()
+        self.name, self.count, self.peers, self.repeats = name, count, peers, repeats
+        for row, values in rows.items():
+            if isinstance(values, nn.Parameter):
+                self.register_parameter(row, values)
+            else:
+                self.register_buffer(row, values)
+
+    @property
+    def parts(self) -> int:
+        """Runs of consecutive queries that neither attend to each other nor are matched together."""
+        return max(self.peers, 1)
+
+    def add(self, state: QueryState, further: QueryState, valid: Tensor | None = None) -> QueryState:
+        """The ordinary queries with ``further`` ones before them; without any where the encoder has too few proposals.
+
+        Args:
+            valid: [B, N] bool, which of them are to learn; None: all.
+        """
+        size = further.content.shape[1]
+        if not size:
+            return state
+        part = torch.arange(size, device=further.content.device) // (size // self.parts)
+        group = QueryGroup(
+            self.name,
+            size,
+            matcher=Hungarian(self.parts, self.repeats),
+            repeats=self.parts * self.repeats,
+            peers=self.peers,
+            mask=part[:, None] != part,
+            valid=valid,
+            isolated=True,
+        )
+        return state.with_group(group, further.content, further.reference, further.position, further.axes)
 
 
 class Denoising(nn.Module):

@@ -1,9 +1,11 @@
-"""The Hungarian assignment of queries to objects, for all layers and images with one transfer to the host."""
+"""Which queries learn which objects, for all layers, images and groups of queries with one copy to the host; the Hungarian assignment."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from boxquery.errors import UserError
-from boxquery.parts.output import Matches
+from boxquery.parts.output import LayerPredictions, Matches
 
 
 @dataclass(frozen=True)
@@ -49,51 +51,107 @@ def pad_targets(targets: Sequence[dict], like: Tensor, batch: int, classes: int)
     return PaddedTargets(labels.to(like.device, non_blocking=True), boxes.to(like.device, non_blocking=True), counts)
 
 
-def hungarian(costs: Sequence[Tensor], counts: Sequence[int], alive: Sequence[Tensor | None] | None = None) -> list[Matches]:
-    """The cheapest one-to-one assignment of every layer and image.
+class PairMeasures(Protocol):
+    """What a matcher may ask of a ``SetCriterion``: numbers of every query with every object, [L, B, Q, N], without gradient."""
 
-    Args:
-        costs: tensors [L, B, Q, N], the objects of image b being the first ``counts[b]`` columns; L and Q may differ between tensors.
-        alive: for each [L, B, Q] bool, which queries may be matched; None: all. A layer that has fewer than an image has objects, where
-            another layer has more, is a ``UserError``.
+    def cost(self, logits: Tensor, boxes: Tensor, targets: PaddedTargets) -> Tensor: ...
+    def overlap(self, boxes: Tensor, targets: PaddedTargets) -> Tensor: ...
+    def probability(self, logits: Tensor, targets: PaddedTargets) -> Tensor: ...
 
-    A cost that is not finite is a ``UserError`` that names layer and image: it is never replaced by a number.
-    """
-    device = costs[0].device
-    flat = torch.cat([c.detach().flatten() for c in costs]).cpu().numpy()
-    out, start = [], 0
-    for cost, kept in zip(costs, alive or [None] * len(costs), strict=True):
-        block = flat[start : start + cost.numel()].reshape(cost.shape)
-        start += cost.numel()
-        out.append(_assign(block, counts, device, None if kept is None else kept.cpu().numpy()))
+
+class Matcher(Protocol):
+    """Decides which query learns which object, on the host, from numbers of every query with every object that the device computed."""
+
+    def measure(self, criterion: PairMeasures, predictions: LayerPredictions, targets: PaddedTargets) -> Tensor:
+        """Of every query with every object, [L, B, Q, N], without gradient."""
+        ...
+
+    def __call__(
+        self, measured: np.ndarray, counts: Sequence[int], alive: np.ndarray | None
+    ) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
+        """[L, B, Q, N] -> pairs [4, P] (layer, image, query, target, in this order of ranks) and their counts [L][B].
+
+        Args:
+            counts: objects per image, the first columns.
+            alive: [L, B, Q] bool, which queries may be matched; None: all.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One assignment of a step: what a matcher measured [L, B, Q, N], and which queries may be matched [L, B, Q] (None: all)."""
+
+    matcher: Matcher
+    measured: Tensor
+    alive: Tensor | None = None
+
+
+def assign(problems: Sequence[Problem], counts: Sequence[int]) -> list[Matches]:
+    """The matches of several problems over the same objects, with one copy to the host for all of them."""
+    device = problems[0].measured.device
+    tensors = [t.detach().flatten() for p in problems for t in (p.measured, p.alive) if t is not None]
+    flat, out, start = torch.cat([t.to(tensors[0].dtype) for t in tensors]).cpu().numpy(), [], 0
+    for problem in problems:
+        measured, alive = problem.measured, problem.alive
+        block = flat[start : start + measured.numel()].reshape(measured.shape)
+        start += measured.numel()
+        kept = None
+        if alive is not None:
+            kept = flat[start : start + alive.numel()].reshape(alive.shape) > 0
+            start += alive.numel()
+        pairs, found = problem.matcher(block, counts, kept)
+        layer, image, query, target = torch.from_numpy(pairs).to(device).unbind()
+        out.append(Matches(layer, image, query, target, found))
     return out
 
 
-def _assign(block: np.ndarray, counts: Sequence[int], device: torch.device, alive: np.ndarray | None) -> Matches:
-    layers, _, num_queries, _ = block.shape
-    sizes = tuple(min(num_queries if alive is None else int(alive[0, image].sum()), n) for image, n in enumerate(counts))
-    rows, columns = np.empty((layers, sum(sizes)), np.int64), np.empty((layers, sum(sizes)), np.int64)
-    for layer in range(layers):
-        start = 0
-        for image, (n, size) in enumerate(zip(counts, sizes, strict=True)):
-            cost, kept = block[layer, image, :, :n], None
+@dataclass(frozen=True)
+class Hungarian:
+    """The cheapest assignment of every layer and image: one query per object (DETR, section 3.1), or several.
+
+    Args:
+        parts: equal runs of consecutive queries, in each of which all objects are matched (Group DETR, section 3.2).
+        repeats: queries per object in each of them (H-DETR, section 3.2).
+    """
+
+    parts: int = 1
+    repeats: int = 1
+
+    def measure(self, criterion: PairMeasures, predictions: LayerPredictions, targets: PaddedTargets) -> Tensor:
+        return criterion.cost(predictions.logits, predictions.boxes, targets)
+
+    def __call__(
+        self, measured: np.ndarray, counts: Sequence[int], alive: np.ndarray | None
+    ) -> tuple[np.ndarray, tuple[tuple[int, ...], ...]]:
+        """A cost that is not finite is a ``UserError`` that names layer and image: it is never replaced by a number. So is a layer with
+        fewer queries than an image has objects where the first layer has more."""
+        layers, batch, num_queries, _ = measured.shape
+        runs = np.arange(num_queries).reshape(self.parts, -1)
+        rows, columns, found = [], [], np.zeros((layers, batch), np.int64)
+        for (layer, image), run in itertools.product(np.ndindex(layers, batch), runs):
+            n = counts[image]
             if alive is not None:
-                kept = np.flatnonzero(alive[layer, image])
-                cost = cost[kept]
-                if len(kept) < size:
+                available, run = int(alive[0, image, run].sum()), run[alive[layer, image, run]]
+                if len(run) < min(available, n):
                     raise UserError(
-                        f"image {image} of the batch has {n} objects, but decoder layer {layer} keeps {len(kept)} queries: "
+                        f"image {image} of the batch has {n} objects, but decoder layer {layer} keeps {len(run)} queries: "
                         "give num_queries at least as many in every layer"
                     )
-            if not np.isfinite(cost).all():
-                raise UserError(
-                    f"the matching cost of decoder layer {layer}, image {image} of the batch is NaN or inf: so are the model's predictions "
-                    "(learning rate too high, or broken weights) or a target box"
-                )
-            queries, columns[layer, start : start + size] = linear_sum_assignment(cost)
-            rows[layer, start : start + size] = queries if kept is None else kept[queries]
-            start += size
-    image = np.tile(np.repeat(np.arange(len(sizes)), sizes), layers)
-    vectors = np.stack((np.repeat(np.arange(layers), sum(sizes)), image, rows.ravel(), columns.ravel()))
-    layer, image, query, target = torch.from_numpy(vectors).to(device).unbind()
-    return Matches(layer, image, query, target, (sizes,) * layers)
+            cost = measured[layer, image, run, :n]
+            check_finite(cost, layer, image, "matching cost")
+            query, target = linear_sum_assignment(np.tile(cost, (1, self.repeats)))
+            rows.append(run[query])
+            columns.append(target % max(n, 1))
+            found[layer, image] += len(query)
+        ranks = np.repeat(np.arange(layers), found.sum(1)), np.repeat(np.tile(np.arange(batch), layers), found.ravel())
+        return np.stack((*ranks, np.concatenate(rows), np.concatenate(columns))), tuple(map(tuple, found.tolist()))
+
+
+def check_finite(measured: np.ndarray, layer: int, image: int, what: str) -> None:
+    """Raises ``UserError`` where a matcher's numbers of an image are NaN or inf."""
+    if not np.isfinite(measured).all():
+        raise UserError(
+            f"the {what} of decoder layer {layer}, image {image} of the batch is NaN or inf: so are the model's predictions "
+            "(learning rate too high, or broken weights) or a target box"
+        )

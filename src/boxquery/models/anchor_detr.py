@@ -20,7 +20,7 @@ Differs from DETR in:
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import at_position
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
-from boxquery.parts.queries import Queries
+from boxquery.parts.queries import Queries, each_anchor, each_pattern
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
@@ -95,19 +95,22 @@ class PatternQueries(Queries):
     ):
         super().__init__()
         self.encode = encode
-        self.points = nn.Parameter(torch.rand(count, 2)) if learned else None
+        self.points = self.draw(count)["points"] if learned else None
         self.side = round(count**0.5)
         self.patterns = nn.Parameter(torch.empty(patterns, dim).normal_())
 
-    def ordinary(self, memory: Memory) -> QueryState:
-        points = self.grid(memory.extents) if self.points is None else self.points
+    def draw(self, count: int) -> dict[str, Tensor]:
+        return {"points": nn.Parameter(torch.rand(count, 2))}
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
+        points = self.grid(memory.extents) if rows.points is None else rows.points
         images, patterns = len(memory.tokens), len(self.patterns)
 
         def each(values: Tensor) -> Tensor:
             """One per point [N, D] -> one per query [1, Q, D]."""
-            return values.repeat(patterns, 1)[None]
+            return each_pattern(values, patterns, parts)[None]
 
-        content = self.patterns.repeat_interleave(len(points), 0).expand(images, -1, -1)
+        content = each_anchor(self.patterns, len(points), parts).expand(images, -1, -1)
         position, axes = self.encode(points)
         # far below the head's clamp, which is the paper's; here only so that a point on the edge has a finite logit
         box_anchor = each(points.logit(eps=1e-7)).expand(images, -1, -1)

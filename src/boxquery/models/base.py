@@ -13,15 +13,18 @@ from torch import Tensor, nn
 
 from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.dense import DenseHead
+from boxquery.matching.groups import FurtherQueries
+from boxquery.matching.one_to_many import OneToMany
 from boxquery.models.interface import Model
 from boxquery.models.postprocess import PostProcess
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.boxes import nms_per_class
+from boxquery.parts.decoder_outputs import DecoderOutputs
 from boxquery.parts.geometry import Locate, OtherPosition, locate_at_position
 from boxquery.parts.heads import Head, Prediction
-from boxquery.parts.layers import Encoder
+from boxquery.parts.layers import DecoderLayer, Encoder
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.output import DensePredictions, LayerPredictions, Output
+from boxquery.parts.output import Output, TrainingGroupOutput
 from boxquery.parts.pruning import Prune, keep_all
 from boxquery.parts.state import QueryState
 from boxquery.parts.trace import NoTrace, Trace
@@ -83,6 +86,8 @@ class DetectionTransformer(Model):
         self.norm = nn.Identity() if norm is None else norm
         self.place, self.refine, self.criterion, self.low_lr_patterns = locate, refine, criterion, low_lr_patterns
         self.prune: Prune = keep_all
+        #: what teaches several queries per object, where something does; the decoder layers then have ``attend`` and ``feed``
+        self.one_to_many: OneToMany | None = None
         #: a training-only head on the encoder's tokens
         self.dense: DenseHead | None = None
         self.postprocessor = PostProcess(criterion.classification, top_k)
@@ -121,20 +126,36 @@ class DetectionTransformer(Model):
         """The second half of ``forward``: encoder and decoder, from what ``embed_image`` returns to the predictions."""
         traces = Trace(decoder_only=trace == "decoder") if trace else NoTrace()
         outputs = DecoderOutputs(last_only and not trace)
+        attended = None if self.one_to_many is None or targets is None else DecoderOutputs(last_only=False)
         memory = self.encoder(memory, traces)
         state = self.queries(memory, targets)
         for i, (layer, head) in enumerate(zip(self.layers, self.layer_heads, strict=True)):
             state, geometry = self.locate(state, memory, i)
-            state = state.with_content(layer(state.content, geometry, memory, traces.decoder_layer(memory, geometry.reference)))
+            record = traces.decoder_layer(memory, geometry.reference)
+            if attended is None:
+                content = layer(state.content, geometry, memory, record)
+            else:
+                layer = cast(DecoderLayer, layer)
+                content = layer.attend(state.content, geometry, memory, record)
+                attended.append(head(self.norm(content), state), state)
+                content = layer.feed(content)
+            state = state.with_content(content)
             prediction = head(self.norm(state.content), state)
             outputs.append(prediction, state)
             if i + 1 < len(self.layers):
                 state, prediction = self.prune(i, state, prediction)
                 state = self.refine(state, prediction, head)
         logits, boxes, alive = outputs.stacked()
-        record = traces.complete(outputs.indices, boxes.unbind(), self.scores(logits).amax(-1).unbind()) if trace else None
+        completed = traces.complete(outputs.indices, boxes.unbind(), self.scores(logits).amax(-1).unbind()) if trace else None
         dense = None if self.dense is None or targets is None else self.dense(memory)
-        return _output(logits, boxes, alive, state, dense, record, slice(-1, None) if last_only else slice(None))
+        rows, first = slice(-1 if last_only else None, None), state.training_only()
+        logits, boxes, alive = logits[rows], boxes[rows], None if alive is None else alive[rows][:, :, first:]
+        extra = state.split_groups(logits, boxes)
+        if attended is not None:
+            early, at, kept = attended.stacked()
+            kept = None if kept is None else kept[rows][:, :, first:]
+            extra["one-to-many"] = TrainingGroupOutput(early[rows][:, :, first:], at[rows][:, :, first:], None, self.one_to_many, kept)
+        return Output(logits[:, :, first:], boxes[:, :, first:], state.proposals, alive, extra, dense, completed)
 
     @property
     def locate(self) -> Locate:
@@ -180,68 +201,6 @@ class DetectionTransformer(Model):
         return detections if nms is None else [nms_per_class(image, nms) for image in detections]
 
     def query_parameters(self) -> list[nn.Parameter]:
-        """The queries' own parameters, not those of their networks; and those of an ``OtherPosition``."""
-        owners = (self.queries, *(part for part in self.modules() if isinstance(part, OtherPosition)))
+        """The queries' own parameters, not those of their networks; and those of an ``OtherPosition`` and of further queries."""
+        owners = (self.queries, *(part for part in self.modules() if isinstance(part, (OtherPosition, FurtherQueries))))
         return [parameter for part in owners for parameter in part.parameters(recurse=False)]
-
-
-class DecoderOutputs:
-    """Predictions of the decoder layers, expanded to all queries of the first layer.
-
-    Args:
-        last_only: compute only the last layer's, and boxes of layers after which queries were pruned.
-    """
-
-    def __init__(self, last_only: bool):
-        self.last_only = last_only
-        self.predictions: list[Prediction] = []
-        #: which queries of the first layer each layer had; None: all
-        self.indices: list[Tensor | None] = []
-
-    def append(self, prediction: Prediction, state: QueryState) -> None:
-        self.predictions.append(prediction if self.last_only else prediction.computed())
-        self.indices.append(state.query_index)
-
-    def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits [L, B, Q, C], boxes [L, B, Q, 4] and, where queries were pruned, alive [L, B, Q]; a pruned query keeps its last box and
-        has logits of -inf."""
-        logits: list[Tensor] = []
-        boxes: list[Tensor] = []
-        alive: list[Tensor] = []
-        last = len(self.predictions) - 1
-        for i, (prediction, index) in enumerate(zip(self.predictions, self.indices, strict=True)):
-            if self.last_only and i < last and self.indices[i + 1] is index:
-                continue
-            layer_boxes, kept = prediction.boxes, torch.ones_like(prediction.boxes[..., 0], dtype=torch.bool)
-            if index is not None:
-                layer_boxes = boxes[-1].scatter(1, index[..., None].expand_as(layer_boxes), layer_boxes)
-                kept = torch.zeros_like(alive[-1]).scatter(1, index, kept)
-            boxes.append(layer_boxes)
-            alive.append(kept)
-            if self.last_only and i < last:
-                continue
-            layer_logits = prediction.logits
-            if index is not None:
-                empty = layer_logits.new_full((*layer_boxes.shape[:2], layer_logits.shape[-1]), -torch.inf)
-                layer_logits = empty.scatter(1, index[..., None].expand_as(layer_logits), layer_logits)
-            logits.append(layer_logits)
-        rows = slice(-1, None) if self.last_only else slice(None)
-        return torch.stack(logits), torch.stack(boxes[rows]), None if self.indices[-1] is None else torch.stack(alive[rows])
-
-
-def _output(
-    logits: Tensor,
-    boxes: Tensor,
-    alive: Tensor | None,
-    state: QueryState,
-    dense: DensePredictions | None,
-    trace: Trace | None,
-    layers: slice,
-) -> Output:
-    """Splits off the training-only groups, which come before the ordinary queries."""
-    logits, boxes, extra, first = logits[layers], boxes[layers], {}, 0
-    for group in state.groups:
-        own = slice(first, first := first + group.size)
-        extra[group.name] = group.output(LayerPredictions(logits[:, :, own], boxes[:, :, own]))
-    alive = None if alive is None else alive[layers][:, :, first:]
-    return Output(logits[:, :, first:], boxes[:, :, first:], state.proposals, alive, extra, dense, trace)

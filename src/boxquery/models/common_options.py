@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from torch import nn
+
 from boxquery.errors import UserError
-from boxquery.matching.classification import Focal, MatchabilityAware, Varifocal
+from boxquery.matching.classification import Focal, MatchabilityAware, PositionSupervised, Varifocal
 from boxquery.matching.dense import DenseHead
+from boxquery.matching.groups import FurtherQueries
+from boxquery.matching.one_to_many import OneToMany
 from boxquery.models.base import DetectionTransformer, keep_reference
 from boxquery.models.builders import denoising
 from boxquery.models.options import Options
 from boxquery.parts.geometry import OtherPosition, RelativeBias
 from boxquery.parts.heads import MLP, Head, Prediction
+from boxquery.parts.layers import DecoderLayer
 from boxquery.parts.pruning import TopKPruning
 from boxquery.parts.queries import Queries, ReferencePointQueries
 from boxquery.parts.state import QueryState
 
-CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware()}
+CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware(), "position": PositionSupervised()}
 
 
 def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
@@ -48,6 +53,12 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
         learned = isinstance(model.queries, ReferencePointQueries)
         position = MLP(o.hidden_dim, o.hidden_dim, o.hidden_dim, 2) if learned else None
         model.queries.denoising = denoising(classes, o, position)
+    if added := o.strategies & {"group", "hybrid"}:
+        model.queries.further = further(model.queries, min(added), o)
+    if "one-to-many" in o.strategies:
+        if not all(isinstance(layer, DecoderLayer) for layer in model.layers):
+            raise UserError(f"matching={o.matching!r}: one-to-many needs decoder layers that are a boxquery.parts.layers.DecoderLayer")
+        model.one_to_many = OneToMany()
     if o.class_loss != "paper":
         if model.criterion.classification.has_no_object:
             raise UserError(f"class_loss={o.class_loss!r}: this model scores classes by a softmax with \"no object\"; leave it at 'paper'")
@@ -55,6 +66,19 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
         model.criterion.weights["class"] = model.criterion.classification.weight
     if "dense" in o.strategies:
         model.dense = DenseHead(o.hidden_dim, classes)
+
+
+def further(queries: nn.Module, name: str, o: Options) -> FurtherQueries:
+    """Rows of further queries, as the ordinary ones start."""
+    if not isinstance(queries, Queries) or type(queries).draw is Queries.draw:
+        raise UserError(
+            f"matching={o.matching!r}: {name} needs queries that are a boxquery.parts.queries.Queries with draw and make (docs/mixing.md)"
+        )
+    if name == "group":
+        count = o.queries * (o.groups - 1)
+        return FurtherQueries(name, count, queries.draw(count), peers=o.groups - 1)
+    count = o.queries * o.hybrid_queries
+    return FurtherQueries(name, count, queries.draw(count), repeats=o.hybrid_repeats)
 
 
 def remember(state: QueryState, prediction: Prediction, head: Head) -> QueryState:

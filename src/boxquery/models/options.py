@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 #: of ``Options.matching``, besides one-to-one
-STRATEGIES = ("denoising", "dense")
+STRATEGIES = ("denoising", "group", "hybrid", "one-to-many", "dense")
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,10 @@ class Options:
         matching: what teaches in training, besides each object one query, joined by "+" (docs/matching.md); not used in inference.
         denoising: approximate number of noised queries per training step, where ``matching`` has denoising (DINO, section 3.2).
         contrastive: half of the noised queries are negatives (DINO); False: there are positives alone, in five groups (DN-DETR).
-        class_loss: the paper's own, focal, varifocal ("vfl") or matchability-aware ("mal"); the latter two need sigmoid classes.
+        groups: where ``matching`` has group, how many of ``num_queries`` each, the ordinary one included (Group DETR).
+        hybrid_queries: where ``matching`` has hybrid, how many more queries, as a multiple of ``num_queries`` (H-DETR).
+        hybrid_repeats: of those, how many each object teaches.
+        class_loss: the paper's own, or, for sigmoid classes, focal, varifocal ("vfl"), matchability-aware ("mal") or position-supervised.
     """
 
     #: values of ``query_position`` besides "paper"; the first is what the paper itself has
@@ -62,7 +65,10 @@ class Options:
     matching: str = "one-to-one"
     denoising: int = 100
     contrastive: bool = True
-    class_loss: Literal["paper", "focal", "vfl", "mal"] = "paper"
+    groups: int = 11
+    hybrid_queries: int = 5
+    hybrid_repeats: int = 6
+    class_loss: Literal["paper", "focal", "vfl", "mal", "position"] = "paper"
 
     @property
     def strategies(self) -> frozenset[str]:
@@ -100,10 +106,23 @@ class Options:
                 "encoder='hybrid' fuses levels of halving size: possible for models that have the option levels, from levels=2 on and with "
                 "dilation=False"
             )
+        self._check_matching()
+        if self.encoder_ffn == "convolutional" and not self.encoder_layers:
+            raise UserError("encoder_ffn='convolutional' needs encoder_layers of at least 1")
+
+    def _check_matching(self) -> None:
         if unknown := sorted(self.strategies - set(STRATEGIES)):
             raise UserError(
                 f"matching={self.matching!r}: no strategy {unknown[0]!r}; known, joined by +: one-to-one, {', '.join(STRATEGIES)}"
             )
+        check_least(2, groups=self.groups)
+        check_least(1, hybrid_queries=self.hybrid_queries, hybrid_repeats=self.hybrid_repeats)
+        if {"group", "hybrid"} <= self.strategies:
+            raise UserError(f"matching={self.matching!r}: group and hybrid are two ways of having more queries; choose one")
+        if "group" in self.strategies and not isinstance(self.num_queries, int):
+            raise UserError(f"matching={self.matching!r}: all groups have the same number of queries: give num_queries one number")
+        if (added := self.strategies & {"group", "hybrid"}) and self.query_position == "learned" != self.query_positions[0]:
+            raise UserError(f"query_position='learned' needs matching without {min(added)}: it has a vector for each of num_queries alone")
         if self.denoising < 1:
             raise UserError(
                 f"denoising={self.denoising}: must be at least 1; for no denoising leave it out of matching ({self.matching!r})"
@@ -114,8 +133,6 @@ class Options:
             )
         if "denoising" in self.strategies and self.query_position == "learned":
             raise UserError("query_position='learned' needs matching without denoising: noised queries differ in every batch")
-        if self.encoder_ffn == "convolutional" and not self.encoder_layers:
-            raise UserError("encoder_ffn='convolutional' needs encoder_layers of at least 1")
 
     def _check_numbers(self) -> None:
         given, numbers = self.num_queries, [self.num_queries] if isinstance(self.num_queries, int) else self.num_queries

@@ -126,8 +126,15 @@ class DecoderLayer(nn.Module):
         self.ffn_residual = Residual(dim, dropout, pre_norm)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
+        return self.feed(self.attend(content, geometry, memory, trace))
+
+    def attend(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
+        """Both attentions, without the feed-forward network."""
         content = self.self_residual(content, lambda x: self.self_attention(x, geometry, trace))
-        content = self.read_residual(content, lambda x: self.read(x, geometry, memory, trace))
+        return self.read_residual(content, lambda x: self.read(x, geometry, memory, trace))
+
+    def feed(self, content: Tensor) -> Tensor:
+        """The feed-forward network on what ``attend`` returns."""
         return self.ffn_residual(content, self.ffn)
 
 

@@ -6,6 +6,7 @@ Shapes: L layers, B images, Q queries, C logit columns, P pairs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,33 +67,49 @@ class QueryGroup:
     Attributes:
         name: under which outputs and loss terms are kept.
         size: N, how many.
-        matches: of one layer, by position in the group; the same in every layer.
+        matches: of one layer, by position in the group, the same in every layer; None: ``matcher`` finds them after decoding.
+        matcher: see ``boxquery.matching.hungarian.Matcher``.
         repeats: number of times each object is matched, by which the loss is divided.
-        mask: [N, N] bool, True = may not attend; every query of the group attends to the ordinary ones.
+        peers: number of equal parts that learn as the ordinary queries do: the loss is the mean over them and the ordinary ones. 0: the
+            group's loss is added.
+        mask: [N, N] bool, True = may not attend.
         valid: [B, N] bool, False for slots that are padding; None: none is.
+        isolated: its queries do not attend to the ordinary ones either.
     """
 
     name: str
     size: int
-    matches: Matches
+    matches: Matches | None = None
+    matcher: Any = None
     repeats: int = 1
+    peers: int = 0
     mask: Tensor | None = None
     valid: Tensor | None = None
+    isolated: bool = False
 
     def output(self, predictions: LayerPredictions) -> TrainingGroupOutput:
         """The group's own part of all predictions; padding has logits of -inf."""
-        logits, boxes = predictions.logits, predictions.boxes
+        logits, boxes, alive = predictions.logits, predictions.boxes, None
         if self.valid is not None:
-            logits = logits.masked_fill(~self.valid[..., None], -torch.inf)
-        return TrainingGroupOutput(logits, boxes, self.matches.repeated(len(logits)), self.repeats)
+            logits, alive = logits.masked_fill(~self.valid[..., None], -torch.inf), self.valid.expand(len(logits), -1, -1)
+        matches = None if self.matches is None else self.matches.repeated(len(logits))
+        return TrainingGroupOutput(logits, boxes, matches, self.matcher, alive, self.repeats, self.peers)
 
 
 @dataclass(frozen=True)
 class TrainingGroupOutput(LayerPredictions):
-    """Predictions of a ``QueryGroup`` with its matches in all layers."""
+    """Predictions that only training uses, and what they learn; see ``QueryGroup``.
 
-    matches: Matches
-    repeats: int
+    Attributes:
+        matches: in all layers.
+        alive: [L, B, N] bool, which may be matched; None: all.
+    """
+
+    matches: Matches | None = None
+    matcher: Any = None
+    alive: Tensor | None = None
+    repeats: int = 1
+    peers: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +136,8 @@ class Output(LayerPredictions):
     Attributes:
         proposals: the encoder's predictions where the model is two-stage (L = 1, N = tokens or chosen tokens).
         alive: [L, B, Q] bool where queries are pruned between layers: a pruned query keeps its last box and has logits of -inf.
-        extra: outputs of training-only query groups, by name.
+        extra: predictions that only training uses, by the name of their strategy: those of training-only queries, and further ones of the
+            ordinary queries.
         dense: of a training-only head on the encoder's tokens, where the model has one.
         trace: what each query did, with ``trace=True``.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -18,19 +19,36 @@ from boxquery.parts.state import QueryState
 class Queries(nn.Module):
     """Makes the decoder's first state from the memory.
 
-    A ``Denoising`` (``boxquery.matching.groups``) set as ``denoising`` adds training-only queries to any subclass that has references.
+    A ``FurtherQueries`` (``boxquery.matching.groups``) set as ``further`` adds training-only queries made as the ordinary ones, from rows
+    of its own; a ``Denoising`` set as ``denoising`` adds noised objects to any subclass that has references.
     """
 
     def __init__(self):
         super().__init__()
+        self.further: Any = None
         self.denoising: Any = None
 
     def forward(self, memory: Memory, targets: list[dict] | None = None) -> QueryState:
-        state = self.ordinary(memory)
-        return state if self.denoising is None or targets is None else self.denoising(state, targets, self.embed)
+        if targets is None:
+            return self.ordinary(memory)
+        state = self.ordinary(memory) if self.further is None else self.with_further(memory)
+        return state if self.denoising is None else self.denoising(state, targets, self.embed)
 
     def ordinary(self, memory: Memory) -> QueryState:
         """The queries of training and inference alike."""
+        return self.make(memory, self, 1)
+
+    def with_further(self, memory: Memory) -> QueryState:
+        """The ordinary queries, and those of ``further``."""
+        return self.further.add(self.ordinary(memory), self.make(memory, self.further, self.further.parts))
+
+    def draw(self, count: int) -> dict[str, Tensor]:
+        """Initial values of what is learned per query (``nn.Parameter``) or fixed per query, for ``count`` queries, by name."""
+        raise NotImplementedError
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
+        """Queries from the ``rows`` of ``draw``, which are this module's own attributes or another's; those of each of equal ``parts``
+        follow one another."""
         raise NotImplementedError
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
@@ -43,10 +61,14 @@ class LearnedQueries(Queries):
 
     def __init__(self, count: int, dim: int):
         super().__init__()
-        self.position = nn.Parameter(torch.empty(count, dim).normal_())
+        self.dim = dim
+        self.position = self.draw(count)["position"]
 
-    def ordinary(self, memory: Memory) -> QueryState:
-        position = self.position.expand(len(memory.tokens), -1, -1)
+    def draw(self, count: int) -> dict[str, Tensor]:
+        return {"position": nn.Parameter(torch.empty(count, self.dim).normal_())}
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
+        position = rows.position.expand(len(memory.tokens), -1, -1)
         return QueryState(content=torch.zeros_like(position, dtype=memory.tokens.dtype), position=position)
 
 
@@ -60,23 +82,30 @@ class ReferencePointQueries(Queries):
 
     def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] = "zero"):
         super().__init__()
-        self.learned = content == "learned"
+        self.dim, self.learned = dim, content == "learned"
+        self.embedding: Tensor
+        self.position: Tensor
+        for name, values in self.draw(count).items():
+            setattr(self, name, values)
         if self.learned:
-            self.embedding = nn.Parameter(torch.empty(count, 2 * dim).normal_())
             self.reference_points = nn.Linear(dim, 2)
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         else:
-            self.position = nn.Parameter(torch.empty(count, dim).normal_())
             self.reference = MLP(dim, dim, 2, 2)
 
-    def ordinary(self, memory: Memory) -> QueryState:
+    def draw(self, count: int) -> dict[str, Tensor]:
+        if self.learned:
+            return {"embedding": nn.Parameter(torch.empty(count, 2 * self.dim).normal_())}
+        return {"position": nn.Parameter(torch.empty(count, self.dim).normal_())}
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
         batch = len(memory.tokens)
         if self.learned:
-            position, content = self.embedding.expand(batch, -1, -1).chunk(2, -1)
+            position, content = rows.embedding.expand(batch, -1, -1).chunk(2, -1)
             reference = self.reference_points(position)
         else:
-            position = self.position.expand(batch, -1, -1)
+            position = rows.position.expand(batch, -1, -1)
             content, reference = torch.zeros_like(position, dtype=memory.tokens.dtype), self.reference(position)
         return QueryState(content=content, position=position, reference=reference, box_anchor=reference)
 
@@ -95,29 +124,50 @@ class BoxQueries(Queries):
 
     def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] | int = "zero", fixed_xy: bool = False, size: float = 0.0):
         super().__init__()
-        self.centres: Tensor
-        self.dim, self.patterns = dim, content if isinstance(content, int) else 1
+        self.dim, self.kind, self.patterns = dim, content, content if isinstance(content, int) else 1
+        self.fixed_xy, self.size = fixed_xy, size
+        rows = self.draw(count)
         if fixed_xy:
-            self.register_buffer("centres", torch.rand(count, 2).logit(1e-3))
-        self.anchors = nn.Parameter(torch.empty(count, 2 if fixed_xy else 4).normal_())
-        if size:
-            with torch.no_grad():
-                self.anchors[:, -2:] *= 0.3
-                self.anchors[:, -2:] += math.log(size / (1 - size))
-                if not fixed_xy:
-                    self.anchors[:, :2] = torch.rand(count, 2).logit(1e-3)
-        rows = content if isinstance(content, int) else count if content == "learned" else 0
-        self.content = nn.Parameter(torch.empty(rows, dim).normal_()) if rows else None
+            self.register_buffer("centres", rows["centres"])
+        self.anchors = rows["anchors"]
+        self.content = rows.get("content")
+        if isinstance(content, int):
+            self.content = nn.Parameter(torch.empty(content, dim).normal_())
 
-    def ordinary(self, memory: Memory) -> QueryState:
+    def draw(self, count: int) -> dict[str, Tensor]:
+        rows = {"centres": torch.rand(count, 2).logit(1e-3)} if self.fixed_xy else {}
+        anchors = torch.empty(count, 2 if self.fixed_xy else 4).normal_()
+        if self.size:
+            anchors[:, -2:] *= 0.3
+            anchors[:, -2:] += math.log(self.size / (1 - self.size))
+            if not self.fixed_xy:
+                anchors[:, :2] = torch.rand(count, 2).logit(1e-3)
+        rows["anchors"] = nn.Parameter(anchors)
+        if self.kind == "learned":
+            rows["content"] = nn.Parameter(torch.empty(count, self.dim).normal_())
+        return rows
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
         batch, tokens = len(memory.tokens), memory.tokens
-        anchors = self.anchors if self.anchors.shape[1] == 4 else torch.cat((self.centres, self.anchors), -1)
-        reference = anchors.repeat(self.patterns, 1).expand(batch, -1, -1)
+        anchors = torch.cat((rows.centres, rows.anchors), -1) if self.fixed_xy else rows.anchors
+        reference = each_pattern(anchors, self.patterns, parts).expand(batch, -1, -1)
         if self.content is None:
             content = tokens.new_zeros(1, 1, self.dim)
+        elif self.kind == "learned":
+            content = rows.content.to(tokens.dtype)
         else:
-            content = self.content.repeat_interleave(reference.shape[1] // len(self.content), 0).to(tokens.dtype)
+            content = each_anchor(self.content, len(anchors), parts).to(tokens.dtype)
         return QueryState(content=content.expand(batch, reference.shape[1], -1), reference=reference, box_anchor=reference)
+
+
+def each_pattern(rows: Tensor, patterns: int, parts: int) -> Tensor:
+    """Rows of anchors [N, D] -> of queries [N * patterns, D]: part by part, and in each pattern by pattern."""
+    return rows.unflatten(0, (parts, -1)).repeat(1, patterns, 1).flatten(0, 1)
+
+
+def each_anchor(patterns: Tensor, anchors: int, parts: int) -> Tensor:
+    """Patterns [P, D] -> [anchors * P, D], in the order of ``each_pattern``."""
+    return patterns.repeat_interleave(anchors // parts, 0).repeat(parts, 1)
 
 
 class ProposalQueries(Queries):
@@ -131,27 +181,39 @@ class ProposalQueries(Queries):
         nn.init.xavier_uniform_(self.memory_proj.weight)
         nn.init.xavier_uniform_(self.query_proj.weight)
 
-    def forward(self, memory: Memory, targets: list[dict] | None = None) -> QueryState:
+    def draw(self, count: int) -> dict[str, Tensor]:
+        return {}
+
+    def ordinary(self, memory: Memory) -> QueryState:
+        return self.best(memory, 0, 1)[0]
+
+    def with_further(self, memory: Memory) -> QueryState:
+        state, further = self.best(memory, self.further.count, self.further.parts)
+        assert further.reference is not None
+        # cells on padding or near the edge propose no box
+        return self.further.add(state, further, ~further.reference.isinf().any(-1))
+
+    def best(self, memory: Memory, further: int, parts: int) -> tuple[QueryState, QueryState]:
+        """The best proposals, and the ``further`` next best or as many as there are, dealt out among equal ``parts``."""
         tokens, anchors = propose(memory)
         tokens = self.memory_norm(self.memory_proj(tokens))
         logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
-        chosen = logits[..., 0].topk(min(self.count, logits.shape[1]), 1).indices[..., None]
-        reference = boxes.detach().gather(1, chosen.expand(-1, -1, 4))
-        noised = None if self.denoising is None or targets is None else self.denoising.noise(targets, boxes)
-        first = 0 if noised is None else noised.group.size
-        # one projection for the proposals and the noised boxes
-        references = reference if noised is None else torch.cat((noised.reference, reference), 1)
-        position, content = self.query_norm(self.query_proj(sine(references.sigmoid(), self.dim // 2))).chunk(2, -1)
-        state = QueryState(
-            content=content[:, first:],
-            position=position[:, first:],
-            reference=reference,
-            box_anchor=reference,
-            proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]),
-        )
-        if self.denoising is None or targets is None:
-            return state
-        return self.denoising.add(state, noised, lambda _: (position[:, :first], None))
+        scores, total = logits[..., 0], logits.shape[1]
+        chosen = scores.topk(min(self.count, total), 1).indices
+        state = self.at(boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4)))
+        state = replace(state, proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]))
+        each = min(further, total - chosen.shape[1]) // parts
+        others = scores.scatter(1, chosen, -torch.inf).topk(each * parts, 1).indices
+        others = others.unflatten(1, (each, parts)).transpose(1, 2).flatten(1)
+        return state, self.at(boxes.detach().gather(1, others[..., None].expand(-1, -1, 4)))
+
+    def at(self, reference: Tensor) -> QueryState:
+        """Queries with references [B, N, 4] of logits."""
+        position, content = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2))).chunk(2, -1)
+        return QueryState(content=content, position=position, reference=reference, box_anchor=reference)
+
+    def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
+        return self.at(reference).position, None
 
 
 def propose(memory: Memory) -> tuple[Tensor, Tensor]:

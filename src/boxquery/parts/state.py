@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from boxquery.parts.boxes import chosen_rows
-from boxquery.parts.output import LayerPredictions, QueryGroup
+from boxquery.parts.output import LayerPredictions, QueryGroup, TrainingGroupOutput
 
 
 @dataclass(frozen=True)
@@ -55,11 +55,13 @@ class QueryState:
         axes: tuple[Tensor, Tensor] | None = None,
     ) -> QueryState:
         """Put the queries of ``group`` before all others, which do not attend to them; needs a tensor [B, N, ...] for each that the state
-        has."""
+        has. They attend to the ordinary queries, unless they are isolated."""
         old = self.content.shape[1]
         mask = torch.zeros(group.size + old, group.size + old, dtype=torch.bool, device=content.device)
         mask[group.size :, : group.size] = True
         mask[: group.size, group.size : group.size + self.training_only()] = True
+        if group.isolated:
+            mask[: group.size, group.size :] = True
         if group.mask is not None:
             mask[: group.size, : group.size] = group.mask
         if self.self_mask is not None:
@@ -82,6 +84,14 @@ class QueryState:
             self_mask=mask,
             groups=(group, *self.groups),
         )
+
+    def split_groups(self, logits: Tensor, boxes: Tensor) -> dict[str, TrainingGroupOutput]:
+        """The groups' own part of predictions [L, B, all queries, ...], by name."""
+        extra, first = {}, 0
+        for group in self.groups:
+            own = slice(first, first := first + group.size)
+            extra[group.name] = group.output(LayerPredictions(logits[:, :, own], boxes[:, :, own]))
+        return extra
 
     def only(self, chosen: Tensor) -> QueryState:
         """The queries ``chosen`` [B, K] alone, in that order."""
