@@ -211,7 +211,7 @@ def _image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Re
     if given.preset == "paper":
         return usual, f"{usual} px as published"
     native = next((size for size in SIZES if size >= facts.image_side), SIZES[-1])
-    if native < usual:
+    if native < usual and native * facts.short_side >= VISIBLE:
         return native, f"{native} px: the images have {facts.image_side}"
     most = MOST_GPU if processor.device == "cuda" else MOST_CORES if processor.cores >= MANY_CORES else MOST_CPU
     larger = [size for size in SIZES if usual < size <= min(most, native)]
@@ -230,7 +230,7 @@ def _batch_size(facts: DataFacts, processor: Processor, given: Given, recipe: Re
     if given.batch_size is not None:
         return given.batch_size, f"batches of {given.batch_size} as given"
     own = max(facts.images // given.processes, 1)
-    if own <= recipe.batch_size:
+    if own < recipe.batch_size:
         return own, f"batches of {own}, as there are no more images"
     if processor.device != "cuda" or given.preset == "paper":
         return recipe.batch_size, f"batches of {recipe.batch_size}"
