@@ -143,7 +143,7 @@ def test_the_dense_loss_by_hand():
     for cell in range(6):
         for column in range(2):
             p, wanted = out.logits[0, cell, column].sigmoid().item(), quality[cell] if label[cell] == column else 0.0
-            expected -= wanted * math.log(p) + (1 - wanted) * math.log(1 - p)
+            expected -= (wanted - p) ** 2 * (wanted * math.log(p) + (1 - wanted) * math.log(1 - p))
         own = cxcywh_to_xyxy(torch.tensor([A, B][label[cell]]).double())
         boxes += quality[cell] * (1 - giou(cxcywh_to_xyxy(out.boxes[0, cell]), own).item())
     assert terms["class"].item() == pytest.approx(expected / sum(quality))

@@ -22,7 +22,9 @@ from boxquery.auto import (
     MOST_CPU,
     MOST_GPU,
     MOST_STEPS,
+    RATE_OBJECTS,
     SIZES,
+    STRONG_MINUTES,
     STRONG_UNTIL,
     VISIBLE,
     DataFacts,
@@ -47,8 +49,10 @@ RECIPE = preset(auto.MODEL, "small").recipe
 QUICK: dict[str, Any] = {"options": SMALL, "image_size": 64, "device": "cpu", "precision": "float32", "pretrained": False}
 
 
-def facts(images: int = 131, *, side: float = 0.3, short_side: float = 0.2, image_side: int = 640, most_objects: int = 3) -> DataFacts:
-    return DataFacts(images, most_objects, side, short_side, image_side)
+def facts(
+    images: int = 131, *, side: float = 0.3, short_side: float = 0.2, image_side: int = 640, objects: float = 1.5, most_objects: int = 3
+) -> DataFacts:
+    return DataFacts(images, objects, most_objects, side, short_side, image_side)
 
 
 def steps(images: int, batch_size: int, epochs: int | None) -> int:
@@ -65,7 +69,7 @@ def test_every_set_is_seen_long_enough_and_not_too_long(images, processor):
     assert done <= max(MOST_STEPS, LEAST_EPOCHS * images / choice.batch_size)
     assert choice.batch_size <= images
     assert (choice.model, choice.preset, choice.image_size) == (auto.MODEL, "small", RECIPE.image_size)
-    assert choice.chosen == sorted(["augment", "batch_size", "epochs", "image_size", "model", "preset", *choice.options])
+    assert choice.chosen == sorted(["augment", "batch_size", "epochs", "image_size", "lr", "model", "preset", *choice.options])
 
 
 def test_few_images_are_trained_for_more_epochs_and_many_for_fewer():
@@ -121,7 +125,7 @@ def test_there_are_queries_for_every_object():
 
 @pytest.mark.parametrize("given", [
     {"preset": "tiny"}, {"preset": "paper"}, {"image_size": 224}, {"batch_size": 7}, {"epochs": 3}, {"minutes": 30.0}, {"images_seen": 800},
-    {"augment": "none"},
+    {"augment": "none"}, {"lr": 0.002},
 ])  # fmt: skip
 def test_what_is_given_wins_and_is_called_given(given):
     ((name, value),) = given.items()
@@ -129,7 +133,7 @@ def test_what_is_given_wins_and_is_called_given(given):
     assert choice.flags().get(name, value) == ({"level": value} if name == "augment" else value)
     assert name not in choice.chosen
     assert [line for line in choice.lines if re.search(rf"as given \(--(model, --)?{name.replace('_', '-')}\)", line)]
-    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size", "augment"))
+    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size", "augment", "lr"))
     if value == "paper":
         published = preset(auto.MODEL, "paper").recipe
         assert (choice.image_size, choice.batch_size, choice.epochs) == (published.image_size, published.batch_size, published.epochs)
@@ -138,24 +142,34 @@ def test_what_is_given_wins_and_is_called_given(given):
 def test_few_images_are_augmented_most():
     levels = [choose(facts(images), CPU, Given()).augment for images in (STRONG_UNTIL, STRONG_UNTIL + 1, LIGHT_FROM)]
     assert levels == [{"level": "strong"}, {}, {"level": "light"}]
-    assert choose(facts(), CPU, Given(minutes=1)).augment == {}, "too short for it"
+    runs = [choose(facts(), CPU, Given(minutes=minutes)).augment for minutes in (1, STRONG_MINUTES - 1, STRONG_MINUTES)]
+    assert runs == [{}, {}, {"level": "strong"}], "too short for it"
     parts = choose(facts(), CPU, Given(augment={"flip": 0}))
     assert parts.augment == {"level": "strong", "flip": 0.0}
     assert parts.lines[2].endswith("augmentation strong with flip=0.0 as given, since 131 images are few (--augment)")
     assert "augment" in parts.chosen
 
 
+def test_the_rate_falls_with_the_objects_of_a_step():
+    rates = [choose(facts(objects=objects), CPU, Given()).lr for objects in (0, 1, 3, RATE_OBJECTS / 4, 30)]
+    assert rates == sorted(rates)
+    assert rates[0] < rates[-2] == rates[-1] == RECIPE.lr
+    assert choose(facts(objects=1), CPU, Given(batch_size=RATE_OBJECTS)).lr == RECIPE.lr
+    assert choose(facts(objects=1), CPU, Given(preset="paper")).lr == preset(auto.MODEL, "paper").recipe.lr
+    assert choose(facts(objects=1), CPU, Given(accumulate=RATE_OBJECTS)).lr == RECIPE.lr
+
+
 def test_three_lines_say_what_was_chosen_why_and_by_which_flag():
     assert choose(facts(), CPU, Given()).lines == [
         "auto: deformable-detr small: 131 images are few, and it learned fastest from few (docs/convergence) (--model, --preset)",
         f"auto: {RECIPE.image_size} px: half of the objects are larger than {0.3 * RECIPE.image_size:.0f} px there (--image-size); "
-        "batches of 4 (--batch-size)",
+        "batches of 4 (--batch-size); learning rate 0.0006, as a step has 6 objects (--lr)",
         "auto: 150 epochs, about 4,800 steps (--epochs or --minutes); augmentation strong, since 131 images are few (--augment)",
     ]
-    assert choose(facts(20_000, short_side=0.01), CPU, Given()).lines == [
+    assert choose(facts(20_000, short_side=0.01, objects=12.5), CPU, Given()).lines == [
         "auto: deformable-detr small: 20,000 images are many, but a larger model needs a GPU with 12 GB (--model, --preset)",
         "auto: 416 px, as the most on a CPU with 2 cores, though 10% of the objects measure less than 12 px there (--image-size); "
-        "batches of 4 (--batch-size)",
+        "batches of 4 (--batch-size); learning rate 0.001 (--lr)",
         "auto: 12 epochs, about 60,000 steps, since 20,000 images are many (--epochs or --minutes); "
         "augmentation light, since 20,000 images are many (--augment)",
     ]
@@ -167,6 +181,7 @@ def test_facts_are_those_of_the_training_images():
     boxes = np.concatenate([record.boxes for record in split]) / 64
     sides = boxes[:, 2:] - boxes[:, :2]
     assert (found.images, found.image_side) == (5, 64)
+    assert found.objects == pytest.approx(len(boxes) / 5)
     assert found.most_objects == max(len(record.boxes) for record in split)
     assert found.side == pytest.approx(float(np.median(np.sqrt(sides.prod(1)))), rel=1e-6)
     assert found.short_side == pytest.approx(float(np.quantile(sides.min(1), 0.1)), rel=1e-6)
@@ -185,7 +200,7 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("auto: ")]
     assert lines == [
         "auto: deformable-detr tiny: images of 64 px are small (--model, --preset)",
-        "auto: 64 px as given (--image-size); batches of 4 (--batch-size)",
+        "auto: 64 px as given (--image-size); batches of 4 (--batch-size); learning rate 0.0009, as a step has 27 objects (--lr)",
         "auto: 2 epochs as given (--epochs); augmentation strong, since 12 images are few (--augment)",
     ]
     folder = Path("runs/deformable-detr-tiny-photos-1")

@@ -172,14 +172,14 @@ def _range(percentiles: dict[str, float]) -> str:
 
 
 def _automatic(train: Split, given: Given) -> dict[str, Any]:
-    """The flags that ``auto`` chooses on this machine; says so on stderr."""
+    """The flags that ``auto`` chooses on this machine and that a check depends on; says so on stderr."""
     from boxquery.device import Processor, choose_device
     from boxquery.progress import stderr_console
 
     choice, console = choose(DataFacts.of(train), Processor.of(choose_device("auto")), given), stderr_console()
     for line in choice.lines:
         console.print(line, markup=False)
-    return choice.flags()
+    return {name: value for name, value in choice.flags().items() if name != "lr"}
 
 
 def plan_for(

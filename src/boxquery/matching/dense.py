@@ -68,6 +68,7 @@ class TaskAlignedLoss:
     Args:
         alpha, beta: exponents of probability and IoU.
         top: candidates per object.
+        gamma: focusing exponent; a token and class weigh the distance to their target to that power (TOOD, equation 4).
         weight: of all terms together, beside those of the decoder.
         box: weight of 1 - GIoU beside the class loss.
     """
@@ -75,6 +76,7 @@ class TaskAlignedLoss:
     alpha: float = 0.5
     beta: float = 6.0
     top: int = 10
+    gamma: float = 2.0
     weight: float = 1.0
     box: float = 5.0
 
@@ -125,7 +127,9 @@ class TaskAlignedLoss:
             wanted = F.one_hot(labels, logits.shape[-1]) * quality[..., None]
             own = targets.boxes.gather(1, learned.target[..., None].expand(-1, -1, 4))
             box_term = ((1 - giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(own))) * quality).sum()
-        losses = F.binary_cross_entropy_with_logits(logits, wanted.to(logits.dtype), reduction="none")
+        wanted = wanted.to(logits.dtype)
+        focal = (wanted - logits.sigmoid()).abs() ** self.gamma
+        losses = focal * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         if out.mask is not None:
             losses = losses.masked_fill(out.mask[..., None], 0.0)
         normalizer = mean_over_processes(quality.sum())
