@@ -206,7 +206,7 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
     folder = Path("runs/deformable-detr-tiny-photos-1")
     config = RunConfig.read(folder)
     assert (config.model, config.preset, config.image_size, config.batch_size) == ("deformable-detr", "tiny", 64, 4)
-    assert config.chosen == ["augment", "batch_size", "model", "preset"]
+    assert config.chosen == ["augment", "batch_size", "lr", "model", "preset"]
     assert (config.augment, config.augmentation["mosaic"]) == ({"level": "strong"}, LEVELS["strong"].mosaic)
     again = shlex.split(config.command("again"))[1:]
     assert "auto" not in again
