@@ -242,7 +242,7 @@ def test_an_interrupted_run_of_auto_resumes_with_what_was_chosen(tmp_path, capsy
 def test_python_has_the_same_default(tmp_path, given):
     bq.train(scenes(), out=tmp_path / "run", images_seen=8, **given, **QUICK)
     config = RunConfig.read(tmp_path / "run")
-    assert (config.model, config.preset, config.chosen) == ("deformable-detr", "tiny", ["augment", "batch_size", "model", "preset"])
+    assert (config.model, config.preset, config.chosen) == ("deformable-detr", "tiny", ["augment", "batch_size", "lr", "model", "preset"])
     assert config.length.epochs is None
 
 

@@ -20,6 +20,7 @@ Differs from DETR in:
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, keep_reference
@@ -40,6 +41,7 @@ class DeformableOptions(Options):
     """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
     ``points``: samples per head and level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
+    ``proposals``: those with the best scores, or first those that none of their neighbours exceeds, which are of distinct objects.
     """
 
     num_queries: int | list[int] = 300
@@ -48,6 +50,7 @@ class DeformableOptions(Options):
     points: int = 4
     box_refine: bool = False
     two_stage: bool = False
+    proposals: Literal["best", "peaks"] = "best"
 
     def check(self) -> None:
         if self.two_stage and self.query_position == "learned":
@@ -55,6 +58,8 @@ class DeformableOptions(Options):
         super().check()
         if self.two_stage and not self.box_refine:
             raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement uses")
+        if self.proposals != "best" and not self.two_stage:
+            raise UserError(f"proposals={self.proposals!r} needs two_stage=True: there are no proposals without it")
         check_least(1, levels=self.levels, points=self.points)
         check_normed(self.hidden_dim)
 
@@ -75,7 +80,7 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
 
     # queries
     if o.two_stage:
-        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising(classes, o))
+        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising(classes, o), o.proposals == "peaks")
     else:
         queries = ReferencePointQueries(o.queries, dim, "learned")
     # encoder: every cell attends to samples around itself

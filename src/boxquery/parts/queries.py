@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.memory import Memory
@@ -171,11 +172,16 @@ def each_anchor(patterns: Tensor, anchors: int, parts: int) -> Tensor:
 
 
 class ProposalQueries(Queries):
-    """The encoder's best proposals: position and content from the sine of their boxes (Deformable DETR, section 4.2, appendix A.4)."""
+    """The encoder's best proposals: position and content from the sine of their boxes (Deformable DETR, section 4.2, appendix A.4).
 
-    def __init__(self, count: int, dim: int, head: Head, denoising: nn.Module | None = None):
+    Args:
+        peaks: proposals that score at least as high as their eight neighbours on the same level come before all others, since neighbours
+            mostly propose the same object (as the peaks of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 3).
+    """
+
+    def __init__(self, count: int, dim: int, head: Head, denoising: nn.Module | None = None, peaks: bool = False):
         super().__init__()
-        self.count, self.dim, self.head, self.denoising = count, dim, head, denoising
+        self.count, self.dim, self.head, self.denoising, self.peaks = count, dim, head, denoising, peaks
         self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
         self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
         nn.init.xavier_uniform_(self.memory_proj.weight)
@@ -198,7 +204,9 @@ class ProposalQueries(Queries):
         tokens, anchors = propose(memory)
         tokens = self.memory_norm(self.memory_proj(tokens))
         logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
-        scores, total = logits[..., 0], logits.shape[1]
+        scores, total = logits[..., 0].detach(), logits.shape[1]
+        if self.peaks:
+            scores = peaks_first(scores, memory, anchors.isinf().any(-1))
         chosen = scores.topk(min(self.count, total), 1).indices
         state = self.at(boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4)))
         state = replace(state, proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]))
@@ -214,6 +222,19 @@ class ProposalQueries(Queries):
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
         return self.at(reference).position, None
+
+
+def peaks_first(scores: Tensor, memory: Memory, invalid: Tensor) -> Tensor:
+    """Scores [B, S] in which every valid cell that none of its eight neighbours exceeds ranks before all other cells; else in their order.
+
+    ``invalid`` [B, S] bool: cells that are no one's neighbour.
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    maps = memory.maps(scores.masked_fill(invalid, -torch.inf))
+    highest = torch.cat([F.max_pool2d(level, 3, 1, 1).flatten(1) for level in maps], 1)
+    is_peak = (scores >= highest) & ~invalid
+    spread = scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True) + 1
+    return torch.where(is_peak, scores + spread, scores)
 
 
 def propose(memory: Memory) -> tuple[Tensor, Tensor]:
