@@ -46,13 +46,23 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "small": Variant(None, why="the default of before"),
-    "320px": Variant("small", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
-    "mal": Variant("320px", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
-    "dense": Variant("320px", options={"matching": "denoising+dense"}, why="every place near an object is taught"),
-    "dense-mal": Variant("mal", options={"matching": "denoising+dense"}, why="both"),
-    "hybrid-mal": Variant("mal", options={"encoder": "hybrid"}, why="convolutions between levels are cheaper"),
     "fcos": Variant(None, model="fcos", why="many places learn each object, and NMS follows"),
-    "hybrid-dense-mal": Variant("dense-mal", options={"encoder": "hybrid"}, why="all three"),
+    "peaks": Variant("small", options={"proposals": "peaks"}, why="neighbouring cells propose the same object, and duplicates cost AP"),
+    "peaks-slow": Variant("peaks", recipe={"lr": 4e-4, "backbone_lr": 4e-4}, why="a gradient of few objects is noisy"),
+    "peaks-dense": Variant("peaks", options={"matching": "denoising+dense"}, why="every place near an object is taught"),
+    "peaks-mal": Variant("peaks", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
+    "peaks-mosaic": Variant(
+        "peaks",
+        recipe={"augment": replace(ROOT_RECIPE.augment, mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)},
+        why="more objects per image, in other places",
+    ),
+    "peaks-320px": Variant("peaks", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
+    "peaks-lean": Variant(
+        "peaks",
+        options={"encoder": "hybrid", "fusion_blocks": 1, "fusion_expansion": 0.5},
+        why="convolutions between levels in place of sampling",
+    ),
+    "peaks-decay": Variant("peaks", recipe={"weight_decay": 0.05}, why="weights that stay small generalise"),
 }
 
 
