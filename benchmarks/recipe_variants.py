@@ -56,6 +56,10 @@ VARIANTS: dict[str, Variant] = {
         recipe={"augment": replace(ROOT_RECIPE.augment, mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)},
         why="more objects per image, in other places",
     ),
+    "peaks-uncropped": Variant(
+        "peaks", recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), crop=0.0)}, why="a short run has no use for augmentation"
+    ),
+    "peaks-160px": Variant("peaks-uncropped", recipe={"image_size": 160}, why="twice as many images in the same time"),
     "peaks-320px": Variant("peaks", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
     "peaks-lean": Variant(
         "peaks",
