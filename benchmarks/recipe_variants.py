@@ -46,6 +46,18 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "small": Variant(None, why="the default of before"),
+    "small-square": Variant(
+        "small",
+        recipe={"square": True, "image_size": 256, "augment": replace(ROOT_RECIPE.augment, scales=(1.0,))},
+        why="no padding, so twice as many images in the same time where shapes differ",
+    ),
+    "square-peaks": Variant("small-square", options={"proposals": "peaks"}, why="both"),
+    "square-slow": Variant("small-square", recipe={"lr": 5e-4, "backbone_lr": 5e-4}, why="a gradient of few objects is noisy"),
+    "square-mosaic": Variant(
+        "small-square",
+        recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)},
+        why="more objects per image, in other places",
+    ),
     "fcos": Variant(None, model="fcos", why="many places learn each object, and NMS follows"),
     "peaks": Variant("small", options={"proposals": "peaks"}, why="neighbouring cells propose the same object, and duplicates cost AP"),
     "peaks-slow": Variant("peaks", recipe={"lr": 4e-4, "backbone_lr": 4e-4}, why="a gradient of few objects is noisy"),
@@ -58,6 +70,14 @@ VARIANTS: dict[str, Variant] = {
     ),
     "peaks-uncropped": Variant(
         "peaks", recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), crop=0.0)}, why="a short run has no use for augmentation"
+    ),
+    "peaks-square": Variant(
+        "peaks-uncropped", recipe={"square": True, "image_size": 256}, why="no padding, so more images in the same time"
+    ),
+    "small-square": Variant(
+        "small",
+        recipe={"square": True, "image_size": 256, "augment": replace(ROOT_RECIPE.augment, scales=(1.0,))},
+        why="no padding, so more images in the same time",
     ),
     "peaks-160px": Variant("peaks-uncropped", recipe={"image_size": 160}, why="twice as many images in the same time"),
     "peaks-320px": Variant("peaks", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),

@@ -51,6 +51,10 @@ MOST_CPU, MOST_CORES, MANY_CORES, MOST_GPU = 416, 512, 8, 640
 #: (not measured yet)
 GPU_BATCH, EPOCH_BATCHES, PIXELS_PER_GB, ASPECT = 16, 50, 200_000, 4 / 3
 
+#: images are resized to squares where the shape of more than this share of them differs from the usual one by more than DIFFERENT: padding
+#: doubles the time of a step there (cards: 114 ms per image at 240 px, 62 in squares of 256)
+MIXED, DIFFERENT = 0.1, 0.1
+
 #: objects per step that the preset's learning rate was found with (four images of BCCD); with fewer the rate falls by this power of their
 #: share, since a gradient of few objects is noisy: on raccoon, with four, .0003 learned faster than .001, on scenes with four slower
 RATE_OBJECTS, RATE_POWER = 50, 0.25
@@ -76,6 +80,7 @@ class DataFacts:
         side: median size of the objects, the square root of their area, in pixels of an image whose shorter side is one pixel.
         short_side: shorter side that all but ``SMALLEST_SHARE`` of the objects exceed, in the same unit.
         image_side: shorter side of the median image, in its own pixels.
+        mixed: share of the images whose ratio of width to height is not about the median one.
     """
 
     images: int
@@ -84,6 +89,7 @@ class DataFacts:
     side: float
     short_side: float
     image_side: int
+    mixed: float
 
     @classmethod
     def of(cls, split: Split) -> DataFacts:
@@ -91,6 +97,7 @@ class DataFacts:
         reference = 320  # sizes are proportional to it, but for the rounding of the images' sides
         per_image = object_sizes(split, Preprocessing(reference))
         sizes = np.concatenate(per_image) / reference
+        shapes = np.log([record.width / record.height for record in split])
         return cls(
             images=len(split),
             objects=len(sizes) / len(split),
@@ -98,6 +105,7 @@ class DataFacts:
             side=float(np.median(np.sqrt(sizes.prod(1)))) if len(sizes) else 1.0,
             short_side=float(np.quantile(sizes.min(1), SMALLEST_SHARE)) if len(sizes) else 1.0,
             image_side=int(np.median([min(record.width, record.height) for record in split])),
+            mixed=float((np.abs(shapes - np.median(shapes)) > DIFFERENT).mean()),
         )
 
 
@@ -108,6 +116,7 @@ class Given:
     preset: str | None = None
     options: dict[str, Any] | None = None
     image_size: int | None = None
+    square: bool | None = None
     batch_size: int | None = None
     lr: float | None = None
     epochs: int | None = None
@@ -137,6 +146,7 @@ class Choice:
     preset: str
     options: dict[str, Any]
     image_size: int
+    square: bool
     batch_size: int
     lr: float
     epochs: int | None
@@ -154,19 +164,28 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     size, why, options = _preset(facts, processor, given)
     base = known_preset(MODEL, size)
     options |= _queries(facts, given, options.get("num_queries", base.options.num_queries))
-    image_size, of_size = _image_size(facts, processor, given, base.recipe)
+    square, of_square = _square(facts, given)
+    image_size, of_size = _image_size(facts, processor, given, base.recipe, square)
     batch_size, of_batch = _batch_size(facts, processor, given, base.recipe, image_size)
     lr, of_rate = _rate(facts, given, base.recipe, batch_size)
     epochs, of_length = _length(facts, given, base.recipe, batch_size)
-    augment, of_augment = _augment(facts, processor, given)
+    augment, of_augment = _augment(facts, processor, given, square)
     words = f" with {', '.join(option_word(*option) for option in options.items())}" if options else ""
-    flags = {"model": None, "preset": given.preset, "image_size": given.image_size, "batch_size": given.batch_size, "lr": given.lr}
+    flags = {
+        "model": None,
+        "preset": given.preset,
+        "image_size": given.image_size,
+        "square": given.square,
+        "batch_size": given.batch_size,
+        "lr": given.lr,
+    }
     flags |= {"epochs": given.has_length or None, "augment": augment_parts(given.augment).get("level")}
     return Choice(
         model=MODEL,
         preset=size,
         options=options | (given.options or {}),
         image_size=image_size,
+        square=square,
         batch_size=batch_size,
         lr=lr,
         epochs=epochs,
@@ -174,7 +193,7 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
         chosen=sorted([*options, *(name for name, value in flags.items() if value is None)]),
         lines=[
             f"auto: {MODEL} {size}{words}: {why} (--model, --preset{', --option' * bool(options)})",
-            f"auto: {of_size} (--image-size); {of_batch} (--batch-size); {of_rate} (--lr)",
+            f"auto: {of_size} (--image-size){of_square}; {of_batch} (--batch-size); {of_rate} (--lr)",
             f"auto: {of_length}; {of_augment} (--augment)",
         ],
     )
@@ -215,10 +234,21 @@ def _queries(facts: DataFacts, given: Given, usual: int) -> dict[str, Any]:
     return {"num_queries": min(enough_queries(facts.most_objects), MOST_QUERIES)}
 
 
-def _image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe) -> tuple[int, str]:
+def _square(facts: DataFacts, given: Given) -> tuple[bool, str]:
+    """Whether images are resized to squares, and why."""
+    if given.square is not None:
+        return given.square, f"; {'' if given.square else 'no '}squares as given (--square)"
+    if given.preset == "paper" or facts.mixed <= MIXED:
+        return False, ""
+    return True, "; squares, since shapes differ and would be padded (--no-square)"
+
+
+def _image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe, square: bool) -> tuple[int, str]:
     """The image size, and why: the preset's, or a larger one for small objects, but neither many more pixels than the images have nor more
     than the processor is fast enough for."""
     usual = recipe.image_size
+    if square:
+        usual = next((size for size in SIZES if size >= usual), usual)
     if given.image_size is not None:
         return given.image_size, f"{given.image_size} px as given"
     if given.preset == "paper":
@@ -282,11 +312,13 @@ def _length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> 
     return epochs, f"{count(epochs, 'epoch')}, {_rounded(epochs * per_epoch)} steps{why} (--epochs or --minutes)"
 
 
-def _augment(facts: DataFacts, processor: Processor, given: Given) -> tuple[dict[str, Any], str]:
+def _augment(facts: DataFacts, processor: Processor, given: Given, square: bool) -> tuple[dict[str, Any], str]:
     """The augmentation, and why: a level beside the parts that are given."""
     parts = augment_parts(given.augment)
     own = ", ".join(name if name == "own" else option_word(name, value) for name, value in parts.items() if name != "level")
     with_own = f" with {own} as given" if own else ""
+    if square and given.preset != "paper" and "scales" not in parts:
+        parts, with_own = {"scales": [1.0]} | parts, f" in one size{with_own}"  # squares of several sizes would be padded again
     if "level" in parts:
         return parts, f"augmentation {parts['level']}{with_own or ' as given'}"
     if given.preset == "paper":

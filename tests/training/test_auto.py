@@ -50,9 +50,10 @@ QUICK: dict[str, Any] = {"options": SMALL, "image_size": 64, "device": "cpu", "p
 
 
 def facts(
-    images: int = 131, *, side: float = 0.3, short_side: float = 0.2, image_side: int = 640, objects: float = 1.5, most_objects: int = 3
-) -> DataFacts:
-    return DataFacts(images, objects, most_objects, side, short_side, image_side)
+    images: int = 131, *, side: float = 0.3, short_side: float = 0.2, image_side: int = 640, objects: float = 1.5, most_objects: int = 3,
+    mixed: float = 0.0,
+) -> DataFacts:  # fmt: skip
+    return DataFacts(images, objects, most_objects, side, short_side, image_side, mixed)
 
 
 def steps(images: int, batch_size: int, epochs: int | None) -> int:
@@ -69,7 +70,7 @@ def test_every_set_is_seen_long_enough_and_not_too_long(images, processor):
     assert done <= max(MOST_STEPS, LEAST_EPOCHS * images / choice.batch_size)
     assert choice.batch_size <= images
     assert (choice.model, choice.preset, choice.image_size) == (auto.MODEL, "small", RECIPE.image_size)
-    assert choice.chosen == sorted(["augment", "batch_size", "epochs", "image_size", "lr", "model", "preset", *choice.options])
+    assert choice.chosen == sorted(["augment", "batch_size", "epochs", "image_size", "lr", "model", "preset", "square", *choice.options])
 
 
 def test_few_images_are_trained_for_more_epochs_and_many_for_fewer():
@@ -125,7 +126,7 @@ def test_there_are_queries_for_every_object():
 
 @pytest.mark.parametrize("given", [
     {"preset": "tiny"}, {"preset": "paper"}, {"image_size": 224}, {"batch_size": 7}, {"epochs": 3}, {"minutes": 30.0}, {"images_seen": 800},
-    {"augment": "none"}, {"lr": 0.002},
+    {"augment": "none"}, {"lr": 0.002}, {"square": True},
 ])  # fmt: skip
 def test_what_is_given_wins_and_is_called_given(given):
     ((name, value),) = given.items()
@@ -133,7 +134,7 @@ def test_what_is_given_wins_and_is_called_given(given):
     assert choice.flags().get(name, value) == ({"level": value} if name == "augment" else value)
     assert name not in choice.chosen
     assert [line for line in choice.lines if re.search(rf"as given \(--(model, --)?{name.replace('_', '-')}\)", line)]
-    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size", "augment", "lr"))
+    assert ("epochs" in choice.chosen) == (name in ("preset", "image_size", "batch_size", "augment", "lr", "square"))
     if value == "paper":
         published = preset(auto.MODEL, "paper").recipe
         assert (choice.image_size, choice.batch_size, choice.epochs) == (published.image_size, published.batch_size, published.epochs)
@@ -148,6 +149,15 @@ def test_few_images_are_augmented_most():
     assert parts.augment == {"level": "strong", "flip": 0.0}
     assert parts.lines[2].endswith("augmentation strong with flip=0.0 as given, since 131 images are few (--augment)")
     assert "augment" in parts.chosen
+
+
+def test_images_of_mixed_shapes_become_squares_of_one_size():
+    choice = choose(facts(mixed=0.5), CPU, Given(minutes=8))
+    assert (choice.square, choice.image_size, choice.augment) == (True, 256, {"scales": [1.0]})
+    assert "; squares, since shapes differ and would be padded (--no-square); " in choice.lines[1]
+    assert [choose(facts(mixed=0.5), CPU, given).square for given in (Given(square=False), Given(preset="paper"))] == [False, False]
+    assert not choose(facts(mixed=0.05), CPU, Given()).square
+    assert choose(facts(mixed=0.5), CPU, Given(square=True, preset="paper")).image_size == 800
 
 
 def test_the_rate_falls_with_the_objects_of_a_step():
@@ -182,6 +192,7 @@ def test_facts_are_those_of_the_training_images():
     sides = boxes[:, 2:] - boxes[:, :2]
     assert (found.images, found.image_side) == (5, 64)
     assert found.objects == pytest.approx(len(boxes) / 5)
+    assert found.mixed == 0
     assert found.most_objects == max(len(record.boxes) for record in split)
     assert found.side == pytest.approx(float(np.median(np.sqrt(sides.prod(1)))), rel=1e-6)
     assert found.short_side == pytest.approx(float(np.quantile(sides.min(1), 0.1)), rel=1e-6)
@@ -206,7 +217,7 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
     folder = Path("runs/deformable-detr-tiny-photos-1")
     config = RunConfig.read(folder)
     assert (config.model, config.preset, config.image_size, config.batch_size) == ("deformable-detr", "tiny", 64, 4)
-    assert config.chosen == ["augment", "batch_size", "lr", "model", "preset"]
+    assert config.chosen == ["augment", "batch_size", "lr", "model", "preset", "square"]
     assert (config.augment, config.augmentation["mosaic"]) == ({"level": "strong"}, LEVELS["strong"].mosaic)
     again = shlex.split(config.command("again"))[1:]
     assert "auto" not in again
@@ -242,7 +253,11 @@ def test_an_interrupted_run_of_auto_resumes_with_what_was_chosen(tmp_path, capsy
 def test_python_has_the_same_default(tmp_path, given):
     bq.train(scenes(), out=tmp_path / "run", images_seen=8, **given, **QUICK)
     config = RunConfig.read(tmp_path / "run")
-    assert (config.model, config.preset, config.chosen) == ("deformable-detr", "tiny", ["augment", "batch_size", "lr", "model", "preset"])
+    assert (config.model, config.preset, config.chosen) == (
+        "deformable-detr",
+        "tiny",
+        ["augment", "batch_size", "lr", "model", "preset", "square"],
+    )
     assert config.length.epochs is None
 
 

@@ -179,7 +179,7 @@ def _automatic(train: Split, given: Given) -> dict[str, Any]:
     choice, console = choose(DataFacts.of(train), Processor.of(choose_device("auto")), given), stderr_console()
     for line in choice.lines:
         console.print(line, markup=False)
-    return {name: value for name, value in choice.flags().items() if name != "lr"}
+    return {name: value for name, value in choice.flags().items() if name not in ("lr", "square")}
 
 
 def plan_for(

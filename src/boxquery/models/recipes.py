@@ -15,6 +15,7 @@ class Recipe:
 
     Attributes:
         image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
+        square: images are resized to squares of that side, whatever their shape, so that no batch is padded.
         epochs, batch_size: passes over the data; images per process and step.
         lr, backbone_lr: learning rates of transformer and backbone.
         optimizer: "adamw", or "sgd" with a momentum of 0.9.
@@ -28,6 +29,7 @@ class Recipe:
     """
 
     image_size: int = 800
+    square: bool = False
     epochs: int = 300
     batch_size: int = 2
     optimizer: str = "adamw"

@@ -107,6 +107,7 @@ class RunFlags(SharedFlags, ModelFlags):
     """What is trained, on what and how; ``None`` is not given.
 
     Attributes:
+        square: Resize images to squares of --image-size, whatever their shape, so that no batch is padded. Default: auto's choice, or not.
         patience: Stop after this many evaluations without a better AP; 0 never stops.
         workers: Processes that read images. Default: 0 on a CPU, up to 8 for CUDA.
         max_detections: Detections per class and image that count when the best epoch is chosen; COCO's AP is defined with 100.
@@ -114,6 +115,7 @@ class RunFlags(SharedFlags, ModelFlags):
         force: Train even where the check before the first epoch fails.
     """
 
+    square: bool | None = None
     patience: int = 0
     workers: int | None = None
     max_detections: int = MAX_DETECTIONS
@@ -146,6 +148,8 @@ class TrainFlags(LengthFlags, RunFlags):
                     yield from ("--augment", strength if part == "level" else option_word(part, strength))
             elif value is True:
                 yield name
+            elif flag.name == "square":
+                continue  # not square is the default of a named model
             elif value != flag.default:
                 text = ",".join(f"{k}:{v}" if k else str(v) for k, v in value.items()) if isinstance(value, dict) else str(value)
                 text = "none" if value is False else text

@@ -190,11 +190,12 @@ class Run:
         factor = config.backbone_lr_factor or recipe.backbone_lr / recipe.lr
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=config.lr * factor)
         train, self.val = data.splits["train"], data.splits["val"]
+        preprocessing = Preprocessing(config.image_size, square=bool(config.square))
         check_queries(self.model, train)
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world_size), 1)
             length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
-            chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, Preprocessing(config.image_size))))
+            chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, preprocessing)))
             options = config.options | chosen
             values = augmentation(config.augment, recipe.augment).values() | {"own": None if own is None else name_of(own)}
             config = replace(
@@ -202,9 +203,9 @@ class Run:
             )
         self.config = config
         self.augment = recorded(config.augmentation, own)
-        transform = TrainTransform(Preprocessing(config.image_size), self.augment, most_objects=self.model.num_queries_per_layer[-1])
+        transform = TrainTransform(preprocessing, self.augment, most_objects=self.model.num_queries_per_layer[-1])
         self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
-        self.detector = Detector(self.model, data.names, data.ids, Preprocessing(config.image_size))
+        self.detector = Detector(self.model, data.names, data.ids, preprocessing)
 
     def sampler(self) -> EpochSampler:
         return EpochSampler(len(self.train), self.config.seed, rank(), self.config.world_size)
@@ -244,10 +245,9 @@ class Run:
     def begin(self) -> None:
         """Say what will be trained, and write the configuration."""
         c = self.config
+        shape = "squares" if c.square else "short side"
         parameters = sum(p.numel() for p in self.model.parameters()) / 1e6
-        self.console.print(
-            f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px short side, {c.precision} on {c.device}"
-        )
+        self.console.print(f"{c.model} ({c.preset}), {parameters:.1f} M parameters, {c.image_size} px {shape}, {c.precision} on {c.device}")
         if c.pretrained:
             left = ", ".join(self.model.backbone.left_out)
             used = f"{BackboneWeights(**c.weights)}{f', without its {left}' if left else ''}"

@@ -46,7 +46,7 @@ def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = ()) -> Run
     """
     model, size = requested.model, requested.preset or DEFAULT_PRESET
     recipe, device = preset(model, size).recipe, choose_device(requested.device)
-    asked, by_preset = vars(requested), ("image_size", "batch_size", "lr")
+    asked, by_preset = vars(requested), ("image_size", "square", "batch_size", "lr")
     values: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(RunFlags)}
     values |= {name: getattr(recipe, name) for name in by_preset if values[name] is None}
     values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
@@ -73,6 +73,7 @@ def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
         preset=size,
         options=options | (requested.options or {}),
         image_size=requested.image_size or (None if requested.preset else origin.image_size),
+        square=origin.preprocessing.square if requested.square is None and not requested.preset else requested.square,
     )
 
 
