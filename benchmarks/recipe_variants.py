@@ -71,14 +71,6 @@ VARIANTS: dict[str, Variant] = {
     "peaks-uncropped": Variant(
         "peaks", recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), crop=0.0)}, why="a short run has no use for augmentation"
     ),
-    "peaks-square": Variant(
-        "peaks-uncropped", recipe={"square": True, "image_size": 256}, why="no padding, so more images in the same time"
-    ),
-    "small-square": Variant(
-        "small",
-        recipe={"square": True, "image_size": 256, "augment": replace(ROOT_RECIPE.augment, scales=(1.0,))},
-        why="no padding, so more images in the same time",
-    ),
     "peaks-160px": Variant("peaks-uncropped", recipe={"image_size": 160}, why="twice as many images in the same time"),
     "peaks-320px": Variant("peaks", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
     "peaks-lean": Variant(
