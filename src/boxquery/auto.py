@@ -97,14 +97,15 @@ class DataFacts:
         reference = 320  # sizes are proportional to it, but for the rounding of the images' sides
         per_image = object_sizes(split, Preprocessing(reference))
         sizes = np.concatenate(per_image) / reference
-        shapes = np.log([record.width / record.height for record in split])
+        sides = np.array([(record.width, record.height) for record in split])
+        shapes = np.log(sides[:, 0] / sides[:, 1])
         return cls(
             images=len(split),
             objects=len(sizes) / len(split),
             most_objects=max(map(len, per_image)),
             side=float(np.median(np.sqrt(sizes.prod(1)))) if len(sizes) else 1.0,
             short_side=float(np.quantile(sizes.min(1), SMALLEST_SHARE)) if len(sizes) else 1.0,
-            image_side=int(np.median([min(record.width, record.height) for record in split])),
+            image_side=int(np.median(sides.min(1))),
             mixed=float((np.abs(shapes - np.median(shapes)) > DIFFERENT).mean()),
         )
 

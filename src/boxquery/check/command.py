@@ -179,12 +179,12 @@ def _automatic(train: Split, given: Given) -> dict[str, Any]:
     choice, console = choose(DataFacts.of(train), Processor.of(choose_device("auto")), given), stderr_console()
     for line in choice.lines:
         console.print(line, markup=False)
-    return {name: value for name, value in choice.flags().items() if name not in ("lr", "square")}
+    return {name: value for name, value in choice.flags().items() if name != "lr"}
 
 
 def plan_for(
     model: str, preset: str, options: dict[str, Any], *, classes: int, images: int, image_size: int | None = None,
-    epochs: int | None = None, batch_size: int | None = None,
+    epochs: int | None = None, batch_size: int | None = None, square: bool | None = None,
 ) -> FeasibilityPlan:  # fmt: skip
     """What ``train`` would do with these flags; the model is built without memory for its weights."""
     import torch
@@ -197,7 +197,9 @@ def plan_for(
     with torch.device("meta"):
         built = create_model(model, classes=classes, preset=preset, **options)
     steps = (epochs or recipe.epochs) * max(images // min(batch_size or recipe.batch_size, images), 1)
-    return FeasibilityPlan.of(built, image_size=image_size or recipe.image_size, steps=steps)
+    return FeasibilityPlan.of(
+        built, image_size=image_size or recipe.image_size, square=recipe.square if square is None else square, steps=steps
+    )
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class FeasibilityPlan:
         model, preset: names.
         queries: most predictions per image; limit: the option that sets it.
         stride: pixels per cell of the finest feature map.
-        image_size: shortest side in pixels.
+        image_size: shortest side in pixels; square: every side, whatever the shape.
         steps: optimizer steps, 0 if not known yet.
         lr, usual_lr: the learning rate, and the preset's.
         start: "random", "trained" (a pretrained backbone), or "" for a whole trained model, whose steps are not checked.
@@ -59,18 +59,23 @@ class FeasibilityPlan:
     drops: bool = False
     limit: str = "num_queries"
     max_detections: int = MAX_DETECTIONS
+    square: bool = False
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return Preprocessing(self.image_size, square=self.square)
 
     @classmethod
     def of(
         cls, model: Model, *, image_size: int, steps: int, lr: float | None = None, start: str = "random",
-        max_detections: int = MAX_DETECTIONS,
+        max_detections: int = MAX_DETECTIONS, square: bool = False,
     ) -> FeasibilityPlan:  # fmt: skip
         """Of a model that ``create_model`` built; without ``lr`` at the preset's."""
         name, size = model.config["name"], model.config["preset"]
         usual = preset(name, size).recipe.lr
         return cls(
             name, size, model.num_queries_per_layer[-1], model.backbone.strides[0], image_size, steps, lr or usual, usual, start,
-            drops_queries(model), "num_queries" if model.has_queries else "detections", max_detections,
+            drops_queries(model), "num_queries" if model.has_queries else "detections", max_detections, square,
         )  # fmt: skip
 
 
@@ -81,7 +86,7 @@ def drops_queries(model: Model) -> bool:
 
 def check_objects(data: Data, plan: FeasibilityPlan) -> tuple[dict[str, Any], list[Finding]]:
     """Sizes and numbers of the training objects at the training resolution; and what they mean for this model."""
-    per_image = object_sizes(data.splits["train"], Preprocessing(plan.image_size))
+    per_image = object_sizes(data.splits["train"], plan.preprocessing)
     sizes, numbers = np.concatenate(per_image), np.array([len(own) for own in per_image])
     below = float((sizes.max(1) < plan.stride).mean()) if len(sizes) else 0.0
     facts = {

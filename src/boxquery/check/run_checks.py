@@ -24,7 +24,6 @@ from boxquery.check.preview import draw_augmented, draw_picture
 from boxquery.check.samples import SampledImage, sample_images
 from boxquery.check.splits import check_counts
 from boxquery.data.dataset import Data
-from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.transforms import TrainTransform
 from boxquery.errors import CheckFailed
 from boxquery.files import atomic_write, write_json
@@ -156,7 +155,7 @@ def run_checks(
     if _WRONG_FORMAT & {finding.name for finding in findings}:
         findings = [finding for finding in findings if finding.name not in _FOLLOWING]
     wanted = picture == "always" or (picture == "if needed" and any(finding.images for finding in findings))
-    transform = TrainTransform(Preprocessing(plan.image_size), augment, most_objects=plan.queries)
+    transform = TrainTransform(plan.preprocessing, augment, most_objects=plan.queries)
     drawn = draw_picture(data, transform, seed, findings) if wanted else None
     augmented = draw_augmented(data, transform, seed) if preview else None
     own = {"data": facts, "feasibility": feasibility, "equal_images": equal, "near_duplicates": near, "pixels": pixels}

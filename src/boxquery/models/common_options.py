@@ -25,7 +25,7 @@ CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware()
 
 
 def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
-    """Queries per layer, their position, the bias from box to pixel, matching and class loss; the defaults change nothing.
+    """Queries per layer, their position, the bias from box to pixel, and what ``teach`` adds; the defaults change nothing.
 
     (``position``, ``encoder`` and ``encoder_ffn`` are applied in ``builders``.)
 
@@ -47,6 +47,11 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
         model.place = RelativeBias(model.place, o.hidden_dim, o.heads, o.decoder_layers)
         if model.refine is keep_reference:
             model.refine = remember
+    teach(model, o, classes)
+
+
+def teach(model: DetectionTransformer, o: Options, classes: int) -> None:
+    """What training has beside the paper's model: the strategies of ``matching``, and another class loss."""
     if "denoising" in o.strategies and getattr(model.queries, "denoising", None) is None:
         if not isinstance(model.queries, Queries):
             raise UserError(f"matching={o.matching!r}: the queries must be a boxquery.parts.queries.Queries, which adds the noised ones")

@@ -49,7 +49,8 @@ def check(config: RunConfig, model: Model, data: Data, augment: Augment, finding
     start = "" if config.start_from else "trained" if config.pretrained else "random"
     steps = config.length.total_steps
     plan = FeasibilityPlan.of(
-        model, image_size=config.image_size, steps=steps, lr=config.lr, start=start, max_detections=config.max_detections
+        model, image_size=config.image_size, square=bool(config.square), steps=steps, lr=config.lr, start=start,
+        max_detections=config.max_detections,
     )  # fmt: skip
     result = run_checks(data, findings, plan, augment, seed=config.seed, picture="always" if rank() == 0 else "never")
     if not config.force:
