@@ -52,7 +52,7 @@ MOST_CPU, MOST_CORES, MANY_CORES, MOST_GPU = 416, 512, 8, 640
 GPU_BATCH, EPOCH_BATCHES, PIXELS_PER_GB, ASPECT = 16, 50, 200_000, 4 / 3
 
 #: images are resized to squares where the shape of more than this share of them differs from the usual one by more than DIFFERENT: padding
-#: doubles the time of a step there (cards: 114 ms per image at 240 px, 62 in squares of 256)
+#: doubles the time of a step there (cards: 116 ms per image at 240 px, 63 in squares of 256; benchmarks/recipe.py)
 MIXED, DIFFERENT = 0.1, 0.1
 
 #: objects per step that the preset's learning rate was found with (four images of BCCD); with fewer the rate falls by this power of their
