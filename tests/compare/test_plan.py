@@ -70,6 +70,8 @@ def test_what_is_not_given_is_the_presets():
     assert (plan.image_size, plan.batch_size, plan.device, plan.epochs, plan.seeds) == (160, 4, "cpu", 8, (0, 1))
     assert plan.precision in ("float32", "bf16")
     assert [entry.lr for entry in plan.entries] == [1e-3, 1e-3]
+    assert not plan.square
+    assert resolved_plan("shapes", models, (0, 1), replace(flags, square=True)).square
     with pytest.raises(bq.UserError, match=r"differ in image_size \(160, 240\).+--image-size"):
         resolved_plan("shapes", (models[0], replace(models[1], preset="small")), (0,), flags)
     for wrong, message in (
@@ -123,7 +125,7 @@ def test_a_run_is_the_planned_one_by_its_configuration(tmp_path):
     assert plan.fits(planned, replace(anchored, chosen=["anchor_sizes"])), "what the data chose nobody planned"
     for change in (
         {"seed": 1}, {"lr": 0.5}, {"options": {}}, {"model": "dab-detr"}, {"precision": "bf16"}, {"data": "other"},
-        {"pretrained": True}, {"image_size": 65}, {"patience": 1}, {"batch_size": 2}, {"world_size": 2},
+        {"pretrained": True}, {"image_size": 65}, {"square": True}, {"patience": 1}, {"batch_size": 2}, {"world_size": 2},
     ):  # fmt: skip
         assert not plan.fits(planned, replace(config, **change)), change
 

@@ -24,8 +24,8 @@ CLOSE = 0.02
 _ENTRY = ("model", "preset", "options", "lr")
 #: of a plan, the same for all of its runs; of the budgets exactly one is given
 _SETTINGS = (
-    "augment", "image_size", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict", "images",
-    "annotations",
+    "augment", "image_size", "square", "batch_size", "backbone_lr_factor", "pretrained", "freeze_backbone", "precision", "strict",
+    "images", "annotations",
 )  # fmt: skip
 _BUDGETS = ("epochs", "minutes", "images_seen")
 
@@ -88,7 +88,7 @@ class ComparisonPlan:
         data: as given by the user.
         seeds: every entry runs with each of them.
         epochs, minutes, images_seen: the budget, one of the three; minutes are CPU time (on a GPU wall time).
-        image_size, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
+        image_size, square, batch_size, precision, device, ...: the same for all, as ``train`` takes them.
         pretrained: False, True or a path, never ``auto``: all entries start alike.
     """
 
@@ -108,6 +108,7 @@ class ComparisonPlan:
     backbone_lr_factor: float | None = None
     images: str | None = None
     annotations: str | None = None
+    square: bool = False
     augment: dict[str, Any] = field(default_factory=dict)
 
     def runs(self) -> list[PlannedRun]:
@@ -137,7 +138,8 @@ class ComparisonPlan:
     def fits(self, planned: PlannedRun, config: RunConfig) -> bool:
         """Whether a run is the planned one by its configuration, whatever its device and workers."""
         wanted = planned.entry.settings() | {name: getattr(self, name) for name in _SETTINGS}
-        own = vars(config) | {"options": {name: value for name, value in config.options.items() if name not in config.chosen}}
+        planned_options = {name: value for name, value in config.options.items() if name not in config.chosen}
+        own = vars(config) | {"square": bool(config.square), "options": planned_options}
         if any(_plain(own[name]) != _plain(value) for name, value in wanted.items()):
             return False
         length, usual = config.length, (planned.seed, 1, 0, 1)
@@ -284,7 +286,7 @@ def resolved_plan(
     device = choose_device(flags.device)
     settings = {name: getattr(flags, name) for name in (*_SETTINGS, *_BUDGETS)}
     settings |= {"augment": augment_parts(flags.augment), "device": device, "precision": choose_precision(flags.precision, device)}
-    not_given = [name for name in ("image_size", "batch_size") if settings[name] is None]
+    not_given = [name for name in ("image_size", "square", "batch_size") if settings[name] is None]
     not_given += ["epochs"] * all(settings[name] is None for name in _BUDGETS)
     known = [preset(entry.model, entry.preset) for entry in entries]
     for entry, own in zip(entries, known, strict=True):

@@ -44,6 +44,8 @@ class SharedFlags:
         augment: What is done to training images: none, light, default (the preset's) or strong, and parts as name=value, repeatable, like
             flip=0 or mosaic=0.5; docs/augmentation.md lists them.
         image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: auto's choice, or the preset's.
+        square: Resize images to squares of --image-size, whatever their shape, so that no batch is padded. Default: auto's choice, or the
+            preset's.
         batch_size: Images per batch of one process. Default: auto's choice, or the preset's.
         lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
         backbone_lr_factor: Learning rate of the backbone, as a factor on --lr. Default: the preset's (of small and tiny 1 from random
@@ -61,6 +63,7 @@ class SharedFlags:
     options: Options = None
     augment: Augmentation = None
     image_size: int | None = None
+    square: bool | None = None
     batch_size: int | None = None
     lr: float | None = None
     backbone_lr_factor: float | None = None
@@ -107,7 +110,6 @@ class RunFlags(SharedFlags, ModelFlags):
     """What is trained, on what and how; ``None`` is not given.
 
     Attributes:
-        square: Resize images to squares of --image-size, whatever their shape, so that no batch is padded. Default: auto's choice, or not.
         patience: Stop after this many evaluations without a better AP; 0 never stops.
         workers: Processes that read images. Default: 0 on a CPU, up to 8 for CUDA.
         max_detections: Detections per class and image that count when the best epoch is chosen; COCO's AP is defined with 100.
@@ -115,7 +117,6 @@ class RunFlags(SharedFlags, ModelFlags):
         force: Train even where the check before the first epoch fails.
     """
 
-    square: bool | None = None
     patience: int = 0
     workers: int | None = None
     max_detections: int = MAX_DETECTIONS
@@ -148,8 +149,8 @@ class TrainFlags(LengthFlags, RunFlags):
                     yield from ("--augment", strength if part == "level" else option_word(part, strength))
             elif value is True:
                 yield name
-            elif flag.name == "square":
-                continue  # not square is the default of a named model
+            elif flag.name == "square" and value is False:
+                yield "--no-square"
             elif value != flag.default:
                 text = ",".join(f"{k}:{v}" if k else str(v) for k, v in value.items()) if isinstance(value, dict) else str(value)
                 text = "none" if value is False else text
