@@ -1,9 +1,15 @@
-"""Which cells become queries: the best, or first the peaks among their neighbours."""
+"""Which cells become queries, the best or first the peaks among their neighbours, and with what content."""
 
+import pytest
 import torch
 
 import boxquery as bq
-from boxquery.parts.queries import peaks_first
+from boxquery.matching.groups import FurtherQueries
+from boxquery.parts.boxes import chosen_rows
+from boxquery.parts.heads import Head
+from boxquery.parts.memory import Memory
+from boxquery.parts.queries import ProposalQueries, peaks_first, propose
+from boxquery.parts.state import QueryState
 
 from .memories import memory
 
@@ -52,3 +58,70 @@ def test_the_model_starts_at_peaks_and_padding_changes_nothing():
         row, column = ((level == cell).nonzero()[0]).tolist()
         around = level[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].flatten()
         assert scores[0, cell] >= scores[0, around].max() - 1e-6 or bool(torch.isinf(scores[0, around]).any())
+
+
+def started(content: str, learning: str, strategy: str | None = None) -> tuple[ProposalQueries, Memory, QueryState]:
+    """Queries of five of the 12 + 4 cells, and in training of six more of them, in parts of two for "group"."""
+    torch.manual_seed(0)
+    queries = ProposalQueries(5, 16, Head(16, 3), content, class_agnostic=False, learning=learning)
+    for parameter in queries.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    if strategy is not None:
+        queries.further = FurtherQueries(strategy, 6, queries.draw(6), peers=3 if strategy == "group" else 0)
+    queries, seen = queries.double(), memory((3, 4), (2, 2), padded=False)
+    return queries, seen, queries(seen, None if strategy is None else [])
+
+
+def ranked(queries: ProposalQueries, seen: Memory) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, boxes and class logits of all cells by their best class, best first."""
+    tokens, anchors = propose(seen)
+    tokens = queries.memory_norm(queries.memory_proj(tokens))
+    logits, boxes = queries.head.classes(tokens), queries.head.boxes(tokens) + anchors
+    order = logits.amax(-1).argsort(1, descending=True)
+    return tuple(chosen_rows(values, order) for values in (tokens, boxes, logits))
+
+
+@pytest.mark.parametrize("content", ["boxes", "tokens", "learned"])
+@pytest.mark.parametrize("learning", ["all", "chosen"])
+def test_content_of_the_best_by_their_best_class(content, learning):
+    queries, seen, state = started(content, learning)
+    tokens, boxes, logits = ranked(queries, seen)
+    torch.testing.assert_close(state.reference, boxes[:, :5])
+    assert not state.reference.requires_grad
+    assert state.proposals.logits.shape[2] == (5 if learning == "chosen" else 16)
+    assert state.proposals.boxes.requires_grad
+    if learning == "chosen":
+        torch.testing.assert_close(state.proposals.logits[0], logits[:, :5])
+        torch.testing.assert_close(state.proposals.boxes[0], boxes[:, :5].sigmoid())
+    if content == "boxes":
+        assert state.position is not None
+        return
+    assert state.position is None
+    assert queries.embed(state.reference) == (None, None)
+    expected = tokens[:, :5] if content == "tokens" else queries.content.expand(len(tokens), -1, -1)
+    torch.testing.assert_close(state.content, expected)
+    assert state.content.requires_grad == (content == "learned")
+
+
+@pytest.mark.parametrize("content", ["boxes", "tokens", "learned"])
+@pytest.mark.parametrize("strategy", ["group", "hybrid"])
+def test_further_queries_start_from_the_next_best(content, strategy):
+    """Group by group: the first of three has the 6th and 9th best of all cells."""
+    queries, seen, state = started(content, "chosen", strategy)
+    tokens, boxes, _ = ranked(queries, seen)
+    ranks = [5, 8, 6, 9, 7, 10] if strategy == "group" else [5, 6, 7, 8, 9, 10]
+    torch.testing.assert_close(state.reference, torch.cat((boxes[:, ranks], boxes[:, :5]), 1))
+    if content == "tokens":
+        torch.testing.assert_close(state.content, torch.cat((tokens[:, ranks], tokens[:, :5]), 1))
+    elif content == "learned":
+        rows = torch.cat((queries.further.content, queries.content))
+        torch.testing.assert_close(state.content, rows.expand(len(tokens), -1, -1))
+
+
+def test_where_cells_run_out_the_best_ranks_of_each_group_are_learned():
+    queries, seen, _ = started("learned", "chosen")
+    queries.further = FurtherQueries("group", 30, queries.draw(30), peers=3).double()
+    state = queries(seen, [])
+    assert state.training_only() == 9
+    rows = queries.further.content.view(3, 10, 16)[:, :3].flatten(0, 1)
+    torch.testing.assert_close(state.content, torch.cat((rows, queries.content)).expand(len(state.content), -1, -1))

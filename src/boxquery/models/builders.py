@@ -31,6 +31,16 @@ def refine_detached(state: QueryState, prediction: Prediction, head: Head) -> Qu
     return replace(state, reference=reference, box_anchor=reference)
 
 
+def look_forward_twice(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
+    """The box of this layer is the next one's reference, detached; the next prediction is measured from the same box with its gradient, so
+    that its loss reaches this layer's head, too (DINO, "Look Forward Twice"; before it DAB-DETR's code).
+
+    The box is made from content before the model's final norm, where it has one; the prediction from content after it.
+    """
+    box_anchor = head.box(state.content, state.reference)
+    return replace(state, reference=box_anchor.detach(), box_anchor=box_anchor)
+
+
 def image(
     o: Options,
     weights: BackboneWeights | None,

@@ -20,19 +20,19 @@ Differs from DETR in:
 - head: sigmoid focal classes without "no object"; boxes measured from the refined anchor
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import decoder, encoder, focal, image
+from boxquery.models.builders import decoder, encoder, focal, image, look_forward_twice
 from boxquery.models.options import Options, check_share
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.geometry import QueryGeometry, require, require_boxes
-from boxquery.parts.heads import MLP, Head, Prediction
+from boxquery.parts.heads import MLP, Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import SinePosition, box_sine
@@ -100,13 +100,6 @@ class DABLocate(nn.Module):
         return state, QueryGeometry(position=centre.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
 
 
-def refine(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
-    """The update uses content before the norm, the prediction after it; only the prediction's anchor keeps the gradient (section 4,
-    "Anchor update")."""
-    box_anchor = head.box(state.content, state.reference)
-    return replace(state, reference=box_anchor.detach(), box_anchor=box_anchor)
-
-
 def build(classes: int, options: DABOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     regions = encoder(o, activation=nn.PReLU, locate=ScaledPositions(dim))
@@ -124,7 +117,7 @@ def build(classes: int, options: DABOptions, weights: BackboneWeights | None) ->
         queries=BoxQueries(o.queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
         locate=locate,
         layers=layers,
-        refine=refine,
+        refine=look_forward_twice,
         norm=nn.LayerNorm(dim),
         heads=[Head(dim, classes, eps=EPS_OF_ANCHORS)],
         criterion=focal(weight=1.0),

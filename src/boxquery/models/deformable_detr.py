@@ -80,7 +80,7 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
 
     # queries
     if o.two_stage:
-        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising(classes, o), o.proposals == "peaks")
+        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising=denoising(classes, o), peaks=o.proposals == "peaks")
     else:
         queries = ReferencePointQueries(o.queries, dim, "learned")
     # encoder: every cell attends to samples around itself

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boxquery.parts.boxes import chosen_rows
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import LayerPredictions
@@ -172,23 +173,44 @@ def each_anchor(patterns: Tensor, anchors: int, parts: int) -> Tensor:
 
 
 class ProposalQueries(Queries):
-    """The encoder's best proposals: position and content from the sine of their boxes (Deformable DETR, section 4.2, appendix A.4).
+    """The encoder's best proposals (Deformable DETR, section 4.2, appendix A.4).
 
     Args:
+        content: of the chosen: "boxes": content and position from the sine of the box (Deformable DETR); "tokens": the token that proposed
+            it, without gradient (RT-DETR); "learned": a vector per rank, which is mixed query selection (DINO). The last two
+            have no position of their own.
+        class_agnostic: a proposal's score is that of its first class, which stands for any object (see ``SetCriterion``); False: of its
+            best class.
+        learning: which proposals learn: "all" (Deformable DETR), or the "chosen" alone (DINO, RT-DETR); no others then become boxes.
         peaks: proposals that score at least as high as their eight neighbours on the same level come before all others, since neighbours
             mostly propose the same object (as the peaks of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 3).
     """
 
-    def __init__(self, count: int, dim: int, head: Head, denoising: nn.Module | None = None, peaks: bool = False):
+    def __init__(
+        self,
+        count: int,
+        dim: int,
+        head: Head,
+        content: Literal["boxes", "tokens", "learned"] = "boxes",
+        *,
+        class_agnostic: bool = True,
+        learning: Literal["all", "chosen"] = "all",
+        denoising: nn.Module | None = None,
+        peaks: bool = False,
+    ):
         super().__init__()
         self.count, self.dim, self.head, self.denoising, self.peaks = count, dim, head, denoising, peaks
+        self.kind, self.class_agnostic, self.learning = content, class_agnostic, learning
         self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
-        self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
+        if content == "boxes":
+            self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
+        self.content = self.draw(count).get("content")
         nn.init.xavier_uniform_(self.memory_proj.weight)
-        nn.init.xavier_uniform_(self.query_proj.weight)
+        if content == "boxes":
+            nn.init.xavier_uniform_(self.query_proj.weight)
 
     def draw(self, count: int) -> dict[str, Tensor]:
-        return {}
+        return {"content": nn.Parameter(torch.empty(count, self.dim).normal_())} if self.kind == "learned" else {}
 
     def ordinary(self, memory: Memory) -> QueryState:
         return self.best(memory, 0, 1)[0]
@@ -203,25 +225,45 @@ class ProposalQueries(Queries):
         """The best proposals, and the ``further`` next best or as many as there are, dealt out among equal ``parts``."""
         tokens, anchors = propose(memory)
         tokens = self.memory_norm(self.memory_proj(tokens))
-        logits, boxes = self.head.classes(tokens), self.head.boxes(tokens) + anchors
-        scores, total = logits[..., 0].detach(), logits.shape[1]
+        logits = self.head.classes(tokens)
+        every = self.head.boxes(tokens) + anchors if self.learning == "all" else None
+        scores, total = (logits[..., 0] if self.class_agnostic else logits.amax(-1)).detach(), logits.shape[1]
         if self.peaks:
             scores = peaks_first(scores, memory, anchors.isinf().any(-1))
-        chosen = scores.topk(min(self.count, total), 1).indices
-        state = self.at(boxes.detach().gather(1, chosen[..., None].expand(-1, -1, 4)))
-        state = replace(state, proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]))
-        each = min(further, total - chosen.shape[1]) // parts
-        others = scores.scatter(1, chosen, -torch.inf).topk(each * parts, 1).indices
-        others = others.unflatten(1, (each, parts)).transpose(1, 2).flatten(1)
-        return state, self.at(boxes.detach().gather(1, others[..., None].expand(-1, -1, 4)))
 
-    def at(self, reference: Tensor) -> QueryState:
-        """Queries with references [B, N, 4] of logits."""
-        position, content = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2))).chunk(2, -1)
-        return QueryState(content=content, position=position, reference=reference, box_anchor=reference)
+        def queries(cells: Tensor, rows: Any, parts: int) -> tuple[QueryState, Tensor]:
+            chosen = chosen_rows(tokens, cells)
+            boxes = self.head.boxes(chosen) + chosen_rows(anchors, cells) if every is None else chosen_rows(every, cells)
+            return self.at(boxes.detach(), self.content_of(chosen, rows, parts)), boxes
+
+        best = scores.topk(min(self.count, total), 1).indices
+        state, boxes = queries(best, self, 1)
+        logits, boxes = (chosen_rows(logits, best), boxes) if every is None else (logits, every)
+        state = replace(state, proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]))
+        each = min(further, total - best.shape[1]) // parts
+        others = scores.scatter(1, best, -torch.inf).topk(each * parts, 1).indices
+        others = others.unflatten(1, (each, parts)).transpose(1, 2).flatten(1)
+        return state, queries(others, self.further, parts)[0] if further else state
+
+    def content_of(self, tokens: Tensor, rows: Any, parts: int) -> Tensor | None:
+        """Content of the queries whose proposals come from ``tokens`` [B, N, D], those of each of equal ``parts`` in the order of their
+        scores; None: it is made from their boxes."""
+        if self.kind == "boxes":
+            return None
+        if self.kind == "tokens":
+            return tokens.detach()
+        content = rows.content.unflatten(0, (parts, -1))[:, : tokens.shape[1] // parts].flatten(0, 1)
+        return content.to(tokens.dtype).expand(len(tokens), -1, -1)
+
+    def at(self, reference: Tensor, content: Tensor | None = None) -> QueryState:
+        """Queries with references [B, N, 4] of logits, from which content and position are made where there is no content yet."""
+        if content is not None:
+            return QueryState(content=content, reference=reference, box_anchor=reference)
+        position, made = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2))).chunk(2, -1)
+        return QueryState(content=made, position=position, reference=reference, box_anchor=reference)
 
     def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        return self.at(reference).position, None
+        return (self.at(reference).position if self.kind == "boxes" else None), None
 
 
 def peaks_first(scores: Tensor, memory: Memory, invalid: Tensor) -> Tensor:
