@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import boxquery as bq
-from boxquery.matching.groups import Denoising
+from boxquery.matching.groups import Denoising, Noise
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.state import QueryState
 
@@ -22,9 +22,9 @@ def batch() -> list[dict]:
     return [objects(3), objects(0), objects(5)]
 
 
-def noisy(batch, **options):
+def noisy(batch, noise: Noise = Noise(), **options):  # noqa: B008
     torch.manual_seed(1)
-    return Denoising(CLASSES, 8, 40, **options).noise(batch, torch.zeros(len(batch), 1, 4))
+    return Denoising(CLASSES, 8, 40, noise, **options).noised(batch, torch.zeros(len(batch), 1, 4))
 
 
 def test_as_many_groups_as_fit(batch):
@@ -36,7 +36,7 @@ def test_as_many_groups_as_fit(batch):
 
 
 def test_corners_move_less_than_the_noise_to_restore_and_more_to_refuse(batch):
-    made = noisy(batch, box_noise=0.4)
+    made = noisy(batch, Noise(box=0.4))
     for image, target in enumerate(batch):
         n = len(target["labels"])
         corners = cxcywh_to_xyxy(made.reference[image].sigmoid()).view(4, 2, 5, 4)[:, :, :n]
@@ -75,15 +75,15 @@ def test_without_negatives_there_are_five_groups_whose_centres_and_sides_move(ba
     hidden = QueryState(content=torch.zeros(3, 7, 8)).with_group(made.group, made.content).self_mask
     assert not hidden[:25, 25:].any()
     assert hidden[25:, :25].all()
-    assert Denoising(CLASSES, 8, 40, contrastive=False).label_noise == 0.2
+    assert Denoising(CLASSES, 8, 40, Noise(), contrastive=False).label_noise == 0.2
 
 
 def test_labels_are_replaced_with_the_given_probability():
     torch.manual_seed(0)
     batch = [objects(50)]
     for noise in (0.0, 0.5):
-        module = Denoising(CLASSES, 8, 4000, label_noise=noise)
-        drawn = (module.noise(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
+        module = Denoising(CLASSES, 8, 4000, Noise(label=noise))
+        drawn = (module.noised(batch, torch.zeros(1, 1, 4)).content[0, :, None] - module.labels).abs().sum(-1).argmin(-1).view(-1, 2, 50)
         wrong = (drawn != batch[0]["labels"]).float().mean().item()
         assert wrong == pytest.approx(noise * (CLASSES - 1) / CLASSES, abs=0.03)
 

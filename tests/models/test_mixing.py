@@ -20,7 +20,6 @@ from boxquery.models.anchor_detr import PatternQueries, Positions
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.conditional_detr import ConditionalLocate
 from boxquery.models.dab_deformable_detr import DABDeformableLocate
-from boxquery.models.dab_detr import DABLocate
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import DenseAttention
@@ -28,6 +27,7 @@ from boxquery.parts.attention.gaussian import GaussianLocate
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
 from boxquery.parts.attention.scales import ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
+from boxquery.parts.box_locate import DABLocate
 from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.queries import BoxQueries, LearnedQueries, ReferencePointQueries

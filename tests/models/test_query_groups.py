@@ -14,10 +14,10 @@ from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.hungarian import pad_targets
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
-from boxquery.models.dab_deformable_detr import DABDeformableLocate
 from boxquery.models.options import Options
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
+from boxquery.parts.box_locate import BoxLocate
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
@@ -68,7 +68,7 @@ class HintedQueries(BoxQueries):
 def build(classes: int, options: ToyOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
     layers = decoder(o, lambda: SelfAttention(dim, o.heads), lambda layer: DenseAttention(dim, o.heads))
-    regions, locate = encoder(o), DABDeformableLocate(dim)
+    regions, locate = encoder(o), BoxLocate(dim)
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
         image=image(o, weights, SinePosition(dim)),

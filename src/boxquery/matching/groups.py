@@ -16,8 +16,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from boxquery.matching.hungarian import Hungarian, pad_targets
+from boxquery.parts.boxes import EPS_OF_ANCHORS, inverse_sigmoid
 from boxquery.parts.geometry import require
 from boxquery.parts.output import Matches, QueryGroup
 from boxquery.parts.positions import sine
@@ -88,6 +90,28 @@ class FurtherQueries(nn.Module):
         return state.with_group(group, further.content, further.reference, further.position, further.axes)
 
 
+@dataclass(frozen=True)
+class Noise:
+    """How a paper noises objects, and what it puts into the slots of images that hold fewer than another of the batch.
+
+    Attributes:
+        label: probability that the class is replaced by a random one; None: 0.25, and 0.2 without negatives.
+        box: how far corners move, as a share of half the box's sides: positives below it, negatives from it to twice it; without
+            negatives, how far the centre moves as a share of that, and by what share of themselves the sides change.
+        eps: how far noised boxes are kept from 0 and 1.
+        slots: box logits of empty slots, which then have zero content; None: as a box in the middle with the class 0.
+        background: empty slots are to be classified as background, as negatives are; False: they learn nothing.
+        indicator: a last channel that is 1 and that class embeddings leave to it (DN-DETR).
+    """
+
+    label: float | None = None
+    box: float = 0.4
+    eps: float = EPS_OF_ANCHORS
+    slots: float | None = None
+    background: bool = False
+    indicator: bool = False
+
+
 class Denoising(nn.Module):
     """Makes noised queries from a batch's targets, for any queries that have references.
 
@@ -95,29 +119,16 @@ class Denoising(nn.Module):
         queries: approximate number of contrastive ones; as many groups as fit, at least one.
         position: features of a reference -> positions, for queries whose own positions are learned and cannot be made from a reference.
         contrastive: False: positives alone, in ``GROUPS`` groups, whose centre and size are noised rather than corners (DN-DETR).
-        label_noise: probability that the class is replaced by a random one; None: 0.25, and 0.2 without negatives.
-        box_noise: how far corners move, as a share of half the box's sides: positives below it, negatives from it to twice it; without
-            negatives, how far the centre moves as a share of that, and by what share of themselves the sides change.
     """
 
     #: of DN-DETR, however many objects there are
     GROUPS: ClassVar[int] = 5
 
-    def __init__(
-        self,
-        classes: int,
-        dim: int,
-        queries: int,
-        position: nn.Module | None = None,
-        *,
-        contrastive: bool = True,
-        label_noise: float | None = None,
-        box_noise: float = 0.4,
-    ):
+    def __init__(self, classes: int, dim: int, queries: int, noise: Noise, position: nn.Module | None = None, *, contrastive: bool = True):
         super().__init__()
-        self.classes, self.dim, self.queries, self.contrastive, self.box_noise = classes, dim, queries, contrastive, box_noise
-        self.label_noise = label_noise if label_noise is not None else 0.25 if contrastive else 0.2
-        self.labels = nn.Parameter(torch.empty(classes, dim).normal_())
+        self.classes, self.dim, self.queries, self.noise, self.contrastive = classes, dim, queries, noise, contrastive
+        self.label_noise = noise.label if noise.label is not None else 0.25 if contrastive else 0.2
+        self.labels = nn.Parameter(torch.empty(classes, dim - noise.indicator).normal_())
         self.position = position
 
     def forward(self, state: QueryState, targets: list[dict], embed: Callable[[Tensor], tuple]) -> QueryState:
@@ -127,7 +138,7 @@ class Denoising(nn.Module):
             embed: references [B, N, 2 or 4] -> positions and axes, as the ordinary queries have them.
         """
         reference = require(state.reference, "denoising", "QueryState.reference")
-        return self.add(state, self.noise(targets, reference), embed)
+        return self.add(state, self.noised(targets, reference), embed)
 
     def add(self, state: QueryState, noised: DenoisingQueries | None, embed: Callable[[Tensor], tuple]) -> QueryState:
         if noised is None or state.reference is None:
@@ -139,7 +150,7 @@ class Denoising(nn.Module):
             position = self.position(sine(reference[..., :2].sigmoid().flip(-1), self.dim // 2))
         return state.with_group(noised.group, noised.content, reference, position, axes)
 
-    def noise(self, targets: list[dict], like: Tensor) -> DenoisingQueries | None:
+    def noised(self, targets: list[dict], like: Tensor) -> DenoisingQueries | None:
         """None where the batch has no object; ``like`` [B, ...] gives device and dtype."""
         objects = pad_targets(targets, like, len(like), self.classes)
         batch, largest = objects.labels.shape
@@ -151,38 +162,44 @@ class Denoising(nn.Module):
         labels = objects.labels[:, None, None].expand(shape)
         random = torch.randint_like(labels, self.classes)
         labels = torch.where(torch.rand(shape, device=labels.device) < self.label_noise, random, labels)
-        boxes = (self._contrasted if self.contrastive else self._noised)(objects.boxes[:, None, None].expand(*shape, 4))
+        boxes = (self._moved_corners if self.contrastive else self._moved_sides)(objects.boxes[:, None, None].expand(*shape, 4))
         present = (torch.arange(largest) < torch.tensor(objects.counts)[:, None])[:, None, None].expand(shape)
         # ordered by image, then group, then object; the second half of a group has no object
         image, group, target = present[:, :, 0].nonzero().to(labels.device).unbind(-1)
         counts = (tuple(groups * n for n in objects.counts),)
         matches = Matches(torch.zeros_like(image), image, group * copies * largest + target, target, counts)
         index = torch.arange(groups, device=labels.device).repeat_interleave(copies * largest)
+        present = present.flatten(1).to(labels.device)
+        content = F.pad(self.labels[labels.flatten(1)], (0, int(self.noise.indicator)), value=1.0)
+        reference = inverse_sigmoid(boxes.flatten(1, 3), self.noise.eps)
+        if self.noise.slots is not None:
+            content = content.masked_fill(~present[..., None], 0.0)
+            reference = reference.masked_fill(~present[..., None], self.noise.slots)
         return DenoisingQueries(
-            content=self.labels[labels.flatten(1)],
-            reference=boxes.flatten(1, 3).logit(1e-3),
+            content=content,
+            reference=reference,
             group=QueryGroup(
                 "denoising",
                 size=len(index),
                 matches=matches,
                 repeats=groups,
                 mask=index[:, None] != index,
-                valid=present.flatten(1).to(labels.device),
+                valid=None if self.noise.background else present,
             ),
         )
 
-    def _noised(self, boxes: Tensor) -> Tensor:
+    def _moved_sides(self, boxes: Tensor) -> Tensor:
         """[B, groups, 1, N, 4] cxcywh with centres moved inside the box, and sides longer or shorter (DN-DETR, section 4.3)."""
-        share = (2 * torch.rand_like(boxes) - 1) * self.box_noise
+        share = (2 * torch.rand_like(boxes) - 1) * self.noise.box
         return (boxes + share * torch.cat((boxes[..., 2:] / 2, boxes[..., 2:]), -1)).clamp(0, 1)
 
-    def _contrasted(self, boxes: Tensor) -> Tensor:
+    def _moved_corners(self, boxes: Tensor) -> Tensor:
         """[B, groups, 2, N, 4] cxcywh with both corners moved: of positives by less than the noise, of negatives by more."""
         half = boxes[..., 2:] / 2
         corners = torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), -1)
         share = torch.rand_like(corners)
         share[:, :, 1] += 1
         sign = torch.randint_like(corners, 2) * 2 - 1
-        corners = (corners + sign * share * self.box_noise * half.repeat(1, 1, 1, 1, 2)).clamp(0, 1)
+        corners = (corners + sign * share * self.noise.box * half.repeat(1, 1, 1, 1, 2)).clamp(0, 1)
         low, high = corners[..., :2], corners[..., 2:]
         return torch.cat(((low + high) / 2, high - low), -1).clamp(0, 1)

@@ -9,7 +9,7 @@ from torch import nn
 
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
-from boxquery.matching.groups import Denoising
+from boxquery.matching.groups import Denoising, Noise
 from boxquery.models.options import Options
 from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.backbone import Backbone, Neck
@@ -102,9 +102,11 @@ def focal(weight: float = 2.0) -> SetCriterion:
     return SetCriterion(Focal(weight=weight))
 
 
-def denoising(classes: int, o: Options, position: nn.Module | None = None) -> Denoising | None:
+def denoising(classes: int, o: Options, position: nn.Module | None = None, noise: Noise = Noise()) -> Denoising | None:  # noqa: B008
     """What adds noised queries in training, where ``matching`` has it."""
-    return Denoising(classes, o.hidden_dim, o.denoising, position, contrastive=o.contrastive) if "denoising" in o.strategies else None
+    if "denoising" not in o.strategies:
+        return None
+    return Denoising(classes, o.hidden_dim, o.denoising, noise, position, contrastive=o.contrastive)
 
 
 def ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:

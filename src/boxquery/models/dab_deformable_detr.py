@@ -21,22 +21,18 @@ Differs from DETR in:
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
 from boxquery.models.options import Options, check_least, check_normed, check_share
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import SelfAttention
+from boxquery.parts.box_locate import BoxLocate
 from boxquery.parts.boxes import EPS_OF_ANCHORS
-from boxquery.parts.geometry import QueryGeometry, require_boxes
-from boxquery.parts.heads import MLP, Head
+from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
-from boxquery.parts.memory import Memory
-from boxquery.parts.positions import SinePosition, box_sine
+from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import BoxQueries
-from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
 
@@ -69,29 +65,13 @@ PRESETS = presets(
 )
 
 
-class DABDeformableLocate(nn.Module):
-    """An MLP of the box's sine, scaled from the second layer on by another of the content; the box in shares of the padded image."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim = dim
-        self.position, self.scale = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2)
-
-    def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
-        box = require_boxes(state.reference, "DABDeformableLocate", "QueryState.reference").sigmoid()
-        position = self.position(box_sine(box * memory.valid_ratios[:, :1].repeat(1, 1, 2), self.dim // 2))
-        if layer:
-            position = position * self.scale(state.content)
-        return state, QueryGeometry(position=position, reference=box, self_mask=state.self_mask)
-
-
 def build(classes: int, options: DABDeformableOptions, weights: BackboneWeights | None) -> DetectionTransformer:
     o, dim = options, options.hidden_dim
 
     def cross_attn(layer: int = 0) -> DeformableAttention:
         return DeformableAttention(dim, o.heads, o.levels, o.points)
 
-    regions, locate = encoder(o, cross_attn, locate=at_centres), DABDeformableLocate(dim)
+    regions, locate = encoder(o, cross_attn, locate=at_centres), BoxLocate(dim)
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(

@@ -30,14 +30,12 @@ from boxquery.models.builders import decoder, encoder, focal, image, look_forwar
 from boxquery.models.options import Options, check_share
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
+from boxquery.parts.box_locate import DABLocate, ScaledPositions
 from boxquery.parts.boxes import EPS_OF_ANCHORS
-from boxquery.parts.geometry import QueryGeometry, require, require_boxes
-from boxquery.parts.heads import MLP, Head
+from boxquery.parts.heads import Head
 from boxquery.parts.layers import reset_transformer
-from boxquery.parts.memory import Memory
-from boxquery.parts.positions import SinePosition, box_sine
+from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import BoxQueries
-from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
 
@@ -63,41 +61,6 @@ class DABOptions(Options):
 
 
 PRESETS = presets(DABOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
-
-
-class ScaledPositions(nn.Module):
-    """The image's positions, scaled before each encoder layer by an MLP of the tokens; one MLP for all layers."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.scale = MLP(dim, dim, dim, 2)
-
-    def forward(self, memory: Memory) -> QueryGeometry:
-        return QueryGeometry(position=require(memory.position, "ScaledPositions", "Memory.position") * self.scale(memory.tokens))
-
-
-class DABLocate(nn.Module):
-    """Positions from the box, modulated by its size (section 4, "Width & height-modulated Gaussian kernel").
-
-    In x the products of positions are multiplied by w_ref / w, in y by h_ref / h; the reference size is predicted from the content.
-    """
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.dim = dim
-        self.position, self.scale, self.size = MLP(2 * dim, dim, dim, 2), MLP(dim, dim, dim, 2), MLP(dim, dim, 2, 2)
-
-    def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
-        box = require_boxes(state.reference, "DABLocate", "QueryState.reference").sigmoid()
-        features = box_sine(box, self.dim // 2)
-        centre = features[..., : self.dim]
-        if layer:
-            centre = centre * self.scale(state.content)
-        ratio = self.size(state.content).sigmoid() / box[..., 2:]
-        # the first half of the features belongs to y
-        centre = centre.unflatten(-1, (2, -1)) * ratio.flip(-1)[..., None]
-        position = self.position(features)
-        return state, QueryGeometry(position=centre.flatten(-2), self_position=position, reference=box, self_mask=state.self_mask)
 
 
 def build(classes: int, options: DABOptions, weights: BackboneWeights | None) -> DetectionTransformer:

@@ -48,6 +48,11 @@ def nms_per_class(detections: dict[str, Tensor], threshold: float) -> dict[str, 
 EPS_OF_ANCHORS = 1e-3
 
 
+def inverse_sigmoid(numbers: Tensor, eps: float) -> Tensor:
+    """Logits of numbers in [0, 1], which are kept at least ``eps`` from 0 and from 1 separately, as all of the family do."""
+    return (numbers.clamp(min=eps) / (1 - numbers).clamp(min=eps)).log()
+
+
 def clamp_logits(logits: Tensor, eps: float = 1e-5) -> Tensor:
     """What ``inverse_sigmoid(sigmoid(logits))`` of the papers gives when it clamps both p and 1 - p to at least ``eps``."""
     low = math.log(eps)

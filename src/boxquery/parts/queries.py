@@ -210,7 +210,7 @@ class ProposalQueries(Queries):
             nn.init.xavier_uniform_(self.query_proj.weight)
 
     def draw(self, count: int) -> dict[str, Tensor]:
-        return {"content": nn.Parameter(torch.empty(count, self.dim).normal_())} if self.kind == "learned" else {}
+        return {"content": nn.Parameter(nn.init.xavier_uniform_(torch.empty(count, self.dim)))} if self.kind == "learned" else {}
 
     def ordinary(self, memory: Memory) -> QueryState:
         return self.best(memory, 0, 1)[0]
