@@ -30,8 +30,9 @@ def test_resnet50_is_torchvisions(dilation):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-9)
 
 
-def test_extra_levels_come_from_the_last_raw_map():
-    neck = Neck([8, 16], 32, extra=2, norm=True)
+@pytest.mark.parametrize("norm", [None, "group", "batch"])
+def test_extra_levels_come_from_the_last_raw_map(norm):
+    neck = Neck([8, 16], 32, extra=2, norm=norm).eval()
     maps = [torch.randn(1, 8, 10, 14), torch.randn(1, 16, 5, 7)]
     out = neck(maps)
     assert [tuple(m.shape) for m in out] == [(1, 32, 10, 14), (1, 32, 5, 7), (1, 32, 3, 4), (1, 32, 2, 2)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from boxquery.models.builders import encoder
+from boxquery.models.builders import encoder, encoder_layers, hybrid
 from boxquery.models.options import Options
-from boxquery.parts.hybrid import HybridEncoder
+from boxquery.parts.hybrid import ConvBlock, HybridEncoder, RepVGGBlock
 from boxquery.parts.layers import ConvolutionalFeedForward, Encoder, FeedForward
 from boxquery.parts.memory import Memory
 
@@ -54,11 +54,27 @@ def made(**options) -> Encoder:
     return shaken(encoder(o))
 
 
-@pytest.mark.parametrize("options", [{"encoder": "hybrid"}, {"encoder_ffn": "convolutional"}], ids=["hybrid", "convolutional"])
+def published(project: int | None = None) -> Encoder:
+    """RT-DETR's own blocks, with batch norm that has seen something."""
+    o = replace(Options(hidden_dim=DIM, heads=2, ffn_dim=24, dropout=0.0, encoder_layers=1, fusion_expansion=0.5))
+    o.__dict__["levels"] = 3
+    last = None if project is None else lambda: ConvBlock(DIM, project, 1, activation=nn.Identity)
+    part = shaken(hybrid(o, encoder_layers(o, activation=nn.GELU), published=True, project=last))
+    for module in part.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 1.5)
+    return part
+
+
+@pytest.mark.parametrize(
+    "part",
+    [made(encoder="hybrid"), made(encoder_ffn="convolutional"), published(), published(project=8)],
+    ids=["hybrid", "convolutional", "published", "projected"],
+)
 @torch.no_grad()
-def test_padding_around_an_image_changes_nothing(options):
+def test_padding_around_an_image_changes_nothing(part):
     """The same cells in a larger map, with anything beside them, to the last digits; odd sizes too."""
-    part = made(**options)
     small, large = [(9, 7), (5, 4), (3, 2)], [(14, 16), (7, 8), (4, 4)]
     alone = part(memory(small))
     for fill in (100.0, -3.0):
@@ -111,3 +127,18 @@ def test_gradients():
     tokens = m.tokens.clone().clamp(-2, 2).requires_grad_()
     seen = ~m.mask[0]
     assert torch.autograd.gradcheck(lambda t: part(m.with_tokens(t)).tokens[:, seen], (tokens,), fast_mode=True)
+
+
+@torch.no_grad()
+def test_a_repvgg_block_is_one_convolution_in_inference():
+    """Both kernels scaled by their norms and added, the 1 x 1 one in the middle (RepVGG, section 3.3)."""
+    block = shaken(RepVGGBlock(4))
+    kernel, bias = torch.zeros(4, 4, 3, 3, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for convolution, norm, _ in (block.wide, block.narrow):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 1.5)
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        kernel += nn.functional.pad(convolution.weight, [1 - convolution.padding[0]] * 4) * scale[:, None, None, None]
+        bias += norm.bias - norm.running_mean * scale
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    torch.testing.assert_close(block(x), nn.functional.silu(nn.functional.conv2d(x, kernel, bias, padding=1)))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from boxquery.parts.memory import Tokens
-from boxquery.parts.positions import LearnedPosition, SinePosition, sine
+from boxquery.parts.positions import CellSinePosition, LearnedPosition, SinePosition, sine
 from tests.parts.memories import memory, pixel_mask
 
 
@@ -40,9 +40,19 @@ def test_sine_table(offset):
                 torch.testing.assert_close(table[image, row, column], expected)
 
 
+def test_sine_table_of_cell_numbers():
+    """Row and column from 0, not divided by the size; sines, then cosines, of y, then of x."""
+    table = CellSinePosition(8)(torch.zeros(3, 4, 6, dtype=torch.bool), torch.zeros(1, dtype=torch.float64))
+    assert table.shape == (1, 4, 6, 8)
+    for row in range(4):
+        for column in range(6):
+            expected = [f(n / 100**i) for n in (row, column) for f in (math.sin, math.cos) for i in range(2)]
+            assert table[0, row, column].tolist() == pytest.approx(expected)
+
+
 def test_tables_are_float32_at_least():
     padding = torch.zeros(1, 2, 2, dtype=torch.bool)
-    for position in (SinePosition(8), LearnedPosition(8)):
+    for position in (SinePosition(8), CellSinePosition(8), LearnedPosition(8)):
         for given, expected in ((torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)):
             assert position(padding, torch.zeros(1, dtype=given)).dtype == expected
 

@@ -177,7 +177,7 @@ def build(classes: int, options: AnchorOptions, weights: BackboneWeights | None)
     reset_packed(regions, *layers)
     # head: one for all layers, boxes start small, at their point
     return DetectionTransformer(
-        image=image(o, weights, positions, norm=True),
+        image=image(o, weights, positions, norm="group"),
         encoder=regions,
         queries=queries,
         layers=layers,

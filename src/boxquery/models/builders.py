@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.heads import Head, Prediction
-from boxquery.parts.hybrid import HybridEncoder
+from boxquery.parts.hybrid import CellNorm, ConvBlock, CrossStage, HybridEncoder, MakeBlock, RepVGGBlock
 from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.positions import LearnedPosition, NoPosition, SinePosition
@@ -47,7 +48,7 @@ def image(
     position: nn.Module,
     levels: int = 1,
     maps: int = 3,
-    norm: bool = False,
+    norm: Literal["group", "batch"] | None = None,
     level_embedding: bool = False,
 ) -> Image:  # fmt: skip
     """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, the others strided convolutions."""
@@ -66,11 +67,23 @@ def encoder(
     activation: Callable[[], nn.Module] = nn.ReLU,
     locate: Callable[[Memory], QueryGeometry] = at_position,
 ) -> Encoder:
-    """``encoder_layers`` layers of dense attention or ``self_attn()``, or the hybrid encoder, by the options."""
-    hybrid = o.encoder == "hybrid"
-    layers = [
+    """``encoder_layers``, one after the other, or the hybrid encoder, by the options."""
+    if o.encoder == "hybrid":
+        return hybrid(o, encoder_layers(o, pre_norm=pre_norm, activation=activation))
+    return Encoder(encoder_layers(o, self_attn, pre_norm=pre_norm, activation=activation), norm, locate)
+
+
+def encoder_layers(
+    o: Options,
+    self_attn: Callable[[], nn.Module] | None = None,
+    *,
+    pre_norm: bool = False,
+    activation: Callable[[], nn.Module] = nn.ReLU,
+) -> list[EncoderLayer]:
+    """``encoder_layers`` layers of dense attention or ``self_attn()``."""
+    return [
         EncoderLayer(
-            DenseAttention(o.hidden_dim, o.heads, o.dropout) if self_attn is None or hybrid else self_attn(),
+            DenseAttention(o.hidden_dim, o.heads, o.dropout) if self_attn is None else self_attn(),
             region_ffn(o, activation),
             o.hidden_dim,
             o.dropout,
@@ -78,9 +91,30 @@ def encoder(
         )
         for _ in range(o.encoder_layers)
     ]
-    if hybrid:
-        return HybridEncoder(layers, o.hidden_dim, vars(o)["levels"], o.fusion_blocks, o.fusion_expansion)
-    return Encoder(layers, norm, locate)
+
+
+def hybrid(o: Options, layers: list[EncoderLayer], published: bool = False, project: MakeBlock | None = None) -> HybridEncoder:
+    """RT-DETR's encoder with the width ``hidden_dim``, for any model that has levels.
+
+    Args:
+        published: with batch norm and RepVGG's blocks; otherwise each block is one convolution with a norm that neither padding nor other
+            images change.
+        project: see ``HybridEncoder``.
+    """
+    dim, width, levels = o.hidden_dim, round(o.hidden_dim * o.fusion_expansion), vars(o)["levels"]
+    norm = nn.BatchNorm2d if published else CellNorm
+
+    def block() -> nn.Module:
+        return RepVGGBlock(width) if published else ConvBlock(width, width, 3, norm=norm)
+
+    return HybridEncoder(
+        layers,
+        levels,
+        lateral=lambda: ConvBlock(dim, dim, 1, norm=norm),
+        fusion=lambda: CrossStage(2 * dim, dim, width, o.fusion_blocks, block, norm),
+        shrink=lambda: ConvBlock(dim, dim, 3, stride=2, norm=norm),
+        project=project,
+    )
 
 
 def decoder(

@@ -75,7 +75,7 @@ def build(classes: int, options: DABDeformableOptions, weights: BackboneWeights 
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
-        image=image(o, weights, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
+        image=image(o, weights, SinePosition(dim, offset=0.5), o.levels, norm="group", level_embedding=True),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, "learned", o.fixed_xy, o.anchor_size),
         locate=locate,

@@ -94,7 +94,7 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
     ]
     return DetectionTransformer(
         # image: maps from stride 8 on, further levels by strided convolutions
-        image=image(o, weights, SinePosition(dim, offset=0.5), o.levels, norm=True, level_embedding=True),
+        image=image(o, weights, SinePosition(dim, offset=0.5), o.levels, norm="group", level_embedding=True),
         encoder=regions,
         queries=queries,
         layers=layers,

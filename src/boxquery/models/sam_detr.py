@@ -113,7 +113,9 @@ def build(classes: int, options: SAMOptions, weights: BackboneWeights | None) ->
     reset_transformer(regions, *layers)
     return DetectionTransformer(
         # image: with several levels, each has a norm and an embedding
-        image=image(o, weights, SingleSinePosition(dim), o.levels, norm=o.neck_norm or several, level_embedding=several),
+        image=image(
+            o, weights, SingleSinePosition(dim), o.levels, norm="group" if o.neck_norm or several else None, level_embedding=several
+        ),
         encoder=regions,
         queries=BoxQueries(o.queries, dim, size=o.anchor_size),
         locate=locate,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -84,19 +84,21 @@ def _load(body: nn.Module, name: str, weights: BackboneWeights) -> list[str]:
 class Neck(nn.Module):
     """Every map to ``dim`` features by a 1x1 convolution; extra levels by 3x3 convolutions of stride 2 on the last raw map.
 
-    With ``norm`` each is followed by GroupNorm(32) and starts Xavier-uniform with zero bias (Deformable DETR, appendix A.2); DETR has
-    no norm and torch's initialisation.
+    Args:
+        norm: None as in DETR; "group": GroupNorm(32), and a Xavier-uniform start with zero bias (Deformable DETR, appendix A.2); "batch":
+            batch norm after convolutions without bias (RT-DETR).
     """
 
-    def __init__(self, channels: Sequence[int], dim: int, extra: int = 0, norm: bool = False):
+    def __init__(self, channels: Sequence[int], dim: int, extra: int = 0, norm: Literal["group", "batch"] | None = None):
         super().__init__()
-        convolutions: list[nn.Module] = [nn.Conv2d(c, dim, 1) for c in channels]
+        bias = norm != "batch"
+        convolutions = [nn.Conv2d(c, dim, 1, bias=bias) for c in channels]
         for level in range(extra):
-            convolutions.append(nn.Conv2d(channels[-1] if level == 0 else dim, dim, 3, stride=2, padding=1))
-        self.projections = nn.ModuleList(nn.Sequential(c, nn.GroupNorm(32, dim)) if norm else nn.Sequential(c) for c in convolutions)
+            convolutions.append(nn.Conv2d(channels[-1] if level == 0 else dim, dim, 3, stride=2, padding=1, bias=bias))
+        norms = {"group": lambda: [nn.GroupNorm(32, dim)], "batch": lambda: [nn.BatchNorm2d(dim)]}
+        self.projections = nn.ModuleList(nn.Sequential(c, *(norms[norm]() if norm else ())) for c in convolutions)
         self.inputs = len(channels)
-        for convolution in convolutions if norm else ():
-            assert isinstance(convolution, nn.Conv2d)
+        for convolution in convolutions if norm == "group" else ():
             nn.init.xavier_uniform_(convolution.weight)
             assert convolution.bias is not None
             nn.init.zeros_(convolution.bias)

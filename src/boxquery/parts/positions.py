@@ -44,6 +44,27 @@ class SinePosition(nn.Module):
         return sine(torch.stack((y, x), -1), self.dim // 2, self.temperature)
 
 
+class CellSinePosition(nn.Module):
+    """Sines and cosines of a cell's row and column, counted from 0 and not divided by a size (RT-DETR).
+
+    Frequency i is ``temperature ** (-4 i / dim)``; first all sines of y, then its cosines, then both of x. (The authors' code counts
+    columns first: the same on square maps, and another order of cells on all others.)
+    """
+
+    def __init__(self, dim: int, temperature: float = 10000.0):
+        super().__init__()
+        self.dim, self.temperature = dim, temperature
+
+    def forward(self, padding: Tensor, like: Tensor) -> Tensor:
+        """[B, h, w] bool -> [1, h, w, dim] in the dtype of ``like``, float32 at least."""
+        h, w = padding.shape[1:]
+        options = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
+        frequencies = self.temperature ** -(torch.arange(self.dim // 4, **options) / (self.dim // 4))
+        y, x = (torch.arange(n, **options)[:, None] * frequencies for n in (h, w))
+        rows, columns = (torch.cat((angles.sin(), angles.cos()), -1) for angles in (y, x))
+        return torch.cat((rows[:, None].expand(-1, w, -1), columns.expand(h, -1, -1)), -1)[None]
+
+
 class SingleSinePosition(nn.Module):
     """``SinePosition(dim, offset=0.5)`` in single precision whatever the model's, with SAM-DETR's order of operations.
 
