@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from boxquery.matching.classification import columns_of
 from boxquery.matching.dense import TaskAlignedLoss
-from boxquery.matching.hungarian import Hungarian, Matcher, PaddedTargets, Problem, assign, pad_targets
-from boxquery.parts.box_coder import SigmoidBoxCoder
+from boxquery.matching.fine_grained import FineGrainedLoss
+from boxquery.matching.hungarian import Hungarian, Matcher, PaddedTargets, Problem, assign, pad_targets, solve
+from boxquery.matching.union import union
+from boxquery.parts.box_coder import BoxCoder, SigmoidBoxCoder
 from boxquery.parts.boxes import at_least_float32
 from boxquery.parts.output import LayerPredictions, Matches, Output
 
@@ -35,8 +37,8 @@ class Classification(Protocol):
     ) -> Tensor: ...
 
 
-#: name of the proposals' terms, which have no layers
-PROPOSALS = "proposals"
+#: names of terms that have no layers
+PROPOSALS, INITIAL = "proposals", "initial"
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Supervised:
         alive: [L, B, N] bool, which may be matched; None: all.
         repeats: number of times each object is matched.
         weight: in the total.
+        joint: the same queries as the ordinary ones, with which they share their pairs in the box losses where these are joint.
+        single: predictions of one layer, whose terms are [].
     """
 
     name: str
@@ -61,6 +65,18 @@ class Supervised:
     alive: Tensor | None = None
     repeats: int = 1
     weight: float = 1.0
+    joint: bool = False
+    single: bool = False
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """What predictions learn: ``classes``, each layer's own; ``boxes``, the same or those of all layers; by what each loss is divided."""
+
+    classes: Matches
+    boxes: Matches
+    normalizer: Tensor
+    box_normalizer: Tensor
 
 
 class SetCriterion:
@@ -71,6 +87,8 @@ class SetCriterion:
         l1, giou: weights of the box terms, the same in matching and in the loss (5 and 2 in the whole family).
         class_agnostic_proposals: every object is class 0 for the encoder's proposals (Deformable DETR); False: its own class.
         coder: how boxes are compared.
+        fine: losses of boxes that are distributions, where they are.
+        joint: box losses of every layer, the proposals and the initial predictions use the pairs of all of them (D-FINE, section 4.2).
         dense: assignment and losses of a dense head, where the model has one.
     """
 
@@ -81,12 +99,14 @@ class SetCriterion:
         l1: float = 5.0,
         giou: float = 2.0,
         class_agnostic_proposals: bool = True,
-        coder: SigmoidBoxCoder = SigmoidBoxCoder(),  # noqa: B008
+        coder: BoxCoder = SigmoidBoxCoder(),  # noqa: B008
+        fine: FineGrainedLoss | None = None,
+        joint: bool = False,
         dense: TaskAlignedLoss = TaskAlignedLoss(),  # noqa: B008
     ):
         self.classification, self.coder, self.class_agnostic_proposals = classification, coder, class_agnostic_proposals
-        self.dense = dense
-        self.weights = {"class": classification.weight, "l1": l1, "giou": giou}
+        self.fine, self.joint, self.dense = fine, joint, dense
+        self.weights = {"class": classification.weight, "l1": l1, "giou": giou} | ({} if fine is None else fine.weights)
 
     def classes(self, logits: Tensor) -> int:
         """Number of classes of the columns [..., C]."""
@@ -125,16 +145,15 @@ class SetCriterion:
     def _loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
         padded = pad_targets(targets, out.boxes, out.boxes.shape[1], self.classes(out.logits))
         supervised = self.supervised(out, padded)
-        problems = [Problem(s.matcher, s.matcher.measure(self, s.predictions, s.targets), s.alive) for s in supervised if s.matches is None]
-        found = iter(assign(problems, padded.counts))
-        normalizer = num_objects(padded.total, out.boxes)
+        found = self.find(supervised, padded)
         total, terms = out.boxes.new_zeros(()), {}
-        for s in supervised:
+        for s, pairs in zip(supervised, found, strict=True):
             kind = self.classification if s.matches is None else self.classification.known or self.classification
-            matches = next(found) if s.matches is None else s.matches
-            for name, term in self.terms(s.predictions, s.targets, matches, normalizer * s.repeats, kind).items():
+            # queries that know their object weigh matched and other queries as the ordinary ones do
+            weighed = (s, pairs) if s.matches is None else (supervised[0], found[0])
+            for name, term in self.terms(s, pairs, kind, weighed).items():
                 total = total + s.weight * (kind.weight if name == "class" else self.weights[name]) * term.sum()
-                terms[f"{s.name}.{name}" if s.name else name] = term[0] if s.name == PROPOSALS else term
+                terms[f"{s.name}.{name}" if s.name else name] = term[0] if s.single else term
         if out.dense is not None:
             for name, term in self.dense.terms(out.dense, padded).items():
                 total = total + self.dense.weights[name] * term
@@ -144,30 +163,68 @@ class SetCriterion:
     def supervised(self, out: Output, targets: PaddedTargets) -> list[Supervised]:
         """All predictions that learn objects: of the ordinary queries, the encoder's proposals, and what only training has."""
         peers = 1 + sum(group.peers for group in out.extra.values())
-        all_of = [Supervised("", exact(out), targets, alive=out.alive, weight=1 / peers)]
+        all_of = [Supervised("", exact(out), targets, alive=out.alive, weight=1 / peers, joint=True)]
+        if out.initial is not None:
+            all_of.append(Supervised(INITIAL, exact(out.initial), targets, weight=1 / peers, joint=True, single=True))
         if out.proposals is not None:
             labels = torch.zeros_like(targets.labels) if self.class_agnostic_proposals else targets.labels
-            all_of.append(Supervised(PROPOSALS, exact(out.proposals), PaddedTargets(labels, targets.boxes, targets.counts)))
+            padded = PaddedTargets(labels, targets.boxes, targets.counts)
+            all_of.append(Supervised(PROPOSALS, exact(out.proposals), padded, joint=True, single=True))
         for name, group in out.extra.items():
             weight = group.peers / peers if group.peers else 1.0
-            all_of.append(Supervised(name, exact(group), targets, group.matches, group.matcher, group.alive, group.repeats, weight))
+            own = Supervised(name, exact(group), targets, group.matches, group.matcher, group.alive, group.repeats, weight)
+            all_of.append(own)
+            if group.initial is not None:
+                first = None if group.matches is None else group.matches.first(1)
+                alive = None if group.alive is None else group.alive[:1]
+                initial = {"predictions": exact(group.initial), "matches": first, "alive": alive, "single": True}
+                all_of.append(replace(own, name=f"{name}.{INITIAL}", **initial))
         return all_of
 
-    def terms(
-        self, predictions: LayerPredictions, targets: PaddedTargets, matches: Matches, normalizer: Tensor, classification: Classification
-    ) -> dict[str, Tensor]:
-        """Unweighted, [L] each."""
-        logits, boxes = predictions.logits, predictions.boxes
-        predicted, target = boxes[matches.index], targets.boxes[matches.image, matches.target]
-        box_terms = self.coder.terms(predicted, target)
-        loss = classification.loss(logits, targets, matches, normalizer, lambda: self.coder.quality(predicted.detach(), target))
-        return {"class": loss} | {name: matches.sum_by_layer(values) / normalizer for name, values in box_terms.items()}
+    def find(self, supervised: Sequence[Supervised], targets: PaddedTargets) -> list[Pairs]:
+        """What each learns; the first are the ordinary queries."""
+        searched = [s for s in supervised if s.matches is None]
+        found = solve([Problem(s.matcher, s.matcher.measure(self, s.predictions, s.targets), s.alive) for s in searched], targets.counts)
+        device, normalizer = targets.boxes.device, num_objects(targets.total, targets.boxes)
+        classes = {s.name: assignment.matches(device) for s, assignment in zip(searched, found, strict=True)}
+        joint, total = {}, normalizer
+        if self.joint:
+            members = [(s.name, assignment) for s, assignment in zip(searched, found, strict=True) if s.joint]
+            shared, count = union([assignment for _, assignment in members])
+            joint = {name: assignment.matches(device) for (name, _), assignment in zip(members, shared, strict=True)}
+            total = num_objects(count, targets.boxes)
+        out = []
+        for s in supervised:
+            own, size = classes[s.name] if s.matches is None else s.matches, normalizer * s.repeats
+            out.append(Pairs(own, joint.get(s.name, own), size, total if s.name in joint else size))
+        return out
+
+    def terms(self, s: Supervised, pairs: Pairs, classification: Classification, weighed: tuple[Supervised, Pairs]) -> dict[str, Tensor]:
+        """Unweighted, [L] each; in distillation matched and other queries weigh as many as these are among those ``weighed``."""
+
+        def matched(matches: Matches) -> tuple[Tensor, Tensor]:
+            return s.predictions.boxes[matches.index], s.targets.boxes[matches.image, matches.target]
+
+        learned = matched(pairs.boxes)
+        own = learned if pairs.classes is pairs.boxes else matched(pairs.classes)
+        out = {
+            "class": classification.loss(
+                s.predictions.logits, s.targets, pairs.classes, pairs.normalizer, lambda: self.coder.quality(own[0].detach(), own[1])
+            )
+        }
+        for name, values in self.coder.terms(*learned).items():
+            out[name] = pairs.boxes.sum_by_layer(values) / pairs.box_normalizer
+        if self.fine is not None and s.predictions.raw is not None:
+            quality = self.coder.quality(learned[0].detach(), learned[1])
+            numbers = self.fine.numbers(weighed[0].predictions, weighed[1].boxes)
+            out |= self.fine.terms(s.predictions, learned[1], quality, pairs.boxes, pairs.box_normalizer, numbers)
+        return out
 
 
 def exact(predictions: LayerPredictions) -> LayerPredictions:
     """In float32 at least."""
     logits, boxes = at_least_float32(predictions.logits, predictions.boxes)
-    return LayerPredictions(logits, boxes)
+    return LayerPredictions(logits, boxes, raw=predictions.raw, anchor=predictions.anchor)
 
 
 def num_objects(count: int, like: Tensor) -> Tensor:

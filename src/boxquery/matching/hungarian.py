@@ -87,9 +87,32 @@ class Problem:
     alive: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Assignment:
+    """What a matcher found, on the host.
+
+    Attributes:
+        pairs: int64 [4, P] (layer, image, query, target), in the order of the first three.
+        counts: pairs of each layer and image, [L][B].
+        alive: [L, B, Q] bool, which queries could be matched; None: all.
+    """
+
+    pairs: np.ndarray
+    counts: tuple[tuple[int, ...], ...]
+    alive: np.ndarray | None = None
+
+    def matches(self, device: torch.device) -> Matches:
+        layer, image, query, target = torch.from_numpy(self.pairs).to(device).unbind()
+        return Matches(layer, image, query, target, self.counts)
+
+
 def assign(problems: Sequence[Problem], counts: Sequence[int]) -> list[Matches]:
     """The matches of several problems over the same objects, with one copy to the host for all of them."""
-    device = problems[0].measured.device
+    return [assignment.matches(problems[0].measured.device) for assignment in solve(problems, counts)]
+
+
+def solve(problems: Sequence[Problem], counts: Sequence[int]) -> list[Assignment]:
+    """The same as they are found, on the host."""
     tensors = [t.detach().flatten() for p in problems for t in (p.measured, p.alive) if t is not None]
     flat, out, start = torch.cat([t.to(tensors[0].dtype) for t in tensors]).cpu().numpy(), [], 0
     for problem in problems:
@@ -100,9 +123,7 @@ def assign(problems: Sequence[Problem], counts: Sequence[int]) -> list[Matches]:
         if alive is not None:
             kept = flat[start : start + alive.numel()].reshape(alive.shape) > 0
             start += alive.numel()
-        pairs, found = problem.matcher(block, counts, kept)
-        layer, image, query, target = torch.from_numpy(pairs).to(device).unbind()
-        out.append(Matches(layer, image, query, target, found))
+        out.append(Assignment(*problem.matcher(block, counts, kept), kept))
     return out
 
 

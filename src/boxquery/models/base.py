@@ -145,17 +145,21 @@ class DetectionTransformer(Model):
             if i + 1 < len(self.layers):
                 state, prediction = self.prune(i, state, prediction)
                 state = self.refine(state, prediction, head)
-        logits, boxes, alive = outputs.stacked()
-        completed = traces.complete(outputs.indices, boxes.unbind(), self.scores(logits).amax(-1).unbind()) if trace else None
+        every, alive = outputs.stacked()
+        completed = traces.complete(outputs.indices, every.boxes.unbind(), self.scores(every.logits).amax(-1).unbind()) if trace else None
         dense = None if self.dense is None or targets is None else self.dense(memory)
         rows, first = slice(-1 if last_only else None, None), state.training_only()
-        logits, boxes, alive = logits[rows], boxes[rows], None if alive is None else alive[rows][:, :, first:]
-        extra = state.split_groups(logits, boxes)
+        every = every.part(slice(None), rows)
+        extra = state.split_groups(every)
         if attended is not None:
-            early, at, kept = attended.stacked()
-            kept = None if kept is None else kept[rows][:, :, first:]
-            extra["one-to-many"] = TrainingGroupOutput(early[rows][:, :, first:], at[rows][:, :, first:], None, self.one_to_many, kept)
-        return Output(logits[:, :, first:], boxes[:, :, first:], state.proposals, alive, extra, dense, completed)
+            early, kept = attended.stacked()
+            early, kept = early.part(slice(first, None), rows), None if kept is None else kept[rows][:, :, first:]
+            extra["one-to-many"] = TrainingGroupOutput(early.logits, early.boxes, None, self.one_to_many, kept)
+        alive = None if alive is None else alive[rows][:, :, first:]
+        own = every.part(slice(first, None))
+        return Output(
+            own.logits, own.boxes, state.proposals, alive, extra, dense, completed, raw=own.raw, anchor=own.anchor, initial=own.initial
+        )
 
     @property
     def locate(self) -> Locate:

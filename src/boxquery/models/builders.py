@@ -42,6 +42,11 @@ def look_forward_twice(state: QueryState, prediction: Prediction, head: Head) ->
     return replace(state, reference=box_anchor.detach(), box_anchor=box_anchor)
 
 
+def keep_prediction(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
+    """The reference stays; ``locate`` or the head of the next layer builds on this layer's predictions."""
+    return replace(state, previous=prediction)
+
+
 def image(
     o: Options,
     weights: BackboneWeights | None,

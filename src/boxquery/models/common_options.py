@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import nn
 
 from boxquery.errors import UserError
@@ -12,14 +10,13 @@ from boxquery.matching.dense import DenseHead
 from boxquery.matching.groups import FurtherQueries
 from boxquery.matching.one_to_many import OneToMany
 from boxquery.models.base import DetectionTransformer, keep_reference
-from boxquery.models.builders import denoising
+from boxquery.models.builders import denoising, keep_prediction
 from boxquery.models.options import Options
 from boxquery.parts.geometry import OtherPosition, RelativeBias
-from boxquery.parts.heads import MLP, Head, Prediction
+from boxquery.parts.heads import MLP
 from boxquery.parts.layers import DecoderLayer
 from boxquery.parts.pruning import TopKPruning
 from boxquery.parts.queries import Queries, ReferencePointQueries
-from boxquery.parts.state import QueryState
 
 CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware(), "position": PositionSupervised()}
 
@@ -46,7 +43,7 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
             )
         model.place = RelativeBias(model.place, o.hidden_dim, o.heads, o.decoder_layers)
         if model.refine is keep_reference:
-            model.refine = remember
+            model.refine = keep_prediction
     teach(model, o, classes)
 
 
@@ -84,8 +81,3 @@ def further(queries: nn.Module, name: str, o: Options) -> FurtherQueries:
         return FurtherQueries(name, count, queries.draw(count), peers=o.groups - 1)
     count = o.queries * o.hybrid_queries
     return FurtherQueries(name, count, queries.draw(count), repeats=o.hybrid_repeats)
-
-
-def remember(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
-    """The reference stays; the next layer's bias uses this layer's box."""
-    return replace(state, predicted=prediction.box.detach())

@@ -10,17 +10,44 @@ from torch import Tensor
 from boxquery.parts.boxes import clamp_logits, cxcywh_to_xyxy, giou, iou
 
 
+class BoxCoder:
+    """How boxes are made of a head's numbers, and compared with the objects: by L1 and GIoU."""
+
+    #: numbers per box
+    size: int = 4
+
+    def decode(self, raw: Tensor, anchor: Tensor | None) -> Tensor:
+        """Raw numbers [..., size] and an anchor [..., 2 or 4] -> [..., 4] in a space of the coder's own, float32 at least."""
+        raise NotImplementedError
+
+    def boxes(self, decoded: Tensor) -> Tensor:
+        """What ``decode`` returns -> cxcywh in [0, 1] of the unpadded extent."""
+        raise NotImplementedError
+
+    def costs(self, boxes: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Of every query with every object, [L, B, Q, 4] and [L, B, N, 4] -> [L, B, Q, N] by name; low for a good pair."""
+        overlap = giou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(targets)[..., None, :, :])
+        return {"l1": torch.cdist(boxes, targets, p=1), "giou": -overlap}
+
+    def terms(self, boxes: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Loss of matched pairs, [P, 4] and [P, 4] -> [P] or [P, 4] by name."""
+        overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
+        return {"l1": (boxes - targets).abs(), "giou": 1 - overlap}
+
+    def quality(self, boxes: Tensor, targets: Tensor) -> Tensor:
+        """IoU of matched pairs, [P, 4] and [P, 4] -> [P] in [0, 1]."""
+        return iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))[0]
+
+
 @dataclass(frozen=True)
-class SigmoidBoxCoder:
-    """Boxes are sigmoids of logits, to which the head adds offsets (Deformable DETR, appendix A.3); compared by L1 and GIoU.
+class SigmoidBoxCoder(BoxCoder):
+    """Boxes are sigmoids of logits, to which the head adds offsets (Deformable DETR, appendix A.3).
 
     Args:
         eps: how far from 0 and 1 an anchor is kept (see ``clamp_logits``); 0: no clamp.
     """
 
     eps: float = 1e-5
-    #: numbers per box
-    size = 4
 
     def decode(self, raw: Tensor, anchor: Tensor | None) -> Tensor:
         """Offsets [..., 4] from an anchor [..., 2 or 4] of logits -> [..., 4] logits of cxcywh, float32 at least; a point moves only the
@@ -36,17 +63,3 @@ class SigmoidBoxCoder:
     def boxes(self, decoded: Tensor) -> Tensor:
         """Logits [..., 4] -> cxcywh in [0, 1]."""
         return decoded.sigmoid()
-
-    def costs(self, boxes: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Of every query with every object, [L, B, Q, 4] and [L, B, N, 4] -> [L, B, Q, N] by name; low for a good pair."""
-        overlap = giou(cxcywh_to_xyxy(boxes)[..., :, None, :], cxcywh_to_xyxy(targets)[..., None, :, :])
-        return {"l1": torch.cdist(boxes, targets, p=1), "giou": -overlap}
-
-    def terms(self, boxes: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        """Loss of matched pairs, [P, 4] and [P, 4] -> [P] or [P, 4] by name."""
-        overlap = giou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))
-        return {"l1": (boxes - targets).abs(), "giou": 1 - overlap}
-
-    def quality(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        """IoU of matched pairs, [P, 4] and [P, 4] -> [P] in [0, 1]."""
-        return iou(cxcywh_to_xyxy(boxes), cxcywh_to_xyxy(targets))[0]

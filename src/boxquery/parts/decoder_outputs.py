@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from boxquery.parts.heads import Prediction
+from boxquery.parts.output import LayerPredictions
 from boxquery.parts.state import QueryState
 
 
@@ -26,28 +27,41 @@ class DecoderOutputs:
         self.predictions.append(prediction if self.last_only else prediction.computed())
         self.indices.append(state.query_index)
 
-    def stacked(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logits [L, B, Q, C], boxes [L, B, Q, 4] and, where queries were pruned, alive [L, B, Q]; a pruned query keeps its last box and
-        has logits of -inf."""
+    def stacked(self) -> tuple[LayerPredictions, Tensor | None]:
+        """Of all layers or the last; and, where queries were pruned, alive [L, B, Q]. A pruned query keeps its last box, and its last raw
+        numbers, and has logits of -inf."""
         logits: list[Tensor] = []
         boxes: list[Tensor] = []
+        raws: list[Tensor] = []
         alive: list[Tensor] = []
-        last = len(self.predictions) - 1
+        last, first = len(self.predictions) - 1, self.predictions[0]
         for i, (prediction, index) in enumerate(zip(self.predictions, self.indices, strict=True)):
             if self.last_only and i < last and self.indices[i + 1] is index:
                 continue
-            layer_boxes, kept = prediction.boxes, torch.ones_like(prediction.boxes[..., 0], dtype=torch.bool)
-            if index is not None:
-                layer_boxes = boxes[-1].scatter(1, index[..., None].expand_as(layer_boxes), layer_boxes)
-                kept = torch.zeros_like(alive[-1]).scatter(1, index, kept)
-            boxes.append(layer_boxes)
-            alive.append(kept)
+            kept = torch.ones_like(prediction.boxes[..., 0], dtype=torch.bool)
+            boxes.append(_kept(prediction.boxes, index, boxes))
+            alive.append(kept if index is None else torch.zeros_like(alive[-1]).scatter(1, index, kept))
             if self.last_only and i < last:
                 continue
+            if prediction.keeps_raw and not self.last_only:
+                raws.append(_kept(prediction.raw, index, raws))
             layer_logits = prediction.logits
             if index is not None:
-                empty = layer_logits.new_full((*layer_boxes.shape[:2], layer_logits.shape[-1]), -torch.inf)
+                empty = layer_logits.new_full((*boxes[-1].shape[:2], layer_logits.shape[-1]), -torch.inf)
                 layer_logits = empty.scatter(1, index[..., None].expand_as(layer_logits), layer_logits)
             logits.append(layer_logits)
         rows = slice(-1, None) if self.last_only else slice(None)
-        return torch.stack(logits), torch.stack(boxes[rows]), None if self.indices[-1] is None else torch.stack(alive[rows])
+        initial = None if self.last_only or first.initial is None else first.initial
+        predictions = LayerPredictions(
+            torch.stack(logits),
+            torch.stack(boxes[rows]),
+            raw=torch.stack(raws) if raws else None,
+            anchor=first.anchor if raws else None,
+            initial=None if initial is None else LayerPredictions(initial.logits[None], initial.boxes[None]),
+        )
+        return predictions, None if self.indices[-1] is None else torch.stack(alive[rows])
+
+
+def _kept(values: Tensor, index: Tensor | None, before: list[Tensor]) -> Tensor:
+    """Values [B, K, n] of the queries at ``index`` [B, K] -> of all queries, the others as ``before``; None: they are all."""
+    return values if index is None else before[-1].scatter(1, index[..., None].expand_as(values), values)

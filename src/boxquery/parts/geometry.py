@@ -158,8 +158,8 @@ class RelativeBias(nn.Module):
         """[B, Q, 4] cxcywh in [0, 1] of the unpadded extent."""
         if geometry.reference is not None and geometry.reference.shape[-1] == 4:
             return geometry.reference
-        if state.predicted is not None:
-            return state.predicted.sigmoid()
+        if state.previous is not None:
+            return state.previous.boxes.detach()
         if geometry.reference is not None:
             return F.pad(geometry.reference, (0, 2))
         whole = memory.valid_ratios.new_tensor((0.5, 0.5, 1.0, 1.0))

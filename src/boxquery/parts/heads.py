@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from functools import cached_property
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from boxquery.parts.box_coder import SigmoidBoxCoder
+from boxquery.parts.box_coder import BoxCoder, SigmoidBoxCoder
 from boxquery.parts.boxes import chosen_rows
 from boxquery.parts.state import QueryState
 
@@ -38,11 +39,21 @@ class Head(nn.Module):
         zero_boxes: start the last layer of the box MLP at zero, so that boxes begin at their anchor.
         size_bias: initial width and height logits then.
         eps: see ``SigmoidBoxCoder``.
+        coder: how boxes are made of the MLP's numbers; None: ``SigmoidBoxCoder``.
     """
 
-    def __init__(self, dim: int, columns: int, focal: bool = True, zero_boxes: bool = True, size_bias: float = 0.0, eps: float = 1e-5):
+    def __init__(
+        self,
+        dim: int,
+        columns: int,
+        focal: bool = True,
+        zero_boxes: bool = True,
+        size_bias: float = 0.0,
+        eps: float = 1e-5,
+        coder: BoxCoder | None = None,
+    ):
         super().__init__()
-        self.coder = SigmoidBoxCoder(eps)
+        self.coder = SigmoidBoxCoder(eps) if coder is None else coder
         self.classes = nn.Linear(dim, columns)
         self.boxes = MLP(dim, dim, self.coder.size, 3)
         last = self.boxes.layers[-1]
@@ -60,20 +71,34 @@ class Head(nn.Module):
         return Prediction(self, content, state.box_anchor)
 
     def box(self, content: Tensor, anchor: Tensor | None) -> Tensor:
-        """[..., D] and an anchor [..., 2 or 4] -> a box in the coder's space (logits of cxcywh)."""
+        """[..., D] and an anchor [..., 2 or 4] -> a box in the coder's space (mostly logits of cxcywh)."""
         return self.coder.decode(self.boxes(content), anchor)
 
 
 class Prediction:
-    """Class logits and boxes of the queries of one layer, each computed when first used."""
+    """Class logits and boxes of the queries of one layer, each computed when first used.
 
-    def __init__(self, head: Head, content: Tensor, anchor: Tensor | None):
-        self.head, self.content, self.anchor = head, content, anchor
+    Attributes:
+        content: [B, Q, D] from which they are computed.
+        anchor: from which boxes are measured; None: they are absolute.
+        initial: of a further head on the same content, which learns like a layer of its own.
+    """
+
+    #: whether the loss needs the numbers from which boxes are decoded
+    keeps_raw: ClassVar[bool] = False
+
+    def __init__(self, head: Head, content: Tensor, anchor: Tensor | None, initial: Prediction | None = None):
+        self.head, self.content, self.anchor, self.initial = head, content, anchor, initial
+
+    @cached_property
+    def raw(self) -> Tensor:
+        """[B, Q, numbers per box], from which the box is decoded."""
+        return self.head.boxes(self.content)
 
     @cached_property
     def box(self) -> Tensor:
         """[B, Q, 4] in the space of the head's box coder, which ``refine`` passes on."""
-        return self.head.box(self.content, self.anchor)
+        return self.head.coder.decode(self.raw, self.anchor)
 
     @cached_property
     def boxes(self) -> Tensor:

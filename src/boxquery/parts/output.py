@@ -5,7 +5,7 @@ Shapes: L layers, B images, Q queries, C logit columns, P pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,10 +17,31 @@ from boxquery.parts.trace import Trace
 
 @dataclass(frozen=True)
 class LayerPredictions:
-    """Raw predictions: ``logits`` [L, B, N, C] and ``boxes`` [L, B, N, 4] (cxcywh in [0, 1] of the unpadded extent)."""
+    """Raw predictions.
+
+    Attributes:
+        logits: [L, B, N, C].
+        boxes: [L, B, N, 4], cxcywh in [0, 1] of the unpadded extent.
+        raw: [L, B, N, numbers per box] from which the boxes were decoded, and ``anchor`` [B, N, 4], from which they were measured (cxcywh),
+            where the loss needs them.
+        initial: of a further head on the first layer (L = 1), which learns as every layer does.
+    """
 
     logits: Tensor
     boxes: Tensor
+    raw: Tensor | None = field(default=None, kw_only=True)
+    anchor: Tensor | None = field(default=None, kw_only=True)
+    initial: LayerPredictions | None = field(default=None, kw_only=True)
+
+    def part(self, queries: slice, layers: slice = slice(None)) -> LayerPredictions:
+        """Of some queries and layers."""
+        return LayerPredictions(
+            self.logits[layers][:, :, queries],
+            self.boxes[layers][:, :, queries],
+            raw=None if self.raw is None else self.raw[layers][:, :, queries],
+            anchor=None if self.anchor is None else self.anchor[:, queries],
+            initial=None if self.initial is None else self.initial.part(queries),
+        )
 
 
 @dataclass(frozen=True)
@@ -52,6 +73,11 @@ class Matches:
         layer = torch.arange(layers, device=self.layer.device).repeat_interleave(len(self.layer))
         image, query, target = (vector.repeat(layers) for vector in (self.image, self.query, self.target))
         return Matches(layer, image, query, target, self.counts * layers)
+
+    def first(self, layers: int) -> Matches:
+        """The pairs of the first ``layers``."""
+        own = slice(sum(sum(images) for images in self.counts[:layers]))
+        return Matches(self.layer[own], self.image[own], self.query[own], self.target[own], self.counts[:layers])
 
     def pairs(self) -> list[list[tuple[Tensor, Tensor]]]:
         """[layer][image] -> (query indices, target indices)."""
@@ -89,11 +115,23 @@ class QueryGroup:
 
     def output(self, predictions: LayerPredictions) -> TrainingGroupOutput:
         """The group's own part of all predictions; padding has logits of -inf."""
-        logits, boxes, alive = predictions.logits, predictions.boxes, None
+        logits, initial, alive = predictions.logits, predictions.initial, None
         if self.valid is not None:
             logits, alive = logits.masked_fill(~self.valid[..., None], -torch.inf), self.valid.expand(len(logits), -1, -1)
-        matches = None if self.matches is None else self.matches.repeated(len(logits))
-        return TrainingGroupOutput(logits, boxes, matches, self.matcher, alive, self.repeats, self.peers)
+            if initial is not None:
+                initial = replace(initial, logits=initial.logits.masked_fill(~self.valid[..., None], -torch.inf))
+        return TrainingGroupOutput(
+            logits,
+            predictions.boxes,
+            None if self.matches is None else self.matches.repeated(len(logits)),
+            self.matcher,
+            alive,
+            self.repeats,
+            self.peers,
+            raw=predictions.raw,
+            anchor=predictions.anchor,
+            initial=initial,
+        )
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from boxquery.parts.boxes import chosen_rows
 from boxquery.parts.output import LayerPredictions, QueryGroup, TrainingGroupOutput
+
+
+class Previous(Protocol):
+    """What is kept of a layer's ``Prediction`` (``boxquery.parts.heads``), where ``locate`` or the head of the next layer builds on it."""
+
+    @property
+    def content(self) -> Tensor: ...
+    @property
+    def anchor(self) -> Tensor | None: ...
+    @property
+    def raw(self) -> Tensor: ...
+    @property
+    def boxes(self) -> Tensor: ...
+    def only(self, chosen: Tensor) -> Self: ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +40,7 @@ class QueryState:
         proposals: of a two-stage model.
         groups: training-only queries, in their order before the ordinary ones in every tensor here.
         query_index: [B, Q] int64, which queries of the first layer these are, in rising order; None: all.
-        predicted: [B, Q, 4] box logits of the layer before, without gradient, where ``locate`` needs them.
+        previous: the predictions of the layer before, where they are used.
     """
 
     content: Tensor
@@ -37,7 +52,7 @@ class QueryState:
     proposals: LayerPredictions | None = None
     groups: tuple[QueryGroup, ...] = ()
     query_index: Tensor | None = None
-    predicted: Tensor | None = None
+    previous: Previous | None = None
 
     def with_content(self, content: Tensor) -> QueryState:
         return replace(self, content=content)
@@ -85,12 +100,11 @@ class QueryState:
             groups=(group, *self.groups),
         )
 
-    def split_groups(self, logits: Tensor, boxes: Tensor) -> dict[str, TrainingGroupOutput]:
-        """The groups' own part of predictions [L, B, all queries, ...], by name."""
+    def split_groups(self, predictions: LayerPredictions) -> dict[str, TrainingGroupOutput]:
+        """The groups' own part of the predictions of all queries, by name."""
         extra, first = {}, 0
         for group in self.groups:
-            own = slice(first, first := first + group.size)
-            extra[group.name] = group.output(LayerPredictions(logits[:, :, own], boxes[:, :, own]))
+            extra[group.name] = group.output(predictions.part(slice(first, first := first + group.size)))
         return extra
 
     def only(self, chosen: Tensor) -> QueryState:
@@ -113,5 +127,5 @@ class QueryState:
             box_anchor=kept(self.box_anchor),
             self_mask=mask,
             query_index=every.expand(len(chosen), -1).gather(1, chosen),
-            predicted=kept(self.predicted),
+            previous=None if self.previous is None else self.previous.only(chosen),
         )
