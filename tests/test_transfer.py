@@ -169,8 +169,8 @@ def test_levels_are_told_by_what_they_show(name, before, now):
             for part, each in (("sampling_offsets", 2), ("attention_weights", 1)):
                 for kind in ("weight", "bias"):
                     a, b = getattr(getattr(ours, part), kind), getattr(getattr(theirs, part), kind)
-                    a, b = (t.unflatten(0, (ours.heads, -1, ours.points * each)) for t in (a, b))
-                    start = fresh[f"{key}.{part}.{kind}"].unflatten(0, (ours.heads, -1, ours.points * each))
+                    a, b = (t.unflatten(0, (ours.heads, -1, ours.points[0] * each)) for t in (a, b))
+                    start = fresh[f"{key}.{part}.{kind}"].unflatten(0, (ours.heads, -1, ours.points[0] * each))
                     assert torch.equal(a[:, here], b[:, there])
                     assert torch.equal(a[:, new], start[:, new])
         assert (group(report, "decoder").new > 0) == (new != [])

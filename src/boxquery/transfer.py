@@ -317,9 +317,12 @@ class _Copier:
         ours, theirs = (m.get_submodule(n.rsplit(".", 2)[0]) for m, n in ((self.target, name), (self.source, origin)))
         if not isinstance(ours, DeformableAttention) or not isinstance(theirs, DeformableAttention):
             return None
-        if (ours.heads, ours.points) != (theirs.heads, theirs.points):
+        heads = (theirs.heads, list(range(ours.heads)))
+        if ours.heads != theirs.heads:
             return None
-        return [(theirs.heads, list(range(ours.heads))), (theirs.levels, self.levels)]
+        if len({*ours.points, *theirs.points}) == 1:
+            return [heads, (theirs.levels, self.levels)]
+        return [heads] if ours.points == theirs.points and self.levels == list(range(theirs.levels)) else None
 
 
 def _copy_rows(ours: Tensor, theirs: Tensor, rows: list[Rows]) -> tuple[int, int]:

@@ -16,65 +16,76 @@ from tests.parts.memories import DIM, memory
 
 SHAPES = ((4, 6), (2, 3))
 HEADS, POINTS, QUERIES = 2, 3, 5
+#: of each level
+EQUAL, DIFFERENT = (POINTS, POINTS), (2, 4)
 
 
-def slow_sample(value: Tensor, shapes: tuple[tuple[int, int], ...], locations: Tensor, weights: Tensor) -> Tensor:
-    """The definition, one number at a time: bilinear between cell centres, zero outside."""
+def slow_sample(value: Tensor, locations: Tensor, weights: Tensor, points: tuple[int, ...], discrete: bool = False) -> Tensor:
+    """The definition, one number at a time: bilinear between cell centres, zero outside; or the cell of the nearest number."""
     out = torch.zeros(*weights.shape[:3], value.shape[-1], dtype=value.dtype)
-    for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
-        height, width = shapes[level]
-        start = sum(r * c for r, c in shapes[:level])
-        x, y = (locations[b, q, h, level, p] * torch.tensor([width, height]) - 0.5).tolist()
+    for b, q, h, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
+        level = next(i for i in range(len(points)) if p < sum(points[: i + 1]))
+        height, width = SHAPES[level]
+        start = sum(r * c for r, c in SHAPES[:level])
+        x, y = (locations[b, q, h, p] * torch.tensor([width, height])).tolist()
+        if discrete:
+            row, column = (min(max(math.floor(at + 0.5), 0), last - 1) for at, last in ((y, height), (x, width)))
+            out[b, q, h] += weights[b, q, h, p] * value[b, start + row * width + column, h]
+            continue
+        x, y = x - 0.5, y - 0.5
         for row in (math.floor(y), math.floor(y) + 1):
             for column in (math.floor(x), math.floor(x) + 1):
                 if 0 <= row < height and 0 <= column < width:
                     share = (1 - abs(y - row)) * (1 - abs(x - column))
-                    out[b, q, h] += weights[b, q, h, level, p] * share * value[b, start + row * width + column, h]
+                    out[b, q, h] += weights[b, q, h, p] * share * value[b, start + row * width + column, h]
     return out.flatten(2)
 
 
-def sampling(seed: int = 0, low: float = -0.3, high: float = 1.3) -> tuple[Tensor, Tensor, Tensor]:
+def sampling(seed: int = 0, low: float = -0.3, high: float = 1.3, points: tuple[int, ...] = EQUAL) -> tuple[Tensor, Tensor, Tensor]:
     """Values, locations (also outside the map), weights."""
     generator = torch.Generator().manual_seed(seed)
     cells = sum(h * w for h, w in SHAPES)
     value = torch.randn(2, cells, HEADS, 4, dtype=torch.float64, generator=generator)
-    shape = (2, QUERIES, HEADS, len(SHAPES), POINTS)
+    shape = (2, QUERIES, HEADS, sum(points))
     locations = low + (high - low) * torch.rand(*shape, 2, dtype=torch.float64, generator=generator)
     weights = torch.randn(*shape, dtype=torch.float64, generator=generator)
     return value, locations, weights
 
 
-def test_sample_is_its_definition():
-    value, locations, weights = sampling()
+@pytest.mark.parametrize("discrete", [False, True], ids=["bilinear", "discrete"])
+@pytest.mark.parametrize("points", [EQUAL, DIFFERENT], ids=["equal", "different"])
+def test_sample_is_its_definition(points, discrete):
+    value, locations, weights = sampling(points=points)
     assert bool(((locations < 0) | (locations > 1)).any())
-    torch.testing.assert_close(multi_scale_sample(value, SHAPES, locations, weights), slow_sample(value, SHAPES, locations, weights))
+    out = multi_scale_sample(value, SHAPES, locations, weights, points, discrete)
+    torch.testing.assert_close(out, slow_sample(value, locations, weights, points, discrete))
 
 
 def test_sample_at_a_centre_is_that_cell():
     value, _, _ = sampling()
-    locations = torch.tensor([(2 + 0.5) / 6, (1 + 0.5) / 4], dtype=torch.float64).expand(2, 1, HEADS, 2, 1, 2)
-    weights = torch.tensor([1.0, 0.0], dtype=torch.float64)[:, None].expand(2, 1, HEADS, 2, 1)
-    torch.testing.assert_close(multi_scale_sample(value, SHAPES, locations, weights)[:, 0], value[:, 1 * 6 + 2].flatten(1))
+    locations = torch.tensor([(2 + 0.5) / 6, (1 + 0.5) / 4], dtype=torch.float64).expand(2, 1, HEADS, 2, 2)
+    weights = torch.tensor([1.0, 0.0], dtype=torch.float64).expand(2, 1, HEADS, 2)
+    torch.testing.assert_close(multi_scale_sample(value, SHAPES, locations, weights, (1, 1))[:, 0], value[:, 1 * 6 + 2].flatten(1))
 
 
 def test_sample_far_outside_is_zero():
     value, locations, weights = sampling(low=3.0, high=5.0)
-    assert not multi_scale_sample(value, SHAPES, locations, weights).any()
+    assert not multi_scale_sample(value, SHAPES, locations, weights, EQUAL).any()
 
 
 def test_sample_gradients():
     value, locations, weights = sampling(seed=3)
     # finite differences must not cross a cell's centre line, where bilinear sampling bends
-    sizes = torch.tensor([(w, h) for h, w in SHAPES], dtype=torch.float64)[:, None]
+    sizes = torch.tensor([(w, h) for h, w in SHAPES], dtype=torch.float64).repeat_interleave(POINTS, 0)
     cells = locations * sizes - 0.5
     locations = (cells.floor() + 0.2 + 0.6 * (cells - cells.floor()) + 0.5) / sizes
     given = [t.requires_grad_() for t in (value, locations, weights)]
-    assert torch.autograd.gradcheck(lambda v, p, w: multi_scale_sample(v, SHAPES, p, w), given, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda v, p, w: multi_scale_sample(v, SHAPES, p, w, EQUAL), given, fast_mode=True)
 
 
-def deformable_attention(seed: int = 0) -> DeformableAttention:
-    torch.manual_seed(seed)
-    attention = DeformableAttention(DIM, HEADS, len(SHAPES), POINTS)
+def deformable_attention(points: tuple[int, ...] = EQUAL, **options) -> DeformableAttention:
+    torch.manual_seed(0)
+    attention = DeformableAttention(DIM, HEADS, len(SHAPES), points, **options)
     reset_transformer(attention)
     with torch.no_grad():
         for parameter in attention.parameters():
@@ -104,22 +115,38 @@ def test_deformable_attention_gradients(numbers):
 
 
 @pytest.mark.parametrize("numbers", [2, 4], ids=["points", "boxes"])
-def test_deformable_attention_is_its_definition(numbers):
-    """Offsets count in cells around a point, in halves of its size over the points around a box; one softmax over levels and points."""
-    attention, seen, query, at = deformable_attention(), memory(*SHAPES), content(), reference(numbers)
+@pytest.mark.parametrize(
+    ("points", "options"),
+    [(EQUAL, {}), (DIFFERENT, {"offset_scale": 0.7}), (DIFFERENT, {"discrete": True}), (EQUAL, {"project": False})],
+    ids=["equal", "different", "discrete", "unprojected"],
+)
+def test_deformable_attention_is_its_definition(numbers, points, options):
+    """Offsets count in cells around a point, in a share of its size over the level's points around a box; one softmax over all points."""
+    attention, seen, query, at = deformable_attention(points, **options), memory(*SHAPES), content(), reference(numbers)
     trace = LayerTrace(memory=seen)
     out = attention(query, QueryGeometry(reference=at), seen, trace)
-    offsets = attention.sampling_offsets(query).reshape(2, QUERIES, HEADS, len(SHAPES), POINTS, 2)
-    weights = attention.attention_weights(query).reshape(2, QUERIES, HEADS, -1).softmax(-1).reshape(offsets.shape[:-1])
+    offsets = attention.sampling_offsets(query).reshape(2, QUERIES, HEADS, sum(points), 2)
+    weights = attention.attention_weights(query).reshape(2, QUERIES, HEADS, -1).softmax(-1)
     locations = torch.empty_like(offsets)
-    for b, q, h, level, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
+    for b, q, h, p in torch.cartesian_prod(*map(torch.arange, weights.shape)).tolist():
+        level = int(p >= points[0])
         ratio, (height, width) = seen.valid_ratios[b, level], SHAPES[level]
-        step = torch.tensor([1 / width, 1 / height]) if numbers == 2 else at[b, q, 2:] * ratio * 0.5 / POINTS
-        locations[b, q, h, level, p] = at[b, q, :2] * ratio + offsets[b, q, h, level, p] * step
+        share = options.get("offset_scale", 0.5) / points[level]
+        step = torch.tensor([1 / width, 1 / height]) if numbers == 2 else at[b, q, 2:] * ratio * share
+        locations[b, q, h, p] = at[b, q, :2] * ratio + offsets[b, q, h, p] * step
+        inner = p - level * points[0]
+        torch.testing.assert_close(trace.locations[b, q, h, level, inner], locations[b, q, h, p])
+        assert trace.weights[b, q, h, level, inner] == weights[b, q, h, p]
     value = attention.value_proj(seen.tokens).masked_fill(seen.mask[..., None], 0).unflatten(-1, (HEADS, -1))
-    torch.testing.assert_close(trace.locations, locations)
-    torch.testing.assert_close(trace.weights, weights)
-    torch.testing.assert_close(out, attention.out_proj(slow_sample(value, SHAPES, locations, weights)))
+    torch.testing.assert_close(trace.weights.sum((-2, -1)), torch.ones_like(weights[..., 0]))
+    torch.testing.assert_close(out, attention.out_proj(slow_sample(value, locations, weights, points, options.get("discrete", False))))
+
+
+def test_discrete_offsets_are_not_trained():
+    """No gradient passes the choice of a cell."""
+    attention = deformable_attention(discrete=True)
+    attention(content(), QueryGeometry(reference=reference(4)), memory(*SHAPES)).sum().backward()
+    assert {name for name, p in attention.named_parameters() if p.grad is None} == {"sampling_offsets.weight", "sampling_offsets.bias"}
 
 
 def test_deformable_attention_starts_as_published():
