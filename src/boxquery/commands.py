@@ -19,7 +19,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import AUTO, MAX_DETECTIONS, Device, Options, Switch, check_above_zero, check_model, check_nms, check_threshold
+from boxquery.flags import (
+    AUTO,
+    MAX_DETECTIONS,
+    Device,
+    Options,
+    Switch,
+    check_above_zero,
+    check_model,
+    check_nms,
+    check_threshold,
+    is_hub_id,
+)
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -88,6 +99,7 @@ def evaluate(
     batch_size: int = 8,
     workers: int = 0,
     device: Device = "auto",
+    download: Switch = False,
     strict: Switch = False,
     images: str | None = None,
     annotations: str | None = None,
@@ -97,7 +109,7 @@ def evaluate(
     AP counts several classes per query, as COCO defines it; what is measured at one threshold counts the best one, as predict gives it.
 
     Args:
-        run: A run folder, a model folder or a hub id.
+        run: A run folder, a model folder (ours or one of transformers) or a hub id.
         data: A data set in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
         split: Split to evaluate on.
         out: Folder for a page with confusion matrix, precision by recall, errors by type and pictures, and its numbers as CSV and JSON.
@@ -109,6 +121,7 @@ def evaluate(
         batch_size: Images per batch.
         workers: Processes that read images; 0 reads them in the main one.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
+        download: Fetch a model from the hub also if it has more than 200 MB.
         strict: Treat invalid boxes and images as errors instead of skipping them.
         images: Folder of the images, where it is not found by itself. Relative to the data or the working directory.
         annotations: Folder or file of the annotations, where it is not found by itself. Relative to the data or the working directory.
@@ -122,7 +135,7 @@ def evaluate(
     opened = open_data(data, strict=strict, images=images, annotations=annotations)
     _warn(opened.messages())
     opened.split(split)
-    detector = _load(run, device)
+    detector = _load(run, device, download)
     if image_size is not None:
         detector.image_size = image_size
     metrics = detector.evaluate(
@@ -165,6 +178,7 @@ def predict(
     image_size: int | None = None,
     batch_size: int = 1,
     device: Device = "auto",
+    download: Switch = False,
     save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
 ) -> CommandResult:
     """Detect objects in images; write pictures with boxes, and ``predictions.json`` in COCO's result format.
@@ -173,7 +187,7 @@ def predict(
     ending (a number if it is one), or the path where names are not unique. An image that cannot be read is named and skipped.
 
     Args:
-        run: A run folder, a model folder or a hub id.
+        run: A run folder, a model folder (ours or one of transformers) or a hub id.
         sources: Image files, folders (searched recursively) or globs.
         out: Folder to write to. Default: predictions, or the first of predictions-2, predictions-3, ... that is free.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
@@ -183,6 +197,7 @@ def predict(
         image_size: Short side of the model's input in pixels. Default: that of its training.
         batch_size: Images per batch; only those of one shape run together, so the result is the same.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
+        download: Fetch a model from the hub also if it has more than 200 MB.
         save: What to write, separated by commas: pictures (with boxes), json (COCO's result format), txt (YOLO's lines, with the score),
             csv (a row per box), crops (an image per box). Default: pictures,json.
     """
@@ -205,7 +220,7 @@ def predict(
         text = str(error) if Path(run).is_dir() else f"{run}: no such folder here, unless it is a hub id; and {error}"
         raise UserError(text + "; several --classes are separated by commas: a,b" * (classes is not None)) from error
     _warn(f"note: {note}" for note in notes)
-    detector = _load(run, device)
+    detector = _load(run, device, download)
     if image_size is not None:
         detector.image_size = image_size
     chosen = None if classes is None else _split_names(classes, detector.classes)
@@ -304,45 +319,88 @@ def _size(count: dict[str, Any]) -> str:
 
 
 def import_official(
-    checkpoint: Path, /, *, model: str, out: Path, classes: str | None = None, image_size: int = 800, options: Options = None
+    checkpoint: str,
+    /,
+    *,
+    out: Path,
+    model: str | None = None,
+    classes: str | None = None,
+    image_size: int | None = None,
+    options: Options = None,
+    download: Switch = False,
 ) -> CommandResult:
-    """Convert a paper's released checkpoint, or one fine-tuned with the authors' code, to a model folder.
+    """Convert a released checkpoint to a model folder: of a paper's authors or their code, or of Hugging Face's transformers.
 
     Wrappers around the tensors (``state_dict``, ``ema``, ``module.``) are opened; what was taken off is printed.
 
     Args:
-        checkpoint: A file of torch or safetensors; only tensors are read from it, nothing in it is executed.
-        model: Model that the checkpoint is of (detr, dab-detr, ...); its options are read from the tensors.
+        checkpoint: A file of torch or safetensors from the authors' code; or a folder that transformers wrote, or its hub id. Only tensors
+            and values are read from it, nothing in it is executed.
+        model: Model that a file is of (detr, dab-detr, ...); its options are read from the tensors. A folder says it itself.
         out: Model folder to write.
-        classes: Class names by row of the class head, as a,b,c; an empty name is a row without a class. Default: COCO's for a head of
-            COCO's size, otherwise class 0, class 1, ...
-        image_size: Shortest side of the input in pixels.
-        options: An option that the tensors do not show, as name=value; may be repeated. ``dilation=true`` for a DC5 checkpoint.
+        classes: Class names by row of the class head, as a,b,c; an empty name is a row without a class. Default: a folder's own; COCO's
+            for a head of COCO's size, otherwise class 0, class 1, ...
+        image_size: Shortest side of the input in pixels, or side of the square. Default: a folder's own, or as published.
+        options: An option that the tensors of a file do not show, as name=value; may be repeated. ``dilation=true`` for a DC5 checkpoint.
+        download: Fetch a model from the hub also if it has more than 200 MB.
     """
-    from boxquery.model_folder import open_official, save
+    from boxquery.model_folder import save
 
     if out.exists():
         raise UserError(f"{out} exists; choose another --out")
+    check_above_zero(image_size=image_size)
     names = [] if classes is None else [name.strip() or None for name in classes.split(",")]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise UserError(f"--classes names {', '.join(twice)} twice")
-    detector, report = open_official(checkpoint, model, image_size, options or {}, names)
-    if not any(detector.classes):
-        if report["rows"] is None:
-            raise UserError(f"{checkpoint}: has no class head (class_embed); name the classes of a new one with --classes a,b,c")
-        detector.classes[:] = [f"class {i}" for i in detector.ids]
-        report["notes"].append(f"{checkpoint.name}: has no class names: they are called class 0, class 1, ... (--classes a,b,c names them)")
+    if Path(checkpoint).is_dir() or is_hub_id(checkpoint):
+        detector, report = _read_folder(checkpoint, model, options, names, image_size, download)
+    else:
+        detector, report = _read_file(Path(checkpoint), model, options, names, image_size)
     save(detector, out)
     _warn(f"note: {line}" for line in report["notes"])
     text = f"{report['used']} tensors used, {report['constants']} known constants left out; the model is in {out}"
     return CommandResult({**report, "out": str(out)}, text=text)
 
 
-def _load(run: str, device: str) -> Detector:
+def _read_file(path: Path, model: str | None, options: Any, names: list[str | None], image_size: int | None) -> tuple[Any, dict[str, Any]]:
+    """The detector in a checkpoint of the authors' code, and a report."""
+    from boxquery.model_folder import open_official
+    from boxquery.official import list_official
+
+    if model is None and path.is_file():
+        raise UserError(f"{path}: the file does not say which model it is; add --model, one of {', '.join(list_official())}")
+    detector, report = open_official(path, model or "", options or {}, names, image_size)
+    if not any(detector.classes):
+        if report["rows"] is None:
+            raise UserError(f"{path}: has no class head (class_embed); name the classes of a new one with --classes a,b,c")
+        detector.classes[:] = [f"class {i}" for i in detector.ids]
+        report["notes"].append(f"{path.name}: has no class names: they are called class 0, class 1, ... (--classes a,b,c names them)")
+    return detector, report
+
+
+def _read_folder(
+    source: str, model: str | None, options: Any, names: list[str | None], image_size: int | None, download: bool
+) -> tuple[Any, dict[str, Any]]:
+    """The detector in a folder of transformers, and a report."""
+    from boxquery.model_folder import find_folder
+    from boxquery.transformers_folder import open_folder, read_config
+
+    folder = find_folder(source, download=download)
+    if (config := read_config(folder)) is None:
+        raise UserError(f"{source}: is a folder, and not one of transformers with a config.json; give the checkpoint file in it")
+    detector, report = open_folder(folder, config, image_size=image_size, names=names)
+    if model not in (None, report["model"]):
+        raise UserError(f"{source}: is a {report['model']}, not a {model}; leave --model out")
+    if options:
+        raise UserError(f"{source}: its {config.where} says its options; leave --option out")
+    return detector, report
+
+
+def _load(run: str, device: str, download: bool) -> Detector:
     from boxquery.api import load
     from boxquery.device import choose_device
 
-    return load(run).to(choose_device(device))
+    return load(run, download=download).to(choose_device(device))
 
 
 def _split_names(words: Sequence[str], classes: Sequence[str | None]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -132,9 +133,16 @@ def check_threshold(score: float | None) -> None:
         raise UserError(f"threshold={score}: must be from 0 to 1")
 
 
+def is_hub_id(source: str) -> bool:
+    """Whether a name may be owner/name on the hub: what is here wins, and so does a folder that it would be in."""
+    if source.startswith((".", "/", "~", "runs/")) or Path(source).parent.exists():
+        return False
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source, re.ASCII) is not None
+
+
 def check_model(source: str) -> None:
     """Raise ``UserError``, at once and without loading anything, for what is neither a folder nor can be a hub id."""
     if Path(source).is_file():
         raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+    if not Path(source).is_dir() and not is_hub_id(source):
         raise UserError(f"{source}: no such folder; give a run folder, a model folder or a hub id (owner/name)")

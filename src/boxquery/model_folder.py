@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError
+from huggingface_hub import HfApi
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -21,11 +20,14 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import check_model
-from boxquery.models import create_model
+from boxquery.hub import Unavailable, find_model
+from boxquery.models import create_model, preset
 from boxquery.models.interface import Model
 from boxquery.models.options import migrate_options
-from boxquery.official.checkpoint import open_checkpoint, refuse_transformers
+from boxquery.official.checkpoint import open_checkpoint
 from boxquery.official.coco import CATEGORIES, ROWS
+from boxquery.progress import note
+from boxquery.transformers_folder import open_folder, read_config
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 #: version of ``config.json``, see ``migrate``
@@ -66,18 +68,23 @@ def push_to_hub(detector: Detector, repo_id: str, *, private: bool = False) -> s
         return str(api.upload_folder(repo_id=repo_id, folder_path=save(detector, Path(folder) / "model")))
 
 
-def load(source: str | Path) -> Detector:
-    """Load a detector from a run folder, a model folder or a hub id.
+def load(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> Detector:
+    """Load a detector from a run folder, a model folder, a folder of Hugging Face's transformers, or a hub id of either.
+
+    Args:
+        download: fetch a model from the hub also if it has more than 200 MB.
+        say: is called with a line for everything that is fetched or assumed; printed on stderr if it is left out.
 
     A model of your own must be registered first (``boxquery.models.register``): the file holds its name alone. Raises ``UserError``.
     """
-    folder = Path(source)
-    run = None
-    if not folder.is_dir():
-        folder = _download(str(source))
-    elif (folder / "model" / CONFIG).is_file():
+    folder, run = find_folder(source, download=download, say=say), None
+    if (folder / "model" / CONFIG).is_file():
         run, folder = folder, folder / "model"
-    refuse_transformers(folder)
+    if (config := read_config(folder)) is not None:
+        detector, report = open_folder(folder, config)
+        for line in report["notes"]:
+            say(line)
+        return detector
     if not (folder / CONFIG).exists() and (folder / "config.yaml").is_file():
         raise UserError(f"{source}: no epoch of this run has finished yet, so it has no model; let it train on (boxquery train --resume)")
     if not (folder / CONFIG).is_file() or not (folder / WEIGHTS).is_file():
@@ -86,6 +93,21 @@ def load(source: str | Path) -> Detector:
     _fill(detector.model, folder / WEIGHTS)
     detector.run = run
     return detector
+
+
+def find_folder(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> Path:
+    """The folder that ``source`` is, or that the hub's cache has of it, fetched if need be. Raises ``UserError`` where there is none."""
+    folder = Path(source)
+    if folder.is_dir():
+        return folder
+    check_model(str(source))
+    try:
+        model = find_model(str(source))
+        if model.folder is not None:
+            say(f"{model}, from the hub's cache")
+        return model.fetch(large=download, say=say)
+    except Unavailable as error:
+        raise Unavailable(f"{source}: no such folder here, and as a hub id: {error}") from error
 
 
 def migrate(config: dict[str, Any]) -> dict[str, Any]:
@@ -137,9 +159,11 @@ def _fill(model: Model, path: Path) -> None:
 
 
 def open_official(
-    path: Path, name: str, image_size: int, given: dict[str, Any], classes: Sequence[str | None] = ()
+    path: Path, name: str, given: dict[str, Any], classes: Sequence[str | None] = (), image_size: int | None = None
 ) -> tuple[Detector, dict[str, Any]]:
     """A detector from a checkpoint in the names of a paper's authors, with the report of ``open_checkpoint``.
+
+    Images are resized as published, to ``image_size`` if that is given.
 
     Without ``classes``, a head of COCO's size has COCO's names (none for an unused id), and any other has none: the file does not say what
     it was trained on. A class head that is missing is new, with a row per name in ``classes``, or one. Raises ``UserError``.
@@ -156,7 +180,9 @@ def open_official(
         raise UserError(
             f"{path}: its class head has {rows} rows, but --classes has {len(names)} names; a row without a class is an empty name"
         )
-    return Detector(model, names or [None] * len(ids), ids, Preprocessing(image_size)), report
+    recipe = preset(name).recipe
+    preprocessing = Preprocessing(image_size or recipe.image_size, square=recipe.square)
+    return Detector(model, names or [None] * len(ids), ids, preprocessing), report
 
 
 def first_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
@@ -174,14 +200,3 @@ def _check_sum(weights: Mapping[str, Tensor]) -> str:
     for name in sorted(weights):
         total = zlib.crc32(weights[name].reshape(-1).view(torch.uint8).numpy().data, total)
     return f"{total:08x}"
-
-
-def _download(source: str) -> Path:
-    check_model(source)
-    local = f"{source}: no such folder"
-    try:
-        return Path(snapshot_download(source, allow_patterns=[CONFIG, WEIGHTS]))
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise UserError(f"{local}, and no such model on the hub; check the name") from error
-    except (LocalEntryNotFoundError, OSError) as error:
-        raise UserError(f"{local}, and the hub cannot be reached; check the path or the network") from error

@@ -22,6 +22,11 @@ def stderr_console(quiet: bool = False) -> Console:
     return console
 
 
+def note(line: str) -> None:
+    """Say on stderr what was assumed or decided."""
+    stderr_console().print(f"note: {line}", markup=False)
+
+
 class _Rate(ProgressColumn):
     """Images per second."""
 

@@ -24,7 +24,6 @@ from boxquery.data.classes import match_names
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.model_folder import CONFIG, WEIGHTS, load, open_official
-from boxquery.models import preset
 from boxquery.models.base import DetectionTransformer
 from boxquery.official import list_official
 from boxquery.official.checkpoint import UNSEEN
@@ -128,24 +127,28 @@ class Transfer:
         return table
 
 
-def read_source(source: str | Path, model: str = "", options: Mapping[str, Any] | None = None) -> tuple[Detector, list[str]]:
+def read_source(
+    source: str | Path, model: str = "", options: Mapping[str, Any] | None = None, *, download: bool = False
+) -> tuple[Detector, list[str]]:
     """Load what ``--from`` names: a run folder, a model folder, a hub id, or a paper's released checkpoint. Nothing in it is executed.
 
     Args:
         model: the model that a released checkpoint is of; its file does not say.
         options: the new model's; those that a released checkpoint's tensors do not show (``dilation``) hold for the source, too.
+        download: fetch a model from the hub also if it has more than 200 MB.
 
     Returns the detector and notes on what was taken off or assumed. Raises ``UserError``.
     """
     path = Path(source)
     if not path.is_file():
-        return load(source), []
+        lines: list[str] = []
+        return load(source, download=download, say=lines.append), lines
     if any((path.parent / file).is_file() for file in (CONFIG, "config.yaml")) and path.name in (CONFIG, WEIGHTS, "last.ckpt"):
         raise UserError(f"{path}: give the folder of the run or model, not a file in it")
     if not model:
         raise UserError(f"{path}: the file does not say which model it is; add --model, one of {', '.join(list_official())}")
     given = {name: value for name, value in (options or {}).items() if name in UNSEEN}
-    detector, report = open_official(path, model, preset(model).recipe.image_size, given)
+    detector, report = open_official(path, model, given)
     notes = report["notes"]
     if report["rows"] is not None and not any(detector.classes):
         notes.append(

@@ -204,7 +204,7 @@ def test_what_a_file_without_tensors_holds(content, said, tmp_path):
     [
         ({"model": {"conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(2)}}, "it holds conv1.weight, fc.bias"),
         ({"queries.position": torch.zeros(3), "heads.0.classes.bias": torch.zeros(2)}, "boxquery's own: give the run or model folder"),
-        ({"class_labels_classifier.bias": torch.zeros(3)}, "transformers, which are not read yet"),
+        ({"class_labels_classifier.bias": torch.zeros(3)}, "transformers: give the folder with its config.json"),
     ],
 )
 def test_what_is_no_checkpoint_of_the_model(content, said, tmp_path, capsys):
@@ -287,18 +287,6 @@ def test_a_row_without_a_class(detr, tmp_path):
 # -- folders and files that are something else --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", [["predict", "hf", "a.jpg"], ["import-official", "hf", "--model", "detr", "--out", "out"]])
-@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
-def test_a_folder_of_transformers_is_named(words, weights, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    Path("hf").mkdir()
-    Path("hf/config.json").write_text('{"architectures": ["DetrForObjectDetection"], "model_type": "detr"}')
-    Path("hf", weights).write_bytes(b"")
-    Image.new("RGB", (8, 8)).save("a.jpg")
-    assert run(words) == 2
-    assert "error: hf: a model of Hugging Face's transformers (DetrForObjectDetection); these are not read yet" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -326,4 +314,4 @@ def test_a_file_where_a_model_is_expected(tmp_path, capsys):
     assert run(["predict", str(tmp_path / "fine.pth"), str(tmp_path / "a.jpg")]) == 2
     assert "is a file; give a run or model folder (import-official makes one" in capsys.readouterr().err
     assert run(["import-official", str(tmp_path), "--model", "detr", "--out", str(tmp_path / "out")]) == 2
-    assert "is a folder; give the checkpoint file in it" in capsys.readouterr().err
+    assert "is a folder, and not one of transformers with a config.json; give the checkpoint file in it" in capsys.readouterr().err

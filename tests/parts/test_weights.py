@@ -17,8 +17,9 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from boxquery.errors import UserError
+from boxquery.hub import Unavailable
 from boxquery.parts.backbone import Backbone
-from boxquery.parts.weights import NoWeights, find_weights
+from boxquery.parts.weights import find_weights
 
 HUB_ID = "timm/resnet18.a1_in1k"
 
@@ -176,7 +177,7 @@ def hub(tmp_path, monkeypatch):
 def test_the_cache_is_enough(hub, file, resnet18, tmp_path):
     """What is there is used without asking anybody."""
     hub("http://localhost:9")
-    with pytest.raises(NoWeights, match=r"timm/resnet18\.a1_in1k is not in the hub's cache, and http://localhost:9 cannot be reached"):
+    with pytest.raises(Unavailable, match=r"timm/resnet18\.a1_in1k is not in the hub's cache, and http://localhost:9 cannot be reached"):
         find_weights("resnet18", True)
     cached(tmp_path / "cache", file.read_bytes())
     found = find_weights("resnet18", True)
@@ -191,7 +192,7 @@ def test_without_an_answer_it_is_over_in_three_seconds(hub, monkeypatch, capfd):
     def limit(address: str, message: str) -> None:
         hub(address)
         started = time.monotonic()
-        with pytest.raises(NoWeights, match=message):
+        with pytest.raises(Unavailable, match=message):
             find_weights("resnet18", True)
         assert time.monotonic() - started < 3.0
 
@@ -215,7 +216,7 @@ def test_what_is_not_released(hub):
     hub("http://localhost:9")
     with pytest.raises(UserError, match=r"'resnet18\.mine': timm knows no weights with this tag; of resnet18 it knows resnet18\.a1_in1k"):
         find_weights("resnet18.mine", True)
-    with pytest.raises(NoWeights, match="no weights of resnetaa34d are released on the hub"):
+    with pytest.raises(Unavailable, match="no weights of resnetaa34d are released on the hub"):
         find_weights("resnetaa34d", True)
 
 

@@ -17,9 +17,10 @@ from boxquery.cli import app
 from boxquery.cli import run as command_line
 from boxquery.compare.plan import CompareFlags, Entry, resolved_plan
 from boxquery.flags import fill_in
+from boxquery.hub import Unavailable
 from boxquery.parts import weights as finder
 from boxquery.parts.backbone import Backbone
-from boxquery.parts.weights import BackboneWeights, NoWeights
+from boxquery.parts.weights import BackboneWeights
 from boxquery.training import fit
 from boxquery.training.config import RunConfig
 from tests.data.writers import drawn, write_coco
@@ -115,7 +116,7 @@ def test_without_weights_auto_says_so_in_a_line_and_required_stops(tmp_path, cap
     assert "starts from random weights: timm/resnet10t.c3_in1k is not in the hub's cache, and HF_HUB_OFFLINE is set" in notes[0]
     assert "several times the steps" in notes[0]
     assert RunConfig.read(tmp_path / "run").pretrained is False
-    with pytest.raises(NoWeights, match=r"^--pretrained: timm/resnet10t.* name a file or folder .*--pretrained none for random ones"):
+    with pytest.raises(Unavailable, match=r"^--pretrained: timm/resnet10t.* name a file or folder .*--pretrained none for random ones"):
         train(tmp_path / "other", pretrained=True)
     assert not (tmp_path / "other").exists()
 

@@ -86,6 +86,7 @@ def explain(
     figure: Path | None = None,
     out: Path = Path("explanation"),
     device: Device = "auto",
+    download: Switch = False,
     strict: Switch = False,
     image_folder: Annotated[str | None, Parameter(name="--images")] = None,
     annotations: str | None = None,
@@ -93,7 +94,7 @@ def explain(
     """Show what every query attends to in each layer, which queries compete for an object, and why objects are missed.
 
     Args:
-        run: Run folder, model folder or hub id.
+        run: Run folder, model folder (ours or one of transformers) or hub id.
         images: Image files; shapes:17 is scene 17 of the built-in validation scenes.
         query: Number of the query to explain. Default: all detections.
         box: Explain the query whose box is centred nearest to this point, written x,y in pixels.
@@ -107,6 +108,7 @@ def explain(
         figure: File (.png or .svg) for a figure of one query, with a row per layer and a column per image and run.
         out: Folder to write pages to, or the name of one page that ends with .html for all images.
         device: Where the model runs.
+        download: Fetch a model from the hub also if it has more than 200 MB.
         strict: Stop at invalid boxes and images of a data set instead of skipping them.
         image_folder: Folder of the data set's images, where it is not found by itself. Relative to the data or the working directory.
         annotations: Folder or file of its annotations, where it is not found by itself. Relative to the data or the working directory.
@@ -131,7 +133,7 @@ def explain(
     from boxquery.model_folder import load
 
     place = choose_device(device)
-    runs = [(name, load(name).to(place)) for name in (run, against) if name is not None]
+    runs = [(name, load(name, download=download).to(place)) for name in (run, against) if name is not None]
     sources = {name: source for name, source in (("missed", missed), ("usage", usage)) if source is not None}
     opened = {source: _open(source, split, strict, image_folder, annotations, runs[0][1]) for source in dict.fromkeys(sources.values())}
     result, shown, pages = ExplainResult(), [], {}

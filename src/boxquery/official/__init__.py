@@ -1,4 +1,7 @@
-"""Released checkpoints: the key names of each paper's authors, mapped to ours in a file named as the model."""
+"""Released checkpoints: the key names of each paper's authors, mapped to ours in a file named as the model.
+
+Models as Hugging Face's transformers names them are in ``transformers/``.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +47,19 @@ def load_official(model: Model, state_dict: dict[str, Tensor], *, new_head: bool
     parameters of a new class head (our names). A key that is neither used nor constant, any other parameter left without a tensor, or a
     shape that differs is a ``UserError`` with the keys. Stem, first stage and batch norm are then frozen, as published.
     """
+    return fill(model, state_dict, authors_of(model.config["name"]), new_head=new_head)
+
+
+def fill(model: Model, state_dict: dict[str, Tensor], names: Any, *, new_head: bool = False) -> dict[str, list[str]]:
+    """``load_official`` for tensors in the names of a module: the authors' of a paper, or those of a kind in ``transformers/``.
+
+    Args:
+        names: has ``keys(model)``, rules from their names to ours, and may have ``CONSTANTS``, patterns of names that no parameter of ours
+            belongs to, and ``adapt(model, tensors)``, which gives the tensors that the rules are for, and the rows that it left out.
+    """
     name = model.config["name"]
-    authors = authors_of(name)
-    rules, constants = authors.keys(model), getattr(authors, "CONSTANTS", ())
-    state_dict, dropped = authors.adapt(model, state_dict) if hasattr(authors, "adapt") else (state_dict, [])
+    rules, constants = names.keys(model), getattr(names, "CONSTANTS", ())
+    state_dict, dropped = names.adapt(model, state_dict) if hasattr(names, "adapt") else (state_dict, [])
     own = model.state_dict()
     new: dict[str, Tensor] = {}
     source: dict[str, str] = {}
@@ -57,11 +69,11 @@ def load_official(model: Model, state_dict: dict[str, Tensor], *, new_head: bool
         if target in own:
             if target in new:
                 if new[target].shape != value.shape or not bool((new[target] == value).all()):
-                    raise UserError(f"official keys {source[target]!r} and {key!r} are one tensor in {name} but differ; check the options")
+                    raise UserError(f"{source[target]!r} and {key!r} are one tensor in {name} but differ; check the options")
                 continue
             if own[target].shape != value.shape:
                 raise UserError(
-                    f"official key {key!r} is {list(value.shape)}, the model's {target!r} {list(own[target].shape)}; check the options"
+                    f"{key!r} is {list(value.shape)} there, and {target!r} {list(own[target].shape)} in {name}; check the options"
                 )
             new[target], source[target] = value, key
         elif key.endswith(".num_batches_tracked") or any(re.fullmatch(pattern, key) for pattern in constants):

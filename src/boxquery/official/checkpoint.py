@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import pickle
 import re
 import struct
@@ -72,7 +71,6 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     executed. Raises ``UserError`` if there are no tensors in it.
     """
     if path.is_dir():
-        refuse_transformers(path)
         raise UserError(f"{path}: is a folder; give the checkpoint file in it")
     content = _load(path)
     tables = sorted(_tables(content), key=lambda each: len(each[1]), reverse=True)
@@ -188,17 +186,6 @@ def _unprefixed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     return {key.removeprefix(prefix): value for key, value in kept.items()}, notes
 
 
-def refuse_transformers(folder: Path) -> None:
-    """Raise ``UserError`` for a folder that Hugging Face's transformers wrote."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if isinstance(config, dict) and ("model_type" in config or "architectures" in config):
-        kind = next(iter(config.get("architectures") or []), config.get("model_type"))
-        raise UserError(f"{folder}: a model of Hugging Face's transformers ({kind}); these are not read yet, the authors' checkpoints are")
-
-
 def open_checkpoint(path: Path, name: str, given: dict[str, Any], classes: int = 1) -> tuple[Model, dict[str, Any]]:
     """Build the model that the tensors describe and fill it.
 
@@ -235,7 +222,7 @@ def _whose(tensors: dict[str, Tensor], name: str) -> str:
     if any(key.startswith(("queries.", "heads.", "tokens.")) for key in tensors):
         return "its names are boxquery's own: give the run or model folder"
     if any(".encoder_attn." in key or key.startswith("class_labels_classifier") for key in tensors):
-        return "its names are those of Hugging Face's transformers, which are not read yet"
+        return "its names are those of Hugging Face's transformers: give the folder with its config.json"
     others = [other for other in list_official() if other != name and _fits(other, tensors)]
     return f"its names would fit --model {' or '.join(others)}" if others else f"it holds {some(list(tensors))}"
 

@@ -5,42 +5,27 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import logging
 import os
 import pickle
 import re
-import threading
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import timm
 import torch
-from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from boxquery.errors import UserError, first_line
+from boxquery.hub import Unavailable, fetch_file
 
-#: seconds that the hub has for its first answer; HF_HUB_ETAG_TIMEOUT replaces it where a network is slower
-PATIENCE = 2.0
 #: file names under which weights are released, the better one first
 FILES = ("model.safetensors", "pytorch_model.bin")
 #: keys under which training programs keep a state dict beside other things
 WRAPPERS = ("state_dict", "model_state_dict", "model")
-#: what the hub's client can raise before the hub has responded
-_NO_ANSWER = (HTTPError, OSError, ValueError, RuntimeError, ImportError)
-#: libraries that remark on every attempt
-_TALKATIVE = ("huggingface_hub", "timm", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2")
-
-
-class NoWeights(UserError):
-    """Released weights cannot be had now: there are none, or neither hub nor cache has them."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ def find_weights(backbone: str, wanted: bool | str | Path, progress: Callable[[s
         progress: is called with a line about a download that begins.
 
     Raises:
-        NoWeights: the released ones cannot be had; within about three seconds where the hub does not answer.
+        Unavailable: the released ones cannot be had; within about three seconds where the hub does not answer.
         UserError: a file or folder that is no such thing.
     """
     return _released(backbone, progress) if wanted is True else _local(backbone, str(wanted))
@@ -141,71 +126,10 @@ def _released(backbone: str, progress: Callable[[str], Any]) -> BackboneWeights:
         tags = ", ".join(timm.list_pretrained(f"{name}.*")[:5]) or "none"
         raise UserError(f"backbone {backbone!r}: timm knows no weights with this tag; of {name} it knows {tags}") from error
     if known is None or not known.hf_hub_id:
-        raise NoWeights(f"no weights of {backbone} are released on the hub; give a file of them, or choose another backbone")
+        raise Unavailable(f"no weights of {backbone} are released on the hub; give a file of them, or choose another backbone")
     repository = known.hf_hub_id + (f"{known.architecture}.{known.tag}" if known.hf_hub_id.endswith("/") else "")
     names = (known.hf_hub_filename,) if known.hf_hub_filename else FILES
-    for name in names:
-        if isinstance(file := try_to_load_from_cache(repository, name), str):
-            return BackboneWeights.of(repository, Path(file))
-    missing = f"{repository} is not in the hub's cache"
-    if constants.HF_HUB_OFFLINE:
-        raise NoWeights(f"{missing}, and HF_HUB_OFFLINE is set")
-    with quiet():
-        for name in names:
-            size = _ask(repository, name, missing)
-            if size is None:
-                continue
-            progress(f"downloading {size / 1e6:.0f} MB of backbone weights: {constants.ENDPOINT}/{repository}")
-            try:
-                return BackboneWeights.of(repository, Path(hf_hub_download(repository, name, etag_timeout=_patience())))
-            except (HTTPError, OSError, RuntimeError) as error:
-                raise NoWeights(f"{missing}, and the download broke off ({first_line(error)[:80]}); try again") from error
-    raise NoWeights(f"{missing}, and {constants.ENDPOINT} has none of {', '.join(names)} there")
-
-
-def _patience() -> float:
-    return float(constants.HF_HUB_ETAG_TIMEOUT) if os.environ.get("HF_HUB_ETAG_TIMEOUT") else PATIENCE
-
-
-def _ask(repository: str, name: str, missing: str) -> int | None:
-    """The size of a file on the hub in bytes, None where it is not there. Raises ``NoWeights`` where there is no answer in time.
-
-    In a thread, since a look-up of the host's name cannot be given a limit; it is left behind.
-    """
-    found: list[int | Exception] = []
-
-    def ask() -> None:
-        try:
-            found.append(get_hf_file_metadata(hf_hub_url(repository, name), timeout=_patience()).size or 0)
-        except _NO_ANSWER as error:
-            found.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_patience() + 0.5)
-    if not found:
-        raise NoWeights(f"{missing}, and {constants.ENDPOINT} does not answer within {_patience():g} s (HF_HUB_ETAG_TIMEOUT allows more)")
-    if isinstance(found[0], int):
-        return found[0]
-    if getattr(getattr(found[0], "response", None), "status_code", None) == 404:
-        return None
-    raise NoWeights(f"{missing}, and {constants.ENDPOINT} cannot be reached ({first_line(found[0])[:80]})") from found[0]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the remarks of libraries on what we report ourselves."""
-    loggers = [logging.getLogger(name) for name in _TALKATIVE]
-    before = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
+    return BackboneWeights.of(repository, fetch_file(repository, names, lambda what: progress(f"downloading {what}")))
 
 
 def fitted(tensors: dict[str, Tensor], body: nn.Module, backbone: str, file: str) -> tuple[dict[str, Tensor], list[str]]:

@@ -88,8 +88,8 @@ class ModelFlags:
     """Which model is trained; ``None`` is not given.
 
     Attributes:
-        start_from: Trained model to start from: a run or model folder, a hub id, or a paper's checkpoint. Classes are matched by name and
-            may differ, as may any option. Options not given are taken from the source.
+        start_from: Trained model to start from: a run or model folder, one of transformers, a hub id, or a paper's checkpoint. Classes are
+            matched by name and may differ, as may any option. Options not given are taken from the source.
         model: Model to train; `boxquery models` lists them. auto chooses model, preset, options, image size, batch size, length and
             augmentation for the data and the processor, and says so; flags that are given win. With --from it is the source's model.
         preset: Size and recipe; with --from the recipe alone. Default: auto's choice, or small, or that of --from.
@@ -126,7 +126,13 @@ class RunFlags(SharedFlags, ModelFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(LengthFlags, RunFlags):
-    """The flags of ``boxquery train``, which are the keywords of ``boxquery.train``."""
+    """The flags of ``boxquery train``, which are the keywords of ``boxquery.train``.
+
+    Attributes:
+        download: Fetch a model to start from the hub also if it has more than 200 MB.
+    """
+
+    download: Switch = False
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have."""

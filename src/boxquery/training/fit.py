@@ -67,7 +67,9 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
     origin = None
     if requested.start_from and not resume:
-        origin, remarks = read_source(requested.start_from, requested.named_model or "", requested.options or {})
+        origin, remarks = read_source(
+            requested.start_from, requested.named_model or "", requested.options or {}, download=requested.download
+        )  # fmt: skip
         requested = like(origin, requested)
         for line in remarks:
             console.print(f"note: {line}", markup=False)

@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from boxquery.errors import UserError
+from boxquery.hub import Unavailable
 from boxquery.models import preset
-from boxquery.parts.weights import BackboneWeights, NoWeights, find_weights
+from boxquery.parts.weights import BackboneWeights, find_weights
 from boxquery.training.config import RunConfig
 from boxquery.transfer import changed_options
 
@@ -30,14 +31,16 @@ def choose_weights(
     if wanted != "auto":
         try:
             return find_weights(backbone, wanted, say)
-        except NoWeights as error:
-            raise NoWeights(f"--pretrained: {error}; name a file or folder of weights, or use --pretrained none for random ones") from error
+        except Unavailable as error:
+            raise Unavailable(
+                f"--pretrained: {error}; name a file or folder of weights, or use --pretrained none for random ones"
+            ) from error
     if options.get("backbone_options"):
         say("note: the backbone starts from random weights, as its backbone_options may change its shape; --pretrained FILE loads some")
         return None
     try:
         return find_weights(backbone, True, say)
-    except NoWeights as error:
+    except Unavailable as error:
         say(f"note: the backbone starts from random weights: {error}. {COST}; --pretrained FILE loads a file")
         return None
 

@@ -82,9 +82,8 @@ def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Pat
     known = vars(config.length) | vars(config)
     given = {flag.name: value for flag in fields(requested) if (value := getattr(requested, flag.name)) not in (None, flag.default)}
     for name, asked in {**({} if data is None else {"data": data}), **given}.items():
-        own = known[name]
         # the clock is of no use once minutes have become steps
-        if name in ("device", "workers", "clock") or asked == own:
+        if name in ("device", "workers", "clock", "download") or asked == (own := known[name]):
             continue
         if name == "batch_size" and asked > own and config.length.epoch_batches == 1:  # it was larger than the data
             continue

@@ -1,0 +1,96 @@
+"""Models as Hugging Face's transformers writes them (``config.json`` and tensors): a file per kind, named as our model.
+
+The library is not needed and not imported. How a kind is added, say RT-DETR (``model_type`` ``rt_detr``): ``rt_detr.py`` here, with
+
+- ``options(config) -> dict``: our options, all that shape tensors or results, by asking a ``Config`` (``config.py``) for its values, each
+  with the library's default; ``config.same`` where two of its values are one of ours, ``config.require`` for what our model has fixed;
+- ``keys(model) -> rules``: patterns of its tensors' names -> our names, the first that matches whole wins, mostly from ``patterns.py``; for
+  both names that 4.x and 5.x have, and after ``q_proj``, ``k_proj`` and ``v_proj`` have become ``in_proj``. A new kind of backbone is a
+  function in ``config.BACKBONES`` and rules in ``patterns.backbone``;
+- where needed, ``adapt`` and ``CONSTANTS``, see ``boxquery.official.fill``; and ``PROCESSOR``: what ``preprocessor_config.json`` has that
+  differs from DETR's, for folders that lack the file or some of its values;
+- a case in ``tests/models/test_transformers_folders.py``.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxquery.errors import UserError
+from boxquery.models import create_model, papers
+from boxquery.official import fill
+from boxquery.official.transformers.config import Config
+from boxquery.official.transformers.patterns import packed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from boxquery.models.interface import Model
+
+#: what ``preprocessor_config.json`` of DETR and most others has
+PROCESSOR: dict[str, Any] = {
+    "do_resize": True,
+    "size": {"shortest_edge": 800, "longest_edge": 1333},
+    "resample": 2,
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
+
+
+def list_kinds() -> list[str]:
+    """Our names of the models that are read; their ``model_type`` is the same with underscores (or hyphens)."""
+    return [name for name in papers() if (Path(__file__).parent / f"{name.replace('-', '_')}.py").is_file()]
+
+
+def kind_of(config: Config) -> str:
+    """Our name of the model that a configuration is of. Raises ``UserError`` for one that is not read."""
+    kind, made = config.get("model_type", None), config.get("architectures", None)
+    name = str(kind).replace("_", "-")
+    found = made[0] if isinstance(made, list) and made else None
+    if name not in list_kinds():
+        known = ", ".join(each.replace("-", "_") for each in list_kinds())
+        raise UserError(
+            f"{config.where}: a model of transformers of the kind {kind!r}{f' ({found})' if found else ''} is not read; known: {known}"
+        )
+    if found is not None and not str(found).endswith("ForObjectDetection"):
+        raise UserError(f"{config.where}: {found} is no object detector; {name} is read as its ForObjectDetection")
+    return name
+
+
+def module_of(name: str) -> Any:
+    """The module that reads a kind."""
+    return import_module(f"boxquery.official.transformers.{name.replace('-', '_')}")
+
+
+def processor_of(name: str) -> dict[str, Any]:
+    """What ``preprocessor_config.json`` of a kind has where nothing else is said."""
+    return PROCESSOR | getattr(module_of(name), "PROCESSOR", {})
+
+
+def build(config: Config, tensors: dict[str, Tensor], classes: int, source: str) -> tuple[Model, dict[str, Any]]:
+    """The model that a configuration describes, filled with its tensors.
+
+    Args:
+        classes: how many it has.
+        source: the file of the tensors, for messages.
+
+    Returns the model, and ``model``, ``options`` and the numbers of tensors ``used``, ``constants``, ``dropped`` and ``new``. Raises
+    ``UserError`` where one does not fit the other.
+    """
+    name = kind_of(config)
+    kind = module_of(name)
+    options = kind.options(config)
+    try:
+        model = create_model(name, classes=classes, **options)
+    except UserError as error:
+        raise UserError(f"{config.where}: {error}") from error
+    try:
+        counts = {what: len(keys) for what, keys in fill(model, packed(tensors), kind).items()}
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return model, {"model": name, "options": options, **counts}

@@ -1,0 +1,110 @@
+"""``config.json`` of a model of transformers: values by their names there, and the options that follow from them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from boxquery.errors import UserError
+
+
+class Config:
+    """The values of a configuration, asked for by name.
+
+    What a file lacks, or has as ``null``, is the library's own default, which those who ask give: older files have fewer names.
+    """
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        self.values, self.where = values, where
+
+    def get(self, name: str, default: Any) -> Any:
+        value = self.values.get(name)
+        return default if value is None else value
+
+    def same(self, *names: str, default: Any) -> Any:
+        """One value that has several names there, as of encoder and decoder. Raises ``UserError`` where they differ."""
+        found = {name: self.get(name, default) for name in names}
+        if any(value != found[names[0]] for value in found.values()):
+            raise UserError(
+                f"{self.where}: {', '.join(f'{n}={v!r}' for n, v in found.items())}: here these are one option, so cannot differ"
+            )
+        return found[names[0]]
+
+    def require(self, **only: Any) -> None:
+        """Raise ``UserError`` for a value that differs from the only one that our model has; a name that is missing has it."""
+        for name, value in only.items():
+            if (found := self.get(name, value)) != value:
+                raise UserError(f"{self.where}: {name}={found!r}: only {value!r} is supported")
+
+    def part(self, name: str) -> Config:
+        """A configuration inside this one, empty where there is none. Raises ``UserError`` where it is none."""
+        if not isinstance(inner := self.get(name, {}), Mapping):
+            raise UserError(f"{self.where}: {name}={inner!r}: should be an object")
+        return Config(inner, f"{self.where}: {name}")
+
+
+def sizes(config: Config, *, ffn_dim: int = 2048, width: str = "d_model", activation: str = "relu") -> dict[str, Any]:
+    """The options that encoder and decoder of all kinds before RT-DETR have."""
+    config.require(activation_function=activation)
+    return {
+        "encoder_layers": config.get("encoder_layers", 6),
+        "decoder_layers": config.get("decoder_layers", 6),
+        "hidden_dim": config.get(width, 256),
+        "heads": config.same("encoder_attention_heads", "decoder_attention_heads", default=8),
+        "ffn_dim": config.same("encoder_ffn_dim", "decoder_ffn_dim", default=ffn_dim),
+        "dropout": config.get("dropout", 0.1),
+    }
+
+
+def position(config: Config) -> str:
+    """What the image's cells are marked with; the sine is each paper's own."""
+    kind = config.get("position_embedding_type", "sine")
+    return "paper" if kind == "sine" else kind
+
+
+def backbone(config: Config) -> dict[str, Any]:
+    """The options of a backbone, which a configuration names in one of three ways. Raises ``UserError`` for one that is not read.
+
+    - ``backbone_config``, of a kind in ``BACKBONES``;
+    - ``backbone``, a name of timm's, as files of transformers before 5.0 have it;
+    - neither: ResNet-50.
+    """
+    config.require(num_channels=3)
+    inner = config.part("backbone_config")
+    if inner.values:
+        kind = inner.get("model_type", None)
+        if kind not in BACKBONES:
+            raise UserError(f"{inner.where}: a backbone of the kind {kind!r} is not read; known: {', '.join(BACKBONES)}")
+        return BACKBONES[kind](inner)
+    name = config.get("backbone", "resnet50")
+    if (theirs := re.fullmatch(r"microsoft/resnet-(18|26|34|50|101|152)", str(name))) is not None:  # by its place on the hub
+        return {"backbone": f"resnet{theirs[1]}"}
+    stride = config.part("backbone_kwargs").get("output_stride", 16 if config.get("dilation", False) else None)
+    return _timm(Config({"backbone": name, "output_stride": stride}, config.where))
+
+
+def _timm(config: Config) -> dict[str, Any]:
+    if (stride := config.get("output_stride", 32)) not in (16, 32):
+        raise UserError(f"{config.where}: output_stride={stride!r}: only 32, and 16 (dilation), are supported")
+    return {"backbone": config.get("backbone", "resnet50"), "dilation": stride == 16}
+
+
+def _resnet(config: Config) -> dict[str, Any]:
+    """transformers' own ResNet: timm's of the same size."""
+    config.require(hidden_act="relu", embedding_size=64, downsample_in_first_stage=False, downsample_in_bottleneck=False, num_channels=3)
+    kind = config.get("layer_type", "bottleneck")
+    try:
+        expansion = {"basic": 1, "bottleneck": 4}[kind]
+        layers, channels = tuple(config.get("depths", [3, 4, 6, 3])), tuple(config.get("hidden_sizes", [256, 512, 1024, 2048]))
+        channels = tuple(width // expansion for width in channels)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{config.where}: layer_type={kind!r}, depths or hidden_sizes are not those of a ResNet") from error
+    usual = {"basic": {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}, "bottleneck": {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}}[kind]
+    if layers in usual and channels == (64, 128, 256, 512):
+        return {"backbone": f"resnet{usual[layers]}"}
+    return {"backbone": "resnet18" if kind == "basic" else "resnet50", "backbone_options": {"layers": layers, "channels": channels}}
+
+
+#: ``model_type`` of a backbone's configuration -> our options of it; the keys of its tensors are in ``patterns.backbone``
+BACKBONES: dict[str, Callable[[Config], dict[str, Any]]] = {"timm_backbone": _timm, "resnet": _resnet}
