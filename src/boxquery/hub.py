@@ -9,6 +9,7 @@ import fnmatch
 import logging
 import os
 import re
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from boxquery.errors import UserError, first_line
 
@@ -75,7 +77,8 @@ class HubModel:
         say(f"downloading {self} from {constants.ENDPOINT}")
         with quiet():
             try:
-                return Path(snapshot_download(self.name, allow_patterns=list(self.files), etag_timeout=patience()))
+                found = [Path(hf_hub_download(self.name, file, etag_timeout=patience())) for file in self.files]
+                return found[0].parent
             except (HTTPError, OSError, RuntimeError, ValueError) as error:
                 raise Unavailable(f"{self.name}: the download broke off ({first_line(error)[:80]}); try again") from error
 
@@ -93,6 +96,8 @@ def find_model(name: str) -> HubModel:
         raise Unavailable(f"{missing}, and {constants.ENDPOINT} has no such model, or not for everybody; check the name")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
     files = _chosen(list(sizes))
+    if len(files) == len(set(files) & set(DESCRIPTION)):
+        raise Unavailable(f"{name} on {constants.ENDPOINT} has no weights: {' or '.join(names[0] for names in WEIGHTS[::2])} is looked for")
     card = info.card_data
     return HubModel(name, sum(sizes[file] for file in files), str((card and card.get("license")) or "unknown"), files)
 
@@ -104,7 +109,7 @@ def _cached_model(name: str) -> HubModel | None:
         return None
     folder = config.parent
     files = _chosen([path.name for path in folder.iterdir()])
-    if len(files) == len([file for file in files if file in DESCRIPTION]):
+    if len(files) == len(set(files) & set(DESCRIPTION)):
         return None
     return HubModel(name, sum((folder / file).stat().st_size for file in files), _licence(folder), files, folder)
 
@@ -202,15 +207,20 @@ def ask(question: Callable[[], T], missing: str) -> T | None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the remarks of libraries on what we report ourselves."""
+    """Without the remarks of libraries on what we report ourselves, and with their bars only on a terminal."""
+    bars = not (sys.stderr.isatty() or are_progress_bars_disabled())
     loggers = [logging.getLogger(name) for name in _TALKATIVE]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)
+        if bars:
+            disable_progress_bars()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
+        if bars:
+            enable_progress_bars()
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)

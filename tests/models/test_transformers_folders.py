@@ -1,16 +1,27 @@
 """Folders of Hugging Face's transformers: the same logits, boxes and class names, and one line for what is not read."""
 
 import copy
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import boxquery as bq
+from boxquery.cli import run
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.models import papers
 from boxquery.official.transformers import list_kinds
+from tests.data.writers import pictures, write_coco
 from tests.models.builders import batch
-from tests.models.transformers_folders import CASES, NAMES, model, save
+from tests.models.transformers_folders import CASES, NAMES, edit, model, save
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -51,3 +62,235 @@ def test_heads_that_are_not_shared(case, tmp_path):
 
 def test_every_kind_has_a_case():
     assert set(list_kinds()) == {name for name in papers() if any(case.startswith(name) for case in CASES)}
+
+
+# -- what a folder may lack or have wrong -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small Conditional DETR, whose files are small, too."""
+    return save(model("conditional-detr-resnet"), tmp_path_factory.mktemp("theirs") / "hf")
+
+
+@pytest.fixture
+def copied(folder, tmp_path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "hf"))
+
+
+def refused(folder: Path, *said: str) -> None:
+    with pytest.raises(bq.UserError) as raised:
+        bq.load(folder)
+    line = str(raised.value)
+    assert "\n" not in line
+    assert str(folder) in line
+    assert [word for word in said if word not in line] == [], line
+
+
+def test_another_kind_is_one_line_with_the_known_ones(copied, capsys):
+    edit(copied / "config.json", lambda c: c.update(model_type="yolos", architectures=["YolosForObjectDetection"]))
+    known = "conditional_detr, "
+    refused(copied, "a model of transformers of the kind 'yolos' (YolosForObjectDetection) is not read; known: " + known)
+    assert run(["import-official", str(copied), "--out", str(copied.parent / "out")]) == 2
+    assert capsys.readouterr().err.count("error:") == 1
+    assert not (copied.parent / "out").exists()
+    edit(copied / "config.json", lambda c: c.update(model_type="detr", architectures=["DetrForSegmentation"]))
+    refused(copied, "DetrForSegmentation is no object detector")
+    edit(copied / "config.json", lambda c: c.update(model_type=None, architectures=None))
+    refused(copied, "of the kind None")
+
+
+CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "another width": ({"d_model": 64}, "conditional-detr"),
+    "more layers": ({"decoder_layers": 4}, "without a tensor: layers.3."),
+    "fewer layers": ({"encoder_layers": 1}, "not understood: model.encoder.layers.1."),
+    "more queries": ({"num_queries": 8}, "'model.query_position_embeddings.weight' is [7, 32] there"),
+    "more classes": ({"id2label": {str(i): f"c{i}" for i in range(6)}}, "'class_labels_classifier.bias' is [5] there"),
+    "different widths": ({"encoder_ffn_dim": 32}, "encoder_ffn_dim=32, decoder_ffn_dim=48: only equal ones are supported"),
+    "another activation": ({"activation_function": "gelu"}, "activation_function='gelu': only 'relu' is supported"),
+    "a word for a number": ({"num_queries": "many"}, "num_queries='many': must be a whole number"),
+    "nothing": ({"decoder_layers": 0}, "decoder_layers=0: must be at least 1"),
+    "heads that do not divide": ({"encoder_attention_heads": 5, "decoder_attention_heads": 5}, "must be a multiple of 4 and of heads=5"),
+    "another backbone": ({"backbone_config": {"model_type": "swin"}}, "a backbone of the kind 'swin' is not read; known: timm"),
+    "another position": ({"position_embedding_type": "rope"}, "position='rope'"),
+    "classes as a list": ({"id2label": ["a"]}, "id2label should be an object of ids and class names"),
+    "a gap in the ids": ({"id2label": {"0": "a", "2": "b"}}, "id2label should have an id for every row of the class head, 0 to 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_configuration_that_does_not_fit(change, copied):
+    values, said = CHANGES[change]
+    edit(copied / "config.json", lambda c: c.update(values))
+    refused(copied, said)
+
+
+def test_another_resnet(copied):
+    edit(copied / "config.json", lambda c: c["backbone_config"].update(downsample_in_bottleneck=True))
+    refused(copied, "downsample_in_bottleneck=True: only False is supported")
+    edit(copied / "config.json", lambda c: c["backbone_config"].update(downsample_in_bottleneck=False, layer_type="dense"))
+    refused(copied, "layer_type='dense', depths or hidden_sizes are not those of a ResNet")
+
+
+def test_tensors_too_few_and_too_many(copied):
+    path = copied / "model.safetensors"
+    tensors = load_file(path)
+    save_file({k: v for k, v in tensors.items() if not k.startswith("bbox_predictor.layers.1")}, path)
+    refused(copied, "model.safetensors: this is not a checkpoint of conditional-detr", "without a tensor: heads.0.boxes.layers.1.")
+    save_file(tensors | {"mask_head.weight": torch.zeros(3)}, path)
+    refused(copied, "not understood: mask_head.weight")
+    save_file(tensors | {"bbox_predictor.layers.0.bias": torch.full((32,), torch.nan)}, path)
+    refused(copied, "bbox_predictor.layers.0.bias contains NaN or inf")
+
+
+def test_files_that_are_broken_or_missing(copied):
+    weights, config = copied / "model.safetensors", copied / "config.json"
+    whole = weights.read_bytes()
+    for content, said in (
+        (whole[: len(whole) // 2], "not a checkpoint, or one that was cut short"),
+        (b"", "not a checkpoint, or one that was cut short (empty)"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+    ):
+        weights.write_bytes(content)
+        refused(copied, said)
+    weights.unlink()
+    refused(copied, "has a config.json of transformers, but no weights; model.safetensors or pytorch_model.bin is looked for")
+    text = config.read_text()
+    for broken, said in ((text[:100], "not JSON, or cut short"), ("[1]", "should be an object"), ("\xff", "")):
+        config.write_bytes(broken.encode("latin-1"))
+        refused(copied, said)
+
+
+class Hostile:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+def test_a_pickled_file_is_read_and_not_executed(folder, copied, capsys):
+    tensors = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(tensors, copied / "pytorch_model.bin")
+    assert equal(bq.load(copied), bq.load(folder))
+    torch.save({**tensors, "hook": Hostile()}, copied / "pytorch_model.bin")
+    refused(copied, "would have to be executed")
+    assert "executed" not in capsys.readouterr().out
+
+
+def equal(one, other) -> bool:
+    tensors = other.model.state_dict()
+    return all(torch.equal(value, tensors[name]) for name, value in one.model.state_dict().items())
+
+
+def test_tensors_in_several_files(folder, tmp_path):
+    theirs = model("conditional-detr-resnet")
+    parts = save(theirs, tmp_path / "parts", max_shard_size="100KB")
+    index = parts / "model.safetensors.index.json"
+    assert len(list(parts.glob("model-*.safetensors"))) > 1
+    assert equal(bq.load(parts), bq.load(folder))
+    edit(index, lambda values: values["weight_map"].update({"x": "../hf/model.safetensors"}))
+    refused(parts, "weight_map should say which file beside it has which tensor")
+    edit(index, lambda values: values["weight_map"].pop("x"))
+    next(parts.glob("model-*.safetensors")).unlink()
+    refused(parts, "no such file")
+
+
+# -- preprocessing ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_preprocessing_comes_along(folder, tmp_path, capsys):
+    assert bq.load(folder).preprocessing.to_dict() == Preprocessing(800).to_dict()
+    theirs, square = model("conditional-detr-resnet"), tmp_path / "square"
+    found = bq.load(save(theirs, square, processor="RTDetrImageProcessor"))
+    assert (found.preprocessing.square, found.image_size, found.preprocessing.mean, found.preprocessing.std) == (True, 640, None, None)
+    pixels = np.full((40, 60, 3), 255, dtype=np.uint8)
+    assert found.transform(Image.fromarray(pixels)).shape == (3, 640, 640)
+    assert found.transform(Image.fromarray(pixels)).max() == 1.0
+    assert run(["import-official", str(square), "--out", str(tmp_path / "ours"), "--image-size", "96"]) == 0
+    ours = bq.load(tmp_path / "ours")
+    assert ours.preprocessing == replace(found.preprocessing, image_size=96)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"size": 640, "max_size": 960}, {"image_size": 640, "longest_ratio": 1.5}),
+        ({"size": {"shortest_edge": 480}}, {"image_size": 480, "longest_ratio": 1000.0}),
+        ({"size": {"shortest_edge": 480, "longest_edge": 400}}, {"image_size": 480, "longest_ratio": 1.0}),
+        ({"image_mean": [0.5, 0.5, 0.5], "resample": 3}, {"mean": (0.5, 0.5, 0.5), "interpolation": "bicubic"}),
+        ({"do_normalize": False, "image_mean": None}, {"mean": None, "std": None}),
+        ({"do_normalize": None}, {}),
+    ],
+    ids=str,
+)
+def test_preprocessing_as_files_have_it(values, expected, copied):
+    edit(copied / "preprocessor_config.json", lambda file: file.update(values))
+    assert bq.load(copied).preprocessing == Preprocessing(**expected)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"size": {"height": 640, "width": 480}}, "a shortest_edge, or one height and width, is supported"),
+        ({"size": {"max_height": 640, "max_width": 480}}, "a shortest_edge, or one height and width, is supported"),
+        ({"size": {"shortest_edge": 0, "longest_edge": 9}}, "is no number"),
+        ({"size": {"shortest_edge": 4}}, "image_size=4 is out of range"),
+        ({"do_resize": False}, "do_resize=False: only True is supported"),
+        ({"rescale_factor": 1.0}, "rescale_factor=1.0: only 1/255 is supported"),
+        ({"resample": 0}, "resample=0: only 2 (bilinear) and 3 (bicubic) are supported"),
+        ({"image_mean": "grey"}, "should be"),
+        ({"image_std": 3}, "is no number"),
+    ],
+    ids=str,
+)
+def test_preprocessing_that_is_not_supported(values, said, copied):
+    edit(copied / "preprocessor_config.json", lambda file: file.update(values))
+    refused(copied, "preprocessor_config.json", said)
+
+
+def test_without_preprocessing_it_is_what_is_usual_and_a_note_says_so(copied, tmp_path, capsys):
+    (copied / "preprocessor_config.json").unlink()
+    assert bq.load(copied).preprocessing == Preprocessing(800)
+    note = f"note: {copied} has no preprocessor_config.json: images are resized and normalised as is usual for conditional-detr\n"
+    assert capsys.readouterr().err == note
+    assert run(["import-official", str(copied), "--out", str(tmp_path / "ours")]) == 0
+    assert capsys.readouterr().err == note
+
+
+# -- commands -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_import_makes_a_folder_of_ours(folder, tmp_path, capsys):
+    words = ["import-official", str(folder), "--out", str(tmp_path / "ours"), "--json"]
+    assert run(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["model"], report["rows"], report["options"]["num_queries"]) == ("conditional-detr", 5, 7)
+    theirs, ours = bq.load(folder), bq.load(tmp_path / "ours")
+    assert equal(ours, theirs)
+    assert (ours.classes, ours.ids, ours.preprocessing) == (theirs.classes, theirs.ids, theirs.preprocessing)
+    assert run(["import-official", str(folder), "--out", str(tmp_path / "named"), "--classes", "a,b,,c,d"]) == 0
+    assert bq.load(tmp_path / "named").classes == ["a", "b", None, "c", "d"]
+    assert run(["import-official", str(folder), "--out", str(tmp_path / "x"), "--classes", "a,b"]) == 2
+    assert "has 5 classes, but --classes has 2 names" in capsys.readouterr().err
+    assert run(["import-official", str(folder), "--out", str(tmp_path / "x"), "--model", "detr"]) == 2
+    assert "is a conditional-detr, not a detr; leave --model out" in capsys.readouterr().err
+    assert run(["import-official", str(folder), "--out", str(tmp_path / "x"), "--option", "dilation=true"]) == 2
+    assert "leave --option out" in capsys.readouterr().err
+    assert run(["import-official", str(folder / "model.safetensors"), "--out", str(tmp_path / "x")]) == 2
+    assert "the file does not say which model it is; add --model" in capsys.readouterr().err
+    assert run(["import-official", str(folder / "model.safetensors"), "--out", str(tmp_path / "x"), "--model", "detr"]) == 2
+    assert "its names are those of Hugging Face's transformers: give the folder with its config.json" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_predict_explain_and_evaluate_take_it(folder, tmp_path, capsys):
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.jpg")
+    small = ["--image-size", "64", "--device", "cpu"]
+    assert run(["predict", str(folder), str(tmp_path / "a.jpg"), "--out", str(tmp_path / "found"), "--threshold", "0", *small]) == 0
+    found = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert {each["category_id"] for each in found} <= {0, 2, 3, 4}
+    assert run(["explain", str(folder), str(tmp_path / "a.jpg"), "--out", str(tmp_path / "page")]) == 0
+    data = write_coco(tmp_path / "data", pictures(6))
+    assert run(["evaluate", str(folder), str(data), "--json", *small]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if "warn" in line.lower() or "transformers" in line] == []

@@ -1,52 +1,16 @@
 """The same small or large model twice: one of `transformers`, one of ours with its weights. For the parity test and the benchmark."""
 
 import copy
-import re
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import DeformableDetrConfig, DeformableDetrForObjectDetection, DetrConfig, DetrForObjectDetection
 
 import boxquery as bq
 from boxquery.models.base import DetectionTransformer
-
-#: their module -> ours; q_proj, k_proj and v_proj are packed afterwards
-RENAMED: list[tuple[str, str]] = [
-    (r"model\.backbone\.model\.", "backbone.body."),
-    (r"model\.input_projection\.", "neck.projections.0.0."),
-    (r"model\.input_proj\.", "neck.projections."),
-    (r"model\.level_embed$", "tokens.level_embedding"),
-    (r"model\.position_embedding\.(row|column)_embeddings\.weight$", r"tokens.position.\1"),
-    (r"model\.reference_points\.", "queries.reference_points."),
-    (r"model\.enc_output\.", "queries.memory_proj."),
-    (r"model\.enc_output_norm\.", "queries.memory_norm."),
-    (r"model\.pos_trans\.", "queries.query_proj."),
-    (r"model\.pos_trans_norm\.", "queries.query_norm."),
-    (r"model\.decoder\.layernorm\.", "norm."),
-    (r"model\.encoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"encoder.layers.\1.read_residual.norm."),
-    (r"model\.encoder\.layers\.(\d+)\.self_attn\.(?=[qkvo]_)", r"encoder.layers.\1.read.attention."),
-    (r"model\.encoder\.layers\.(\d+)\.self_attn\.", r"encoder.layers.\1.read."),
-    (r"model\.decoder\.layers\.(\d+)\.self_attn_layer_norm\.", r"layers.\1.self_residual.norm."),
-    (r"model\.decoder\.layers\.(\d+)\.encoder_attn_layer_norm\.", r"layers.\1.read_residual.norm."),
-    (r"model\.decoder\.layers\.(\d+)\.self_attn\.", r"layers.\1.self_attention.attention."),
-    (r"model\.decoder\.layers\.(\d+)\.encoder_attn\.(?=[qkvo]_)", r"layers.\1.read.attention."),
-    (r"model\.decoder\.layers\.(\d+)\.encoder_attn\.", r"layers.\1.read."),
-    (r"model\.encoder\.layers\.(\d+)\.", r"encoder.layers.\1."),
-    (r"model\.decoder\.layers\.(\d+)\.", r"layers.\1."),
-    (r"class_labels_classifier\.", "heads.0.classes."),
-    (r"bbox_predictor\.", "heads.0.boxes."),
-    (r"class_embed\.(\d+)\.", r"heads.\1.classes."),
-    (r"bbox_embed\.(\d+)\.", r"heads.\1.boxes."),
-]
-#: inside a layer
-INSIDE: dict[str, str] = {
-    "mlp.fc1": "ffn.linear1",
-    "mlp.fc2": "ffn.linear2",
-    "final_layer_norm": "ffn_residual.norm",
-    "output_proj": "out_proj",
-    ".o_proj": ".out_proj",
-}
+from boxquery.official import fill
+from boxquery.official.transformers import module_of
+from boxquery.official.transformers.patterns import packed
 
 #: our option -> theirs, where one value says it
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -90,40 +54,8 @@ def theirs(name: str, classes: int, options: dict[str, Any]) -> nn.Module:
 def ours(name: str, classes: int, options: dict[str, Any], peer: nn.Module) -> DetectionTransformer:
     """Our model with the peer's weights, each of them used."""
     model = bq.create_model(name, classes=classes, **options)
-    model.freeze()
-    model.load_state_dict(renamed(peer, model))
+    fill(model, packed(peer.state_dict()), module_of(name))
     return model
-
-
-def renamed(peer: nn.Module, model: DetectionTransformer) -> dict[str, Tensor]:
-    """Their tensors under our names."""
-    out: dict[str, Tensor] = {}
-    queries = "queries.embedding" if hasattr(model.queries, "embedding") else "queries.position"
-    for key, value in peer.state_dict().items():
-        if re.match(r"model\.decoder\.(class|bbox)_embed\.", key):  # the same tensors again
-            continue
-        pattern, to = next(((p, t) for p, t in RENAMED if re.match(p, key)), ("$", ""))
-        new = queries if key == "model.query_position_embeddings.weight" else re.sub(pattern, to, key, count=1)
-        for a, b in INSIDE.items():
-            new = new.replace(a, b)
-        if (head := re.match(r"heads\.(\d+)\.(.+)", new)) is not None:
-            layer = int(head[1])
-            if layer == len(model.layers):
-                new = f"queries.head.{head[2]}"
-            elif layer >= len(model.heads):  # one head for all, listed once a layer
-                assert torch.equal(value, out[f"heads.0.{head[2]}"])
-                continue
-        out[new] = value
-    return packed(out)
-
-
-def packed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """q_proj, k_proj, v_proj -> in_proj."""
-    out = {k: v for k, v in tensors.items() if not re.search(r"\.[qkv]_proj\.", k)}
-    for key in tensors:
-        if ".q_proj." in key:
-            out[key.replace("q_proj", "in_proj")] = torch.cat([tensors[key.replace("q_proj", f"{c}_proj")] for c in "qkv"])
-    return out
 
 
 def labels(targets: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:

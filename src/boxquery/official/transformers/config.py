@@ -26,9 +26,8 @@ class Config:
         """One value that has several names there, as of encoder and decoder. Raises ``UserError`` where they differ."""
         found = {name: self.get(name, default) for name in names}
         if any(value != found[names[0]] for value in found.values()):
-            raise UserError(
-                f"{self.where}: {', '.join(f'{n}={v!r}' for n, v in found.items())}: here these are one option, so cannot differ"
-            )
+            words = ", ".join(f"{name}={value!r}" for name, value in found.items())
+            raise UserError(f"{self.where}: {words}: only equal ones are supported")
         return found[names[0]]
 
     def require(self, **only: Any) -> None:

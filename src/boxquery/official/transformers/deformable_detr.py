@@ -9,6 +9,9 @@ from boxquery.official.transformers.config import Config, backbone, position, si
 from boxquery.official.transformers.patterns import DECODER, ENCODER, Rules, attention, decoder, deformable, encoder
 from boxquery.official.transformers.patterns import backbone as backbone_keys
 
+#: where a head is named; two-stage's last one is the encoder's
+HEAD = r"^(?:model\.decoder\.)?(class|bbox)_embed\."
+
 
 def options(config: Config) -> dict[str, Any]:
     two_stage = config.get("two_stage", False)
@@ -26,11 +29,13 @@ def options(config: Config) -> dict[str, Any]:
 
 def adapt(model, tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """The library shares heads, and writes those that are shared only once: layers without one have the first layer's."""
-    heads = {re.sub(r"^model\.decoder\.(?=(class|bbox)_embed\.)", "", key): value for key, value in tensors.items()}
-    for key in [key for key in heads if re.match(r"(class|bbox)_embed\.0\.", key)]:
-        for i in range(1, len(model.layers) + hasattr(model.queries, "head")):
-            heads.setdefault(key.replace("_embed.0.", f"_embed.{i}."), heads[key])
-    return heads, []
+    found = {re.sub(HEAD, r"\1_embed.", key) for key in tensors}
+    out, heads = dict(tensors), len(model.layers) + hasattr(model.queries, "head")
+    for key, value in tensors.items():
+        if re.match(HEAD + r"0\.", key):
+            others = (re.sub(HEAD + r"0\.", rf"\1_embed.{i}.", key) for i in range(1, heads))
+            out |= {other: value for other in others if other not in found}
+    return out, []
 
 
 def keys(model) -> Rules:
@@ -54,5 +59,6 @@ def keys(model) -> Rules:
     ]
     proposing, each = len(model.layers), r"heads.\1" if len(model.heads) > 1 else "heads.0"
     for theirs, ours in (("class_embed", "classes"), ("bbox_embed", "boxes")):
-        rules += [(rf"{theirs}\.{proposing}\.(.+)", rf"queries.head.{ours}.\1"), (rf"{theirs}\.(\d+)\.(.+)", rf"{each}.{ours}.\2")]
+        head = rf"(?:model\.decoder\.)?{theirs}\."
+        rules += [(rf"{head}{proposing}\.(.+)", rf"queries.head.{ours}.\1"), (rf"{head}(\d+)\.(.+)", rf"{each}.{ours}.\2")]
     return rules
