@@ -19,7 +19,6 @@ from boxquery.models import sam_detr
 from boxquery.models.anchor_detr import PatternQueries, Positions
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.conditional_detr import ConditionalLocate
-from boxquery.models.dab_deformable_detr import DABDeformableLocate
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import DenseAttention
@@ -27,7 +26,7 @@ from boxquery.parts.attention.gaussian import GaussianLocate
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
 from boxquery.parts.attention.scales import ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
-from boxquery.parts.box_locate import DABLocate
+from boxquery.parts.box_locate import BoxLocate, DABLocate
 from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.queries import BoxQueries, LearnedQueries, ReferencePointQueries
@@ -242,7 +241,7 @@ PAIRS = {
     ),
     "`PatternQueries`, `locate_at_position` (Anchor)": lambda: (points(axes=True), locate_at_position),
     "`BoxQueries`, `DABLocate` (DAB)": lambda: (BoxQueries(QUERIES, DIM), DABLocate(DIM)),
-    "`BoxQueries`, `DABDeformableLocate` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), DABDeformableLocate(DIM)),
+    "`BoxQueries`, `BoxLocate` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), BoxLocate(DIM)),
     "`BoxQueries`, `sam_detr.locate` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.locate),
 }
 ATTENTIONS = {
@@ -331,7 +330,7 @@ def test_what_attentions_need(name):
     [
         (lambda: ConditionalLocate(DIM), "QueryState.reference"),
         (lambda: DABLocate(DIM), "QueryState.reference of four numbers"),
-        (lambda: DABDeformableLocate(DIM), "QueryState.reference of four numbers"),
+        (lambda: BoxLocate(DIM), "QueryState.reference of four numbers"),
         (lambda: sam_detr.locate, "QueryState.reference"),
         (lambda: under_gaussians(locate_at_position), "QueryState.reference"),
     ],
