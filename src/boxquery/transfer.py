@@ -35,7 +35,7 @@ TRANSFER_FILE = "transfer.json"
 COUNTED: tuple[tuple[str, str], ...] = (
     (r"heads\.\d+\.classes\..+", "columns"),
     (r"queries\.denoising\.labels", "classes"),
-    # proposals are class-agnostic: column 0 is any object, the others have no meaning
+    # of class-agnostic proposals: column 0 is any object, the others have no meaning
     (r"queries\.head\.classes\..+", "proposal columns"),
     (r"queries\.(further\.)?(position|embedding|anchors|centres|points)|(place\.)+table", "queries"),
     (r"queries\.(further\.)?content", "contents"),
@@ -261,6 +261,8 @@ class _Copier:
             group.note(self._describe("levels", levels) if PER_LEVEL.fullmatch(name) else "some are not in the source")
             return 0, 0
         kind = next((kind for pattern, kind in COUNTED if re.fullmatch(pattern, name)), "")
+        if kind == "proposal columns" and not self.target.criterion.class_agnostic_proposals:
+            kind = "columns"
         rows = self._rows(kind, name, origin, ours, theirs)
         if rows is None:
             group.note("some have another shape")

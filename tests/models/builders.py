@@ -35,6 +35,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dab-detr": {"dab-detr": {}, "dab-detr-patterns": {"patterns": 2, "fixed_xy": True}},
     "dab-deformable-detr": {"dab-deformable-detr": {}, "dab-deformable-detr-fixed": {"fixed_xy": True}},
+    "dn-detr": {"dn-detr": {}, "dn-detr-one-to-one": {"matching": "one-to-one"}},
+    "dino-detr": {"dino-detr": {}, "dino-detr-one-to-one": {"matching": "one-to-one"}},
     "deformable-detr": {
         "deformable-detr-points": {"box_refine": False, "two_stage": False, "matching": "one-to-one"},
         "deformable-detr-refined": {"box_refine": True, "two_stage": False, "matching": "one-to-one"},

@@ -14,7 +14,7 @@ from tests.models.builders import batch, create, has_option, objects, shaken
 
 SIZES = ((64, 96), (48, 64))
 SMALL = {"hidden_dim": 32, "ffn_dim": 32}
-DENSE = ["detr", "conditional-detr", "smca-detr", "dab-detr", "anchor-detr-dense"]
+DENSE = ["detr", "conditional-detr", "smca-detr", "dab-detr", "dn-detr", "anchor-detr-dense"]
 LEVELS = [name for name in bq.list_models() if has_option(name, "levels")]
 
 #: system -> what the model needs beside the option
@@ -27,8 +27,9 @@ MODELS = [*bq.list_models(), *NEEDS]
 
 def possible(name: str) -> tuple[str, ...]:
     """What ``query_position`` changes in a model: all but its own."""
-    found = type(sweep.presets(model_of(name))["paper"].options).query_positions[1:]
-    return tuple(kind for kind in found if (name, kind) != ("deformable-detr", "learned"))
+    tiny = sweep.presets(model_of(name))["tiny"].options
+    found, denoised = type(tiny).query_positions[1:], "denoising" in NEEDS.get(name, {}).get("matching", tiny.matching)
+    return tuple(kind for kind in found if not (denoised and kind == "learned"))
 
 
 def model_of(system: str) -> str:

@@ -12,7 +12,7 @@ from boxquery import models
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.hungarian import pad_targets
-from boxquery.models.base import DetectionTransformer
+from boxquery.models.base import DetectionTransformer, keep_reference
 from boxquery.models.builders import decoder, encoder, focal, image, refine_detached
 from boxquery.models.options import Options
 from boxquery.models.recipes import Recipe, presets
@@ -27,6 +27,7 @@ from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 from tests.models.builders import batch, create, objects, shaken, systems
+from tests.models.builders import presets as presets_of
 from tests.models.test_overfit import learned
 
 SIZES = ((64, 96), (48, 64))
@@ -145,7 +146,7 @@ def test_a_number_of_noised_queries_needs_denoising(name):
     """What switched it on until matching did must not go unnoticed."""
     options = {"matching": "one-to-one", "denoising": 60}
     assert create(name, **options).config["options"]["denoising"] == 60
-    if name == "deformable-detr":
+    if "denoising" in presets_of(name)["tiny"].options.strategies:
         assert create(name, denoising=7).queries.denoising.queries == 7
     else:
         with pytest.raises(bq.UserError, match="denoising=60 is a number of noised queries, of which matching has none"):
@@ -168,7 +169,7 @@ def test_last_only_computes_what_is_needed(system):
             getattr(head, part).register_forward_hook(lambda *_, part=part: calls.__setitem__(part, calls[part] + 1))
     with torch.no_grad():
         model(*batch(*SIZES), last_only=True)
-    refined = model.config["options"].get("box_refine", name in ("dab-detr", "dab-deformable-detr", "sam-detr"))
+    refined = model.refine is not keep_reference
     assert calls == {"classes": 1, "boxes": len(model.layers) if refined else 1}
 
 

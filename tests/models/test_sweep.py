@@ -30,6 +30,11 @@ PACKED_ZERO_CONTENT = {
 NO_GRADIENT: dict[str, dict[str, str]] = {
     "conditional-detr": KEY_BIAS | ZERO_CONTENT,
     "dab-detr": KEY_BIAS | ZERO_CONTENT,
+    "dn-detr": KEY_BIAS,
+    "dn-detr-one-to-one": {
+        **KEY_BIAS,
+        r"layers\.0\.self_attention\.(query|key)_\w+\.(weight|bias)": "all queries have one content: whatever is attended to, it is that",
+    },
     "dab-detr-patterns": {
         **KEY_BIAS,
         r"layers\.0\.self_attention\.key_position\.weight": "values differ by pattern alone, and every pattern stands at every anchor",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from boxquery.models.interface import Model
 
 #: our parameters that have a row per class
-CLASS_HEADS = r"(heads\.\d+|queries\.head)\.classes\..+"
+CLASS_HEADS = r"(heads\.\d+|queries\.head)\.classes\..+|queries\.denoising\.labels"
 
 
 def list_official() -> list[str]:

@@ -1,6 +1,6 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-Deformable-DETR checkpoints."""
 
-from boxquery.official.patterns import class_rows, deformable_transformer, head_per_layer, sizes
+from boxquery.official.patterns import class_rows, deformable_sizes, deformable_transformer, head_per_layer
 
 
 def keys(model) -> list[tuple[str, str]]:
@@ -17,12 +17,4 @@ def keys(model) -> list[tuple[str, str]]:
 
 def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors."""
-    levels = len(tensors["transformer.level_embed"])
-    queries, dim = tensors["tgt_embed.weight"].shape
-    return class_rows(tensors), {
-        **sizes(tensors),
-        "num_queries": queries,
-        "hidden_dim": dim,
-        "levels": levels,
-        "points": len(tensors["transformer.encoder.layers.0.self_attn.sampling_offsets.bias"]) // (8 * levels * 2),
-    }
+    return class_rows(tensors), {**deformable_sizes(tensors), "num_queries": len(tensors["tgt_embed.weight"])}

@@ -1,16 +1,12 @@
 """IDEA-Research/DAB-DETR (Apache-2.0): the keys of its released DAB-DETR checkpoints."""
 
-from boxquery.official.patterns import class_rows, conditional_transformer, sizes, width
+from boxquery.official.patterns import class_rows, dab_transformer, sizes, width
 
 
 def keys(model) -> list[tuple[str, str]]:
     """The authors' keys (patterns) -> ours."""
     return [
-        *conditional_transformer(),
-        (r"transformer\.encoder\.query_scale\.(.+)", r"encoder.place.scale.\1"),
-        (r"transformer\.decoder\.ref_point_head\.(.+)", r"place.position.\1"),
-        (r"transformer\.decoder\.ref_anchor_head\.(.+)", r"place.size.\1"),
-        (r"refpoint_embed\.weight", "queries.anchors"),
+        *dab_transformer(),
         (r"transformer\.patterns\.weight", "queries.content"),
     ]
 

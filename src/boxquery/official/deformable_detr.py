@@ -1,16 +1,15 @@
 """fundamentalvision/Deformable-DETR (Apache-2.0): the keys of its released checkpoints."""
 
-from boxquery.official.patterns import class_rows, deformable_transformer, sizes
+from boxquery.official.patterns import class_rows, deformable_sizes, deformable_transformer, proposals
 
 
 def keys(model) -> list[tuple[str, str]]:
     """The authors' keys (patterns) -> ours. Heads are listed per layer, also where all share one; two-stage's last is the encoder's."""
     rules = [
         *deformable_transformer(),
+        *proposals(),
         (r"query_embed\.weight", "queries.embedding"),
         (r"transformer\.reference_points\.(.+)", r"queries.reference_points.\1"),
-        (r"transformer\.enc_output\.(.+)", r"queries.memory_proj.\1"),
-        (r"transformer\.enc_output_norm\.(.+)", r"queries.memory_norm.\1"),
         (r"transformer\.pos_trans\.(.+)", r"queries.query_proj.\1"),
         (r"transformer\.pos_trans_norm\.(.+)", r"queries.query_norm.\1"),
     ]
@@ -25,15 +24,10 @@ def keys(model) -> list[tuple[str, str]]:
 def options(tensors) -> tuple[int | None, dict]:
     """The class count and our options, as read from the tensors; DC5 has the same tensors and must be given."""
     first, second = (tensors[f"bbox_embed.{i}.layers.2.bias"] for i in (0, 1))
-    two_stage = "transformer.enc_output.weight" in tensors
-    levels, dim = tensors["transformer.level_embed"].shape if "transformer.level_embed" in tensors else (1, 256)
-    offsets = len(tensors["transformer.encoder.layers.0.self_attn.sampling_offsets.bias"])
+    two_stage = "transformer.pos_trans.weight" in tensors
     return class_rows(tensors), {
-        **sizes(tensors),
+        **deformable_sizes(tensors),
         "num_queries": 300 if two_stage else len(tensors["query_embed.weight"]),
-        "hidden_dim": dim,
-        "levels": levels,
-        "points": offsets // (8 * levels * 2),
         "box_refine": not bool(first.equal(second)),
         "two_stage": two_stage,
     }

@@ -85,6 +85,17 @@ def detr_transformer() -> Rules:
     return [*_single_scale(*self_attention(), *cross_attention), (r"query_embed\.weight", "queries.position")]
 
 
+def dab_transformer() -> Rules:
+    """The transformer of DAB-DETR with its anchors, which DN-DETR has, too."""
+    return [
+        *conditional_transformer(),
+        (r"transformer\.encoder\.query_scale\.(.+)", r"encoder.place.scale.\1"),
+        (r"transformer\.decoder\.ref_point_head\.(.+)", r"place.position.\1"),
+        (r"transformer\.decoder\.ref_anchor_head\.(.+)", r"place.size.\1"),
+        (r"refpoint_embed\.weight", "queries.anchors"),
+    ]
+
+
 def conditional_transformer() -> Rules:
     """The transformer of Conditional DETR, which DAB-DETR builds on."""
     scale = (r"transformer\.decoder\.query_scale\.(.+)", r"place.scale.\1")
@@ -109,6 +120,14 @@ def deformable_transformer() -> Rules:
     return [*backbone(), neck, *deformable_encoder(), *self_attention(), *deformable_attention(), *decoder(("norm2", "norm1", "norm3"))]
 
 
+def proposals() -> Rules:
+    """What scores the encoder's tokens (Deformable DETR in two stages), without its head."""
+    return [
+        (r"transformer\.enc_output\.(.+)", r"queries.memory_proj.\1"),
+        (r"transformer\.enc_output_norm\.(.+)", r"queries.memory_norm.\1"),
+    ]
+
+
 def head_per_layer() -> Rules:
     """A head for every layer, also listed under the decoder."""
     return [
@@ -120,6 +139,27 @@ def head_per_layer() -> Rules:
 def class_rows(tensors, others: int = 0) -> int | None:
     """The class count of the (first) class head, whose last ``others`` rows are no classes; None if the file has no such head."""
     return next((len(v) - others for k, v in tensors.items() if re.fullmatch(r"(transformer\.)?class_embed\.(0\.)?bias", k)), None)
+
+
+def split_labels(model, tensors, last: str | None = None) -> tuple[dict, list[str]]:
+    """Class embeddings of denoising, with a row more than there are classes -> those of the classes, and that row as ``last``, if it is
+    ever looked up; and what was dropped.
+
+    Those of the classes are dropped where the model has no denoising, or the file no class head: they are then of other classes.
+    """
+    name = "label_enc.weight"
+    if name not in tensors:
+        return tensors, []
+    labels, kept, dropped = tensors[name], {key: value for key, value in tensors.items() if key != name}, []
+    if class_rows(tensors) is None or "queries.denoising.labels" not in model.state_dict():
+        dropped.append(f"{name}[:{len(labels) - 1}]")
+    else:
+        kept[name] = labels[:-1]
+    if last is None:
+        dropped.append(f"{name}[{len(labels) - 1}]")
+    else:
+        kept[last] = labels[-1:]
+    return kept, dropped
 
 
 def width(tensors) -> int:
@@ -143,3 +183,11 @@ def sizes(tensors, layer: str = "transformer.{}.layers.", ffn: str = "linear1.bi
         "ffn_dim": len(tensors[f"{layer.format('encoder')}0.{ffn}"]),
         "backbone": "resnet101" if any(k.endswith("body.layer3.22.conv1.weight") for k in tensors) else "resnet50",
     }
+
+
+def deformable_sizes(tensors) -> dict:
+    """The options of papers with deformable attention, as read from the tensors; eight heads are taken for granted."""
+    name = "transformer.level_embed"
+    levels, dim = tensors[name].shape if name in tensors else (1, width(tensors))
+    offsets = len(tensors["transformer.encoder.layers.0.self_attn.sampling_offsets.bias"])
+    return {**sizes(tensors), "hidden_dim": dim, "levels": levels, "points": offsets // (8 * levels * 2)}
