@@ -11,6 +11,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.explain.relevance import relevance, relevances, token_relevance
 from boxquery.parts.attention import dense as attention
+from boxquery.parts.queries import ProposalQueries
 from tests.models.builders import batch, create, shaken
 
 STEP = 1e-6
@@ -33,6 +34,9 @@ def test_is_what_happens_when_a_token_is_scaled(name):
     images, _ = batch((64, 96), dtype=torch.float64)
     query = 3
     with torch.no_grad():
+        if isinstance(model.queries, ProposalQueries):  # always detached, so scaling a token must not see them either
+            state = model.queries(model.encoder(model.embed_image(images)))
+            model.queries.forward = lambda memory, targets=None: state
         logits = model(images).logits[-1, 0, query]
     label = int(model.criterion.classification.scores(logits).argmax())
     memory, found = token_relevance(model, images, [0, query])

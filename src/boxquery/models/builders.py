@@ -11,15 +11,20 @@ from torch import nn
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.groups import Denoising, Noise
+from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options
+from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.box_locate import DABLocate, ScaledPositions
+from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.heads import Head, Prediction
 from boxquery.parts.hybrid import CellNorm, ConvBlock, CrossStage, HybridEncoder, MakeBlock, RepVGGBlock
-from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position
+from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position, reset_transformer
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.positions import LearnedPosition, NoPosition, SinePosition
+from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
@@ -156,3 +161,28 @@ def region_ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> Fee
     """The encoder's: on each token separately, or with its neighbours."""
     kind = ConvolutionalFeedForward if o.encoder_ffn == "convolutional" else FeedForward
     return kind(o.hidden_dim, o.ffn_dim, o.dropout, activation)
+
+
+def dab_model(classes: int, o: Options, weights: BackboneWeights | None, queries: Callable[[], BoxQueries]) -> DetectionTransformer:
+    """DAB-DETR with any anchor boxes as queries, which are made after encoder and decoder."""
+    dim = o.hidden_dim
+    regions, locate = encoder(o, activation=nn.PReLU, locate=ScaledPositions(dim)), DABLocate(dim)
+    layers = decoder(
+        o,
+        lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
+        lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
+        activation=nn.PReLU,
+    )
+    reset_transformer(regions, locate, *layers)
+    return DetectionTransformer(
+        image=image(o, weights, SinePosition(dim, temperature=20)),
+        encoder=regions,
+        queries=queries(),
+        locate=locate,
+        layers=layers,
+        refine=look_forward_twice,
+        norm=nn.LayerNorm(dim),
+        heads=[Head(dim, classes, eps=EPS_OF_ANCHORS)],
+        criterion=focal(weight=1.0),
+        top_k=300,
+    )

@@ -22,19 +22,11 @@ Differs from DETR in:
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import decoder, encoder, focal, image, look_forward_twice
+from boxquery.models.builders import dab_model
 from boxquery.models.options import Options, check_share
 from boxquery.models.recipes import Recipe, presets
-from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from boxquery.parts.box_locate import DABLocate, ScaledPositions
-from boxquery.parts.boxes import EPS_OF_ANCHORS
-from boxquery.parts.heads import Head
-from boxquery.parts.layers import reset_transformer
-from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.weights import BackboneWeights
 
@@ -64,25 +56,5 @@ PRESETS = presets(DABOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.1
 
 
 def build(classes: int, options: DABOptions, weights: BackboneWeights | None) -> DetectionTransformer:
-    o, dim = options, options.hidden_dim
-    regions = encoder(o, activation=nn.PReLU, locate=ScaledPositions(dim))
-    locate = DABLocate(dim)
-    layers = decoder(
-        o,
-        lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
-        lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
-        activation=nn.PReLU,
-    )
-    reset_transformer(regions, locate, *layers)
-    return DetectionTransformer(
-        image=image(o, weights, SinePosition(dim, temperature=20)),
-        encoder=regions,
-        queries=BoxQueries(o.queries, dim, o.patterns or "zero", o.fixed_xy, o.anchor_size),
-        locate=locate,
-        layers=layers,
-        refine=look_forward_twice,
-        norm=nn.LayerNorm(dim),
-        heads=[Head(dim, classes, eps=EPS_OF_ANCHORS)],
-        criterion=focal(weight=1.0),
-        top_k=300,
-    )
+    o = options
+    return dab_model(classes, o, weights, lambda: BoxQueries(o.queries, o.hidden_dim, o.patterns or "zero", o.fixed_xy, o.anchor_size))

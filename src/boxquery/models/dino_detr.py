@@ -85,7 +85,7 @@ def build(classes: int, options: DINOOptions, weights: BackboneWeights | None) -
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), cross_attn)
     reset_transformer(regions, locate, *layers)
     return DetectionTransformer(
-        image=image(o, weights, SinePosition(dim, temperature=20), o.levels, max(o.levels - 1, 3), norm=True, level_embedding=True),
+        image=image(o, weights, SinePosition(dim, temperature=20), o.levels, max(o.levels - 1, 3), norm="group", level_embedding=True),
         encoder=regions,
         queries=ProposalQueries(
             o.queries,

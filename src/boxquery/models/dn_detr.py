@@ -22,23 +22,18 @@ Differs from DETR in:
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from boxquery.matching.groups import Noise
+from boxquery.matching.groups import Denoising, Noise
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import decoder, denoising, encoder, focal, image, look_forward_twice
+from boxquery.models.builders import dab_model, denoising
 from boxquery.models.options import Options, check_share
 from boxquery.models.recipes import Recipe, presets
-from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
-from boxquery.parts.box_locate import DABLocate, ScaledPositions
-from boxquery.parts.boxes import EPS_OF_ANCHORS
-from boxquery.parts.heads import Head
-from boxquery.parts.layers import reset_transformer
 from boxquery.parts.memory import Memory
-from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
@@ -64,15 +59,13 @@ class DNOptions(Options):
 
 PRESETS = presets(DNOptions(), Recipe(epochs=50, decay_at=0.8), anchor_size=0.15)
 
-#: empty slots have no content and a box in the middle, and learn nothing
-NOISE = Noise(slots=0.0, indicator=True)
-
 
 class UnknownClassQueries(BoxQueries):
     """Anchor boxes whose content is one learned vector, the embedding of an unknown class, and a last channel of 0 (section 4.3)."""
 
-    def __init__(self, count: int, dim: int, size: float):
+    def __init__(self, count: int, dim: int, size: float, denoising: Denoising | None):
         super().__init__(count, dim - 1, content=1, size=size)
+        self.denoising = denoising
 
     def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
         state = super().make(memory, rows, parts)
@@ -81,27 +74,7 @@ class UnknownClassQueries(BoxQueries):
 
 
 def build(classes: int, options: DNOptions, weights: BackboneWeights | None) -> DetectionTransformer:
-    o, dim = options, options.hidden_dim
-    queries = UnknownClassQueries(o.queries, dim, o.anchor_size)
-    queries.denoising = denoising(classes, o, noise=NOISE)
-    regions = encoder(o, activation=nn.PReLU, locate=ScaledPositions(dim))
-    locate = DABLocate(dim)
-    layers = decoder(
-        o,
-        lambda: ConditionalSelfAttention(dim, o.heads, o.dropout),
-        lambda layer: ConditionalCrossAttention(dim, o.heads, o.dropout, first=layer == 0),
-        activation=nn.PReLU,
-    )
-    reset_transformer(regions, locate, *layers)
-    return DetectionTransformer(
-        image=image(o, weights, SinePosition(dim, temperature=20)),
-        encoder=regions,
-        queries=queries,
-        locate=locate,
-        layers=layers,
-        refine=look_forward_twice,
-        norm=nn.LayerNorm(dim),
-        heads=[Head(dim, classes, eps=EPS_OF_ANCHORS)],
-        criterion=focal(weight=1.0),
-        top_k=300,
-    )
+    o = options
+    noise = Noise(slots=0.0, indicator=True)
+    queries = partial(UnknownClassQueries, o.queries, o.hidden_dim, o.anchor_size, denoising(classes, o, noise=noise))
+    return dab_model(classes, o, weights, queries)
