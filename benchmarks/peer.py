@@ -12,9 +12,10 @@ are not. Each number of seconds is a run of its own, since the learning rate sch
 - ours: ``boxquery train DATA --model auto --minutes M --clock cpu``, with M such that the CPU seconds are spent (the command by itself
   plans for 90 % of M). ``--model``, ``--preset`` and ``--option`` put another model in its place. It evaluates once, at the end, within
   its seconds: what is reported is the last model, and nothing was chosen on the split that it is reported on.
-- YOLO26n (benchmarks/peer_yolo.py): its package's defaults, our image size, batch 16, installed into ``--runs``/venv. Its schedule is one
-  of epochs; their number is planned from timed batches, which are not counted. Without validation while it trains; the moving average of
-  the weights at the end is what is reported. ``AP`` is with the package's default (NMS), ``end_to_end`` with its end-to-end head.
+- YOLO26n (benchmarks/peer_yolo.py): its package's defaults, batch 16, installed into ``--runs``/venv. The long side of its input is ours,
+  rounded up to its stride of 32, so ours must have been measured first; that of "yolo26n 320" is 320 pixels. Its schedule is one of
+  epochs; their number is planned from timed batches, which are not counted. Without validation while it trains; the moving average of the
+  weights at the end is what is reported. ``AP`` is with the package's default (NMS), ``end_to_end`` with its end-to-end head.
 
 Both learn from the same images and boxes (YOLO26n from a copy that our reader wrote in YOLO's layout), and both are evaluated by our
 evaluator on raw boxes, at most 100 per image. ``--tune`` holds out a fifth of the training images in place of the val split, which it
@@ -34,6 +35,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -54,6 +56,8 @@ from boxquery.training.run_length import PLANNED
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "docs" / "experiments" / "results" / "peer.json"
 PEER = "yolo26n"
+#: the peer with another image size than ours, in pixels
+WIDE = (f"{PEER} 320", 320)
 PACKAGES = ("ultralytics==8.4.190", "torch==2.14.1", "torchvision==0.29.1")
 HELD_OUT, RESAMPLES = 5, 200
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "YOLO_OFFLINE": "true"}
@@ -130,20 +134,21 @@ def run_ours(data: str, val: Split, out: Path, seconds: float, seed: int, args: 
         "images_seen": int(float(last["images"])),
         "parameters": sum(p.numel() for p in detector.model.parameters()),
         "image_size": detector.image_size,
+        "long_side": max(max(detector.preprocessing.size(record.height, record.width)) for record in val),
         "precision": RunConfig.read(out).precision,
     }
     return facts, predict_split(detector, val)
 
 
 def run_peer(
-    data: Path, val: Split, out: Path, seconds: float, seed: int, args: argparse.Namespace
+    data: Path, val: Split, out: Path, seconds: float, seed: int, image_size: int, args: argparse.Namespace
 ) -> tuple[dict[str, Any], list[Detections]]:
     """Train the peer and evaluate it: facts of the run, and its detections with NMS and of its end-to-end head."""
     python = environment(args)
     call([str(python), str(HERE / "peer_yolo.py"), str(data), str(out), "--seconds", str(seconds), "--seed", str(seed),
-          "--imgsz", str(args.image_size or 320), "--batch", str(args.peer_batch)], out)  # fmt: skip
+          "--imgsz", str(image_size), "--batch", str(args.peer_batch)], out)  # fmt: skip
     facts = json.loads((out / "result.json").read_text())
-    return {**facts, "image_size": args.image_size or 320}, [read_detections(out / f"{name}.json") for name in ("nms", "end_to_end")]
+    return {**facts, "image_size": image_size}, [read_detections(out / f"{name}.json") for name in ("nms", "end_to_end")]
 
 
 def read_detections(path: Path) -> Detections:
@@ -205,14 +210,15 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
     }  # fmt: skip
     for seconds in args.seconds:
         for seed in args.seeds:
-            for system in systems(args):
+            for system in systems(args, args.only):
                 key = {"set": name, "split": where, "system": system, "seconds": seconds, "seed": seed}
                 if any(key.items() <= row.items() for row in results["runs"]):
                     continue
                 print(f"{name} ({where}): {system}, {seconds} s, seed {seed}", flush=True)
                 out, version = folder / f"{system.replace(' ', '-')}-{seconds}-{seed}", commit()
-                if system == PEER:
-                    facts, (found, end_to_end) = run_peer(yolo, val, out, seconds, seed, args)
+                if system in (PEER, WIDE[0]):
+                    image_size = WIDE[1] if system == WIDE[0] else input_of_ours(results, name, where, systems(args, only=None)[0])
+                    facts, (found, end_to_end) = run_peer(yolo, val, out, seconds, seed, image_size, args)
                     facts["end_to_end"] = {k: v for k, v in score(val, end_to_end, data).items() if k != "resampled"}
                 else:
                     facts, found = run_ours(str(yolo.parent) if args.tune else path, val, out, seconds, seed, args)
@@ -222,9 +228,18 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
                 print(f"  AP {row['AP']:.3f} {row['interval']}, AP50 {row['AP50']:.3f}, {row['cpu_seconds']} CPU s", flush=True)
 
 
-def systems(args: argparse.Namespace) -> list[str]:
+def input_of_ours(results: Mapping[str, Any], name: str, where: str, ours: str) -> int:
+    """The long side of our model's images, rounded up to the peer's stride. Ends this program where ours is not measured."""
+    sides = [row["long_side"] for row in results["runs"] if (row["set"], row["split"], row["system"]) == (name, where, ours)]
+    if not sides:
+        raise SystemExit(f"{name} ({where}): {PEER} has the image size of {ours}, which is not measured; measure it first, or {WIDE[0]}")
+    return -(-sides[-1] // 32) * 32
+
+
+def systems(args: argparse.Namespace, only: str | None) -> list[str]:
+    """Those that are measured, ours first."""
     ours = " ".join([args.model, *([args.preset] if args.preset else []), *args.option])
-    return [system for system in (ours, PEER) if args.only is None or (system == PEER) == (args.only == PEER)]
+    return [ours, PEER, WIDE[0]] if only is None else [ours if only == "auto" else only]
 
 
 def commit() -> str:
@@ -238,14 +253,15 @@ def show(results: Mapping[str, Any], seconds: Sequence[int]) -> str:
     for title, facts in results["sets"].items():
         runs = [row for row in results["runs"] if f"{row['set']}, {row['split']}" == title]
         columns = sorted({*seconds, *(row["seconds"] for row in runs)})
-        names = sorted({row["system"] for row in runs} - {PEER})
+        peers = [PEER, WIDE[0]]
+        names = sorted({row["system"] for row in runs}.difference(peers))
         lines = [f"**{title}**: {facts['images']} images, {facts['objects']} objects; trained on {facts['training_images']} images", "",
                  f"| AP / AP50 (95 % interval of AP over images) | {' | '.join(f'{s:,} CPU s' for s in columns)} |",
                  "|---" * (1 + len(columns)) + "|"]  # fmt: skip
-        for system in [*(names or ["auto"]), PEER]:
+        for system in [*(names or ["auto"]), *peers]:
             lines.append(f"| {system} | {' | '.join(_cell(_of(runs, system, s)) for s in columns)} |")
-        for system in names:
-            lines.append(f"| {system} minus {PEER} | {' | '.join(_gain(_of(runs, system, s), _of(runs, PEER, s)) for s in columns)} |")
+        for system, other in product(names, peers):
+            lines.append(f"| {system} minus {other} | {' | '.join(_gain(_of(runs, system, s), _of(runs, other, s)) for s in columns)} |")
         fixed = " / ".join(_three(facts["median_box"][key]) for key in ("AP", "AP50"))
         lines.append(f"| median box per class | {' | '.join([fixed] * len(columns))} |")
         parts.append("\n".join(lines))
@@ -294,12 +310,12 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", metavar="NAME=PATH", help="data sets, each with a name")
     parser.add_argument("--seconds", nargs="+", type=int, default=[500, 1000, 2000], help="CPU seconds (default: %(default)s)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: %(default)s)")
-    parser.add_argument("--only", choices=["auto", PEER], help="one of the two; auto is ours, whichever --model is in its place")
+    parser.add_argument("--only", choices=["auto", PEER, WIDE[0]], help="one of them; auto is ours, whichever --model is in its place")
     parser.add_argument("--tune", action="store_true", help="evaluate on a fifth of train, which is not trained on; val is not opened")
     parser.add_argument("--model", default="auto", help="our model (default: %(default)s)")
     parser.add_argument("--preset", help="its preset")
     parser.add_argument("--option", action="append", default=[], help="an option of it as name=value; may be repeated")
-    parser.add_argument("--image-size", type=int, help="of both (default: the model's own choice, and 320)")
+    parser.add_argument("--image-size", type=int, help="of our model, and with it of the peer (default: its own choice)")
     parser.add_argument("--batch-size", type=int, help="of our model (default: its own choice)")
     parser.add_argument("--peer-batch", type=int, default=16, help="of the peer (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/peer"), help="folder of the runs (default: %(default)s)")

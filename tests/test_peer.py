@@ -79,12 +79,19 @@ def test_tables_give_means_over_seeds_and_name_what_is_missing(peer):
     lines = peer.show({"sets": {"cats, val": facts}, "runs": runs}, [500, 2000]).splitlines()
     assert "| 0.350 / 0.700 (0.331 to 0.369; seeds 0.300 to 0.400) | not measured |" in lines[4]
     assert "| 0.200 / 0.400 (0.181 to 0.219; 460 CPU s) | not measured |" in lines[5]
-    assert "auto minus yolo26n | +0.150 (+0.150 to +0.150) | not measured |" in lines[6]
-    assert lines[7] == "| median box per class | 0.100 / - | 0.100 / - |"
+    assert lines[6] == "| yolo26n 320 | not measured | not measured |"
+    assert "auto minus yolo26n | +0.150 (+0.150 to +0.150) | not measured |" in lines[7]
+    assert lines[9] == "| median box per class | 0.100 / - | 0.100 / - |"
 
 
 def test_our_place_can_be_taken_by_any_model(peer):
-    args = SimpleNamespace(model="fcos", preset="tiny", option=["levels=2"], only=None)
-    assert peer.systems(args) == ["fcos tiny levels=2", peer.PEER]
-    assert peer.systems(SimpleNamespace(**{**vars(args), "only": "auto"})) == ["fcos tiny levels=2"]
-    assert peer.systems(SimpleNamespace(**{**vars(args), "only": peer.PEER})) == [peer.PEER]
+    args = SimpleNamespace(model="fcos", preset="tiny", option=["levels=2"])
+    assert peer.systems(args, None) == ["fcos tiny levels=2", peer.PEER, peer.WIDE[0]]
+    assert [peer.systems(args, only) for only in ("auto", peer.PEER)] == [["fcos tiny levels=2"], [peer.PEER]]
+
+
+def test_the_peer_has_our_image_size_in_multiples_of_its_stride(peer):
+    rows = [{"set": "cats", "split": "val", "system": "auto", "long_side": 213}]
+    assert peer.input_of_ours({"runs": rows}, "cats", "val", "auto") == 224
+    with pytest.raises(SystemExit, match="measure it first"):
+        peer.input_of_ours({"runs": rows}, "dogs", "val", "auto")

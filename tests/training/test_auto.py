@@ -14,6 +14,7 @@ import boxquery as bq
 from boxquery import auto
 from boxquery.augment import LEVELS
 from boxquery.auto import (
+    FEW,
     LARGER,
     LEAST_EPOCHS,
     LEAST_STEPS,
@@ -23,6 +24,7 @@ from boxquery.auto import (
     MOST_GPU,
     MOST_STEPS,
     RATE_OBJECTS,
+    SHORT_CPU,
     SIZES,
     STRONG_MINUTES,
     STRONG_UNTIL,
@@ -44,7 +46,7 @@ from .processes import apart, in_two
 from .runs import SMALL, Stop, rows, scenes
 
 CPU, GPU, SMALL_GPU = Processor("cpu", 2), Processor("cuda", 8, 24.0), Processor("cuda", 8, 6.0)
-RECIPE = preset(auto.MODEL, "small").recipe
+RECIPE, TINY = preset(auto.MODEL, "small").recipe, preset(auto.MODEL, "tiny").recipe
 #: what is not left to auto, so that a run takes a second
 QUICK: dict[str, Any] = {"options": SMALL, "image_size": 64, "device": "cpu", "precision": "float32", "pretrained": False}
 
@@ -69,15 +71,17 @@ def test_every_set_is_seen_long_enough_and_not_too_long(images, processor):
     assert done >= LEAST_STEPS
     assert done <= max(MOST_STEPS, LEAST_EPOCHS * images / choice.batch_size)
     assert choice.batch_size <= images
-    assert (choice.model, choice.preset, choice.image_size) == (auto.MODEL, "small", RECIPE.image_size)
+    size = "tiny" if images <= FEW and processor == CPU else "small"
+    assert (choice.model, choice.preset, choice.image_size) == (auto.MODEL, size, preset(auto.MODEL, size).recipe.image_size)
     assert choice.chosen == sorted(["augment", "batch_size", "epochs", "image_size", "lr", "model", "preset", "square", *choice.options])
 
 
 def test_few_images_are_trained_for_more_epochs_and_many_for_fewer():
-    epochs = [choose(facts(images), CPU, Given()).epochs or 0 for images in (10, 130, 20_000)]
+    epochs = [choose(facts(images), CPU, Given()).epochs or 0 for images in (10, 1_000, 20_000)]
     assert epochs == sorted(epochs, reverse=True)
     assert epochs[1] == RECIPE.epochs
-    assert [choose(facts(10), CPU, Given(accumulate=2)).epochs, choose(facts(10), CPU, Given(processes=2)).epochs] == [3000, 3000]
+    both = [choose(facts(10), CPU, Given(accumulate=2)).epochs, choose(facts(10), CPU, Given(processes=2)).epochs]
+    assert both == [LEAST_STEPS, LEAST_STEPS]
 
 
 def test_a_gpu_trains_larger_batches_and_of_many_images_a_larger_model():
@@ -94,33 +98,37 @@ def test_a_gpu_trains_larger_batches_and_of_many_images_a_larger_model():
 @pytest.mark.parametrize("processor", [CPU, GPU])
 def test_small_objects_get_pixels_as_far_as_images_and_processor_go(processor):
     most = MOST_GPU if processor == GPU else MOST_CPU
-    sizes = {short: choose(facts(short_side=short), processor, Given()).image_size for short in (0.3, 0.04, 0.035, 0.01)}
+    many = FEW + 1
+    sizes = {short: choose(facts(many, short_side=short), processor, Given()).image_size for short in (0.3, 0.04, 0.035, 0.01)}
     assert sizes[0.3] == RECIPE.image_size
     for short, size in sizes.items():
         assert size * short >= VISIBLE or size == most
         smaller = [other for other in SIZES if RECIPE.image_size <= other < size]
         assert all(other * short < VISIBLE for other in smaller)
     assert sizes[0.01] == most
-    assert choose(facts(short_side=0.01, image_side=300), processor, Given()).image_size == 320, "the images have no more"
-    assert choose(facts(image_side=150), processor, Given()).image_size == 160
-    tiny = preset(auto.MODEL, "tiny").recipe.image_size
+    assert choose(facts(many, short_side=0.01, image_side=300), processor, Given()).image_size == 320, "the images have no more"
+    assert choose(facts(many, image_side=150), processor, Given()).image_size == 160
+    tiny = TINY.image_size
     assert choose(facts(image_side=100), processor, Given()).image_size == 128 < tiny
     assert choose(facts(image_side=100, short_side=0.01), processor, Given()).image_size == tiny, "objects are too small to lose pixels"
 
 
-def test_small_images_and_short_runs_have_the_tiny_preset():
-    assert choose(facts(image_side=160), CPU, Given()).preset == "tiny"
-    assert choose(facts(), CPU, Given(minutes=3)).preset == "tiny"
-    assert choose(facts(), CPU, Given(minutes=500 / 60)).preset == choose(facts(), GPU, Given(minutes=3)).preset == "small"
+def test_few_or_small_images_and_short_runs_have_the_tiny_preset():
+    assert [choose(facts(images), CPU, Given()).preset for images in (FEW, FEW + 1)] == ["tiny", "small"]
+    assert choose(facts(FEW, short_side=0.06), CPU, Given()).image_size == 256, "its images grow with small objects as others do"
+    assert choose(facts(FEW + 1, image_side=160), CPU, Given()).preset == "tiny"
+    minutes = [choose(facts(FEW + 1), CPU, Given(minutes=minutes)).preset for minutes in (3, SHORT_CPU)]
+    assert minutes == ["tiny", choose(facts(), GPU, Given(minutes=3)).preset] == ["tiny", "small"]
 
 
 def test_there_are_queries_for_every_object():
-    usual = preset(auto.MODEL, "small").options.num_queries
-    assert choose(facts(most_objects=usual), CPU, Given()).options == {}
+    for size in ("tiny", "small"):
+        usual = preset(auto.MODEL, size).options.num_queries
+        assert choose(facts(most_objects=usual), CPU, Given(preset=size)).options == {}
     crowded = choose(facts(most_objects=150), CPU, Given())
     assert crowded.options == {"num_queries": 180}
     assert "num_queries" in crowded.chosen
-    assert "small with num_queries=180: 131 images" in crowded.lines[0]
+    assert "tiny with num_queries=180: 131 images" in crowded.lines[0]
     assert choose(facts(most_objects=150), CPU, Given(options={"num_queries": 30})).options == {"num_queries": 30}
 
 
@@ -153,8 +161,9 @@ def test_few_images_are_augmented_most():
 
 def test_images_of_mixed_shapes_become_squares_of_one_size():
     choice = choose(facts(mixed=0.5), CPU, Given(minutes=8))
-    assert (choice.square, choice.image_size, choice.augment) == (True, 256, {"scales": [1.0]})
-    assert "; squares, since shapes differ and would be padded (--no-square); " in choice.lines[1]
+    assert (choice.square, choice.image_size, choice.augment) == (True, 160, {"scales": [1.0]})
+    assert choice.lines[1].endswith("; squares, since shapes differ and would be padded (--no-square)")
+    assert choose(facts(FEW + 1, mixed=0.5), CPU, Given()).image_size == 256
     assert [choose(facts(mixed=0.5), CPU, given).square for given in (Given(square=False), Given(preset="paper"))] == [False, False]
     assert not choose(facts(mixed=0.05), CPU, Given()).square
     assert choose(facts(mixed=0.5), CPU, Given(square=True, preset="paper")).image_size == 800
@@ -171,17 +180,16 @@ def test_the_rate_falls_with_the_objects_of_a_step():
 
 def test_three_lines_say_what_was_chosen_why_and_by_which_flag():
     assert choose(facts(), CPU, Given()).lines == [
-        "auto: deformable-detr small: 131 images are few, and it learned fastest from few (docs/convergence) (--model, --preset)",
-        f"auto: {RECIPE.image_size} px: half of the objects are larger than {0.3 * RECIPE.image_size:.0f} px there (--image-size); "
-        "batches of 4 (--batch-size); learning rate 0.0006, as a step has 6 objects (--lr)",
-        "auto: 150 epochs, about 4,800 steps (--epochs or --minutes); augmentation strong, since 131 images are few (--augment)",
+        "auto: deformable-detr tiny: 131 images are few, and a small model sees them often (--model, --preset)",
+        "auto: 160 px: half of the objects are larger than 48 px there (--image-size)",
+        "auto: batches of 4 (--batch-size), learning rate 0.0006, as a step has 6 objects (--lr), 250 epochs, about 8,000 steps, since 131 "
+        "images are few (--epochs or --minutes), augmentation strong, since 131 images are few (--augment)",
     ]
     assert choose(facts(20_000, short_side=0.01, objects=12.5), CPU, Given()).lines == [
         "auto: deformable-detr small: 20,000 images are many, but a larger model needs a GPU with 12 GB (--model, --preset)",
-        "auto: 416 px, as the most on a CPU with 2 cores, though 10% of the objects measure less than 12 px there (--image-size); "
-        "batches of 4 (--batch-size); learning rate 0.001 (--lr)",
-        "auto: 12 epochs, about 60,000 steps, since 20,000 images are many (--epochs or --minutes); "
-        "augmentation light, since 20,000 images are many (--augment)",
+        "auto: 416 px, as the most on a CPU with 2 cores, though 10% of the objects measure less than 12 px there (--image-size)",
+        "auto: batches of 4 (--batch-size), learning rate 0.001 (--lr), 12 epochs, about 60,000 steps, since 20,000 images are many "
+        "(--epochs or --minutes), augmentation light, since 20,000 images are many (--augment)",
     ]
 
 
@@ -211,8 +219,9 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("auto: ")]
     assert lines == [
         "auto: deformable-detr tiny: images of 64 px are small (--model, --preset)",
-        "auto: 64 px as given (--image-size); batches of 4 (--batch-size); learning rate 0.0009, as a step has 27 objects (--lr)",
-        "auto: 2 epochs as given (--epochs); augmentation strong, since 12 images are few (--augment)",
+        "auto: 64 px as given (--image-size)",
+        "auto: batches of 4 (--batch-size), learning rate 0.0009, as a step has 27 objects (--lr), 2 epochs as given (--epochs), "
+        "augmentation strong, since 12 images are few (--augment)",
     ]
     folder = Path("runs/deformable-detr-tiny-photos-1")
     config = RunConfig.read(folder)
