@@ -2,8 +2,8 @@
 
     python benchmarks/sizes.py
 
-Counted on shapes alone (PyTorch's meta device), one image, matrix products, convolutions and attention; 800 x 1333 for "paper", a square of
-the preset's own size for the others.
+Counted on shapes alone (PyTorch's meta device), one image, matrix products, convolutions and attention; 800 x 1333 for published
+models that keep an image's shape, a square of the preset's own size for the others.
 """
 
 import json
@@ -14,14 +14,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import boxquery as bq
 from boxquery.models import HERE
+from boxquery.models.recipes import Preset
 
 CLASSES = 91
 
 
 def count(name: str, preset: str) -> dict[str, float | int | str]:
     """``parameters``, ``gflops`` (a multiply-add counts once, as the papers count) and the ``image`` they are counted at."""
-    side = import_module(f"boxquery.models.{name.replace('-', '_')}").PRESETS[preset].recipe.image_size
-    height, width = (800, 1333) if preset == "paper" else (side, side)
+    recipe = presets(name)[preset].recipe
+    height, width = (800, 1333) if preset == "paper" and not recipe.square else (recipe.image_size, recipe.image_size)
     with torch.device("meta"), torch.no_grad():
         model = bq.create_model(name, classes=CLASSES, preset=preset).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as flops:
@@ -30,8 +31,12 @@ def count(name: str, preset: str) -> dict[str, float | int | str]:
     return {"parameters": parameters, "gflops": round(flops.get_total_flops() / 2e9, 2), "image": f"{height} x {width}"}
 
 
+def presets(name: str) -> dict[str, Preset]:
+    return import_module(f"boxquery.models.{name.replace('-', '_')}").PRESETS
+
+
 def every() -> dict[str, dict[str, dict]]:
-    return {name: {preset: count(name, preset) for preset in ("paper", "small", "tiny")} for name in bq.list_models()}
+    return {name: {preset: count(name, preset) for preset in presets(name)} for name in bq.list_models()}
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ NO_GRADIENT: dict[str, dict[str, str]] = {
     },
     **dict.fromkeys(("sam-detr", "sam-detr-gaussian", "sam-detr-levels"), KEY_BIAS | KEY_POSITION_BIAS | ZERO_CONTENT),
     "sam-detr-resampled": KEY_BIAS | ZERO_CONTENT,
+    "d-fine": {
+        r"(neck\.projections\.[01]|encoder\.shrink\.\d\.halve)\.1\.bias|encoder\.layers\.0\.ffn_residual\.norm\.bias": (
+            "a constant, which batch norm behind the next 1 x 1 convolution takes out"
+        ),
+    },
     "smca-detr": PACKED_ZERO_CONTENT,
     "smca-detr-type1": PACKED_ZERO_CONTENT,
     "smca-detr-type2": PACKED_ZERO_CONTENT,
@@ -269,5 +274,5 @@ def test_freezing(name):
     assert any("layer1" in n for n in still)
     assert moving
     assert all(n.startswith(("body.layer2", "body.layer3", "body.layer4")) for n in moving)
-    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.backbone.modules())
     assert model.config["frozen"] is True

@@ -30,7 +30,8 @@ def test_the_same_predictions_and_names(case, tmp_path):
     theirs = model(case)
     for version in (4, 5):
         detector = bq.load(save(theirs, tmp_path / str(version), version=version))
-        for sizes in (((96, 128), (64, 80)), ((128, 96),)):
+        # its real-time models resize to squares, and attend to what is padded
+        for sizes in (((96, 128), (96, 128) if case.startswith("d-fine") else (64, 80)), ((128, 96),)):
             images, mask = batch(*sizes)
             expected = theirs(pixel_values=images, pixel_mask=(~mask).long())
             found = detector.model(images, mask, last_only=True)

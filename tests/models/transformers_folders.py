@@ -28,6 +28,13 @@ def resnet(values: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 TIMM: dict[str, Any] = {"use_timm_backbone": True, "backbone": "resnet10t"}
 LEVELS = {"out_features": ["stage2", "stage3", "stage4"]}
+#: timm's hgnetv2_b0
+HGNET: dict[str, Any] = {
+    "stem_channels": [3, 16, 16], "stage_in_channels": [16, 64, 256, 512], "stage_mid_channels": [16, 32, 64, 128],
+    "stage_out_channels": [64, 256, 512, 1024], "hidden_sizes": [64, 256, 512, 1024], "stage_num_blocks": [1, 1, 2, 1],
+    "stage_downsample": [False, True, True, True], "stage_light_block": [False, False, True, True], "stage_kernel_size": [3, 3, 5, 5],
+    "stage_numb_of_layers": [3, 3, 3, 3], "use_learnable_affine_block": True,
+}  # fmt: skip
 #: name of a case -> kind of the library, and what its configuration has besides ``SMALL``
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "detr": ("Detr", {"d_model": 64, **TIMM}),
@@ -48,6 +55,35 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable-detr-five-levels": ("DeformableDetr", {"d_model": 64, "num_feature_levels": 5, **resnet(RESNET, **LEVELS)}),
     "dab-detr": ("DabDetr", {"hidden_size": 64, **TIMM}),
     "dab-detr-patterns": ("DabDetr", {"hidden_size": 32, "num_patterns": 2, **resnet(RESNET, out_features=["stage4"])}),
+    "d-fine": (
+        "DFine",
+        {
+            "backbone_config": transformers.HGNetV2Config(**{**HGNET, "out_indices": [2, 3, 4]}),
+            "encoder_in_channels": [256, 512, 1024],
+            "encoder_hidden_dim": 48,
+            "d_model": 32,
+            "decoder_in_channels": [48, 48, 48],
+            "decoder_n_points": [3, 6, 3],
+            "decoder_ffn_dim": 40,
+            "depth_mult": 0.34,
+            "hidden_expansion": 0.5,
+        },
+    ),
+    "d-fine-two-levels": (
+        "DFine",
+        {
+            "backbone_config": transformers.HGNetV2Config(**{**HGNET, "out_indices": [3, 4]}),
+            "encoder_in_channels": [512, 1024],
+            "feat_strides": [16, 32],
+            "encoder_hidden_dim": 32,
+            "d_model": 32,
+            "num_feature_levels": 2,
+            "decoder_in_channels": [32, 32],
+            "decoder_n_points": [6, 6],
+            "encode_proj_layers": [1],
+            "num_denoising": 0,
+        },
+    ),
 }
 
 
@@ -58,7 +94,9 @@ def model(case: str, names: tuple[str, ...] = NAMES, **more: Any) -> nn.Module:
     config_class, model_class = (getattr(transformers, f"{kind}{end}") for end in ("Config", "ForObjectDetection"))
     config = config_class(**{**SMALL, **values, **more}, id2label=labels, label2id={name: i for i, name in labels.items()})
     torch.manual_seed(0)
-    made = shaken(model_class(config), 0.05)
+    made = model_class(config)
+    constants = {name: p.clone() for name, p in made.named_parameters() if not p.requires_grad}
+    shaken(made, 0.05).load_state_dict(constants, strict=False)
     for key, buffer in made.named_buffers():
         if key.endswith("running_mean"):
             buffer.normal_(std=0.1)

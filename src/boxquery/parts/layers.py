@@ -71,6 +71,28 @@ class Residual(nn.Module):
         return self.norm(x + self.dropout(change(x)))
 
 
+class Gate(nn.Module):
+    """In place of ``Residual``: content and change are weighed, feature by feature, by gates made of both (D-FINE, section 4.1)."""
+
+    def __init__(self, dim: int, dropout: float):
+        super().__init__()
+        self.gates = nn.Linear(2 * dim, 2 * dim)
+        self.norm = nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        with torch.no_grad():
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """Both weigh one half."""
+        nn.init.zeros_(self.gates.weight)
+        nn.init.zeros_(self.gates.bias)
+
+    def forward(self, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        changed = self.dropout(change(x))
+        keep, take = self.gates(torch.cat((x, changed), -1)).sigmoid().chunk(2, -1)
+        return self.norm(keep * x + take * changed)
+
+
 class EncoderLayer(nn.Module):
     """Region-region: self-attention of the memory, then a feed-forward network on each token."""
 
@@ -122,7 +144,7 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.self_attention, self.read, self.ffn = self_attn, cross_attn, ffn
         self.self_residual = Residual(dim, dropout, pre_norm)
-        self.read_residual = Residual(dim, dropout, pre_norm)
+        self.read_residual: Residual | Gate = Residual(dim, dropout, pre_norm)
         self.ffn_residual = Residual(dim, dropout, pre_norm)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:

@@ -7,7 +7,8 @@ The library is not needed and not imported. How a kind is added, say RT-DETR (``
 - ``keys(model) -> rules``: patterns of its tensors' names -> our names, the first that matches whole wins, mostly from ``patterns.py``; for
   both names that 4.x and 5.x have, and after ``q_proj``, ``k_proj`` and ``v_proj`` have become ``in_proj``. A new kind of backbone is a
   function in ``config.BACKBONES`` and rules in ``patterns.backbone``;
-- where needed, ``adapt`` and ``CONSTANTS``, see ``boxquery.official.fill``; and ``PROCESSOR``: what ``preprocessor_config.json`` has that
+- where needed, ``seen(tensors) -> dict``, options that a tensor has rather than the configuration; ``adapt`` and ``CONSTANTS``, see
+  ``boxquery.official.fill``; and ``PROCESSOR``: what ``preprocessor_config.json`` has that
   differs from DETR's, for folders that lack the file or some of its values;
 - a case in ``tests/models/test_transformers_folders.py``.
 """
@@ -84,7 +85,7 @@ def build(config: Config, tensors: dict[str, Tensor], classes: int, source: str)
     """
     name = kind_of(config)
     kind = module_of(name)
-    options = kind.options(config)
+    options = kind.options(config) | (kind.seen(tensors) if hasattr(kind, "seen") else {})
     try:
         model = create_model(name, classes=classes, **options)
     except UserError as error:

@@ -105,5 +105,26 @@ def _resnet(config: Config) -> dict[str, Any]:
     return {"backbone": "resnet18" if kind == "basic" else "resnet50", "backbone_options": {"layers": layers, "channels": channels}}
 
 
+def _hgnet(config: Config) -> dict[str, Any]:
+    """transformers' own HGNetV2, which may have any stages: timm's that has the same."""
+    from timm.models.hgnet import model_cfgs
+
+    config.require(hidden_act="relu", num_channels=3)
+    known = {name: stages for name, stages in model_cfgs.items() if name.startswith("hgnetv2")}
+    columns = ("in_channels", "mid_channels", "out_channels", "num_blocks", "downsample", "light_block", "kernel_size", "numb_of_layers")
+    default = zip(*(known["hgnetv2_b4"][f"stage{i}"] for i in range(1, 5)), strict=True)
+    stages = [config.get(f"stage_{name}", list(column)) for name, column in zip(columns, default, strict=True)]
+    stem, affine = config.get("stem_channels", [3, 32, 48]), config.get("use_learnable_affine_block", False)
+    for name, theirs in known.items():
+        if theirs["stem_chs"] == stem[1:] and [theirs[f"stage{i}"] for i in range(1, 5)] == [
+            list(row) for row in zip(*stages, strict=False)
+        ]:
+            usual = name <= "hgnetv2_b3"
+            if usual and not affine:
+                break
+            return {"backbone": name, "backbone_options": {} if affine == usual else {"use_lab": affine}}
+    raise UserError(f"{config.where}: its stages, with use_learnable_affine_block={affine}, are none of hgnetv2_b0 to hgnetv2_b6 in timm")
+
+
 #: ``model_type`` of a backbone's configuration -> our options of it; the keys of its tensors are in ``patterns.backbone``
-BACKBONES: dict[str, Callable[[Config], dict[str, Any]]] = {"timm_backbone": _timm, "resnet": _resnet}
+BACKBONES: dict[str, Callable[[Config], dict[str, Any]]] = {"timm_backbone": _timm, "resnet": _resnet, "hgnet_v2": _hgnet}

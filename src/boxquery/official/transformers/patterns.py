@@ -30,7 +30,7 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def backbone() -> Rules:
-    """timm's own names, and those of transformers' ResNet."""
+    """timm's own names, and those of transformers' ResNet and HGNetV2."""
     body = r"model\.backbone\.(?:conv_encoder\.)?model\."
     stem, block = body + r"embedder\.embedder\.", body + r"encoder\.stages\.(\d)\.layers\.(\d+)\."
     resnet = [(stem + r"convolution\.(.+)", r"backbone.body.conv1.\1"), (stem + r"normalization\.(.+)", r"backbone.body.bn1.\1")]
@@ -45,7 +45,14 @@ def backbone() -> Rules:
                 (at + rf"layer\.{i}\.convolution\.(.+)", rf"backbone.body.layer{stage + 1}.\1.conv{i + 1}.\2"),
                 (at + rf"layer\.{i}\.normalization\.(.+)", rf"backbone.body.layer{stage + 1}.\1.bn{i + 1}.\2"),
             ]
-    return [*resnet, (body + r"(?:_backbone\.)?(.+)", r"backbone.body.\1")]
+    hgnet = []
+    for theirs, ours in (("convolution", "conv"), ("normalization", "bn"), ("lab", "lab")):
+        part = r"((?:blocks|downsample)(?:\..+)?)"
+        hgnet += [
+            (rf"{body}embedder\.(stem\w+)\.{theirs}\.(.+)", rf"backbone.body.stem.\1.{ours}.\2"),
+            (rf"{body}encoder\.stages\.(\d)\.{part}\.{theirs}\.(.+)", rf"backbone.body.stages_\1.\2.{ours}.\3"),
+        ]
+    return [*resnet, *hgnet, (body + r"(?:_backbone\.)?(.+)", r"backbone.body.\1")]
 
 
 def attention(theirs: str, ours: str) -> Rules:
