@@ -63,9 +63,9 @@ RATE_OBJECTS, RATE_POWER = 50, 0.25
 #: up to so many images the augmentation is strong, and from so many on light; between them, and in short runs, it is the preset's (not
 #: measured yet)
 STRONG_UNTIL, LIGHT_FROM = FEW, MANY
-#: minutes on a CPU below which it is not strong: after 500 CPU seconds mosaic has gained .02 on raccoon, nothing before (longer runs are
-#: not measured yet)
-STRONG_MINUTES = 12.0
+#: minutes on a CPU below which it is not strong: in 500 CPU seconds it gains .02 on raccoon and .03 on cards (benchmarks/recipe.py; shorter
+#: runs are not measured yet)
+STRONG_MINUTES = 6.0
 
 #: fewest and most optimizer steps, and the fewest epochs whatever they come to; after 4,000 steps AP still rose on cards (the most is not
 #: measured yet)
@@ -173,7 +173,7 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     batch_size, of_batch = _batch_size(facts, processor, given, base.recipe, image_size)
     lr, of_rate = _rate(facts, given, base.recipe, batch_size)
     epochs, of_length = _length(facts, given, base.recipe, batch_size)
-    augment, of_augment = _augment(facts, processor, given, square)
+    augment, of_augment = _augment(facts, processor, given, one_size=square or base.recipe.augment.scales == (1.0,))
     words = f" with {', '.join(option_word(*option) for option in options.items())}" if options else ""
     flags = {
         "model": None,
@@ -318,13 +318,13 @@ def _length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> 
     return epochs, f"{count(epochs, 'epoch')}, {_rounded(epochs * per_epoch)} steps{why} (--epochs or --minutes)"
 
 
-def _augment(facts: DataFacts, processor: Processor, given: Given, square: bool) -> tuple[dict[str, Any], str]:
-    """The augmentation, and why: a level beside the parts that are given."""
+def _augment(facts: DataFacts, processor: Processor, given: Given, one_size: bool) -> tuple[dict[str, Any], str]:
+    """The augmentation, and why: a level beside the parts that are given. Squares of several sizes would be padded again."""
     parts = augment_parts(given.augment)
     own = ", ".join(name if name == "own" else option_word(name, value) for name, value in parts.items() if name != "level")
     with_own = f" with {own} as given" if own else ""
-    if square and given.preset != "paper" and "scales" not in parts:
-        parts, with_own = {"scales": [1.0]} | parts, f" in one size{with_own}"  # squares of several sizes would be padded again
+    if one_size and given.preset != "paper" and "scales" not in parts:
+        parts, with_own = {"scales": [1.0]} | parts, f" in one size{with_own}"
     if "level" in parts:
         return parts, f"augmentation {parts['level']}{with_own or ' as given'}"
     if given.preset == "paper":

@@ -149,18 +149,18 @@ def test_what_is_given_wins_and_is_called_given(given):
 
 
 def test_few_images_are_augmented_most():
-    levels = [choose(facts(images), CPU, Given()).augment for images in (STRONG_UNTIL, STRONG_UNTIL + 1, LIGHT_FROM)]
+    levels = [choose(facts(images), GPU, Given()).augment for images in (STRONG_UNTIL, STRONG_UNTIL + 1, LIGHT_FROM)]
     assert levels == [{"level": "strong"}, {}, {"level": "light"}]
-    runs = [choose(facts(), CPU, Given(minutes=minutes)).augment for minutes in (1, STRONG_MINUTES - 1, STRONG_MINUTES)]
-    assert runs == [{}, {}, {"level": "strong"}], "too short for it"
+    runs = [choose(facts(), CPU, Given(minutes=minutes)).augment.get("level") for minutes in (1, STRONG_MINUTES - 1, STRONG_MINUTES)]
+    assert runs == [None, None, "strong"], "too short for it"
     parts = choose(facts(), CPU, Given(augment={"flip": 0}))
-    assert parts.augment == {"level": "strong", "flip": 0.0}
-    assert parts.lines[2].endswith("augmentation strong with flip=0.0 as given, since 131 images are few (--augment)")
+    assert parts.augment == {"level": "strong", "scales": [1.0], "flip": 0.0}, "the tiny preset has one size"
+    assert parts.lines[2].endswith("augmentation strong in one size with flip=0.0 as given, since 131 images are few (--augment)")
     assert "augment" in parts.chosen
 
 
 def test_images_of_mixed_shapes_become_squares_of_one_size():
-    choice = choose(facts(mixed=0.5), CPU, Given(minutes=8))
+    choice = choose(facts(mixed=0.5), CPU, Given(minutes=5))
     assert (choice.square, choice.image_size, choice.augment) == (True, 160, {"scales": [1.0]})
     assert choice.lines[1].endswith("; squares, since shapes differ and would be padded (--no-square)")
     assert choose(facts(FEW + 1, mixed=0.5), CPU, Given()).image_size == 256
@@ -183,7 +183,7 @@ def test_three_lines_say_what_was_chosen_why_and_by_which_flag():
         "auto: deformable-detr tiny: 131 images are few, and a small model sees them often (--model, --preset)",
         "auto: 160 px: half of the objects are larger than 48 px there (--image-size)",
         "auto: batches of 4 (--batch-size), learning rate 0.0006, as a step has 6 objects (--lr), 250 epochs, about 8,000 steps, since 131 "
-        "images are few (--epochs or --minutes), augmentation strong, since 131 images are few (--augment)",
+        "images are few (--epochs or --minutes), augmentation strong in one size, since 131 images are few (--augment)",
     ]
     assert choose(facts(20_000, short_side=0.01, objects=12.5), CPU, Given()).lines == [
         "auto: deformable-detr small: 20,000 images are many, but a larger model needs a GPU with 12 GB (--model, --preset)",
@@ -221,13 +221,13 @@ def test_a_run_records_the_choice_and_its_command_repeats_it(tmp_path, capsys, m
         "auto: deformable-detr tiny: images of 64 px are small (--model, --preset)",
         "auto: 64 px as given (--image-size)",
         "auto: batches of 4 (--batch-size), learning rate 0.0009, as a step has 27 objects (--lr), 2 epochs as given (--epochs), "
-        "augmentation strong, since 12 images are few (--augment)",
+        "augmentation strong in one size, since 12 images are few (--augment)",
     ]
     folder = Path("runs/deformable-detr-tiny-photos-1")
     config = RunConfig.read(folder)
     assert (config.model, config.preset, config.image_size, config.batch_size) == ("deformable-detr", "tiny", 64, 4)
     assert config.chosen == ["augment", "batch_size", "lr", "model", "preset", "square"]
-    assert (config.augment, config.augmentation["mosaic"]) == ({"level": "strong"}, LEVELS["strong"].mosaic)
+    assert (config.augment, config.augmentation["mosaic"]) == ({"level": "strong", "scales": [1.0]}, LEVELS["strong"].mosaic)
     again = shlex.split(config.command("again"))[1:]
     assert "auto" not in again
     assert run([*again, "--device", "cpu"]) == 0
