@@ -1,5 +1,7 @@
 """Noised copies of the objects: how far they move, what they are trained to be, and which queries attend to which."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 
@@ -126,6 +128,72 @@ def test_slots_without_an_object_are_neither_right_nor_wrong(batch):
     assert terms["denoising.class"].shape == (3,)
     assert torch.isfinite(terms["denoising.class"]).all()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def moved(low: float, high: float, **options) -> torch.Tensor:
+    """The noised boxes (cxcywh) of one object at .5, .5 of size .2, .4, whose low and high corners move by those shares."""
+    target = [{"labels": torch.tensor([2]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.4]], dtype=torch.float64)}]
+    module = Denoising(CLASSES, 8, 2, Noise(box=1.0), **options)
+
+    def share(like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([low, low, high, high], dtype=torch.float64).abs().expand_as(like).clone()
+
+    def sign(like: torch.Tensor, most: int) -> torch.Tensor:
+        signs = torch.tensor([low, low, high, high], dtype=torch.float64) > 0 if most == 2 else torch.zeros(())
+        return signs.to(like.dtype).expand_as(like).clone()
+
+    with patch.object(torch, "rand_like", share), patch.object(torch, "randint_like", sign):
+        return module.noised(target, torch.zeros(1, 1, 4, dtype=torch.float64)).reference[0].sigmoid().detach()
+
+
+def test_corners_by_hand():
+    """Half the sides are .1 and .2. Both corners by +.5 of that, the negative by +1.5; and towards each other, where the positive keeps
+    half of its size and the negative would have less than nothing: its sides are the least that there is."""
+    torch.testing.assert_close(moved(0.5, 0.5), torch.tensor([[0.55, 0.6, 0.2, 0.4], [0.65, 0.8, 0.2, 0.4]], dtype=torch.float64))
+    least = 1e-3 / 1.001
+    wanted = torch.tensor([[0.5, 0.5, 0.1, 0.2], [0.5, 0.5, least, least]], dtype=torch.float64)
+    torch.testing.assert_close(moved(0.5, -0.5), wanted)
+
+
+def test_empty_slots_have_no_content_and_a_box_in_the_middle(batch):
+    """As the authors of DN-DETR and DINO leave them; the indicator of DN-DETR says which queries are noised objects."""
+    for options, noise in (({"contrastive": False}, Noise(slots=0.0, indicator=True)), ({}, Noise(box=1.0, slots=0.0, background=True))):
+        made = noisy(batch, noise, **options)
+        present = noisy(batch, **options).group.valid
+        assert (made.group.valid is None) == noise.background
+        assert not made.content[~present].any()
+        assert not made.reference[~present].any()
+        assert bool(made.content[present].any(-1).all())
+        if noise.indicator:
+            assert torch.equal(made.content[..., -1], present.float())
+
+
+@pytest.mark.parametrize("name", ["dn-detr", "dino-detr"])
+def test_what_noised_queries_learn(name, batch):
+    """Against loops: DN-DETR's five groups of positives alone; DINO's positives, negatives and empty slots, the last two as background.
+    All is divided by objects times groups, and boxes are the positives' alone."""
+    torch.manual_seed(0)
+    model = bq.create_model(name, classes=CLASSES, preset="tiny").double().eval()
+    targets = [{"labels": t["labels"], "boxes": t["boxes"].double()} for t in batch]
+    out = model(torch.randn(3, 3, 96, 96, dtype=torch.float64), targets=targets)
+    group, (_, terms) = out.extra["denoising"], model.loss(out, targets)
+    groups, copies, largest = (5, 1, 5) if name == "dn-detr" else (60 // (2 * 5), 2, 5)
+    assert group.logits.shape[1:3] == (3, groups * copies * largest)
+    wanted, l1 = torch.zeros(len(model.layers), dtype=torch.float64), torch.zeros(len(model.layers), dtype=torch.float64)
+    for image, target in enumerate(targets):
+        for query in range(groups * copies * largest):
+            copy, number = divmod(query % (copies * largest), largest)
+            positive = copy == 0 and number < len(target["labels"])
+            if not positive and name == "dn-detr":
+                continue
+            for label in range(CLASSES):
+                p = group.logits[:, image, query, label].sigmoid()
+                true = positive and label == int(target["labels"][number])
+                wanted += -0.25 * (1 - p) ** 2 * p.log() if true else -0.75 * p**2 * (1 - p).log()
+            if positive:
+                l1 += (group.boxes[:, image, query] - target["boxes"][number]).abs().sum(-1)
+    torch.testing.assert_close(terms["denoising.class"], wanted / (8 * groups))
+    torch.testing.assert_close(terms["denoising.l1"], l1 / (8 * groups))
 
 
 def test_targets_must_be_as_many_as_images(batch):

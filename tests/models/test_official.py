@@ -1,5 +1,6 @@
 """``load_official`` takes all of a checkpoint or none of it, and says which keys are invalid."""
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from torch import Tensor
 import boxquery as bq
 from boxquery.cli import run
 from boxquery.models.base import DetectionTransformer
-from boxquery.official import authors_of, rename
+from boxquery.official import authors_of, load_official, rename
+from boxquery.official.checkpoint import open_checkpoint
 
 SMALL: dict[str, Any] = {
     "backbone": "resnet10t", "hidden_dim": 32, "heads": 4, "ffn_dim": 48, "encoder_layers": 1, "decoder_layers": 2, "num_queries": 5,
@@ -60,6 +62,32 @@ def deformable_keys(two_stage: bool) -> list[str]:
     return [*keys, "query_embed.weight", *both("transformer.reference_points")]
 
 
+def dn_keys() -> list[str]:
+    """As IDEA-Research/DN-DETR names them (without the backbone): DAB-DETR's and the table of labels."""
+    encoder, decoder = "transformer.encoder", "transformer.decoder"
+    keys = ["refpoint_embed.weight", "label_enc.weight", *both("input_proj", "class_embed", f"{decoder}.norm")]
+    for prefix in ("", f"{decoder}."):
+        keys += mlp(f"{prefix}bbox_embed")
+    heads = (f"{encoder}.query_scale", f"{decoder}.query_scale", f"{decoder}.ref_point_head", f"{decoder}.ref_anchor_head")
+    keys += both(*(f"{stem}.layers.{i}" for stem in heads for i in range(2)))
+    first = f"{encoder}.layers.0"
+    keys += attention(f"{first}.self_attn") + both(*(f"{first}.{part}" for part in ("linear1", "linear2", "norm1", "norm2")))
+    keys.append(f"{first}.activation.weight")
+    for i in range(2):
+        parts = ["sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj", "self_attn.out_proj"]
+        parts += ["ca_qcontent_proj", "ca_kcontent_proj", "ca_kpos_proj", "ca_v_proj", "ca_qpos_sine_proj", "cross_attn.out_proj"]
+        parts += ["ca_qpos_proj"] * (i == 0) + ["linear1", "linear2", "norm1", "norm2", "norm3"]
+        keys += [*both(*(f"{decoder}.layers.{i}.{part}" for part in parts)), f"{decoder}.layers.{i}.activation.weight"]
+    return keys
+
+
+def dino_keys() -> list[str]:
+    """As IDEA-Research/DINO names them (without the backbone); the one head of all layers is listed per layer, twice."""
+    keys = [key for key in deformable_keys(True) if not re.search(r"pos_trans|(class|bbox)_embed\.2", key)]
+    keys += ["transformer.tgt_embed.weight", "label_enc.weight", *both("transformer.decoder.norm", "transformer.enc_out_class_embed")]
+    return keys + mlp("transformer.enc_out_bbox_embed") + both(*(f"transformer.decoder.ref_point_head.layers.{i}" for i in range(2)))
+
+
 def sam_keys(several: bool) -> list[str]:
     """As ZhangGongjie/SAM-DETR names them (without the backbone); several levels have Deformable DETR's encoder and a norm a level."""
     encoder, decoder = "transformer.encoder.layers.0", [f"transformer.decoder.layers.{i}" for i in range(2)]
@@ -86,6 +114,8 @@ SYSTEMS: dict[str, tuple[str, dict[str, Any], list[str]]] = {
     "detr": ("detr", {}, detr_keys()),
     "deformable": ("deformable-detr", {}, deformable_keys(False)),
     "deformable-two-stage": ("deformable-detr", {"box_refine": True, "two_stage": True}, deformable_keys(True)),
+    "dn": ("dn-detr", {}, dn_keys()),
+    "dino": ("dino-detr", {}, dino_keys()),
     "sam": ("sam-detr", {}, sam_keys(False)),
     "sam-levels-gaussian": ("sam-detr", {"levels": 3, "smca": True}, sam_keys(True)),
     "smca": ("smca-detr", {}, smca_keys()),
@@ -104,7 +134,11 @@ def checkpoint(system: str) -> tuple[DetectionTransformer, dict[str, Tensor]]:
     rules = authors_of(SYSTEMS[system][0]).keys(model)
     own = model.state_dict()
     keys = [*SYSTEMS[system][2], *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
-    return model, {key: own[rename(key, rules)].clone() for key in keys}
+    tensors = {key: own[rename(key, rules)].clone() for key in keys}
+    if "label_enc.weight" in tensors:
+        last = own["queries.content"] if system == "dn" else torch.randn(1, SMALL["hidden_dim"])
+        tensors["label_enc.weight"] = torch.cat((tensors["label_enc.weight"], last))
+    return model, tensors
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -168,6 +202,40 @@ def test_aliases_that_differ():
     tensors["class_embed.1.bias"] += 1
     with pytest.raises(bq.UserError, match=r"class_embed\.0\.bias' and 'class_embed\.1\.bias"):
         bq.load_official(build("deformable", seed=2), tensors)
+
+
+@pytest.mark.parametrize("system", ["dn", "dino"])
+def test_rows_of_labels(system):
+    """One more than there are classes; without denoising, or with a new class head, those of the classes are not used."""
+    source, tensors = checkpoint(system)
+    report = bq.load_official(build(system, seed=2), tensors)
+    assert report["dropped"] == ([] if system == "dn" else [f"label_enc.weight[{CLASSES}]"])
+    name, options, _ = SYSTEMS[system]
+    plain = bq.create_model(name, classes=CLASSES, matching="one-to-one", **SMALL, **options)
+    assert f"label_enc.weight[:{CLASSES}]" in bq.load_official(plain, tensors)["dropped"]
+    headless = {key: value for key, value in tensors.items() if "class_embed" not in key}
+    other = bq.create_model(name, classes=CLASSES + 3, **SMALL, **options)
+    report = load_official(other, headless, new_head=True)
+    assert "queries.denoising.labels" in report["new"]
+    assert len(other.queries.denoising.labels) == CLASSES + 3
+    for model in (plain, other):
+        assert torch.equal(model.queries.content, source.queries.content)
+
+
+@pytest.mark.parametrize("system", ["dn", "dino"])
+def test_options_are_those_of_the_tensors(system, tmp_path):
+    name, _, keys = SYSTEMS[system]
+    small = {key: value for key, value in SMALL.items() if key not in ("backbone", "heads")}
+    source = bq.create_model(name, classes=CLASSES, **small, **({"levels": 4, "points": 3} if system == "dino" else {}))
+    rules, own = authors_of(name).keys(source), source.state_dict()
+    keys = [*keys, *(f"backbone.0.body.{k.removeprefix('backbone.body.')}" for k in own if k.startswith("backbone."))]
+    tensors = {key: own[rename(key, rules)] for key in keys}
+    rows = own["queries.content"] if system == "dn" else torch.zeros(1, small["hidden_dim"])
+    tensors["label_enc.weight"] = torch.cat((tensors["label_enc.weight"], rows))
+    torch.save({"model": {key: value.clone() for key, value in tensors.items()}}, tmp_path / "theirs.pth")
+    model, _ = open_checkpoint(tmp_path / "theirs.pth", name, {})
+    assert model.config["options"] == source.config["options"]
+    assert all(torch.equal(value, own[key]) for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked"))
 
 
 def test_of_another_paper():
