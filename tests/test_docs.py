@@ -1,4 +1,4 @@
-"""The README and the pages beside it: links lead somewhere, and errors.md quotes messages that the code gives."""
+"""The README and the pages beside it: links lead somewhere, errors.md quotes messages of the code, and tests that are named exist."""
 
 import ast
 import re
@@ -25,6 +25,12 @@ def test_links_and_pictures_lead_somewhere(page):
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), link
         assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tests_that_a_page_names_exist(page):
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", page.read_text(encoding="utf-8")):
+        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), (path, name)
 
 
 def texts() -> list[str]:
