@@ -25,6 +25,11 @@ ROOT_RECIPE = Recipe(
     warmup=0.02, ema=0.99, augment=Augment(scales=(0.8, 0.9, 1.0, 1.1, 1.2)),
 )  # fmt: skip
 
+#: what the preset "tiny" changes of the model
+TINY: dict[str, Any] = {"backbone_options": {**ROOT_OPTIONS["backbone_options"], "layers": (1, 1, 1, 1)}, "num_queries": 40}
+TWICE = "the model of the preset tiny: twice as many images in the same time"
+MOSAIC = replace(ROOT_RECIPE.augment, scales=(1.0,), mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -46,39 +51,38 @@ class Variant:
 
 VARIANTS: dict[str, Variant] = {
     "small": Variant(None, why="the default of before"),
+    "peaks": Variant("small", options={"proposals": "peaks"}, why="neighbouring cells propose the same object, and duplicates cost AP"),
     "small-square": Variant(
         "small",
         recipe={"square": True, "image_size": 256, "augment": replace(ROOT_RECIPE.augment, scales=(1.0,))},
         why="no padding, so twice as many images in the same time where shapes differ",
     ),
-    "square-peaks": Variant("small-square", options={"proposals": "peaks"}, why="both"),
     "square-slow": Variant("small-square", recipe={"lr": 5e-4, "backbone_lr": 5e-4}, why="a gradient of few objects is noisy"),
-    "square-mosaic": Variant(
-        "small-square",
-        recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)},
-        why="more objects per image, in other places",
+    "tiny-square": Variant("small-square", options=TINY, recipe={"image_size": 160}, why=TWICE),
+    "tiny-slow": Variant("square-slow", options=TINY, recipe={"image_size": 160}, why=TWICE),
+    "tiny-slower": Variant("tiny-slow", recipe={"lr": 2.5e-4, "backbone_lr": 2.5e-4}, why="the same, further"),
+    "tiny-224px": Variant("tiny-slow", recipe={"image_size": 224}, why="finer boxes, half as many images"),
+    "tiny-uncropped": Variant(
+        "tiny-slow", recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), crop=0.0)}, why="a short run has no use for crops"
     ),
-    "fcos": Variant(None, model="fcos", why="many places learn each object, and NMS follows"),
-    "peaks": Variant("small", options={"proposals": "peaks"}, why="neighbouring cells propose the same object, and duplicates cost AP"),
-    "peaks-slow": Variant("peaks", recipe={"lr": 4e-4, "backbone_lr": 4e-4}, why="a gradient of few objects is noisy"),
-    "peaks-dense": Variant("peaks", options={"matching": "denoising+dense"}, why="every place near an object is taught"),
-    "peaks-mal": Variant("peaks", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
-    "peaks-mosaic": Variant(
-        "peaks",
-        recipe={"augment": replace(ROOT_RECIPE.augment, mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)},
-        why="more objects per image, in other places",
+    "tiny-mosaic": Variant("tiny-slow", recipe={"augment": MOSAIC}, why="more objects per image, in other places"),
+    "mosaic-dense": Variant("tiny-mosaic", options={"matching": "denoising+dense"}, why="every place near an object is taught"),
+    "mosaic-mal": Variant("tiny-mosaic", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
+    "mosaic-group": Variant(
+        "tiny-mosaic", options={"matching": "denoising+group", "groups": 4}, why="each object teaches four queries in place of one"
     ),
-    "peaks-uncropped": Variant(
-        "peaks", recipe={"augment": replace(ROOT_RECIPE.augment, scales=(1.0,), crop=0.0)}, why="a short run has no use for augmentation"
+    "mosaic-peaks": Variant("tiny-mosaic", options={"proposals": "peaks"}, why="neighbouring cells propose the same object"),
+    "mosaic-decay": Variant("tiny-mosaic", recipe={"weight_decay": 0.05}, why="weights that stay small generalise"),
+    "mosaic-ema": Variant("tiny-mosaic", recipe={"ema": 0.998}, why="an average over five times as many steps"),
+    "mosaic-mixup": Variant(
+        "tiny-mosaic", recipe={"augment": replace(MOSAIC, mixup=0.15, zoom_out=0.2)}, why="the other ways of mixing images"
     ),
-    "peaks-160px": Variant("peaks-uncropped", recipe={"image_size": 160}, why="twice as many images in the same time"),
-    "peaks-320px": Variant("peaks", recipe={"image_size": 320}, why="photographs show small objects at 320 pixels"),
-    "peaks-lean": Variant(
-        "peaks",
+    "mosaic-lean": Variant(
+        "tiny-mosaic",
         options={"encoder": "hybrid", "fusion_blocks": 1, "fusion_expansion": 0.5},
         why="convolutions between levels in place of sampling",
     ),
-    "peaks-decay": Variant("peaks", recipe={"weight_decay": 0.05}, why="weights that stay small generalise"),
+    "fcos": Variant(None, model="fcos", why="many places learn each object, and NMS follows"),
 }
 
 
