@@ -148,6 +148,10 @@ def test_proposals(case):
     if "enc_index" in case.arrays:
         close(case.out.proposals.logits[0], case.arrays["enc_logits"], 2e-5)
         close(case.out.proposals.boxes[0], case.arrays["enc_boxes"], 5e-6)
+        proposals = case.out.proposals
+        ((*images,),) = case.model.criterion.pairs(proposals.logits, proposals.boxes, case.targets)
+        assert np.array_equal(torch.cat([q for q, _ in images]).numpy(), case.arrays["match_enc_query"])
+        assert np.array_equal(torch.cat([t for _, t in images]).numpy(), case.arrays["match_enc_target"])
 
 
 def test_noised_queries(case):
