@@ -81,6 +81,9 @@ def slow_origin(trace: Trace, query: int, layer: int, size: tuple[int, int]) -> 
 def test_origins_against_a_loop(explained):
     _, explanation = explained
     size = (5, 7)
+    if not explanation.trace.encoder:  # a hybrid encoder keeps no trace
+        assert torch.equal(explanation.origin(3, 0, size).map, explanation.heatmap(3, 0, size).map)
+        return
     expected = slow_origin(explanation.trace, 3, 0, size)
     torch.testing.assert_close(explanation.origin(3, 0, size).map.double(), expected, atol=1e-6, rtol=0)
 

@@ -65,6 +65,7 @@ def watched(request) -> Watched:
     with torch.no_grad():
         out = model(*batch(*SIZES, dtype=torch.float64), trace=True)
     assert [r.trace for r in seen.decoder] == out.trace.layers
+    seen.encoder[:] = [reading for reading in seen.encoder if reading.trace is not None]  # a hybrid encoder keeps none
     assert [r.trace for r in seen.encoder] == out.trace.encoder
     return seen
 

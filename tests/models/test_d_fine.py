@@ -138,6 +138,16 @@ def test_single_precision(name):
     torch.testing.assert_close(out.boxes[-1], result.pred_boxes, atol=2e-4, rtol=0)
 
 
+def test_the_curvature_is_that_of_the_tensors():
+    """Of X it is 8 in the checkpoint, and 4 in the configuration beside it."""
+    config = Config({"reg_scale": 4.0, "encoder_hidden_dim": 384, "decoder_in_channels": [384] * 3}, "config.json")
+    tensors = {"model.decoder.reg_scale": torch.tensor([8.0]), "model.decoder.up": torch.tensor([0.5])}
+    options = names.options(config) | names.seen(tensors)
+    assert options["reg_scale"] == 8
+    with pytest.raises(bq.UserError, match=r"'model\.decoder\.up' is 0\.25: only 0\.5"):
+        names.seen(tensors | {"model.decoder.up": torch.tensor([0.25])})
+
+
 def test_boxes_are_the_means_of_distributions(case):
     """By the slow transcription, from distributions and the initial box."""
     scale = case.model.config["options"]["reg_scale"]
