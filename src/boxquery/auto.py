@@ -57,7 +57,8 @@ GPU_BATCH, EPOCH_BATCHES, PIXELS_PER_GB, ASPECT = 16, 50, 200_000, 4 / 3
 MIXED, DIFFERENT = 0.1, 0.1
 
 #: objects per step that the preset's learning rate was found with (four images of BCCD); with fewer the rate falls by this power of their
-#: share, since a gradient of few objects is noisy: on raccoon, with four, .0003 learned faster than .001, on scenes with four slower
+#: share, since a gradient of few objects is noisy: half the rate gains .14 AP on raccoon with four objects per step, and loses .04 on BCCD
+#: with fifty (benchmarks/recipe.py)
 RATE_OBJECTS, RATE_POWER = 50, 0.25
 
 #: up to so many images the augmentation is strong, and from so many on light; between them, and in short runs, it is the preset's (not
