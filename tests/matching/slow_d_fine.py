@@ -163,7 +163,7 @@ def slow_loss(
     scale: float = 4.0,
     union: bool = True,
 ) -> dict[str, Tensor]:
-    """Every unweighted term by its name in the library; [L], or [] of initial predictions and proposals."""
+    """Every unweighted term by its name in the library; [L], or [] of initial predictions, proposals and distillation."""
     count = max(sum(len(t["labels"]) for t in targets), 1)
     layers = [match(*each, targets) for each in zip(ordinary.logits, ordinary.boxes, strict=True)]
     others = {name: (slow, match(slow.logits[0], slow.boxes[0], targets)) for name, slow in
@@ -185,7 +185,7 @@ def slow_loss(
         }  # fmt: skip
         for name, value in found.items():
             terms[name].append(value)
-    out = {name: torch.stack(values) for name, values in terms.items()}
+    out = {name: over_layers(name, values) for name, values in terms.items()}
     for name, (slow, own) in others.items():
         pairs, divisor = (joint, size) if union else (own, count)
         out[f"{name}.class"] = varifocal(slow.logits[0], slow.boxes[0], targets, own, count)
@@ -200,13 +200,17 @@ def slow_loss(
             each["giou"].append(giou)
             each["fgl"].append(localization(denoising, layer, targets, denoised, count * groups, scale))
             each["ddf"].append(distillation(denoising, layer, targets, denoised, weights))
-        out |= {f"denoising.{name}": torch.stack(values) for name, values in each.items()}
+        out |= {f"denoising.{name}": over_layers(name, values) for name, values in each.items()}
         if denoising_initial is not None:
             first = denoising_initial
             out["denoising.initial.class"] = varifocal(first.logits[0], first.boxes[0], targets, denoised, count * groups)
             l1, giou = box_losses(first.boxes[0], targets, denoised, count * groups)
             out["denoising.initial.l1"], out["denoising.initial.giou"] = l1, giou
     return out
+
+
+def over_layers(name: str, values: list[Tensor]) -> Tensor:
+    return torch.stack(values).sum() if name == "ddf" else torch.stack(values)
 
 
 #: of the terms, by the last part of their name

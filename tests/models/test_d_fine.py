@@ -241,10 +241,12 @@ def test_the_loss_of_transformers(case):
     criterion = copy.copy(case.model.criterion)
     criterion.joint = False
     _, terms = criterion(out, targets)
-    for stem, name, weight in (("vfl", "class", 1), ("bbox", "l1", 5), ("giou", "giou", 2), ("fgl", "fgl", 0.15), ("ddf", "ddf", 1.5)):
+    distilled = sum(theirs[f"loss_ddf_aux_{layer}"].item() for layer in range(last))
+    assert distilled == pytest.approx(1.5 * terms["ddf"].item(), rel=1e-4)
+    for stem, name, weight in (("vfl", "class", 1), ("bbox", "l1", 5), ("giou", "giou", 2), ("fgl", "fgl", 0.15)):
         for layer in range(last):
             assert theirs[f"loss_{stem}_aux_{layer}"].item() == pytest.approx(weight * terms[name][layer].item(), rel=1e-4)
-        if name not in ("fgl", "ddf"):
+        if name != "fgl":
             assert theirs[f"loss_{stem}"].item() == pytest.approx(weight * terms[name][last].item(), rel=1e-4)
             assert theirs[f"loss_{stem}_aux_{last}"].item() == pytest.approx(weight * terms[f"proposals.{name}"].item(), rel=1e-4)
     assert "loss_fgl" not in theirs

@@ -200,7 +200,11 @@ class SetCriterion:
         return out
 
     def terms(self, s: Supervised, pairs: Pairs, classification: Classification, weighed: tuple[Supervised, Pairs]) -> dict[str, Tensor]:
-        """Unweighted, [L] each; in distillation matched and other queries weigh as many as these are among those ``weighed``."""
+        """Unweighted, [L] each, or [] of all layers.
+
+        Args:
+            weighed: in distillation matched and other queries weigh as many as these are.
+        """
 
         def matched(matches: Matches) -> tuple[Tensor, Tensor]:
             return s.predictions.boxes[matches.index], s.targets.boxes[matches.image, matches.target]

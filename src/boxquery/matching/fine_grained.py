@@ -42,7 +42,7 @@ class FineGrainedLoss:
     def terms(
         self, predictions: LayerPredictions, boxes: Tensor, quality: Tensor, matches: Matches, normalizer: Tensor, numbers: Numbers
     ) -> dict[str, Tensor]:
-        """``fgl`` and ``ddf``, [L] each, unweighted.
+        """``fgl`` [L] and ``ddf`` [], the sum over layers, since the last has none; unweighted.
 
         Args:
             boxes: [P, 4], the object of each match.
@@ -64,7 +64,7 @@ class FineGrainedLoss:
         return matches.sum_by_layer(-(low * (1 - share) + high * share) * quality[:, None])
 
     def distillation(self, predictions: LayerPredictions, quality: Tensor, matches: Matches, numbers: Numbers) -> Tensor:
-        """[L], the last 0: the divergence from the last layer's distributions, which take no gradient.
+        """[], over all layers but the last: the divergence from its distributions, which take no gradient.
 
         A matched query weighs its IoU, another the last layer's highest class probability.
         """
@@ -85,4 +85,4 @@ class FineGrainedLoss:
             for (inner, outer), (a, b) in zip(own, numbers, strict=False)
         ]
         inner, outer = loss.new_tensor(factors).view(earlier, 2, 1, 1).unbind(1)
-        return F.pad((loss * torch.where(is_matched, inner, outer)).flatten(1).sum(-1), (0, 1))
+        return (loss * torch.where(is_matched, inner, outer)).sum()

@@ -72,7 +72,7 @@ class Residual(nn.Module):
 
 
 class Gate(nn.Module):
-    """In place of ``Residual``: content and change are weighed, feature by feature, by gates made of both (D-FINE, section 4.1)."""
+    """In place of ``Residual``: content and change are weighed, feature by feature, by gates made of both (D-FINE)."""
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
