@@ -269,6 +269,10 @@ def test_from_a_released_checkpoint(system):
     target = bq.create_model(name, classes=2, **official.SMALL, **options)
     transfer(source, target, [None, "person", "bicycle", "car"], ["Car", "person"])
     target.freeze()
+    if not source.criterion.class_agnostic_proposals:  # classes that are left behind may have chosen other proposals
+        for theirs, ours in ((source.heads[0], target.heads[0]), (source.queries.head, target.queries.head)):
+            assert torch.equal(ours.classes.weight, theirs.classes.weight[[3, 1]])
+        return
     before, after = answers(source.eval()), answers(target.eval())
     torch.testing.assert_close(after.logits[..., :2], before.logits[..., [3, 1]])
     assert torch.equal(before.boxes, after.boxes)

@@ -28,8 +28,9 @@ from boxquery.parts.attention.scales import ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
 from boxquery.parts.box_locate import BoxLocate, DABLocate
 from boxquery.parts.geometry import QueryGeometry, locate_at_position
+from boxquery.parts.heads import Head
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.queries import BoxQueries, LearnedQueries, ReferencePointQueries
+from boxquery.parts.queries import BoxQueries, LearnedQueries, ProposalQueries, ReferencePointQueries
 from boxquery.parts.state import QueryState
 from tests.models import test_sweep as sweep
 from tests.models import test_trace as traces
@@ -240,8 +241,16 @@ PAIRS = {
         locate_at_position,
     ),
     "`PatternQueries`, `locate_at_position` (Anchor)": lambda: (points(axes=True), locate_at_position),
-    "`BoxQueries`, `DABLocate` (DAB)": lambda: (BoxQueries(QUERIES, DIM), DABLocate(DIM)),
+    "`BoxQueries`, `DABLocate` (DAB, DN)": lambda: (BoxQueries(QUERIES, DIM), DABLocate(DIM)),
     "`BoxQueries`, `BoxLocate` (DAB-Deformable)": lambda: (BoxQueries(QUERIES, DIM, "learned"), BoxLocate(DIM)),
+    "`ProposalQueries` with learned content, `BoxLocate` (DINO)": lambda: (
+        ProposalQueries(QUERIES, DIM, Head(DIM, CLASSES), "learned", class_agnostic=False, learning="chosen"),
+        BoxLocate(DIM, scaled=False),
+    ),
+    "`ProposalQueries`, `locate_at_position` (Deformable, two-stage)": lambda: (
+        ProposalQueries(QUERIES, DIM, Head(DIM, CLASSES)),
+        locate_at_position,
+    ),
     "`BoxQueries`, `sam_detr.locate` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.locate),
 }
 ATTENTIONS = {
