@@ -24,7 +24,7 @@ from boxquery.parts.hybrid import CellNorm, ConvBlock, CrossStage, HybridEncoder
 from boxquery.parts.layers import ConvolutionalFeedForward, DecoderLayer, Encoder, EncoderLayer, FeedForward, at_position, reset_transformer
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.positions import LearnedPosition, NoPosition, SinePosition
-from boxquery.parts.queries import BoxQueries
+from boxquery.parts.queries import BoxQueries, ProposalQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
@@ -151,6 +151,19 @@ def denoising(classes: int, o: Options, position: nn.Module | None = None, noise
     if "denoising" not in o.strategies:
         return None
     return Denoising(classes, o.hidden_dim, o.denoising, noise, position, contrastive=o.contrastive)
+
+
+def proposals(classes: int, o: Options, content: Literal["tokens", "learned"], noise: Noise) -> ProposalQueries:
+    """Queries at the encoder's best boxes by their best class; the chosen ones learn, with a head of their own (DINO, RT-DETR, D-FINE)."""
+    return ProposalQueries(
+        o.queries,
+        o.hidden_dim,
+        Head(o.hidden_dim, classes),
+        content,
+        class_agnostic=False,
+        learning="chosen",
+        denoising=denoising(classes, o, noise=noise),
+    )
 
 
 def ffn(o: Options, activation: Callable[[], nn.Module] = nn.ReLU) -> FeedForward:

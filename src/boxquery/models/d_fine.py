@@ -32,7 +32,7 @@ from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.fine_grained import FineGrainedLoss
 from boxquery.matching.groups import Noise
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import decoder, denoising, encoder_layers, hybrid, image, keep_prediction
+from boxquery.models.builders import decoder, encoder_layers, hybrid, image, keep_prediction, proposals
 from boxquery.models.options import Options, check_least
 from boxquery.models.recipes import Preset, Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
@@ -40,12 +40,11 @@ from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.distributions import DistributionBoxCoder, DistributionHead
 from boxquery.parts.elan import GELAN, SeparableShrink
 from boxquery.parts.geometry import QueryGeometry, require_boxes
-from boxquery.parts.heads import MLP, Head
+from boxquery.parts.heads import MLP
 from boxquery.parts.hybrid import ConvBlock, HybridEncoder
 from boxquery.parts.layers import Gate, reset_transformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import CellSinePosition
-from boxquery.parts.queries import ProposalQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
@@ -186,15 +185,7 @@ def build(classes: int, options: DFineOptions, weights: BackboneWeights | None) 
         # image: three maps from stride 8 on, or two from 16
         image=image(replace(o, hidden_dim=o.encoder_dim), weights, CellSinePosition(o.encoder_dim), o.levels, norm="batch"),
         encoder=regions(o),
-        queries=ProposalQueries(
-            o.queries,
-            dim,
-            Head(dim, classes),
-            "tokens",
-            class_agnostic=False,
-            learning="chosen",
-            denoising=denoising(classes, o, noise=NOISE),
-        ),
+        queries=proposals(classes, o, "tokens", NOISE),
         locate=locate,
         layers=layers,
         refine=keep_prediction,

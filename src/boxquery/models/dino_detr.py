@@ -29,7 +29,7 @@ from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.groups import Noise
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import decoder, denoising, encoder, image, look_forward_twice
+from boxquery.models.builders import decoder, encoder, image, look_forward_twice, proposals
 from boxquery.models.options import Options, check_least, check_normed
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
@@ -39,7 +39,6 @@ from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.positions import SinePosition
-from boxquery.parts.queries import ProposalQueries
 from boxquery.parts.weights import BackboneWeights
 
 
@@ -87,15 +86,7 @@ def build(classes: int, options: DINOOptions, weights: BackboneWeights | None) -
     return DetectionTransformer(
         image=image(o, weights, SinePosition(dim, temperature=20), o.levels, max(o.levels - 1, 3), norm="group", level_embedding=True),
         encoder=regions,
-        queries=ProposalQueries(
-            o.queries,
-            dim,
-            Head(dim, classes),
-            "learned",
-            class_agnostic=False,
-            learning="chosen",
-            denoising=denoising(classes, o, noise=NOISE),
-        ),
+        queries=proposals(classes, o, "learned", NOISE),
         locate=locate,
         layers=layers,
         refine=look_forward_twice,
