@@ -2,8 +2,8 @@
 
     python benchmarks/sizes.py
 
-Counted on shapes alone (PyTorch's meta device), one image, matrix products, convolutions and attention; 800 x 1333 for published
-models that keep an image's shape, a square of the preset's own size for the others.
+Counted on shapes alone (PyTorch's meta device), one image, matrix products, convolutions and attention; 800 x 1333 for what is published
+with images of that size, a square of the preset's own size for the others.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import boxquery as bq
+from boxquery.flags import OUR_PRESETS
 from boxquery.models import HERE
 from boxquery.models.recipes import Preset
 
@@ -22,7 +23,7 @@ CLASSES = 91
 def count(name: str, preset: str) -> dict[str, float | int | str]:
     """``parameters``, ``gflops`` (a multiply-add counts once, as the papers count) and the ``image`` they are counted at."""
     recipe = presets(name)[preset].recipe
-    height, width = (800, 1333) if preset == "paper" and not recipe.square else (recipe.image_size, recipe.image_size)
+    height, width = (800, 1333) if preset not in OUR_PRESETS and not recipe.square else (recipe.image_size, recipe.image_size)
     with torch.device("meta"), torch.no_grad():
         model = bq.create_model(name, classes=CLASSES, preset=preset).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as flops:

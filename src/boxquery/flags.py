@@ -19,6 +19,8 @@ from boxquery.errors import UserError, first_line
 AUTO = "auto"
 #: the preset of a model that is named without one
 DEFAULT_PRESET = "small"
+#: the presets that no paper published
+OUR_PRESETS = ("small", "tiny")
 #: detections per class and image that count: COCO's definition of AP
 MAX_DETECTIONS = 100
 #: score threshold until an evaluation has found a better one
@@ -26,7 +28,6 @@ DEFAULT_THRESHOLD = 0.5
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16"]
-Preset = Literal["paper", "small", "tiny"]
 #: a flag that is off unless it is given
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 

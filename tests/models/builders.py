@@ -37,6 +37,8 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dab-deformable-detr": {"dab-deformable-detr": {}, "dab-deformable-detr-fixed": {"fixed_xy": True}},
     "dn-detr": {"dn-detr": {}, "dn-detr-one-to-one": {"matching": "one-to-one"}},
     "dino-detr": {"dino-detr": {}, "dino-detr-one-to-one": {"matching": "one-to-one"}},
+    "rt-detr": {"rt-detr": {}, "rt-detr-published": {"encoder": "paper"}},
+    "rt-detr-v2": {"rt-detr-v2": {"points": [2, 4, 3]}, "rt-detr-v2-discrete": {"sampling": "discrete", "class_agnostic": True}},
     "deformable-detr": {
         "deformable-detr-points": {"box_refine": False, "two_stage": False, "matching": "one-to-one"},
         "deformable-detr-refined": {"box_refine": True, "two_stage": False, "matching": "one-to-one"},

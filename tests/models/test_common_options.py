@@ -106,7 +106,7 @@ def test_the_defaults_are_the_paper(system):
     own = {"query_position": type(sweep.presets(model_of(system))["paper"].options).query_positions[0]}
     if system == "deformable-detr":  # which is two-stage here
         own = {}
-    said = build(system, encoder="paper", encoder_ffn="linear", relative_bias=False, **own)
+    said = build(system, encoder=model.config["options"]["encoder"], encoder_ffn="linear", relative_bias=False, **own)
     assert not any(isinstance(part, OtherPosition | RelativeBias) for m in (model, said) for part in m.modules())
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), said.state_dict().values(), strict=True))
     assert list(model.state_dict()) == list(said.state_dict())

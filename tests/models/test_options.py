@@ -52,11 +52,11 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 #: how many levels a model takes, where not any number
-LEVELS = {"sam-detr": (1, 3)}
+LEVELS = {"sam-detr": (1, 3), "rt-detr": (2, 3, 4, 5), "rt-detr-v2": (2, 3, 4, 5)}
 
 
 #: models whose encoder fuses levels, which must halve in size
-FUSING = ("d-fine",)
+FUSING = ("d-fine", "rt-detr", "rt-detr-v2")
 
 
 def levels_of(name: str) -> tuple[int, ...]:
@@ -67,7 +67,9 @@ CASES = [
     pytest.param(name, options, id="-".join([name, *(f"{k}={v}" for k, v in options.items())]))
     for name in bq.list_models()
     for options in SETTINGS
-    if has_option(name, *options) and options.get("levels", 1) in levels_of(name) and not (name == "anchor-detr" and "position" in options)
+    if has_option(name, *options)
+    if options.get("levels", levels_of(name)[0]) in levels_of(name)
+    if not (name == "anchor-detr" and "position" in options)
     if not (name in FUSING and options.get("dilation") and options.get("levels", 3) > 1)
 ]
 
@@ -96,7 +98,7 @@ def test_setting(name, options):
         assert chosen[key] == value
 
 
-@pytest.mark.parametrize("name", bq.list_models())
+@pytest.mark.parametrize("name", [name for name in bq.list_models() if 1 in levels_of(name)])
 def test_dilation_keeps_the_last_stage_at_stride_16(name):
     options = {"levels": 1} if has_option(name, "levels") else {}
     for dilation, stride in ((False, 32), (True, 16)):

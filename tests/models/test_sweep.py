@@ -27,9 +27,11 @@ PACKED_ZERO_CONTENT = {
     r"layers\.0\.self_attention\.attention\.in_proj\.weight": "content is zero: every value is the bias, whatever is attended to",
 }
 #: Parameters (as patterns) whose gradient is zero for every input, and why; by the name of the system in this sweep.
+BEFORE_BATCH_NORM = "a constant, which batch norm behind the next 1 x 1 convolution takes out"
 NO_GRADIENT: dict[str, dict[str, str]] = {
     "conditional-detr": KEY_BIAS | ZERO_CONTENT,
     "dab-detr": KEY_BIAS | ZERO_CONTENT,
+    "rt-detr-published": {r"neck\.projections\.[01]\.1\.bias|encoder\.layers\.0\.ffn_residual\.norm\.bias": BEFORE_BATCH_NORM},
     "dn-detr": KEY_BIAS,
     "dn-detr-one-to-one": {
         **KEY_BIAS,
@@ -48,9 +50,7 @@ NO_GRADIENT: dict[str, dict[str, str]] = {
     **dict.fromkeys(("sam-detr", "sam-detr-gaussian", "sam-detr-levels"), KEY_BIAS | KEY_POSITION_BIAS | ZERO_CONTENT),
     "sam-detr-resampled": KEY_BIAS | ZERO_CONTENT,
     "d-fine": {
-        r"(neck\.projections\.[01]|encoder\.shrink\.\d\.halve)\.1\.bias|encoder\.layers\.0\.ffn_residual\.norm\.bias": (
-            "a constant, which batch norm behind the next 1 x 1 convolution takes out"
-        ),
+        r"(neck\.projections\.[01]|encoder\.shrink\.\d\.halve)\.1\.bias|encoder\.layers\.0\.ffn_residual\.norm\.bias": (BEFORE_BATCH_NORM),
     },
     "smca-detr": PACKED_ZERO_CONTENT,
     "smca-detr-type1": PACKED_ZERO_CONTENT,

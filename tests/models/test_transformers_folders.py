@@ -28,10 +28,11 @@ from tests.models.transformers_folders import CASES, NAMES, edit, model, save
 @torch.no_grad()
 def test_the_same_predictions_and_names(case, tmp_path):
     theirs = model(case)
+    # its real-time models resize to squares, and attend to what is padded
+    batches = [((96, 128),), ((128, 96),)] if case.startswith(("rt-detr", "d-fine")) else [((96, 128), (64, 80)), ((128, 96),)]
     for version in (4, 5):
         detector = bq.load(save(theirs, tmp_path / str(version), version=version))
-        # its real-time models resize to squares, and attend to what is padded
-        for sizes in (((96, 128), (96, 128) if case.startswith("d-fine") else (64, 80)), ((128, 96),)):
+        for sizes in batches:
             images, mask = batch(*sizes)
             expected = theirs(pixel_values=images, pixel_mask=(~mask).long())
             found = detector.model(images, mask, last_only=True)
@@ -59,6 +60,13 @@ def test_heads_that_are_not_shared(case, tmp_path):
         expected = theirs(pixel_values=images)
         torch.testing.assert_close(found.logits[-1], expected.logits, atol=2e-4, rtol=0)
         torch.testing.assert_close(found.boxes[-1], expected.pred_boxes, atol=2e-4, rtol=0)
+
+
+def test_squares_without_normalisation_come_along(tmp_path):
+    """As released models of RT-DETR have them, with their file of preprocessing or without."""
+    for processor in ("RTDetrImageProcessor", None):
+        folder = save(model("rt-detr-basic"), tmp_path / str(processor), processor=processor)
+        assert bq.load(folder).preprocessing == Preprocessing(640, square=True, mean=None, std=None)
 
 
 def test_every_kind_has_a_case():

@@ -26,6 +26,18 @@ def resnet(values: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"use_timm_backbone": False, "backbone_config": transformers.ResNetConfig(**values, **more)}
 
 
+def real_time(layer_type: str, hidden_sizes: list[int], **more: Any) -> dict[str, Any]:
+    """RT-DETR, whose own ResNet is the only backbone that is released with it."""
+    backbone = transformers.RTDetrResNetConfig(
+        embedding_size=64, hidden_sizes=hidden_sizes, depths=[1, 2, 1, 1], layer_type=layer_type, out_indices=[2, 3, 4]
+    )
+    width = more.get("encoder_hidden_dim", 256)
+    return {
+        "backbone_config": backbone, "encoder_in_channels": hidden_sizes[1:], "decoder_in_channels": [width] * 3, "encoder_layers": 1,
+        **more,
+    }  # fmt: skip
+
+
 TIMM: dict[str, Any] = {"use_timm_backbone": True, "backbone": "resnet10t"}
 LEVELS = {"out_features": ["stage2", "stage3", "stage4"]}
 #: timm's hgnetv2_b0
@@ -54,6 +66,16 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "deformable-detr-one-level": ("DeformableDetr", {"d_model": 64, "num_feature_levels": 1, **resnet(RESNET, out_features=["stage4"])}),
     "deformable-detr-five-levels": ("DeformableDetr", {"d_model": 64, "num_feature_levels": 5, **resnet(RESNET, **LEVELS)}),
     "dab-detr": ("DabDetr", {"hidden_size": 64, **TIMM}),
+    "rt-detr": ("RTDetr", {**real_time("bottleneck", [32, 64, 96, 128], encoder_hidden_dim=48, hidden_expansion=0.6), "d_model": 64}),
+    "rt-detr-basic": (
+        "RTDetr",
+        real_time("basic", [64, 24, 32, 40], encoder_hidden_dim=32, d_model=32, num_denoising=0, decoder_n_points=2),
+    ),
+    "rt-detr-v2": ("RTDetrV2", real_time("basic", [64, 24, 32, 40], encoder_hidden_dim=32, d_model=32, decoder_offset_scale=0.7)),
+    "rt-detr-v2-discrete": (
+        "RTDetrV2",
+        real_time("bottleneck", [32, 64, 96, 128], encoder_hidden_dim=32, d_model=32, decoder_method="discrete"),
+    ),
     "dab-detr-patterns": ("DabDetr", {"hidden_size": 32, "num_patterns": 2, **resnet(RESNET, out_features=["stage4"])}),
     "d-fine": (
         "DFine",

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from boxquery.augment import augment_parts, augmentation
 from boxquery.auto import DataFacts, Given, choose
-from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Preset, Switch, check_above_zero, check_seed
+from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_above_zero, check_seed
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan
@@ -84,7 +84,7 @@ def check(
     /,
     *,
     model: str = AUTO,
-    preset: Preset | None = None,
+    preset: str | None = None,
     options: Options = None,
     augment: Augmentation = None,
     image_size: int | None = None,
@@ -102,7 +102,8 @@ def check(
     Args:
         data: Data set in COCO, Pascal VOC or YOLO layout, or shapes for the built-in scenes.
         model: Model to be trained; `boxquery models` lists them. auto chooses as `train` does, for this machine.
-        preset: Size and recipe of the model. Default: auto's choice, or small.
+        preset: Size and recipe of the model: paper, small, tiny, or a further size that is published, see `boxquery models NAME`. Default:
+            auto's choice, or small.
         options: Model option as name=value, repeatable; docs/options.md lists them.
         augment: Draw training images before and after augmentation (augmented.png): what `train` does, or a level (none, light, default,
             strong) and parts as name=value, repeatable; docs/augmentation.md lists them.

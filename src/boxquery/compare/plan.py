@@ -14,7 +14,7 @@ import yaml
 from boxquery.augment import augment_parts
 from boxquery.errors import UserError, count
 from boxquery.files import atomic_write
-from boxquery.flags import Preset, check_above_zero, option_word
+from boxquery.flags import check_above_zero, option_word
 from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
 from boxquery.training.migration import FORMAT, migrate_overrides
 
@@ -38,13 +38,13 @@ class BudgetFlags:
         minutes: Budget of every run in CPU minutes, which other load does not shorten; on a GPU in minutes of wall time.
         epochs: Budget in passes over the training images. Default, without another budget: the presets', which must agree.
         images_seen: Budget in training images; the last epoch is cut short.
-        preset: Size and recipe.
+        preset: Size and recipe: paper, small, tiny, or a further size that is published, see `boxquery models NAME`.
     """
 
     minutes: float | None = None
     epochs: int | None = None
     images_seen: int | None = None
-    preset: Preset = "small"
+    preset: str = "small"
 
 
 @dataclass(frozen=True, kw_only=True)

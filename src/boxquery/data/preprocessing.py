@@ -56,6 +56,11 @@ class Preprocessing:
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"preprocessing: interpolation={self.interpolation!r}: choose {' or '.join(INTERPOLATIONS)}")
 
+    @classmethod
+    def of(cls, image_size: int, *, square: bool, normalize: bool) -> Preprocessing:
+        """As a recipe has it: ``normalize`` is by ImageNet's mean and standard deviation."""
+        return cls(image_size, square=square) if normalize else cls(image_size, square=square, mean=None, std=None)
+
     def size(self, height: int, width: int, image_size: int | None = None) -> tuple[int, int]:
         """Height and width that an image is resized to; ``image_size`` in place of the record's own, for multi-scale training."""
         side = image_size or self.image_size

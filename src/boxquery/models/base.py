@@ -86,6 +86,8 @@ class DetectionTransformer(Model):
         self.norm = nn.Identity() if norm is None else norm
         self.place, self.refine, self.criterion, self.low_lr_patterns = locate, refine, criterion, low_lr_patterns
         self.prune: Prune = keep_all
+        #: how many layers are used in inference
+        self.inference_layers = len(layers)
         #: what teaches several queries per object, where something does; the decoder layers then have ``attend`` and ``feed``
         self.one_to_many: OneToMany | None = None
         #: a training-only head on the encoder's tokens
@@ -129,7 +131,8 @@ class DetectionTransformer(Model):
         attended = None if self.one_to_many is None or targets is None else DecoderOutputs(last_only=False)
         memory = self.encoder(memory, traces)
         state = self.queries(memory, targets)
-        for i, (layer, head) in enumerate(zip(self.layers, self.layer_heads, strict=True)):
+        used = len(self.layers) if self.training else self.inference_layers
+        for i, (layer, head) in enumerate(zip(self.layers[:used], self.layer_heads[:used], strict=True)):
             state, geometry = self.locate(state, memory, i)
             record = traces.decoder_layer(memory, geometry.reference)
             if attended is None:
@@ -142,7 +145,7 @@ class DetectionTransformer(Model):
             state = state.with_content(content)
             prediction = head(self.norm(state.content), state)
             outputs.append(prediction, state)
-            if i + 1 < len(self.layers):
+            if i + 1 < used:
                 state, prediction = self.prune(i, state, prediction)
                 state = self.refine(state, prediction, head)
         every, alive = outputs.stacked()

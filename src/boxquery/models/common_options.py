@@ -29,7 +29,9 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
     Raises ``UserError`` where the model's attention cannot use a bias, or its queries denoising.
     """
     o = options
-    model.num_queries_per_layer = counts = tuple(o.num_queries_per_layer())
+    counts = tuple(o.num_queries_per_layer())
+    model.inference_layers = o.inference_layers or o.decoder_layers
+    model.num_queries_per_layer = counts[: model.inference_layers]
     if counts[-1] < counts[0]:
         model.prune = TopKPruning(counts, model.criterion.classification.scores)
     if o.query_position not in ("paper", o.query_positions[0]):

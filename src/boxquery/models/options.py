@@ -23,6 +23,7 @@ class Options:
         backbone_options: keyword arguments of that timm model (narrower channels, ...).
         num_queries: number of queries, the most objects per image; or one number per decoder layer, none larger than the one before:
             after a layer only the queries with the best scores are kept (docs/options.md).
+        inference_layers: decoder layers that inference uses; 0: all. The first layers of a trained model are a faster one (RT-DETR).
         hidden_dim: width D of tokens and queries; a multiple of ``heads``.
         dilation: DC5, the last stage of the backbone at stride 16; of several levels, two then have that stride.
         position: of the image's cells: the paper's own, DETR's sine or learned table, or none.
@@ -50,6 +51,7 @@ class Options:
     num_queries: int | list[int] = 100
     encoder_layers: int = 6
     decoder_layers: int = 6
+    inference_layers: int = 0
     hidden_dim: int = 256
     heads: int = 8
     ffn_dim: int = 2048
@@ -97,6 +99,8 @@ class Options:
             raise UserError(f"fusion_expansion={self.fusion_expansion}: must be above 0 and at most 4")
         if not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout}: must be at least 0 and below 1")
+        if not 0 <= self.inference_layers <= self.decoder_layers:
+            raise UserError(f"inference_layers={self.inference_layers}: must be 0 (all) or at most decoder_layers={self.decoder_layers}")
         self._check_numbers()
         if self.query_position not in ("paper", *self.query_positions):
             possible = ", ".join(map(repr, ("paper", *self.query_positions)))

@@ -16,6 +16,7 @@ class Recipe:
     Attributes:
         image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
         square: images are resized to squares of that side, whatever their shape, so that no batch is padded.
+        normalize: pixels are normalised by ImageNet's mean and standard deviation; False: they stay in 0..1.
         epochs, batch_size: passes over the data; images per process and step.
         lr, backbone_lr: learning rates of transformer and backbone.
         optimizer: "adamw", or "sgd" with a momentum of 0.9.
@@ -30,6 +31,7 @@ class Recipe:
 
     image_size: int = 800
     square: bool = False
+    normalize: bool = True
     epochs: int = 300
     batch_size: int = 2
     optimizer: str = "adamw"
@@ -99,11 +101,23 @@ SMALL_MODEL: dict[str, Any] = {
 }  # fmt: skip
 
 
-def presets(options: Options, recipe: Recipe, **own: Any) -> dict[str, Preset]:
-    """A paper's three sizes: as published, and two of ours with ``SMALL_MODEL`` and the paper's ``own`` options."""
+def presets(options: Options, recipe: Recipe, published: dict[str, Preset] | None = None, **own: Any) -> dict[str, Preset]:
+    """A paper's sizes: "paper", further ones that are ``published`` by the field's names for them, and "small" and "tiny", which are ours.
+
+    Args:
+        recipe: of "paper"; where it has squares, "small" and "tiny" have them, too.
+        own: options of "small" and "tiny" beside ``SMALL_MODEL``.
+    """
     small = replace(options, **{**SMALL_MODEL, **own})
+    small_data, tiny_data = (_squares(ours) if recipe.square else ours for ours in (SMALL_DATA, TINY_DATA))
     return {
         "paper": Preset(options, recipe),
-        "small": narrow(replace(small, num_queries=100), SMALL_DATA, **NARROW_RESNET18),
-        "tiny": narrow(replace(small, num_queries=40, encoder_layers=1), TINY_DATA, **NARROW_RESNET10),
+        **(published or {}),
+        "small": narrow(replace(small, num_queries=100), small_data, **NARROW_RESNET18),
+        "tiny": narrow(replace(small, num_queries=40, encoder_layers=1), tiny_data, **NARROW_RESNET10),
     }
+
+
+def _squares(recipe: Recipe) -> Recipe:
+    """In one size, since squares of several would be padded to each other."""
+    return replace(recipe, square=True, augment=replace(recipe.augment, scales=(1.0,)))

@@ -23,7 +23,7 @@ from boxquery.models.interface import Model
 from boxquery.official import authors_of, list_official, load_official
 
 #: options that change a model's output, but none of its tensors
-UNSEEN = ("dilation", "gaussian_smooth")
+UNSEEN = ("dilation", "gaussian_smooth", "sampling")
 
 #: names that training wrappers put into the names of tensors
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")

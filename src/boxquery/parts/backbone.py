@@ -25,15 +25,20 @@ class Backbone(nn.Module):
         maps: how many of its last maps to return.
         weights: what to start from; None: random.
         dilation: DC5, the last stage keeps the resolution of the one before (stride 16 instead of 32).
-        options: keyword arguments of the timm model itself, for example narrower ``channels``.
+        options: keyword arguments of the timm model itself, for example narrower ``channels``; and, of a ResNet, ``first_shortcut``: a
+            1 x 1 convolution and a norm beside the first block, as RT-DETR's ResNet-18 and -34 have. It starts as the identity.
     """
 
     def __init__(self, name: str, maps: int, weights: BackboneWeights | None = None, dilation: bool = False, options: dict | None = None):
         super().__init__()
-        self.body = _create(name, maps, dilation, options or {})
+        options = dict(options or {})
+        shortcut = options.pop("first_shortcut", False)
+        self.body = _create(name, maps, dilation, options)
         self.name = name
         #: modules of the file of weights that are of no use here, as its classifier
         self.left_out = [] if weights is None else _load(self.body, name, weights)
+        if shortcut:
+            _add_first_shortcut(self.body, name)
         # up to a sixth faster on CPUs, except where convolutions are dilated, which it makes slower (docs/LOG.md)
         self.channels_last = not dilation
         info: Any = self.body.feature_info
@@ -72,6 +77,20 @@ def _create(name: str, maps: int, dilation: bool, options: dict):
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as reason:
         hint = "; dilation=True needs a backbone whose output_stride can be chosen, as ResNets have" if dilation else ""
         raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {first_line(reason)}{hint}") from reason
+
+
+def _add_first_shortcut(body: Any, name: str) -> None:
+    """Raises ``UserError`` for a backbone that is no ResNet, or whose first block has one already."""
+    first = body.layer1[0] if hasattr(body, "layer1") else None
+    if first is None or getattr(first, "downsample", True) is not None:
+        raise UserError(
+            f"backbone {name!r} cannot have backbone_options first_shortcut: for ResNets of basic blocks (resnet18d, resnet34d)"
+        )
+    channels = first.conv1.in_channels
+    # with a place for pooling, as timm's others have
+    convolution = nn.Conv2d(channels, channels, 1, bias=False)
+    first.downsample = nn.Sequential(nn.Identity(), convolution, nn.BatchNorm2d(channels))
+    nn.init.dirac_(convolution.weight)
 
 
 def _load(body: nn.Module, name: str, weights: BackboneWeights) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where queries with anchor boxes are: positions made from the box in every layer (DAB-DETR, and what builds on it)."""
+"""Where queries with boxes as references are: positions made from the box in every layer (DAB-DETR, and what builds on it)."""
 
 from __future__ import annotations
 
@@ -64,3 +64,15 @@ class BoxLocate(nn.Module):
         if layer and self.scale is not None:
             position = position * self.scale(state.content)
         return state, QueryGeometry(position=position, reference=box, self_mask=state.self_mask)
+
+
+class PlainBoxLocate(nn.Module):
+    """An MLP of the box's four numbers themselves (RT-DETR)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.position = MLP(4, 2 * dim, dim, 2)
+
+    def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+        box = require_boxes(state.reference, "PlainBoxLocate", "QueryState.reference").sigmoid()
+        return state, QueryGeometry(position=self.position(box), reference=box, self_mask=state.self_mask)

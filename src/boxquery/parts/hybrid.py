@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +53,10 @@ class ConvBlock(nn.Sequential):
         convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=norm is not nn.BatchNorm2d)
         super().__init__(convolution, norm(outputs), activation())
         self.kernel = kernel
+
+    @property
+    def convolution(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[0])
 
     def forward(self, input: Tensor, padding: Tensor | None = None) -> Tensor:
         return super().forward(_zero_padding(input, padding) if self.kernel > 1 else input)

@@ -21,7 +21,6 @@ from boxquery.flags import (
     Device,
     Options,
     Precision,
-    Preset,
     Pretrained,
     Switch,
     check_above_zero,
@@ -92,12 +91,13 @@ class ModelFlags:
             matched by name and may differ, as may any option. Options not given are taken from the source.
         model: Model to train; `boxquery models` lists them. auto chooses model, preset, options, image size, batch size, length and
             augmentation for the data and the processor, and says so; flags that are given win. With --from it is the source's model.
-        preset: Size and recipe; with --from the recipe alone. Default: auto's choice, or small, or that of --from.
+        preset: Size and recipe: paper, small, tiny, or a further size that is published, see `boxquery models NAME`; with --from the recipe
+            alone. Default: auto's choice, or small, or that of --from.
     """
 
     start_from: Annotated[str | None, Parameter(name="--from")] = None
     model: str = AUTO
-    preset: Preset | None = None
+    preset: str | None = None
 
     @property
     def named_model(self) -> str | None:
@@ -177,6 +177,7 @@ class RunConfig(RunFlags):
         weights: what the backbone started from: ``source``, ``file`` and ``sha256``, or "random" as the source.
         start_hash: what the weights that it started from were, see ``boxquery.transfer.fingerprint``.
         frozen: whether stem, first stage and batch norm of the backbone keep what the source had.
+        normalize: whether pixels are normalised: as in what it starts from, or as the preset has it.
         world_size: number of processes.
     """
 
@@ -191,6 +192,7 @@ class RunConfig(RunFlags):
     weights: dict[str, str] = field(default_factory=dict)
     start_hash: str = ""
     frozen: bool = False
+    normalize: bool = True
     image_size: int = field()
     batch_size: int = field()
     lr: float = field()

@@ -33,6 +33,7 @@ from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_not
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, predict_split
 from boxquery.files import write_json
+from boxquery.flags import OUR_PRESETS
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
 from boxquery.parts.weights import BackboneWeights
@@ -80,7 +81,7 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
     opened, findings = (source, []) if isinstance(source, Data) else _open(config or requested, config.data if config else str(data))
     report_data(console, opened)
     if config is None:
-        config = _new_config(str(data), requested, opened, console)
+        config = _new_config(str(data), requested, opened, console, origin)
     folder = out or new_folder(config)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
@@ -124,10 +125,10 @@ def _open(flags: RunFlags, data: str) -> tuple[Data, list[Finding]]:
     return open_checked(data, strict=flags.strict, images=flags.images, annotations=flags.annotations)
 
 
-def _new_config(data: str, requested: TrainFlags, opened: Data, console: Console) -> RunConfig:
+def _new_config(data: str, requested: TrainFlags, opened: Data, console: Console, origin: Detector | None) -> RunConfig:
     """The settings of a new run, chosen where they are not given."""
     if requested.named_model is not None:
-        return resolve(data, requested)
+        return resolve(data, requested, origin=origin)
     requested, choice = automatic(requested, opened)
     for line in choice.lines:
         console.print(line, markup=False)
@@ -192,7 +193,7 @@ class Run:
         factor = config.backbone_lr_factor or recipe.backbone_lr / recipe.lr
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=config.lr * factor)
         train, self.val = data.splits["train"], data.splits["val"]
-        preprocessing = Preprocessing(config.image_size, square=bool(config.square))
+        preprocessing = Preprocessing.of(config.image_size, square=bool(config.square), normalize=config.normalize)
         check_queries(self.model, train)
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world_size), 1)
@@ -223,7 +224,9 @@ class Run:
         """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
         c, names = self.config, self.data.names
         found = transfer(origin.transformer, self.detector.transformer, origin.classes, names)
-        frozen = bool(c.pretrained) or (found.backbone and (c.preset == "paper" or c.freeze_backbone or origin.model.config["frozen"]))
+        frozen = bool(c.pretrained) or (
+            found.backbone and (c.preset not in OUR_PRESETS or c.freeze_backbone or origin.model.config["frozen"])
+        )
         if frozen:
             self.model.freeze()
         self.config = replace(c, frozen=frozen, start_hash=fingerprint(origin))

@@ -37,12 +37,13 @@ def automatic(requested: TrainFlags, data: Data) -> tuple[TrainFlags, Choice]:
     return replace(requested, **choice.flags()), choice
 
 
-def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = ()) -> RunConfig:
+def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin: Detector | None = None) -> RunConfig:
     """The settings of a run: flags that were not given are the preset's, or suit this machine. Raises ``UserError``.
 
     Args:
         requested: with a model's name, see ``automatic``.
         chosen: names of the flags and options that ``auto`` chose.
+        origin: what it starts from, whose images were normalised or not.
     """
     model, size = requested.model, requested.preset or DEFAULT_PRESET
     recipe, device = preset(model, size).recipe, choose_device(requested.device)
@@ -52,6 +53,7 @@ def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = ()) -> Run
     values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
     values |= {"augment": {name: value for name, value in augment_parts(requested.augment).items() if name != "own"}}
     values |= {"options": requested.options or {}, "workers": default_workers(device) if requested.workers is None else requested.workers}
+    values |= {"normalize": recipe.normalize if origin is None else origin.preprocessing.mean is not None}
     long: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(LengthFlags)} | {"schedule_steps": _schedule(requested)}
     if requested.epochs is None and requested.minutes is None and requested.images_seen is None:
         long["epochs"] = recipe.epochs

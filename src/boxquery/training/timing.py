@@ -109,7 +109,7 @@ def _shorter(config: RunConfig, costs: Costs, seconds: float) -> str:
     length = config.length.within(minutes, costs)
     if length.total_batches >= length.epoch_batches:
         return f"; --minutes {minutes} would be {count(length.total_batches // length.epoch_batches, 'epoch')}"
-    smaller = {"paper": "small", "small": "tiny"}.get(config.preset)
+    smaller = {"tiny": None, "small": "tiny"}.get(config.preset, "small")
     return f"; --minutes {minutes} would be {count(length.total_steps, 'step')}" + (f", --preset {smaller} is faster" if smaller else "")
 
 

@@ -56,6 +56,35 @@ def sizes(config: Config, *, ffn_dim: int = 2048, width: str = "d_model", activa
     }
 
 
+def real_time_sizes(config: Config) -> dict[str, Any]:
+    """The options of RT-DETR and what builds on it, with those of the backbone."""
+    levels, width, noised = config.get("num_feature_levels", 3), config.get("d_model", 256), config.get("num_denoising", 100)
+    config.require(
+        activation_function="silu", encoder_activation_function="gelu", decoder_activation_function="relu", normalize_before=False,
+        with_box_refine=True, learn_initial_query=False, positional_encoding_temperature=10000, layer_norm_eps=1e-5, batch_norm_eps=1e-5,
+        eval_size=None, encode_proj_layers=[levels - 1], feat_strides=[8, 16, 32][-levels:],
+    )  # fmt: skip
+    if noised:
+        config.require(label_noise_ratio=0.5, box_noise_scale=1.0)
+    own, ffn = config.get("encoder_hidden_dim", 256), config.get("encoder_ffn_dim", 1024)
+    ffn_dim = config.get("decoder_ffn_dim", 1024)
+    return {
+        **backbone(config),
+        "levels": levels,
+        "num_queries": config.get("num_queries", 300),
+        "encoder_layers": config.get("encoder_layers", 1),
+        "decoder_layers": config.get("decoder_layers", 6),
+        "heads": config.same("encoder_attention_heads", "decoder_attention_heads", default=8),
+        "hidden_dim": width,
+        "ffn_dim": ffn_dim,
+        "encoder_dim": 0 if own == width else own,
+        "encoder_ffn_dim": 0 if ffn == ffn_dim else ffn,
+        "fusion_expansion": int(own * config.get("hidden_expansion", 1.0)) / own,
+        "dropout": float(config.get("dropout", 0.0)),
+        **({"denoising": 2 * noised} if noised else {"matching": "one-to-one"}),
+    }
+
+
 def position(config: Config) -> str:
     """What the image's cells are marked with; the sine is each paper's own."""
     kind = config.get("position_embedding_type", "sine")
@@ -105,6 +134,15 @@ def _resnet(config: Config) -> dict[str, Any]:
     return {"backbone": "resnet18" if kind == "basic" else "resnet50", "backbone_options": {"layers": layers, "channels": channels}}
 
 
+def _resnet_vd(config: Config) -> dict[str, Any]:
+    """RT-DETR's ResNet: timm's with deep stem and pooled shortcuts; of basic blocks the first one has a shortcut, too."""
+    made = _resnet(config)
+    made["backbone"] += "d"
+    if config.get("layer_type", "bottleneck") == "basic":
+        made["backbone_options"] = made.get("backbone_options", {}) | {"first_shortcut": True}
+    return made
+
+
 def _hgnet(config: Config) -> dict[str, Any]:
     """transformers' own HGNetV2, which may have any stages: timm's that has the same."""
     from timm.models.hgnet import model_cfgs
@@ -127,4 +165,9 @@ def _hgnet(config: Config) -> dict[str, Any]:
 
 
 #: ``model_type`` of a backbone's configuration -> our options of it; the keys of its tensors are in ``patterns.backbone``
-BACKBONES: dict[str, Callable[[Config], dict[str, Any]]] = {"timm_backbone": _timm, "resnet": _resnet, "hgnet_v2": _hgnet}
+BACKBONES: dict[str, Callable[[Config], dict[str, Any]]] = {
+    "timm_backbone": _timm,
+    "resnet": _resnet,
+    "rt_detr_resnet": _resnet_vd,
+    "hgnet_v2": _hgnet,
+}

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+HEADS = r"(?:model\.decoder\.)?"
 ENCODER = r"model\.encoder\.layers\.(\d+)\."
 DECODER = r"model\.decoder\.layers\.(\d+)\."
 #: the projection after attention, and the layers of a feed-forward network, in both versions
@@ -29,16 +30,23 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def backbone() -> Rules:
-    """timm's own names, and those of transformers' ResNet and HGNetV2."""
+def backbone(pooled: bool = False) -> Rules:
+    """timm's own names, and those of transformers' HGNetV2 and ResNet, or with ``pooled`` shortcuts of RT-DETR's ResNet."""
     body = r"model\.backbone\.(?:conv_encoder\.)?model\."
     stem, block = body + r"embedder\.embedder\.", body + r"encoder\.stages\.(\d)\.layers\.(\d+)\."
+    vd = [
+        (stem + r"2\.normalization\.(.+)", r"backbone.body.bn1.\1"),
+        *((stem + rf"{i}\.convolution\.(.+)", rf"backbone.body.conv1.{3 * i}.\1") for i in range(3)),
+        *((stem + rf"{i}\.normalization\.(.+)", rf"backbone.body.conv1.{3 * i + 1}.\1") for i in range(2)),
+    ]
     resnet = [(stem + r"convolution\.(.+)", r"backbone.body.conv1.\1"), (stem + r"normalization\.(.+)", r"backbone.body.bn1.\1")]
     for stage in range(4):
         at = block.replace(r"(\d)", str(stage))
         resnet += [
-            (at + r"shortcut\.convolution\.(.+)", rf"backbone.body.layer{stage + 1}.\1.downsample.0.\2"),
-            (at + r"shortcut\.normalization\.(.+)", rf"backbone.body.layer{stage + 1}.\1.downsample.1.\2"),
+            (at + r"shortcut\.convolution\.(.+)", rf"backbone.body.layer{stage + 1}.\1.downsample.{int(pooled)}.\2"),
+            (at + r"shortcut\.normalization\.(.+)", rf"backbone.body.layer{stage + 1}.\1.downsample.{int(pooled) + 1}.\2"),
+            (at + r"shortcut\.1\.convolution\.(.+)", rf"backbone.body.layer{stage + 1}.\1.downsample.1.\2"),
+            (at + r"shortcut\.1\.normalization\.(.+)", rf"backbone.body.layer{stage + 1}.\1.downsample.2.\2"),
         ]
         for i in range(3):
             resnet += [
@@ -52,7 +60,7 @@ def backbone() -> Rules:
             (rf"{body}embedder\.(stem\w+)\.{theirs}\.(.+)", rf"backbone.body.stem.\1.{ours}.\2"),
             (rf"{body}encoder\.stages\.(\d)\.{part}\.{theirs}\.(.+)", rf"backbone.body.stages_\1.\2.{ours}.\3"),
         ]
-    return [*resnet, *hgnet, (body + r"(?:_backbone\.)?(.+)", r"backbone.body.\1")]
+    return [*vd, *resnet, *hgnet, (body + r"(?:_backbone\.)?(.+)", r"backbone.body.\1")]
 
 
 def attention(theirs: str, ours: str) -> Rules:
@@ -71,11 +79,36 @@ def norms(layer: str, ours: str, names: Mapping[str, str]) -> Rules:
     return [(rf"{layer}{re.escape(theirs)}\.(.+)", rf"{ours}.\1.{name}.norm.\2") for theirs, name in names.items()]
 
 
-def encoder() -> Rules:
+def encoder(layer: str = ENCODER) -> Rules:
     """Feed-forward network and norms of an encoder layer."""
     return [
-        *norms(ENCODER, "encoder.layers", {"self_attn_layer_norm": "read_residual", "final_layer_norm": "ffn_residual"}),
-        (ENCODER + FFN + r"\.(.+)", r"encoder.layers.\1.ffn.linear\2.\3"),
+        *norms(layer, "encoder.layers", {"self_attn_layer_norm": "read_residual", "final_layer_norm": "ffn_residual"}),
+        (layer + FFN + r"\.(.+)", r"encoder.layers.\1.ffn.linear\2.\3"),
+    ]
+
+
+def hybrid_encoder() -> Rules:
+    """Neck, encoder layer and last projection of RT-DETR's encoder; what lies between is as its authors have it."""
+    layer = r"model\.encoder\.(?:aifi|encoder)\.0\.layers\.(\d+)\."
+    return [
+        (r"model\.encoder_input_proj\.(.+)", r"neck.projections.\1"),
+        (r"model\.decoder_input_proj\.(.+)", r"encoder.project.\1"),
+        *encoder(layer),
+        *attention(layer + "self_attn", r"encoder.layers.\1.read.attention"),
+    ]
+
+
+def real_time_queries() -> Rules:
+    """Proposals, positions and heads of RT-DETR and what builds on it."""
+    return [
+        (r"model\.enc_output\.0\.(.+)", r"queries.memory_proj.\1"),
+        (r"model\.enc_output\.1\.(.+)", r"queries.memory_norm.\1"),
+        (r"model\.enc_score_head\.(.+)", r"queries.head.classes.\1"),
+        (r"model\.enc_bbox_head\.(.+)", r"queries.head.boxes.\1"),
+        (r"model\.denoising_class_embed\.weight", "queries.denoising.labels"),
+        (r"model\.decoder\.query_pos_head\.(.+)", r"place.position.\1"),
+        (HEADS + r"class_embed\.(\d+)\.(.+)", r"heads.\1.classes.\2"),
+        (HEADS + r"bbox_embed\.(\d+)\.(.+)", r"heads.\1.boxes.\2"),
     ]
 
 
