@@ -130,7 +130,7 @@ def test_help_prints_defaults_and_choices_and_no_python(capsys, monkeypatch):
     assert run(["train", "--help"]) == 0
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "[choices: wall, cpu] [default: wall]" in text
-    assert "[choices: paper, small, tiny]" in text
+    assert "Size and recipe: paper, small, tiny, or a further size that is published" in text
     for leak in ("None", "False", "True", "start_from", "``", "list_models", "boxquery."):
         assert leak not in text, leak
     for flag in fields(TrainFlags):
