@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from boxquery.parts.attention import dense
 from boxquery.parts.attention.deformable import DeformableAttention, multi_scale_sample
-from boxquery.parts.attention.dense import DenseAttention, SelfAttention
+from boxquery.parts.attention.dense import DenseAttention, SelfAttention, attend
 from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.trace import LayerTrace
@@ -240,3 +241,28 @@ def test_padding_is_not_attended_to():
     dense, sampled, geometry = noisy(DenseAttention(DIM, 4)), deformable_attention(), QueryGeometry(reference=reference(4))
     torch.testing.assert_close(dense(query, geometry, seen), dense(query, geometry, moved))
     torch.testing.assert_close(sampled(query, geometry, seen), sampled(query, geometry, moved))
+
+
+@pytest.mark.parametrize("kind", [None, torch.bool, torch.bfloat16])
+def test_attention_in_bf16_is_that_of_float64(kind, monkeypatch):
+    """With gradients and without, on either side of the number of pairs up to which it is trained in float32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator).to(torch.bfloat16) for n in (5, 7, 7))
+    bias = None if kind is None else torch.randn(2, 1, 5, 7, generator=generator)
+    bias = bias > -1 if kind == torch.bool else bias
+    exact_bias = bias if kind in (None, torch.bool) else bias.to(kind).double()
+    exact = [x.double().requires_grad_() for x in (q, k, v)]
+    wanted, _ = attend(*exact, exact_bias, 0.0, False)
+    wanted.sum().backward()
+    for pairs in (0, 35):
+        monkeypatch.setattr(dense, "SMALL", pairs)
+        for trained in (False, True):
+            own = [x.clone().requires_grad_(trained) for x in (q, k, v)]
+            with torch.autocast("cpu", torch.bfloat16):
+                out, _ = attend(*own, bias if kind is None or kind == torch.bool else bias.to(kind), 0.0, False)
+            assert out.dtype == torch.bfloat16
+            torch.testing.assert_close(out.double(), wanted, atol=0.03, rtol=0.02)
+            if trained:
+                out.sum().backward()
+                for x, reference in zip(own, exact, strict=True):
+                    torch.testing.assert_close(x.grad.double(), reference.grad, atol=0.05, rtol=0.05)

@@ -15,6 +15,10 @@ from boxquery.parts.geometry import QueryGeometry, with_pos
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
+#: pairs of a query and a key up to which a CPU trains attention in float32: in bfloat16 torch takes three times as long for a hundred of
+#: each, as long for 400, and less for a thousand (benchmarks/attention.py)
+SMALL = 512 * 512
+
 
 class Attention(nn.Module):
     """Multi-head dot-product attention with one packed in-projection (q, k, v), as ``nn.MultiheadAttention`` has it."""
@@ -50,7 +54,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float,
     """Scaled dot-product attention on [B, H, Q, K], [B, H, S, K], [B, H, S, any] -> [B, Q, H * any], and the attention with ``weights``."""
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[-2] * k.shape[-2] <= SMALL:
+        with torch.autocast("cpu", enabled=False):
+            bias = bias if bias is None or bias.dtype == torch.bool else bias.float()
+            out = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=bias, dropout_p=dropout).to(q.dtype)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
     attention = None
     if weights:
         logits = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
