@@ -37,6 +37,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "dab-deformable-detr": {"dab-deformable-detr": {}, "dab-deformable-detr-fixed": {"fixed_xy": True}},
     "dn-detr": {"dn-detr": {}, "dn-detr-one-to-one": {"matching": "one-to-one"}},
     "dino-detr": {"dino-detr": {}, "dino-detr-one-to-one": {"matching": "one-to-one"}},
+    "d-fine": {"d-fine": {}, "d-fine-published": {"encoder": "paper", "points": [2, 4, 2]}},
     "rt-detr": {"rt-detr": {}, "rt-detr-published": {"encoder": "paper"}},
     "rt-detr-v2": {"rt-detr-v2": {"points": [2, 4, 3]}, "rt-detr-v2-discrete": {"sampling": "discrete", "class_agnostic": True}},
     "deformable-detr": {

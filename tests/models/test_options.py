@@ -52,7 +52,7 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 #: how many levels a model takes, where not any number
-LEVELS = {"sam-detr": (1, 3), "rt-detr": (2, 3, 4, 5), "rt-detr-v2": (2, 3, 4, 5)}
+LEVELS = {"sam-detr": (1, 3), **dict.fromkeys(("d-fine", "rt-detr", "rt-detr-v2"), (2, 3, 4, 5))}
 
 
 #: models whose encoder fuses levels, which must halve in size

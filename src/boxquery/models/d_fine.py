@@ -20,8 +20,9 @@ Differs from DETR in:
   pairs; distributions learn the bins around an object's sides (FGL) and the last layer's distributions (DDF)
 """
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +31,18 @@ from boxquery.errors import UserError
 from boxquery.matching.classification import Varifocal
 from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.fine_grained import FineGrainedLoss
-from boxquery.matching.groups import Noise
 from boxquery.models.base import DetectionTransformer
-from boxquery.models.builders import decoder, encoder_layers, hybrid, image, keep_prediction, proposals
-from boxquery.models.options import Options, check_least
-from boxquery.models.recipes import Preset, Recipe, presets
+from boxquery.models.builders import decoder, encoder_layers, keep_prediction
+from boxquery.models.options import check_least
+from boxquery.models.real_time import (
+    RECIPE,
+    RealTimeOptions,
+    real_time_encoder,
+    real_time_image,
+    real_time_presets,
+    real_time_queries,
+)
+from boxquery.models.recipes import Preset
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.distributions import DistributionBoxCoder, DistributionHead
@@ -44,85 +52,49 @@ from boxquery.parts.heads import MLP
 from boxquery.parts.hybrid import ConvBlock, HybridEncoder
 from boxquery.parts.layers import Gate, reset_transformer
 from boxquery.parts.memory import Memory
-from boxquery.parts.positions import CellSinePosition
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
 
 
 @dataclass(frozen=True)
-class DFineOptions(Options):
-    """``encoder_dim``, ``encoder_ffn_dim``: widths of the encoder. ``levels``: the backbone's last 2 or 3 maps.
-    ``points``: samples per head, on every level or on each. ``reg_max``: bins of a distribution; ``reg_scale``: how even they are.
-    """
+class DFineOptions(RealTimeOptions):
+    """``points``: samples per head, on every level or on each. ``reg_max``: bins of a distribution; ``reg_scale``: how even they are."""
 
-    query_positions = ("paper", "sine", "sine-mlp", "none")
     backbone: str = "hgnetv2_b4"
-    num_queries: int | list[int] = 300
-    encoder_layers: int = 1
-    ffn_dim: int = 1024
-    dropout: float = 0.0
-    encoder_dim: int = 256
-    encoder_ffn_dim: int = 1024
-    levels: int = 3
     points: int | list[int] = field(default_factory=lambda: [3, 6, 3])
     reg_max: int = 32
     reg_scale: float = 4.0
-    matching: str = "denoising"
-    denoising: int = 200
 
     def check(self) -> None:
         super().check()
-        check_least(1, levels=self.levels, encoder_dim=self.encoder_dim, encoder_ffn_dim=self.encoder_ffn_dim)
-        check_least(4, reg_max=self.reg_max)
-        if self.dilation and self.levels > 1:
-            raise UserError("dilation=True: the encoder fuses levels of halving size; needs dilation=False, or levels=1")
-        if self.encoder_dim % self.heads or self.encoder_dim % 4:
-            raise UserError(f"encoder_dim={self.encoder_dim}: must be a multiple of 4 and of heads={self.heads}")
         if not isinstance(self.points, int) and len(self.points) != self.levels:
             raise UserError(f"points={self.points}: give one number, or one for each of levels={self.levels}")
         check_least(1, points=self.points if isinstance(self.points, int) else min(self.points))
+        check_least(4, reg_max=self.reg_max)
         if self.reg_max % 2:
             raise UserError(f"reg_max={self.reg_max}: must be even: as many bins lie outside the box as inside")
         if not self.reg_scale > 0:
             raise UserError(f"reg_scale={self.reg_scale}: must be above 0")
 
 
-LARGE = DFineOptions()
-SMALL = replace(LARGE, backbone="hgnetv2_b0", decoder_layers=3, fusion_blocks=1, fusion_expansion=0.5)
-RECIPE = Recipe(image_size=640, square=True, epochs=80, batch_size=4, lr=2.5e-4, backbone_lr=1.25e-5, weight_decay=1.25e-4, ema=0.9999)
-PRESETS = presets(
-    LARGE,
-    RECIPE,
-    **{"dilation": False, "heads": 4, "encoder_dim": 128, "encoder_ffn_dim": 512, "points": 3, "denoising": 60},
-    **{"fusion_blocks": 1, "fusion_expansion": 0.5},
-)
-PRESETS |= {
-    "n": Preset(
-        replace(
-            SMALL,
-            hidden_dim=128,
-            encoder_dim=128,
-            ffn_dim=512,
-            encoder_ffn_dim=512,
-            levels=2,
-            points=[6, 6],
-            fusion_blocks=2,
-            fusion_expansion=0.34,
-        ),
-        replace(RECIPE, epochs=160, batch_size=16, lr=8e-4, backbone_lr=4e-4, weight_decay=1e-4),
-    ),
-    "s": Preset(SMALL, replace(RECIPE, epochs=132, lr=2e-4, backbone_lr=1e-4, weight_decay=1e-4)),
-    "m": Preset(
-        replace(LARGE, backbone="hgnetv2_b2", decoder_layers=4, fusion_blocks=2),
-        replace(RECIPE, epochs=132, lr=2e-4, backbone_lr=2e-5, weight_decay=1e-4),
-    ),
-    "x": Preset(
-        replace(LARGE, backbone="hgnetv2_b5", encoder_dim=384, encoder_ffn_dim=2048, reg_scale=8.0), replace(RECIPE, backbone_lr=2.5e-6)
-    ),
-}
+def published(options: DFineOptions, epochs: int, plain: int, lr: float, backbone_lr: float, decay: float = 1e-4, batch: int = 4) -> Preset:
+    """A size as its authors trained it; the last ``plain`` epochs without strong augmentation."""
+    augment = replace(RECIPE.augment, plain_end=plain / epochs)
+    own: dict[str, Any] = {"epochs": epochs, "lr": lr, "backbone_lr": backbone_lr, "weight_decay": decay, "batch_size": batch}
+    return Preset(options, replace(RECIPE, augment=augment, **own))
 
-#: noise and empty slots of images with fewer objects, which are background in a corner (as RT-DETR)
-NOISE = Noise(box=1.0, eps=1e-5, slots=math.log(1e-5), background=True)
+
+LARGE = published(DFineOptions(), 80, 8, 2.5e-4, 1.25e-5, 1.25e-4)
+NARROW = replace(LARGE.options, backbone="hgnetv2_b0", decoder_layers=3, fusion_blocks=1, fusion_expansion=0.5)
+NANO = replace(NARROW, hidden_dim=128, ffn_dim=512, levels=2, points=[6, 6], fusion_blocks=2, fusion_expansion=0.34)
+WIDE = replace(LARGE.options, backbone="hgnetv2_b5", encoder_dim=384, encoder_ffn_dim=2048, reg_scale=8.0)
+SIZES = {
+    "n": published(NANO, 160, 12, 8e-4, 4e-4, batch=16),
+    "s": published(NARROW, 132, 12, 2e-4, 1e-4),
+    "m": published(replace(LARGE.options, backbone="hgnetv2_b2", decoder_layers=4, fusion_blocks=2), 132, 12, 2e-4, 2e-5),
+    "x": published(WIDE, 80, 8, 2.5e-4, 2.5e-6, 1.25e-4),
+}
+PRESETS = real_time_presets(LARGE.options, LARGE.recipe, SIZES, points=3)
 
 
 class Locate(nn.Module):
@@ -148,25 +120,22 @@ class HalfPrecisionNorm(nn.LayerNorm):
         return super().forward(input.clamp(-most, most))
 
 
-def regions(o: DFineOptions) -> HybridEncoder:
-    """The encoder, of the width ``encoder_dim``."""
-    inner = replace(o, hidden_dim=o.encoder_dim, ffn_dim=o.encoder_ffn_dim)
-    layers = encoder_layers(inner, activation=nn.GELU)
+def fusing(o: DFineOptions) -> HybridEncoder:
+    """RT-DETR's encoder with other blocks, and a projection only where the decoder has another width."""
+    regions = o.regions
+    dim, layers = regions.hidden_dim, encoder_layers(regions, activation=nn.GELU)
     reset_transformer(*layers)
 
-    def to_decoder() -> nn.Module:
-        return ConvBlock(o.encoder_dim, o.hidden_dim, 1, activation=nn.Identity)
+    def linear(outputs: int) -> Callable[[], nn.Module]:
+        return lambda: ConvBlock(dim, outputs, 1, activation=nn.Identity)
 
-    project = None if o.encoder_dim == o.hidden_dim else to_decoder
-    if o.encoder == "hybrid":
-        return hybrid(inner, layers, project=project)
     return HybridEncoder(
         layers,
         o.levels,
-        lateral=lambda: ConvBlock(o.encoder_dim, o.encoder_dim, 1, activation=nn.Identity),
-        fusion=lambda: GELAN(o.encoder_dim, max(round(o.fusion_expansion * o.encoder_dim // 2), 1), o.fusion_blocks),
-        shrink=lambda: SeparableShrink(o.encoder_dim),
-        project=project,
+        lateral=linear(dim),
+        fusion=lambda: GELAN(dim, max(round(o.fusion_expansion * dim // 2), 1), o.fusion_blocks),
+        shrink=lambda: SeparableShrink(dim),
+        project=None if dim == o.hidden_dim else linear(o.hidden_dim),
     )
 
 
@@ -182,10 +151,9 @@ def build(classes: int, options: DFineOptions, weights: BackboneWeights | None) 
         layer.read_residual, layer.ffn_residual.norm = Gate(dim, o.dropout), HalfPrecisionNorm(dim)
     reset_transformer(locate, *layers)
     return DetectionTransformer(
-        # image: three maps from stride 8 on, or two from 16
-        image=image(replace(o, hidden_dim=o.encoder_dim), weights, CellSinePosition(o.encoder_dim), o.levels, norm="batch"),
-        encoder=regions(o),
-        queries=proposals(classes, o, "tokens", NOISE),
+        image=real_time_image(o, weights),
+        encoder=real_time_encoder(o) if o.encoder == "hybrid" else fusing(o),
+        queries=real_time_queries(classes, o),
         locate=locate,
         layers=layers,
         refine=keep_prediction,
