@@ -181,7 +181,7 @@ def open_official(
             f"{path}: its class head has {rows} rows, but --classes has {len(names)} names; a row without a class is an empty name"
         )
     recipe = preset(name).recipe
-    preprocessing = Preprocessing(image_size or recipe.image_size, square=recipe.square)
+    preprocessing = Preprocessing.of(image_size or recipe.image_size, square=recipe.square, normalize=recipe.normalize)
     return Detector(model, names or [None] * len(ids), ids, preprocessing), report
 
 

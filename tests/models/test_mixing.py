@@ -15,7 +15,7 @@ import boxquery as bq
 from boxquery import api, models
 from boxquery.cli import run as command_line
 from boxquery.data.shapes import shapes_data
-from boxquery.models import sam_detr
+from boxquery.models import d_fine, sam_detr
 from boxquery.models.anchor_detr import PatternQueries, Positions
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.conditional_detr import ConditionalLocate
@@ -26,7 +26,7 @@ from boxquery.parts.attention.gaussian import GaussianLocate
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
 from boxquery.parts.attention.scales import ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
-from boxquery.parts.box_locate import BoxLocate, DABLocate
+from boxquery.parts.box_locate import BoxLocate, DABLocate, PlainBoxLocate
 from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.heads import Head
 from boxquery.parts.memory import Memory, Tokens
@@ -246,6 +246,14 @@ PAIRS = {
     "`ProposalQueries` with learned content, `BoxLocate` (DINO)": lambda: (
         ProposalQueries(QUERIES, DIM, Head(DIM, CLASSES), "learned", class_agnostic=False, learning="chosen"),
         BoxLocate(DIM, scaled=False),
+    ),
+    "`ProposalQueries` with tokens as content, `PlainBoxLocate` (RT-DETR)": lambda: (
+        ProposalQueries(QUERIES, DIM, Head(DIM, CLASSES), "tokens", class_agnostic=False, learning="chosen"),
+        PlainBoxLocate(DIM),
+    ),
+    "`ProposalQueries` with tokens as content, `d_fine.Locate` (D-FINE)": lambda: (
+        ProposalQueries(QUERIES, DIM, Head(DIM, CLASSES), "tokens", class_agnostic=False, learning="chosen"),
+        d_fine.Locate(DIM),
     ),
     "`ProposalQueries`, `locate_at_position` (Deformable, two-stage)": lambda: (
         ProposalQueries(QUERIES, DIM, Head(DIM, CLASSES)),
