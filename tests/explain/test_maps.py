@@ -279,7 +279,7 @@ def plant(model: DetectionTransformer, monkeypatch: pytest.MonkeyPatch) -> None:
                 read.sampling_offsets.weight.zero_()
                 read.sampling_offsets.bias.zero_()
                 read.attention_weights.weight.zero_()
-                read.attention_weights.bias.view(read.heads, read.levels, -1)[:, 0] = 1e3
+                read.attention_weights.bias.view(read.heads, -1)[:, : read.points[0]] = 1e3
             if isinstance(read, ScaleSelectionAttention):
                 read.selection.weight.zero_()
                 read.selection.bias[0] = 1e3
