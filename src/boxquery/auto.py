@@ -143,6 +143,7 @@ class Choice:
     Attributes:
         epochs: None where the length is given in another way.
         augment: as ``augment_parts`` has it; without a level it is the preset's.
+        start_from, recipe: as the flags, see ``boxquery.fine_tuning``.
         chosen: names of the flags and options that were not given.
         lines: three, for people: what was chosen, why, and by which flag it is given.
     """
@@ -156,6 +157,8 @@ class Choice:
     lr: float
     epochs: int | None
     augment: dict[str, Any]
+    start_from: str | None = None
+    recipe: str | None = None
     chosen: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
@@ -168,14 +171,14 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     """What suits the data and the processor, apart from what is given. Raises ``UserError`` for an unknown preset."""
     size, why, options = _preset(facts, processor, given)
     base = known_preset(MODEL, size)
-    options |= _queries(facts, given, options.get("num_queries", base.options.num_queries))
+    options |= fit_queries(facts, given, options.get("num_queries", base.options.num_queries))
     square, of_square = _square(facts, given)
-    image_size, of_size = _image_size(facts, processor, given, base.recipe, square)
-    batch_size, of_batch = _batch_size(facts, processor, given, base.recipe, image_size)
-    lr, of_rate = _rate(facts, given, base.recipe, batch_size)
-    epochs, of_length = _length(facts, given, base.recipe, batch_size)
+    image_size, of_size = fit_image_size(facts, processor, given, base.recipe, square)
+    batch_size, of_batch = fit_batch_size(facts, processor, given, base.recipe, image_size)
+    lr, of_rate = fit_rate(facts, given, base.recipe, batch_size)
+    epochs, of_length = fit_length(facts, given, base.recipe, batch_size)
     augment, of_augment = _augment(facts, processor, given, one_size=square or base.recipe.augment.scales == (1.0,))
-    words = f" with {', '.join(option_word(*option) for option in options.items())}" if options else ""
+    words = words_of(options)
     flags = {
         "model": None,
         "preset": given.preset,
@@ -202,6 +205,10 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
             f"auto: {of_batch} (--batch-size), {of_rate} (--lr), {of_length}, {of_augment} (--augment)",
         ],
     )
+
+
+def words_of(options: dict[str, Any]) -> str:
+    return f" with {', '.join(option_word(*option) for option in options.items())}" if options else ""
 
 
 def enough_queries(objects: int) -> int:
@@ -234,7 +241,7 @@ def _is_short(given: Given, processor: Processor, gpu: float, cpu: float) -> boo
     return given.minutes is not None and given.minutes < (gpu if processor.device == "cuda" else cpu)
 
 
-def _queries(facts: DataFacts, given: Given, usual: int) -> dict[str, Any]:
+def fit_queries(facts: DataFacts, given: Given, usual: int) -> dict[str, Any]:
     """More queries than usual where an image has more objects."""
     if facts.most_objects <= usual or "num_queries" in (given.options or {}):
         return {}
@@ -250,7 +257,7 @@ def _square(facts: DataFacts, given: Given) -> tuple[bool, str]:
     return True, "; squares, since shapes differ and would be padded (--no-square)"
 
 
-def _image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe, square: bool) -> tuple[int, str]:
+def fit_image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe, square: bool) -> tuple[int, str]:
     """The image size, and why: the preset's, or a larger one for small objects, but neither many more pixels than the images have nor more
     than the processor is fast enough for."""
     usual = recipe.image_size
@@ -275,7 +282,7 @@ def _image_size(facts: DataFacts, processor: Processor, given: Given, recipe: Re
     return size, f"{size} px: half of the objects are larger than {facts.side * size:.0f} px there"
 
 
-def _batch_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe, image_size: int) -> tuple[int, str]:
+def fit_batch_size(facts: DataFacts, processor: Processor, given: Given, recipe: Recipe, image_size: int) -> tuple[int, str]:
     """Images per batch of a process, and why: the preset's, or on a GPU as many as it has room for and the data fill an epoch with."""
     if given.batch_size is not None:
         return given.batch_size, f"batches of {given.batch_size} as given"
@@ -290,7 +297,7 @@ def _batch_size(facts: DataFacts, processor: Processor, given: Given, recipe: Re
     return size, f"batches of {size}" + " on a GPU" * (size > recipe.batch_size)
 
 
-def _rate(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> tuple[float, str]:
+def fit_rate(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> tuple[float, str]:
     """The learning rate, and why: the preset's, or a lower one where a step has few objects."""
     if given.lr is not None:
         return given.lr, f"learning rate {given.lr:g} as given"
@@ -301,7 +308,7 @@ def _rate(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> tu
     return lr, f"learning rate {lr:g}, as a step has {count(round(objects), 'object')}"
 
 
-def _length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> tuple[int | None, str]:
+def fit_length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int, least: int = LEAST_STEPS) -> tuple[int | None, str]:
     """Epochs (None where the length is given in another way), and why."""
     if given.has_length:
         words = {"epochs": given.epochs and count(given.epochs, "epoch"), "minutes": given.minutes and _minutes(given.minutes)}
@@ -312,8 +319,8 @@ def _length(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> 
     epochs, why = recipe.epochs, ""
     if given.preset == "paper":
         why = ", as published"
-    elif epochs * per_epoch < LEAST_STEPS:
-        epochs, why = -(-LEAST_STEPS // per_epoch), f", since {_are(facts)} few"
+    elif epochs * per_epoch < least:
+        epochs, why = -(-least // per_epoch), f", since {_are(facts)} few"
     elif epochs * per_epoch > MOST_STEPS:
         epochs, why = max(MOST_STEPS // per_epoch, LEAST_EPOCHS), f", since {_are(facts)} many"
     return epochs, f"{count(epochs, 'epoch')}, {_rounded(epochs * per_epoch)} steps{why} (--epochs or --minutes)"

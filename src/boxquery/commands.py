@@ -24,6 +24,7 @@ from boxquery.flags import (
     MAX_DETECTIONS,
     Device,
     Options,
+    Pretrained,
     Switch,
     check_above_zero,
     check_model,
@@ -60,23 +61,33 @@ class CommandResult:
             console.print(self.text, markup=False, soft_wrap=not console.is_terminal)
 
 
-def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0) -> None:
+def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0, pretrained: Pretrained = "none") -> None:
     """Train Deformable DETR on built-in scenes and show what it detects; needs no download.
 
     Args:
         minutes: Approximate duration.
         out: Run folder to write. Default: a new one under ``runs/``.
         seed: Seeds initialisation, data order, augmentation and dropout.
+        pretrained: Start from the smallest model trained on COCO, as `train` does, not from random weights; the hub or its cache must
+            have it.
     """
     from boxquery.training.run import train
 
+    if pretrained not in (True, False, "none"):
+        raise UserError(f"demo: --pretrained takes no value, not {pretrained}")
     started = time.monotonic()
-    run = train("shapes", model="deformable-detr", preset="tiny", minutes=minutes, out=out, seed=seed, pretrained=False).run
+    what, settings = "Deformable DETR (preset tiny) trained", {"model": "deformable-detr", "preset": "tiny", "pretrained": False}
+    if pretrained is True:
+        from boxquery.fine_tuning import DEMO_SIZE, RECIPE, STARTS
+
+        start = next(iter(STARTS.values()))
+        what, settings = f"{start.name} fine-tuned", {"start_from": start.name, "recipe": RECIPE, "image_size": DEMO_SIZE}
+    run = train("shapes", minutes=minutes, out=out, seed=seed, **settings).run
     assert run is not None
     metrics = json.loads((run / "evaluation.json").read_text())["test"]
     seconds = round(time.monotonic() - started, 1)
     print(
-        f"Deformable DETR (preset tiny) trained on the built-in scenes for {seconds:.0f} seconds; "
+        f"{what} on the built-in scenes for {seconds:.0f} seconds; "
         f"on {metrics['images']} scenes held out for testing AP is {metrics['AP']:.2f} and AP50 {metrics['AP50']:.2f}. "
         f"Open {run / 'report.html'} to see what it detects.",
         file=sys.stderr,

@@ -28,6 +28,7 @@ DEFAULT_THRESHOLD = 0.5
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16"]
+RecipeName = Literal["preset", "fine-tuning"]
 #: a flag that is off unless it is given
 Switch = Annotated[bool, Parameter(negative=(), show_default=False)]
 

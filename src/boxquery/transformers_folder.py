@@ -149,7 +149,7 @@ def _size(size: Any, longest: Any, path: Path) -> dict[str, Any]:
     if isinstance(size, Mapping) and {"height", "width"} <= size.keys() and size["height"] == size["width"]:
         return {"image_size": size["height"], "square": True}
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        most = size.get("longest_edge")
+        most = size.get("longest_edge", longest)
         ratio = UNLIMITED if most is None else max(most / size["shortest_edge"], 1.0)
         return {"image_size": size["shortest_edge"], "longest_ratio": ratio}
     raise UserError(f"{path}: size={size!r}: a shortest_edge, or one height and width, is supported")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -17,8 +18,9 @@ from torch import nn
 import boxquery as bq
 from boxquery.cli import run
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.models import papers
-from boxquery.official.transformers import list_kinds
+from boxquery.models import papers, preset
+from boxquery.official.transformers import list_kinds, module_of
+from boxquery.official.transformers.config import Config
 from tests.data.writers import pictures, write_coco
 from tests.models.builders import batch
 from tests.models.transformers_folders import CASES, NAMES, edit, model, save
@@ -71,6 +73,49 @@ def test_squares_without_normalisation_come_along(tmp_path):
 
 def test_every_kind_has_a_case():
     assert set(list_kinds()) == {name for name in papers() if any(case.startswith(name) for case in CASES)}
+
+
+#: of D-FINE's published sizes: stem, stages (in, mid, out), blocks and layers of the backbone, and what else differs from the defaults
+PUBLISHED: dict[str, tuple[list[int], list[int], list[int], list[int], list[int], int, dict[str, Any]]] = {
+    "n": (
+        [3, 16, 16], [16, 64, 256, 512], [16, 32, 64, 128], [64, 256, 512, 1024], [1, 1, 2, 1], 3,
+        {
+            "num_feature_levels": 2, "encoder_ffn_dim": 512, "encode_proj_layers": [1], "d_model": 128, "encoder_hidden_dim": 128,
+            "decoder_ffn_dim": 512, "encoder_in_channels": [512, 1024], "decoder_n_points": [6, 6], "decoder_in_channels": [128, 128],
+            "feat_strides": [16, 32], "depth_mult": 0.5, "decoder_layers": 3, "hidden_expansion": 0.34,
+        },
+    ),
+    "s": (
+        [3, 16, 16], [16, 64, 256, 512], [16, 32, 64, 128], [64, 256, 512, 1024], [1, 1, 2, 1], 3,
+        {"encoder_in_channels": [256, 512, 1024], "depth_mult": 0.34, "decoder_layers": 3, "hidden_expansion": 0.5},
+    ),
+    "m": (
+        [3, 24, 32], [32, 96, 384, 768], [32, 64, 128, 256], [96, 384, 768, 1536], [1, 1, 3, 1], 4,
+        {"encoder_in_channels": [384, 768, 1536], "depth_mult": 0.67, "decoder_layers": 4},
+    ),
+    "paper": (
+        [3, 32, 48], [48, 128, 512, 1024], [48, 96, 192, 384], [128, 512, 1024, 2048], [1, 1, 3, 1], 6,
+        {"encoder_in_channels": [512, 1024, 2048]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_published_configurations_are_our_presets(size):
+    """As the library's conversion of the authors' checkpoints sets them; what auto starts from has them."""
+    stem, entering, mid, out, blocks, layers, own = PUBLISHED[size]
+    library: Any = transformers  # whose configurations have parameters that are not declared
+    backbone = library.HGNetV2Config(
+        hidden_sizes=out, stem_channels=stem, stage_in_channels=entering, stage_mid_channels=mid, stage_out_channels=out,
+        stage_num_blocks=blocks, stage_downsample=[False, True, True, True], stage_light_block=[False, False, True, True],
+        stage_kernel_size=[3, 3, 5, 5], stage_numb_of_layers=[layers] * 4, out_indices=[3, 4] if size == "n" else [2, 3, 4],
+        use_learnable_affine_block=size in "nsm",
+    )  # fmt: skip
+    values = {"hidden_expansion": 1.0, "decoder_layers": 6, "decoder_n_points": [3, 6, 3], **own}
+    config = library.DFineConfig(backbone_config=backbone, num_labels=80, **values)
+    options = module_of("d-fine").options(Config(json.loads(json.dumps(config.to_dict())), "config.json"))
+    published = preset("d-fine", size).options
+    assert {name: value for name, value in options.items() if getattr(published, name) != value} == {}
 
 
 # -- what a folder may lack or have wrong -------------------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from boxquery.augment import augment_parts, augmentation
 from boxquery.auto import DataFacts, Given, choose
+from boxquery.fine_tuning import find_start, tune
 from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_above_zero, check_seed
 
 if TYPE_CHECKING:
@@ -177,15 +178,18 @@ def _automatic(train: Split, given: Given) -> dict[str, Any]:
     from boxquery.device import Processor, choose_device
     from boxquery.progress import stderr_console
 
-    choice, console = choose(DataFacts.of(train), Processor.of(choose_device("auto")), given), stderr_console()
+    console = stderr_console()
+    facts, processor = DataFacts.of(train), Processor.of(choose_device("auto"))
+    start = find_start(facts, processor, given, lambda line: console.print(line, markup=False))
+    choice = choose(facts, processor, given) if start is None else tune(facts, processor, given, *start)
     for line in choice.lines:
         console.print(line, markup=False)
-    return {name: value for name, value in choice.flags().items() if name != "lr"}
+    return {name: value for name, value in choice.flags().items() if name not in ("lr", "recipe")}
 
 
 def plan_for(
     model: str, preset: str, options: dict[str, Any], *, classes: int, images: int, image_size: int | None = None,
-    epochs: int | None = None, batch_size: int | None = None, square: bool | None = None,
+    epochs: int | None = None, batch_size: int | None = None, square: bool | None = None, start_from: str | None = None,
 ) -> FeasibilityPlan:  # fmt: skip
     """What ``train`` would do with these flags; the model is built without memory for its weights."""
     import torch
@@ -199,8 +203,9 @@ def plan_for(
         built = create_model(model, classes=classes, preset=preset, **options)
     steps = (epochs or recipe.epochs) * max(images // min(batch_size or recipe.batch_size, images), 1)
     return FeasibilityPlan.of(
-        built, image_size=image_size or recipe.image_size, square=recipe.square if square is None else square, steps=steps
-    )
+        built, image_size=image_size or recipe.image_size, square=recipe.square if square is None else square, steps=steps,
+        start="" if start_from else "random",
+    )  # fmt: skip
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from boxquery.flags import (
     Options,
     Precision,
     Pretrained,
+    RecipeName,
     Switch,
     check_above_zero,
     check_seed,
@@ -43,6 +44,8 @@ class SharedFlags:
         augment: What is done to training images: none, light, default (the preset's) or strong, and parts as name=value, repeatable, like
             flip=0 or mosaic=0.5; docs/augmentation.md lists them.
         image_size: Short side of the images in pixels; the long side is at most 5/3 of it. Default: auto's choice, or the preset's.
+        recipe: How it is trained, apart from the flags here (schedule, moving average, clipping, rate and length that are not given): the
+            preset's, or fine-tuning, for a start from weights that know much already. Default: auto's choice, or preset.
         square: Resize images to squares of --image-size, whatever their shape, so that no batch is padded. Default: auto's choice, or the
             preset's.
         batch_size: Images per batch of one process. Default: auto's choice, or the preset's.
@@ -117,6 +120,7 @@ class RunFlags(SharedFlags, ModelFlags):
         force: Train even where the check before the first epoch fails.
     """
 
+    recipe: RecipeName | None = None
     patience: int = 0
     workers: int | None = None
     max_detections: int = MAX_DETECTIONS
@@ -185,6 +189,7 @@ class RunConfig(RunFlags):
     # field(): a default would be inherited otherwise
     model: str = field()
     preset: str = field()
+    recipe: RecipeName = "preset"
     options: dict[str, Any] = field(default_factory=dict)
     chosen: list[str] = field(default_factory=list)
     augment: dict[str, Any] = field(default_factory=dict)

@@ -36,6 +36,7 @@ from boxquery.files import write_json
 from boxquery.flags import OUR_PRESETS
 from boxquery.model_folder import load
 from boxquery.models import create_model, preset
+from boxquery.models.recipes import recipe_of
 from boxquery.parts.weights import BackboneWeights
 from boxquery.progress import stderr_console
 from boxquery.report.page import write_report
@@ -81,7 +82,7 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
     opened, findings = (source, []) if isinstance(source, Data) else _open(config or requested, config.data if config else str(data))
     report_data(console, opened)
     if config is None:
-        config = _new_config(str(data), requested, opened, console, origin)
+        config, origin = _new_config(str(data), requested, opened, console, origin)
     folder = out or new_folder(config)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
@@ -92,6 +93,8 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
         if not resume:
             # the first process asks the hub; the others find what it has found
             config = everywhere(with_weights(config, _line(console)) if rank() == 0 else config)[0]
+            if config.start_from and origin is None:
+                origin, _ = read_source(config.start_from)
         if state is None:
             weights = recorded_weights(config)
         if resume and state is None and config.start_from:
@@ -125,14 +128,16 @@ def _open(flags: RunFlags, data: str) -> tuple[Data, list[Finding]]:
     return open_checked(data, strict=flags.strict, images=flags.images, annotations=flags.annotations)
 
 
-def _new_config(data: str, requested: TrainFlags, opened: Data, console: Console, origin: Detector | None) -> RunConfig:
-    """The settings of a new run, chosen where they are not given."""
+def _new_config(
+    data: str, requested: TrainFlags, opened: Data, console: Console, origin: Detector | None
+) -> tuple[RunConfig, Detector | None]:
+    """The settings of a new run, chosen where they are not given, and what it starts from."""
     if requested.named_model is not None:
-        return resolve(data, requested, origin=origin)
-    requested, choice = automatic(requested, opened)
+        return resolve(data, requested, origin=origin), origin
+    requested, choice, origin = automatic(requested, opened, _line(console))
     for line in choice.lines:
         console.print(line, markup=False)
-    return resolve(data, requested, choice.chosen)
+    return resolve(data, requested, choice.chosen, origin), origin
 
 
 def _line(console: Console) -> Callable[[str], None]:
@@ -189,7 +194,7 @@ class Run:
             self.model.freeze()
         if config.freeze_backbone:
             self.model.backbone.requires_grad_(False)
-        recipe = preset(config.model, config.preset, pretrained=bool(config.pretrained)).recipe
+        recipe = recipe_of(preset(config.model, config.preset, pretrained=bool(config.pretrained)), config.recipe)
         factor = config.backbone_lr_factor or recipe.backbone_lr / recipe.lr
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=config.lr * factor)
         train, self.val = data.splits["train"], data.splits["val"]
@@ -234,6 +239,9 @@ class Run:
         self.console.print(found.table(f"from {c.start_from}"))
         self.console.print(found.summary(), markup=False)
         self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
+        theirs, ours = ((p.mean, p.std, p.interpolation) for p in (origin.preprocessing, self.detector.preprocessing))
+        if theirs != ours:
+            self.console.print(f"note: {c.start_from} had mean, standard deviation and interpolation {theirs}; here they are {ours}")
 
     def plan(self) -> None:
         """Turn the minutes of a new run into steps."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from boxquery.data.dataset import Data
 from boxquery.detector import Detector
 from boxquery.device import Processor, choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
+from boxquery.fine_tuning import find_start, tune
 from boxquery.flags import DEFAULT_PRESET, check_workers
+from boxquery.model_folder import load
 from boxquery.models import preset
+from boxquery.models.recipes import recipe_of
 from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
 from boxquery.training.processes import rank, world_size
 from boxquery.training.run_length import LengthFlags, RunLength
@@ -28,13 +31,27 @@ def check_names(requested: TrainFlags) -> None:
         preset(requested.model, requested.preset or DEFAULT_PRESET)
 
 
-def automatic(requested: TrainFlags, data: Data) -> tuple[TrainFlags, Choice]:
-    """Flags with what ``auto`` chooses for the data and this machine in place of those that were not given. Raises ``UserError``."""
+def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, Detector | None]:
+    """Flags with what ``auto`` chooses for the data and this machine in place of those that were not given, and what the run starts from.
+
+    Of several processes only the first one looks for a start, see ``boxquery.training.fit``. Raises ``UserError``.
+    """
     asked = Given(
         **{flag.name: getattr(requested, flag.name) for flag in fields(Given) if flag.name != "processes"}, processes=world_size()
     )
-    choice = choose(DataFacts.of(data.splits["train"]), Processor.of(choose_device(requested.device)), asked)
-    return replace(requested, **choice.flags()), choice
+    facts, processor = DataFacts.of(data.splits["train"]), Processor.of(choose_device(requested.device))
+    start = find_start(facts, processor, asked, say) if requested.pretrained == "auto" and rank() == 0 else None
+    if start is not None:
+        try:
+            origin = load(start[1].fetch(large=requested.download, say=say), say=lambda line: say(f"note: {line}"))
+        except UserError as error:
+            say(f"note: no weights trained on COCO to start from: {error}")
+        else:
+            choice = tune(facts, processor, asked, *start)
+            return like(origin, replace(requested, **choice.flags())), choice, origin
+    choice = choose(facts, processor, asked)
+    chosen = {name: value for name, value in choice.flags().items() if value is not None}
+    return replace(requested, **chosen), choice, None
 
 
 def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin: Detector | None = None) -> RunConfig:
@@ -46,11 +63,12 @@ def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin
         origin: what it starts from, whose images were normalised or not.
     """
     model, size = requested.model, requested.preset or DEFAULT_PRESET
-    recipe, device = preset(model, size).recipe, choose_device(requested.device)
+    name, device = requested.recipe or "preset", choose_device(requested.device)
+    recipe = recipe_of(preset(model, size), name)
     asked, by_preset = vars(requested), ("image_size", "square", "batch_size", "lr")
     values: dict[str, Any] = {flag.name: asked[flag.name] for flag in fields(RunFlags)}
     values |= {name: getattr(recipe, name) for name in by_preset if values[name] is None}
-    values |= {"model": model, "preset": size, "device": device, "precision": choose_precision(requested.precision, device)}
+    values |= {"model": model, "preset": size, "recipe": name, "device": device, "precision": choose_precision(requested.precision, device)}
     values |= {"augment": {name: value for name, value in augment_parts(requested.augment).items() if name != "own"}}
     values |= {"options": requested.options or {}, "workers": default_workers(device) if requested.workers is None else requested.workers}
     values |= {"normalize": recipe.normalize if origin is None else origin.preprocessing.mean is not None}

@@ -1,0 +1,137 @@
+"""Where ``--model auto`` starts from weights that were trained on COCO: which, of what size, and how they are trained on.
+
+Of the numbers here none is measured: such weights could not be fetched where this was written. Imports no torch until it chooses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from boxquery.augment import augment_parts
+from boxquery.auto import (
+    FEW,
+    LARGE_MEMORY,
+    MANY,
+    MANY_CORES,
+    Choice,
+    DataFacts,
+    Given,
+    fit_batch_size,
+    fit_image_size,
+    fit_length,
+    fit_queries,
+    fit_rate,
+    words_of,
+)
+from boxquery.flags import option_word
+from boxquery.hub import HubModel, Unavailable, find_model
+from boxquery.models import preset as known_preset
+from boxquery.models.recipes import recipe_of
+
+if TYPE_CHECKING:
+    from boxquery.device import Processor
+
+#: value of ``--recipe``, see ``boxquery.models.recipes.FINE_TUNING``
+RECIPE = "fine-tuning"
+
+
+@dataclass(frozen=True)
+class Start:
+    """Weights that a run may start from.
+
+    Attributes:
+        name: on the hub, in transformers' names; trained on COCO.
+        model, preset: what it is here.
+    """
+
+    name: str
+    model: str
+    preset: str
+
+
+#: by size, the smallest first
+STARTS = {
+    "nano": Start("ustc-community/dfine-nano-coco", "d-fine", "n"),
+    "small": Start("ustc-community/dfine-small-coco", "d-fine", "s"),
+    "medium": Start("ustc-community/dfine-medium-coco", "d-fine", "m"),
+    "large": Start("ustc-community/dfine-large-coco", "d-fine", "paper"),
+}
+#: image size on a CPU, unless small objects need a larger one; on a GPU it is that of the source
+CPU_SIZE = 320
+#: that of the demo, whose scenes have 160 pixels
+DEMO_SIZE = 320
+#: minutes of a run on a GPU below which the smallest is taken
+SHORT_GPU = 5.0
+#: fewest optimizer steps
+LEAST_STEPS = 1_000
+
+
+def fitting(facts: DataFacts, processor: Processor, given: Given) -> Start:
+    """The weights whose size fits data and processor."""
+    if processor.device != "cuda":
+        return STARTS["small" if processor.cores >= MANY_CORES else "nano"]
+    if given.minutes is not None and given.minutes < SHORT_GPU:
+        return STARTS["nano"]
+    if facts.images < FEW:
+        return STARTS["small"]
+    return STARTS["large" if facts.images >= MANY and processor.memory >= LARGE_MEMORY else "medium"]
+
+
+def find_start(facts: DataFacts, processor: Processor, given: Given, say: Callable[[str], Any]) -> tuple[Start, HubModel] | None:
+    """The weights that fit and where they are, if the hub or its cache has them; ``say`` is told why not.
+
+    None without a word where a preset or an option is given, which belong to a model that auto chooses otherwise.
+
+    Where the cache has nothing the hub is asked, which takes about three seconds where there is no answer.
+    """
+    if given.preset or given.options:
+        return None
+    start = fitting(facts, processor, given)
+    try:
+        return start, find_model(start.name)
+    except Unavailable as error:
+        say(f"note: no weights trained on COCO to start from: {error}")
+        return None
+
+
+def tune(facts: DataFacts, processor: Processor, given: Given, start: Start, found: HubModel) -> Choice:
+    """How a model that was trained on COCO is trained on the data, apart from what is given."""
+    base = known_preset(start.model, start.preset)
+    recipe, options = recipe_of(base, RECIPE), fit_queries(facts, given, base.options.num_queries)
+    if processor.device != "cuda":
+        recipe = replace(recipe, image_size=min(recipe.image_size, CPU_SIZE))
+    square = recipe.square if given.square is None else given.square
+    image_size, of_size = fit_image_size(facts, processor, given, recipe, square)
+    batch_size, of_batch = fit_batch_size(facts, processor, given, recipe, image_size)
+    lr, of_rate = fit_rate(facts, given, recipe, batch_size)
+    epochs, of_length = fit_length(facts, given, recipe, batch_size, LEAST_STEPS)
+    asked = augment_parts(given.augment)
+    augment: dict[str, Any] = {"level": "light"} | ({"scales": [1.0]} if square else {}) | asked
+    words = [name if name == "own" else str(value) if name == "level" else option_word(name, value) for name, value in augment.items()]
+    open_to_auto = {
+        "image_size": given.image_size, "square": given.square, "batch_size": given.batch_size, "lr": given.lr,
+        "epochs": given.has_length or None, "augment": asked.get("level"),
+    }  # fmt: skip
+    return Choice(
+        model=start.model,
+        preset=start.preset,
+        options=options,
+        image_size=image_size,
+        square=square,
+        batch_size=batch_size,
+        lr=lr,
+        epochs=epochs,
+        augment=augment,
+        start_from=start.name,
+        recipe=RECIPE,
+        chosen=sorted(
+            ["model", "preset", "start_from", "recipe", *options, *(name for name, value in open_to_auto.items() if value is None)]
+        ),
+        lines=[
+            f"auto: {start.model} {start.preset}{words_of(options)} from {found}, trained on COCO (--from; --pretrained none: random)",
+            f"auto: {of_size} (--image-size){', in squares' * square}; {of_batch} (--batch-size); {of_rate} (--lr)",
+            f"auto: fine-tuning (--recipe); {of_length}; augmentation {', '.join(words)} (--augment)",
+        ],
+    )
