@@ -80,7 +80,7 @@ RECIPE = Recipe(
 
 
 def real_time_presets(options: Any, recipe: Recipe, published: Mapping[str, Preset], **own: Any) -> dict[str, Preset]:
-    """``presets``; "small" and "tiny" have narrow fusions, without batch norm, whose batches of four learn more slowly (docs/LOG.md)."""
+    """``presets``; "small" and "tiny" have narrow fusions without batch norm, which learns slowly from few images (docs/LOG.md)."""
     narrow = {"dilation": False, "encoder_layers": 1, "heads": 4, "fusion_blocks": 1, "fusion_expansion": 0.5, "denoising": 60}
     return presets(options, recipe, dict(published), **{**narrow, "encoder": "hybrid", **own})
 
