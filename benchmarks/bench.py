@@ -11,6 +11,10 @@ What is measured, for each model (DETR and Deformable DETR) at two sizes, in one
   post-processing;
 - each with the backbone, which is the same timm module on both sides, and without it: its maps are computed once and fed in.
 
+The real-time models (RT-DETR, RT-DETRv2, D-FINE) are those of `transformers`' default configurations, on two square images of 320 pixels
+without padding, training with about 200 noised queries on both sides. `transformers` has its own backbone there, which is part of what is
+measured, and its own loss: D-FINE's is another one than the authors' and ours (docs/who-computes-what.md).
+
 "paper" is the published R50 architecture; "small" a ResNet-18 with a narrower transformer, where Deformable DETR refines its boxes. Both
 sides run as they come: `transformers` with its own choice of attention (sdpa) and its pure PyTorch deformable attention.
 
@@ -36,13 +40,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share with this file
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
+import transformers
 from tests.models.builders import batch, objects
 from tests.models.transformers_weights import labels, ours, theirs
 from torch import Tensor, nn
@@ -50,6 +55,8 @@ from torch import Tensor, nn
 from boxquery.data.loading import Batch, generator
 from boxquery.models import create_model, preset
 from boxquery.models.base import DetectionTransformer
+from boxquery.official.transformers import build
+from boxquery.official.transformers.config import Config
 from boxquery.optimization import training_step
 from boxquery.training.config import RunConfig
 from boxquery.training.module import Training
@@ -70,11 +77,18 @@ class Setting:
     def model(self) -> str:
         return self.name.split()[0]
 
+    @property
+    def real_time(self) -> str | None:
+        """The name in `transformers` of a model that is read as a whole."""
+        return REAL_TIME.get(self.model)
 
+
+REAL_TIME = {"rt-detr": "RTDetr", "rt-detr-v2": "RTDetrV2", "d-fine": "DFine"}
 SETTINGS = (
     Setting("detr paper", {"backbone": "resnet50"}, (320, 416), 7),
     Setting("deformable-detr paper", {"backbone": "resnet50"}, (320, 416), 7),
     Setting("detr small", SMALL | {"encoder_layers": 2, "dilation": True}, (192, 256), 25),
+    *(Setting(f"{name} paper", {}, (320, 320), 7) for name in REAL_TIME),
     Setting("deformable-detr small", SMALL | {"encoder_layers": 1, "levels": 3, "box_refine": True}, (192, 256), 25),
 )
 
@@ -105,6 +119,10 @@ class Maps(nn.Module):
 def pair(setting: Setting) -> tuple[DetectionTransformer, nn.Module]:
     """Both models with the same weights, and the very same kind of backbone."""
     torch.manual_seed(0)
+    if setting.real_time:
+        settings = getattr(transformers, f"{setting.real_time}Config")(num_labels=CLASSES)
+        peer = getattr(transformers, f"{setting.real_time}ForObjectDetection")(settings)
+        return cast(DetectionTransformer, build(Config(settings.to_dict(), "config"), peer.state_dict(), CLASSES, "peer")[0]), peer
     published = dict(vars(preset(setting.model).options)) | {"backbone_options": {}}
     options = published | setting.options
     peer = theirs(setting.model, CLASSES, options)
@@ -114,27 +132,34 @@ def pair(setting: Setting) -> tuple[DetectionTransformer, nn.Module]:
 
 
 @torch.no_grad()
-def check_same_answers(model: DetectionTransformer, peer: nn.Module, images: Tensor, mask: Tensor) -> None:
+def check_same_answers(model: DetectionTransformer, peer: nn.Module, images: Tensor, mask: Tensor | None) -> None:
     for side in (model, peer):
         side.eval()
     peer.config.auxiliary_loss = False
-    out, result = model(images, mask, last_only=True), peer(pixel_values=images, pixel_mask=(~mask).long())
+    out, result = model(images, mask, last_only=True), peer(pixel_values=images, pixel_mask=seen_of(mask))
     torch.testing.assert_close(out.logits[-1], result.logits, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(out.boxes[-1], result.pred_boxes, atol=1e-3, rtol=1e-3)
 
 
-def training(model: DetectionTransformer, peer: nn.Module, images: Tensor, mask: Tensor) -> tuple[Callable[[], None], Callable[[], None]]:
+def seen_of(mask: Tensor | None) -> Tensor | None:
+    """A mask as `transformers` has it."""
+    return None if mask is None else (~mask).long()
+
+
+def training(
+    model: DetectionTransformer, peer: nn.Module, images: Tensor, mask: Tensor | None
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """One step of each."""
     for side in (model, peer):
         side.train()
     peer.config.auxiliary_loss = True
     targets = objects(7, 12, classes=CLASSES)
-    answers, seen = labels(targets), (~mask).long()
+    answers, seen = labels(targets), seen_of(mask)
     optimizers = [torch.optim.AdamW([p for p in m.parameters() if p.requires_grad], lr=1e-6) for m in (model, peer)]
 
     def step_ours() -> None:
         optimizers[0].zero_grad()
-        model.loss(model(images, mask), targets)[0].backward()
+        model.loss(model(images, mask, targets=targets), targets)[0].backward()
         optimizers[0].step()
 
     def step_theirs() -> None:
@@ -184,14 +209,17 @@ def measure(name: str, run_ours: Callable[[], None], run_theirs: Callable[[], No
 
 
 def rows(setting: Setting, quick: bool) -> Iterator[Row]:
-    """With backbone and without, training and inference."""
+    """With backbone and, where it is the same module on both sides, without; training and inference."""
     model, peer = pair(setting)
     height, width = setting.size
-    images, mask = batch(setting.size, (height * 3 // 4, width * 7 // 8))
+    images, mask = batch(setting.size, setting.size if setting.real_time else (height * 3 // 4, width * 7 // 8))
+    mask = None if setting.real_time else mask
     check_same_answers(model, peer, images, mask)
     repetitions = 3 if quick else setting.repetitions
     yield measure(f"{setting.name} training", *training(model, peer, images, mask), repetitions)
     yield measure(f"{setting.name} inference", *inference(model, peer, images[:1]), 2 * repetitions)
+    if setting.real_time:
+        return
     with torch.no_grad():
         maps = model.backbone(images)
     model.backbone.body = peer.model.backbone.model = Maps(maps)
