@@ -61,7 +61,7 @@ class CommandResult:
             console.print(self.text, markup=False, soft_wrap=not console.is_terminal)
 
 
-def demo(*, minutes: float = 6.2, out: Path | None = None, seed: int = 0, pretrained: Pretrained = "none") -> None:
+def demo(*, minutes: float = 5.6, out: Path | None = None, seed: int = 0, pretrained: Pretrained = "none") -> None:
     """Train Deformable DETR on built-in scenes and show what it detects; needs no download.
 
     Args:
