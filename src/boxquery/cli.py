@@ -36,7 +36,7 @@ COMMANDS = {
     "evaluate": ("boxquery.commands:evaluate", ""),
     "predict": ("boxquery.commands:predict", "RUN IMAGES..."),
     "models": ("boxquery.commands:models", "[NAME]"),
-    "import-official": ("boxquery.commands:import_official", ""),
+    "import-official": ("boxquery.import_command:import_official", ""),
 }
 for name, (place, takes) in COMMANDS.items():
     app.command(place, name=name, usage=f"Usage: boxquery {name} [OPTIONS] {takes}" if takes else None)
