@@ -312,11 +312,13 @@ def only_its_line(read: RowColumnDecoupledAttention, query: Tensor, key: Tensor,
 
 
 def at_the_cell(read: nn.Module, given: tuple) -> tuple:
-    """The same with references that are the cell's centre, or a box around it."""
+    """The same with references that are the cell's centre, or a box around it; the corner where the nearest whole number is read."""
     content, look, memory, trace = given
     level = read.level if isinstance(read, SemanticAlignedAttention) else 0
     h, w = memory.shapes[level]
-    centre = torch.stack([(alternating(COLUMNS, content.shape[1]) + 0.5) / w, (alternating(ROWS, content.shape[1]) + 0.5) / h], -1)
+    middle = 0.0 if getattr(read, "discrete", False) else 0.5
+    cells = (alternating(COLUMNS, content.shape[1]) + middle) / w, (alternating(ROWS, content.shape[1]) + middle) / h
+    centre = torch.stack(cells, -1)
     centre = centre / memory.valid_ratios[:, level, None]
     reference = torch.cat((centre, look.reference[..., 2:].expand(len(centre), -1, -1)), -1)
     return content, replace(look, reference=reference), memory, trace

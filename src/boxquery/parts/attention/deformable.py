@@ -87,6 +87,9 @@ class DeformableAttention(nn.Module):
             locations = reference[..., :2] + offsets * unit * reference[..., 2:]
         if trace is not None:
             trace.locations, trace.weights = _by_level(locations, self.points), _by_level(weights[..., None], self.points)[..., 0]
+            if self.discrete:  # the centres of the cells that are read
+                sizes = locations.new_tensor([(w, h) for h, w in memory.shapes])[:, None]
+                trace.locations = (_nearest_cell(trace.locations, sizes) + 0.5) / sizes
         value = value.unflatten(-1, (self.heads, -1))
         return self.out_proj(multi_scale_sample(value, memory.shapes, locations, weights, self.points, self.discrete))
 
@@ -126,9 +129,14 @@ def multi_scale_sample(
 def _nearest(cells: Tensor, shape: tuple[int, int], locations: Tensor) -> Tensor:
     """Cells [N, K, h * w] at locations [N, P, Q, 2] -> [N, K, P, Q]; beyond the edge those at the edge."""
     h, w = shape
-    column, row = ((locations[..., axis] * n + 0.5).long().clamp(0, n - 1) for axis, n in ((0, w), (1, h)))
+    column, row = _nearest_cell(locations, locations.new_tensor((w, h))).long().unbind(-1)
     index = (row * w + column).flatten(1)[:, None].expand(-1, cells.shape[1], -1)
     return cells.gather(2, index).unflatten(-1, locations.shape[1:3])
+
+
+def _nearest_cell(locations: Tensor, sizes: Tensor) -> Tensor:
+    """Column and row [..., 2] of the cells that are read, as whole floats; ``sizes``: width and height."""
+    return torch.minimum((locations * sizes + 0.5).floor().clamp(min=0), sizes - 1)
 
 
 def _each_point(values: Tensor, points: Sequence[int]) -> Tensor:
