@@ -306,7 +306,7 @@ def models(name: str | None = None, /) -> CommandResult:
         ap, epochs = re.findall(r"([\d.]+) AP in (\d+) epochs", row["published"])[0]
         table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
     text = (
-        "\nsize: parameters of preset paper; AP: published for it, ResNet-50 on COCO val2017, after that many epochs.\n"
+        "\nsize: parameters of preset paper; AP: published for it on COCO val2017 after that many epochs (its page says with what).\n"
         f"{AUTO}, the default of train: {_AUTO}.\n"
         f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
     )

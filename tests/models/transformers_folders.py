@@ -91,6 +91,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_expansion": 0.5,
         },
     ),
+    "d-fine-resnet": (
+        "DFine",
+        {**real_time("basic", [64, 24, 32, 40], encoder_hidden_dim=32, d_model=32), "decoder_n_points": [3, 6, 3], "num_denoising": 0},
+    ),
+    "rt-detr-plain-resnet": (
+        "RTDetr",
+        real_time("basic", [64, 24, 32, 40], encoder_hidden_dim=32, d_model=32, num_denoising=0) | resnet(RESNET, out_indices=[2, 3, 4]),
+    ),
     "d-fine-two-levels": (
         "DFine",
         {

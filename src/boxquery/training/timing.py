@@ -119,8 +119,8 @@ def busy_note(config: RunConfig) -> str:
     if counts_cpu(config) or config.device != "cpu" or load <= cores + 0.5:
         return ""
     return (
-        f"note: this machine has other work (load {load:.1f} on {cores} cores), so {config.length.minutes:g} minutes are worth fewer steps "
-        "than on a quiet one; --clock cpu counts only the time that this run computes"
+        f"note: this machine has other work (load {load:.1f} on {cores} cores), so --minutes {config.length.minutes:g} is worth fewer "
+        "steps than on a quiet one; --clock cpu counts only the time that this run computes"
     )
 
 

@@ -51,7 +51,7 @@ def adapt(model, tensors):
 def keys(model) -> Rules:
     names = {"self_attn_layer_norm": "self_residual", "final_layer_norm": "ffn_residual"}
     return [
-        *backbone(),
+        *backbone(model.backbone.name),
         *hybrid_encoder(),
         *[(rf"{REGIONS}{theirs}\.(.+)", rf"encoder.layers.\1.ffn.{ours}.\2") for theirs, ours in FFN.items()],
         *gelan(

@@ -30,8 +30,9 @@ def packed(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-def backbone(pooled: bool = False) -> Rules:
-    """timm's own names, and those of transformers' HGNetV2 and ResNet, or with ``pooled`` shortcuts of RT-DETR's ResNet."""
+def backbone(name: str = "") -> Rules:
+    """timm's own names, and those of transformers' HGNetV2 and ResNets; of ``name``, timm's, hangs where the shortcuts are."""
+    pooled = re.fullmatch(r"resnet\d+d", name) is not None  # RT-DETR's
     body = r"model\.backbone\.(?:conv_encoder\.)?model\."
     stem, block = body + r"embedder\.embedder\.", body + r"encoder\.stages\.(\d)\.layers\.(\d+)\."
     vd = [

@@ -28,7 +28,7 @@ def adapt(model, tensors):
 
 def keys(model) -> Rules:
     return [
-        *backbone(pooled=True),
+        *backbone(model.backbone.name),
         *hybrid_encoder(),
         *fusion(r"model\.encoder\.", len(model.neck.projections)),
         *decoder(),
