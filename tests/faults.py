@@ -780,7 +780,7 @@ def option(what: str, says: str, *words: str) -> None:
 
 
 option("a model that does not exist", "no model 'dert'", "--model", "dert")
-option("a preset that does not exist", 'Choose from: "paper"', "--preset", "huge")
+option("a preset that does not exist", "choose one of paper, small, tiny", "--preset", "huge")
 option("an option that does not exist", "unknown option 'layers'", "--option", "layers=3")
 option("an option of the wrong type", "must be a whole number", "--option", "num_queries=many")
 option("heads that do not divide the width", "heads", "--option", "heads=5")

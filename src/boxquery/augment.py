@@ -95,7 +95,7 @@ DETR = Augment()
 LEVELS = {
     "none": Augment(scales=(1.0,), crop=0.0, flip=0.0),
     "light": Augment(scales=(0.9, 1.0, 1.1), crop=0.0, colour=0.1),
-    # of the ladder of recipes (docs/experiments/recipe.md): mosaic and colour gained .02 to .03 AP; mixup and zoom-out are not measured
+    # of the ladder of recipes (docs/augmentation.md): mosaic and colour gained .02 to .03 AP; mixup and zoom-out are not measured
     "strong": Augment(scales=(0.8, 0.9, 1.0, 1.1, 1.2), colour=0.2, mosaic=0.5, mosaic_scales=(0.5, 1.0)),
 }
 DEFAULT_LEVEL = "default"
