@@ -93,11 +93,40 @@ def test_half_a_model_in_the_cache_is_none(folder, cache):
         bq.load(NAME)
 
 
+def test_a_link_that_leads_nowhere_is_no_weights(folder, cache):
+    there = put(folder, cache)
+    (there / "model.safetensors").resolve().unlink()
+    with pytest.raises(Unavailable, match=f"{NAME} is not in the hub's cache"):
+        bq.load(NAME)
+
+
+def test_a_licence_stays_in_its_line(folder, cache):
+    there = put(folder, cache, without=("README.md",))
+    (there / "README.md").write_text('---\nlicense: "a\\nerror: b"\n---\n')
+    assert find_model(NAME).licence == "a\\nerror: b"
+
+
 def test_what_is_here_wins_and_what_would_be_here_is_missing(folder, cache, tmp_path, monkeypatch, capsys):
     put(folder, cache)
     monkeypatch.setattr(hub, "find_model", lambda name: pytest.fail(f"asked for {name}"))
     monkeypatch.chdir(tmp_path)
-    for name in ("./someone/x", "/someone/x", "runs/x", "~/x", "x", "a/b/c", "a/", "../a", "a/b c", ""):
+    for name in (
+        "./someone/x",
+        "/someone/x",
+        "runs/x",
+        "~/x",
+        "x",
+        "a/b/c",
+        "a/",
+        "../a",
+        "a/b c",
+        "",
+        "a--b/c",
+        "a..b/c",
+        "foo/bar.git",
+        "foo/bar-",
+        "a/" + "b" * 97,
+    ):
         assert not is_hub_id(name)
         assert run(["predict", name, "a.jpg"]) == 2
     assert is_hub_id(NAME)

@@ -139,7 +139,15 @@ def is_hub_id(source: str) -> bool:
     """Whether a name may be owner/name on the hub: what is here wins, and so does a folder that it would be in."""
     if source.startswith((".", "/", "~", "runs/")) or Path(source).parent.exists():
         return False
-    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source, re.ASCII) is not None
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) is None:
+        return False
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(source)
+    except HFValidationError:
+        return False
+    return True
 
 
 def check_model(source: str) -> None:

@@ -23,7 +23,7 @@ from huggingface_hub import HfApi, constants, get_hf_file_metadata, hf_hub_downl
 from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from boxquery.errors import UserError, first_line
+from boxquery.errors import UserError, first_line, printable
 
 #: seconds that the hub has for its first answer; HF_HUB_ETAG_TIMEOUT replaces it where a network is slower
 PATIENCE = 2.0
@@ -99,7 +99,7 @@ def find_model(name: str) -> HubModel:
     if len(files) == len(set(files) & set(DESCRIPTION)):
         raise Unavailable(f"{name} on {constants.ENDPOINT} has no weights: {' or '.join(names[0] for names in WEIGHTS[::2])} is looked for")
     card = info.card_data
-    return HubModel(name, sum(sizes[file] for file in files), str((card and card.get("license")) or "unknown"), files)
+    return HubModel(name, sum(sizes[file] for file in files), printable(str((card and card.get("license")) or "unknown")), files)
 
 
 def _cached_model(name: str) -> HubModel | None:
@@ -108,7 +108,7 @@ def _cached_model(name: str) -> HubModel | None:
     if config is None:
         return None
     folder = config.parent
-    files = _chosen([path.name for path in folder.iterdir()])
+    files = _chosen([path.name for path in folder.iterdir() if path.is_file()])  # a link may lead nowhere
     if len(files) == len(set(files) & set(DESCRIPTION)):
         return None
     return HubModel(name, sum((folder / file).stat().st_size for file in files), _licence(folder), files, folder)
@@ -131,7 +131,7 @@ def _licence(folder: Path) -> str:
         found = yaml.safe_load(matter[1]) if matter else None
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError):
         return "unknown"
-    return str(found.get("license") or "unknown") if isinstance(found, dict) else "unknown"
+    return printable(str(found.get("license") or "unknown")) if isinstance(found, dict) else "unknown"
 
 
 def _megabytes(size: int) -> str:

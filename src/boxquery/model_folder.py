@@ -24,6 +24,7 @@ from boxquery.hub import Unavailable, find_model
 from boxquery.models import create_model, preset
 from boxquery.models.interface import Model
 from boxquery.models.options import migrate_options
+from boxquery.official import is_real
 from boxquery.official.checkpoint import open_checkpoint
 from boxquery.official.coco import CATEGORIES, ROWS
 from boxquery.progress import note
@@ -148,11 +149,11 @@ def _fill(model: Model, path: Path) -> None:
             weights, metadata = {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
         if metadata.get(CHECK_SUM, "") not in ("", _check_sum(weights)):
             raise UserError(f"{path}: damaged, its check sum is another; copy it again")
-        for name, tensor in weights.items():
-            if tensor.is_floating_point() and not tensor.isfinite().all():
-                raise UserError(f"{path}: {name} contains NaN or inf; use another state of this model")
         if wrong := first_mismatch(weights, model.state_dict()):
             raise UserError(f"{path}: does not hold the weights that {CONFIG} describes: {wrong}")
+        for name, tensor in weights.items():
+            if is_real(tensor) and not tensor.isfinite().all():
+                raise UserError(f"{path}: {name} contains NaN or inf; use another state of this model")
         model.load_state_dict(weights)
     except (SafetensorError, RuntimeError, OSError) as error:
         raise UserError(f"{path}: does not hold the weights that {CONFIG} describes ({first_line(error)})") from error
@@ -186,12 +187,16 @@ def open_official(
 
 
 def first_mismatch(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
-    """The first tensor that is missing on one side or differs in shape, in words; empty if there is none."""
+    """The first tensor that is missing on one side or differs in shape or kind of values, in words; empty if there is none."""
     for name in [*expected, *found]:
-        there, here = (list(tensors[name].shape) if name in tensors else "missing" for tensors in (found, expected))
+        there, here = (_describe(tensors[name]) if name in tensors else "missing" for tensors in (found, expected))
         if there != here:
             return f"{name} is {there} in the file, {here} in the model"
     return ""
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)}" + ("" if is_real(tensor) else f" of {tensor.dtype}")
 
 
 def _check_sum(weights: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
-from boxquery.errors import UserError, first_line
+from boxquery.errors import UserError, first_line, printable
+from boxquery.official import is_real
 from boxquery.official.checkpoint import read
 from boxquery.official.transformers import build, kind_of, processor_of
 from boxquery.official.transformers.config import Config
@@ -27,7 +28,9 @@ NO_CLASS = ("N/A", "n/a", "")
 #: PIL's numbers of what is resized by
 RESAMPLE = {2: "bilinear", 3: "bicubic"}
 #: in place of no limit to an image's longer side, as a multiple of the shorter one
-UNLIMITED = 1000.0
+UNLIMITED = 1000
+#: what ``preprocessor_config.json`` may have that is not done here
+NOT_READ = ("do_center_crop", "pad_size")
 
 
 def read_config(folder: Path) -> Config | None:
@@ -97,9 +100,12 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor], list[str]]:
     parts = [path]
     if path.suffix == ".json":
         placed = _read_json(path).get("weight_map")
-        names = sorted(set(placed.values()), key=str) if isinstance(placed, dict) else []
+        names = list(placed.values()) if isinstance(placed, dict) else []
         if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
             raise UserError(f"{path}: weight_map should say which file beside it has which tensor")
+        names = sorted(set(names))
+        if missing := sorted(set(names) - {file.name for file in folder.iterdir()}):
+            raise UserError(f"{path}: weight_map names {printable(missing[0][:100])}: no such file beside it; copy or download it again")
         parts = [folder / name for name in names]
     tensors: dict[str, Tensor] = {}
     notes: list[str] = []
@@ -108,7 +114,7 @@ def _weights(folder: Path) -> tuple[Path, dict[str, Tensor], list[str]]:
         tensors |= found
         notes += more
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if is_real(tensor) and not tensor.isfinite().all():
             raise UserError(f"{path}: {name} contains NaN or inf; use another state of this model")
     return path, tensors, notes
 
@@ -119,14 +125,17 @@ def _preprocessing(folder: Path, kind: str) -> tuple[Preprocessing, list[str]]:
     notes = [] if path.is_file() else [f"{folder} has no {PROCESSOR}: images are resized and normalised as is usual for {kind}"]
     given = _read_json(path) if path.is_file() else {}
     values = usual | {name: value for name, value in given.items() if value is not None}
-    for name, only in (("do_resize", True), ("do_rescale", True)):
-        if values[name] != only:
-            raise UserError(f"{path}: {name}={values[name]!r}: only {only!r} is supported")
+    config = Config(values, str(path))
+    config.require(do_resize=True, do_rescale=True)
+    if abs(config.number("rescale_factor", 1 / 255) * 255 - 1) > 1e-3:
+        raise UserError(f"{path}: rescale_factor={values['rescale_factor']!r}: only 1/255 is supported")
+    if values["do_normalize"] not in (True, False):
+        raise UserError(f"{path}: do_normalize={values['do_normalize']!r}: must be true or false")
+    if values["resample"] not in list(RESAMPLE):
+        raise UserError(f"{path}: resample={values['resample']!r}: only 2 (bilinear) and 3 (bicubic) are supported")
+    if unread := [f"{name}={values[name]!r}" for name in NOT_READ if values.get(name)]:
+        notes.append(f"{path}: {', '.join(unread)} is not read: whole images are resized, and padded to the largest of their batch")
     try:
-        if abs(values["rescale_factor"] * 255 - 1) > 1e-3:
-            raise UserError(f"{path}: rescale_factor={values['rescale_factor']!r}: only 1/255 is supported")
-        if values["resample"] not in RESAMPLE:
-            raise UserError(f"{path}: resample={values['resample']!r}: only 2 (bilinear) and 3 (bicubic) are supported")
         mean, std = values["image_mean"], values["image_std"]
         preprocessing = Preprocessing(
             **_size(values["size"], values.get("max_size"), path),
@@ -137,8 +146,8 @@ def _preprocessing(folder: Path, kind: str) -> tuple[Preprocessing, list[str]]:
     except UserError as error:
         text = str(error)
         raise UserError(text if text.startswith(str(path)) else f"{path}: {text}") from error
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: size, image_mean, image_std or rescale_factor is no number ({first_line(error)})") from error
+    except TypeError as error:
+        raise UserError(f"{path}: image_mean or image_std is no list of numbers ({first_line(error)})") from error
     return preprocessing, notes
 
 
@@ -149,7 +158,8 @@ def _size(size: Any, longest: Any, path: Path) -> dict[str, Any]:
     if isinstance(size, Mapping) and {"height", "width"} <= size.keys() and size["height"] == size["width"]:
         return {"image_size": size["height"], "square": True}
     if isinstance(size, Mapping) and "shortest_edge" in size:
-        most = size.get("longest_edge", longest)
-        ratio = UNLIMITED if most is None else max(most / size["shortest_edge"], 1.0)
-        return {"image_size": size["shortest_edge"], "longest_ratio": ratio}
+        edges = Config({"longest_edge": longest, **size}, f"{path}: size")
+        shortest = edges.whole("shortest_edge", 800)
+        most = edges.whole("longest_edge", UNLIMITED * shortest)
+        return {"image_size": shortest, "longest_ratio": max(min(most, UNLIMITED * shortest) / shortest, 1.0)}
     raise UserError(f"{path}: size={size!r}: a shortest_edge, or one height and width, is supported")

@@ -179,11 +179,76 @@ def test_a_configuration_that_does_not_fit(change, copied):
     refused(copied, said)
 
 
+#: of RT-DETR and D-FINE; those of the backbone have their own names
+REAL_TIME_CHANGES = [
+    ("rt-detr-basic", {"encoder_hidden_dim": 0}, "encoder_hidden_dim=0: must be at least 1"),
+    ("d-fine", {"encoder_hidden_dim": 0}, "encoder_hidden_dim=0: must be at least 1"),
+    ("rt-detr-basic", {"depths": [0, 0, 0, 0]}, "depths[0]=0: must be at least 1"),
+    ("rt-detr-basic", {"depths": [1, 2, 1]}, "depths=[1, 2, 1]: must be 4 whole numbers"),
+    ("rt-detr-basic", {"hidden_sizes": [0, 0, 0, 0]}, "hidden_sizes[0]=0: must be at least 1"),
+    ("rt-detr-basic", {"hidden_sizes": [16, 24, 32, 40]}, "has 64 channels before and 16 after it, so it has a shortcut already"),
+    ("rt-detr-basic", {"hidden_expansion": "1"}, "hidden_expansion='1': must be a finite number"),
+    ("rt-detr-basic", {"num_denoising": "x"}, "num_denoising='x': must be a whole number"),
+    ("rt-detr-basic", {"num_feature_levels": "3"}, "num_feature_levels='3': must be a whole number"),
+    ("d-fine", {"depth_mult": float("nan")}, "depth_mult=nan: must be a finite number"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def real_time_folders(tmp_path_factory) -> dict[str, Path]:
+    place = tmp_path_factory.mktemp("real_time")
+    return {case: save(model(case), place / case, processor=None) for case in ("rt-detr-basic", "d-fine")}
+
+
+@pytest.mark.parametrize(("case", "values", "said"), REAL_TIME_CHANGES, ids=str)
+def test_a_real_time_configuration_that_does_not_fit(case, values, said, real_time_folders, tmp_path):
+    copied = Path(shutil.copytree(real_time_folders[case], tmp_path / "hf"))
+    inner = [name for name in values if name in ("depths", "hidden_sizes")]
+    edit(copied / "config.json", lambda c: (c["backbone_config"] if inner else c).update(values))
+    refused(copied, "config.json", said)
+
+
+def test_a_constant_that_a_d_fine_lacks(real_time_folders, tmp_path):
+    path = Path(shutil.copytree(real_time_folders["d-fine"], tmp_path / "d-fine")) / "model.safetensors"
+    for value in (torch.ones(2), None):
+        tensors = load_file(path)
+        del tensors["model.decoder.up"]
+        save_file(tensors if value is None else tensors | {"model.decoder.up": value}, path)
+        found = "is missing" if value is None else "is [2] there"
+        refused(path.parent, f"model.safetensors: the tensor 'model.decoder.up' {found}")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda value: value.to(torch.float8_e4m3fn), "has values of type torch.float8_e4m3fn: only floating point of 16 bits or more"),
+        (lambda value: value.to(torch.complex64), "has values of type torch.complex64"),
+        (lambda value: value.to(torch.int32), "has values of type torch.int32"),
+        (lambda value: -torch.ones_like(value), "has a negative variance"),
+    ],
+    ids=["float8", "complex", "int", "variance"],
+)
+def test_tensors_whose_values_cannot_be_weights(change, said, copied):
+    path = copied / "model.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if key.endswith("running_var"))
+    save_file(tensors | {name: change(tensors[name])}, path)
+    refused(copied, f"model.safetensors: {name!r} {said}")
+
+
+def test_our_weights_in_eight_bits(folder, tmp_path):
+    bq.load(folder).save(tmp_path / "ours")
+    path = tmp_path / "ours" / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"queries.position": tensors["queries.position"].to(torch.float8_e4m3fn)}, path)
+    refused(tmp_path / "ours", "queries.position is [7, 32] of torch.float8_e4m3fn in the file, [7, 32] in the model")
+
+
 def test_another_resnet(copied):
     edit(copied / "config.json", lambda c: c["backbone_config"].update(downsample_in_bottleneck=True))
     refused(copied, "downsample_in_bottleneck=True: only False is supported")
     edit(copied / "config.json", lambda c: c["backbone_config"].update(downsample_in_bottleneck=False, layer_type="dense"))
-    refused(copied, "layer_type='dense', depths or hidden_sizes are not those of a ResNet")
+    refused(copied, "layer_type='dense': only 'basic' and 'bottleneck' are supported")
 
 
 def test_tensors_too_few_and_too_many(copied):
@@ -241,8 +306,12 @@ def test_tensors_in_several_files(folder, tmp_path):
     index = parts / "model.safetensors.index.json"
     assert len(list(parts.glob("model-*.safetensors"))) > 1
     assert equal(bq.load(parts), bq.load(folder))
-    edit(index, lambda values: values["weight_map"].update({"x": "../hf/model.safetensors"}))
-    refused(parts, "weight_map should say which file beside it has which tensor")
+    for wrong in ("../hf/model.safetensors", [1], 3):
+        edit(index, lambda values, wrong=wrong: values["weight_map"].update({"x": wrong}))
+        refused(parts, "weight_map should say which file beside it has which tensor")
+    for missing in ("a\0b", "a" * 5000):
+        edit(index, lambda values, missing=missing: values["weight_map"].update({"x": missing}))
+        refused(parts, "weight_map names a", ": no such file")
     edit(index, lambda values: values["weight_map"].pop("x"))
     next(parts.glob("model-*.safetensors")).unlink()
     refused(parts, "no such file")
@@ -271,6 +340,7 @@ def test_preprocessing_comes_along(folder, tmp_path, capsys):
         ({"size": 640, "max_size": 960}, {"image_size": 640, "longest_ratio": 1.5}),
         ({"size": {"shortest_edge": 480}}, {"image_size": 480, "longest_ratio": 1000.0}),
         ({"size": {"shortest_edge": 480, "longest_edge": 400}}, {"image_size": 480, "longest_ratio": 1.0}),
+        ({"size": {"shortest_edge": 480, "longest_edge": 10**400}}, {"image_size": 480, "longest_ratio": 1000.0}),
         ({"image_mean": [0.5, 0.5, 0.5], "resample": 3}, {"mean": (0.5, 0.5, 0.5), "interpolation": "bicubic"}),
         ({"do_normalize": False, "image_mean": None}, {"mean": None, "std": None}),
         ({"do_normalize": None}, {}),
@@ -287,19 +357,31 @@ def test_preprocessing_as_files_have_it(values, expected, copied):
     [
         ({"size": {"height": 640, "width": 480}}, "a shortest_edge, or one height and width, is supported"),
         ({"size": {"max_height": 640, "max_width": 480}}, "a shortest_edge, or one height and width, is supported"),
-        ({"size": {"shortest_edge": 0, "longest_edge": 9}}, "is no number"),
+        ({"size": {"shortest_edge": 0, "longest_edge": 9}}, "shortest_edge=0: must be at least 1"),
         ({"size": {"shortest_edge": 4}}, "image_size=4 is out of range"),
         ({"do_resize": False}, "do_resize=False: only True is supported"),
         ({"rescale_factor": 1.0}, "rescale_factor=1.0: only 1/255 is supported"),
         ({"resample": 0}, "resample=0: only 2 (bilinear) and 3 (bicubic) are supported"),
         ({"image_mean": "grey"}, "should be"),
-        ({"image_std": 3}, "is no number"),
+        ({"image_std": 3}, "is no list of numbers"),
+        ({"image_std": [1e-300, 1, 1]}, "std=(1e-300, 1, 1) should be numbers from 1e-06 to 1e+06"),
+        ({"image_mean": [10**400, 0, 0]}, "should be numbers from -1e+06 to 1e+06"),
+        ({"size": {"shortest_edge": 64, "longest_edge": -3}}, "longest_edge=-3: must be at least 1"),
+        ({"size": {"shortest_edge": 64, "longest_edge": "x"}}, "longest_edge='x': must be a whole number"),
+        ({"do_normalize": "false"}, "do_normalize='false': must be true or false"),
+        ({"rescale_factor": float("nan")}, "rescale_factor=nan: must be a finite number"),
     ],
     ids=str,
 )
 def test_preprocessing_that_is_not_supported(values, said, copied):
     edit(copied / "preprocessor_config.json", lambda file: file.update(values))
     refused(copied, "preprocessor_config.json", said)
+
+
+def test_what_is_not_done_is_noted(copied, capsys):
+    edit(copied / "preprocessor_config.json", lambda file: file.update(do_center_crop=True, pad_size={"height": 99, "width": 99}))
+    bq.load(copied)
+    assert "do_center_crop=True, pad_size={'height': 99, 'width': 99} is not read: whole images" in capsys.readouterr().err
 
 
 def test_without_preprocessing_it_is_what_is_usual_and_a_note_says_so(copied, tmp_path, capsys):

@@ -14,6 +14,8 @@ from boxquery.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+#: limit of what is subtracted from pixels in 0..1 and multiplied with them, beyond which a float has no digit left for them
+MOST = 1e6
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
@@ -48,11 +50,9 @@ class Preprocessing:
             raise UserError(f"preprocessing: square={self.square!r}: must be true or false")
         if (self.mean is None) != (self.std is None) or not all(len(values) == 3 for values in (self.mean, self.std) if values is not None):
             raise UserError(f"preprocessing: mean={self.mean} and std={self.std} should be three numbers each, or both None")
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and not all(
-                isinstance(v, int | float) and math.isfinite(v) and (v > 0 or name == "mean") for v in values
-            ):
-                raise UserError(f"preprocessing: {name}={values} should be {'finite' if name == 'mean' else 'positive'} numbers")
+        for name, values, least in (("mean", self.mean, -MOST), ("std", self.std, 1 / MOST)):
+            if values is not None and not all(isinstance(v, int | float) and least <= v <= MOST for v in values):
+                raise UserError(f"preprocessing: {name}={values} should be numbers from {least:g} to {MOST:g}")
         if self.interpolation not in INTERPOLATIONS:
             raise UserError(f"preprocessing: interpolation={self.interpolation!r}: choose {' or '.join(INTERPOLATIONS)}")
 

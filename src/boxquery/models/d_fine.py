@@ -20,6 +20,7 @@ Differs from DETR in:
   pairs; distributions learn the bins around an object's sides (FGL) and the last layer's distributions (DDF)
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,8 +74,8 @@ class DFineOptions(RealTimeOptions):
         check_least(4, reg_max=self.reg_max)
         if self.reg_max % 2:
             raise UserError(f"reg_max={self.reg_max}: must be even: as many bins lie outside the box as inside")
-        if not self.reg_scale > 0:
-            raise UserError(f"reg_scale={self.reg_scale}: must be above 0")
+        if not 0 < self.reg_scale < math.inf:
+            raise UserError(f"reg_scale={self.reg_scale}: must be a finite number above 0")
 
 
 def published(options: DFineOptions, epochs: int, plain: int, lr: float, backbone_lr: float, decay: float = 1e-4, batch: int = 4) -> Preset:

@@ -75,6 +75,10 @@ def fill(model: Model, state_dict: dict[str, Tensor], names: Any, *, new_head: b
                 raise UserError(
                     f"{key!r} is {list(value.shape)} there, and {target!r} {list(own[target].shape)} in {name}; check the options"
                 )
+            if own[target].is_floating_point() and not is_real(value):
+                raise UserError(f"{key!r} has values of type {value.dtype}: only floating point of 16 bits or more is supported")
+            if target.endswith(".running_var") and bool((value < 0).any()):
+                raise UserError(f"{key!r} has a negative variance; use another state of this model")
             new[target], source[target] = value, key
         elif key.endswith(".num_batches_tracked") or any(re.fullmatch(pattern, key) for pattern in constants):
             known.append(key)
@@ -89,6 +93,11 @@ def fill(model: Model, state_dict: dict[str, Tensor], names: Any, *, new_head: b
     model.load_state_dict(new, strict=False)
     model.freeze()
     return {"used": list(source.values()), "constants": known, "dropped": dropped, "new": fresh}
+
+
+def is_real(tensor: Tensor) -> bool:
+    """Whether it has floating point of 16 bits or more; in eight bits are parts of quantised weights, that have no NaN to look for."""
+    return tensor.is_floating_point() and tensor.element_size() > 1
 
 
 def rename(key: str, rules: list[tuple[str, str]]) -> str | None:

@@ -82,11 +82,16 @@ def _create(name: str, maps: int, dilation: bool, options: dict):
 def _add_first_shortcut(body: Any, name: str) -> None:
     """Raises ``UserError`` for a backbone that is no ResNet, or whose first block has one already."""
     first = body.layer1[0] if hasattr(body, "layer1") else None
-    if first is None or getattr(first, "downsample", True) is not None:
+    if first is None or hasattr(first, "conv3"):
         raise UserError(
             f"backbone {name!r} cannot have backbone_options first_shortcut: for ResNets of basic blocks (resnet18d, resnet34d)"
         )
-    channels = first.conv1.in_channels
+    channels, out = first.conv1.in_channels, first.conv2.out_channels
+    if first.downsample is not None:
+        raise UserError(
+            f"backbone {name!r} cannot have backbone_options first_shortcut: its first block has {channels} channels before "
+            f"and {out} after it, so it has a shortcut already; make channels[0] {channels}"
+        )
     # with a place for pooling, as timm's others have
     convolution = nn.Conv2d(channels, channels, 1, bias=False)
     first.downsample = nn.Sequential(nn.Identity(), convolution, nn.BatchNorm2d(channels))

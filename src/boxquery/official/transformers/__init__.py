@@ -85,7 +85,11 @@ def build(config: Config, tensors: dict[str, Tensor], classes: int, source: str)
     """
     name = kind_of(config)
     kind = module_of(name)
-    options = kind.options(config) | (kind.seen(tensors) if hasattr(kind, "seen") else {})
+    options = kind.options(config)
+    try:
+        options |= kind.seen(tensors) if hasattr(kind, "seen") else {}
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
     try:
         model = create_model(name, classes=classes, **options)
     except UserError as error:

@@ -24,7 +24,7 @@ PROJECTIONS = {
 
 
 def options(config: Config) -> dict[str, Any]:
-    return {**sizes(config), **backbone(config), "num_queries": config.get("num_queries", 300), "position": position(config)}
+    return {**sizes(config), **backbone(config), "num_queries": config.whole("num_queries", 300), "position": position(config)}
 
 
 def keys(model) -> Rules:

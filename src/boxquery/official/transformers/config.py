@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from boxquery.errors import UserError
@@ -21,6 +22,30 @@ class Config:
     def get(self, name: str, default: Any) -> Any:
         value = self.values.get(name)
         return default if value is None else value
+
+    def whole(self, name: str, default: int, least: int = 1) -> int:
+        """A whole number. Raises ``UserError`` for another value, or one below ``least``."""
+        return self._whole(name, self.get(name, default), least)
+
+    def wholes(self, name: str, default: Sequence[int]) -> tuple[int, ...]:
+        """As many positive whole numbers as ``default`` has. Raises ``UserError`` for another value."""
+        if not isinstance(found := self.get(name, default), Sequence) or isinstance(found, str) or len(found) != len(default):
+            raise UserError(f"{self.where}: {name}={found!r}: must be {len(default)} whole numbers")
+        return tuple(self._whole(f"{name}[{i}]", value, 1) for i, value in enumerate(found))
+
+    def _whole(self, name: str, value: Any, least: int) -> int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise UserError(f"{self.where}: {name}={value!r}: must be a whole number")
+        if value < least:
+            raise UserError(f"{self.where}: {name}={value}: must be at least {least}")
+        return value
+
+    def number(self, name: str, default: float) -> float:
+        """A number. Raises ``UserError`` for another value, NaN or one that is too large for a float."""
+        value = self.get(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= sys.float_info.max:
+            raise UserError(f"{self.where}: {name}={value!r}: must be a finite number")
+        return float(value)
 
     def same(self, *names: str, default: Any) -> Any:
         """One value that has several names there, as of encoder and decoder. Raises ``UserError`` where they differ."""
@@ -47,18 +72,20 @@ def sizes(config: Config, *, ffn_dim: int = 2048, width: str = "d_model", activa
     """The options that encoder and decoder of all kinds before RT-DETR have."""
     config.require(activation_function=activation)
     return {
-        "encoder_layers": config.get("encoder_layers", 6),
-        "decoder_layers": config.get("decoder_layers", 6),
-        "hidden_dim": config.get(width, 256),
+        "encoder_layers": config.whole("encoder_layers", 6, least=0),
+        "decoder_layers": config.whole("decoder_layers", 6),
+        "hidden_dim": config.whole(width, 256),
         "heads": config.same("encoder_attention_heads", "decoder_attention_heads", default=8),
         "ffn_dim": config.same("encoder_ffn_dim", "decoder_ffn_dim", default=ffn_dim),
-        "dropout": config.get("dropout", 0.1),
+        "dropout": config.number("dropout", 0.1),
     }
 
 
 def real_time_sizes(config: Config) -> dict[str, Any]:
     """The options of RT-DETR and what builds on it, with those of the backbone."""
-    levels, width, noised = config.get("num_feature_levels", 3), config.get("d_model", 256), config.get("num_denoising", 100)
+    levels, width, noised = (
+        config.whole("num_feature_levels", 3), config.whole("d_model", 256), config.whole("num_denoising", 100, least=0)
+    )  # fmt: skip
     config.require(
         activation_function="silu", encoder_activation_function="gelu", decoder_activation_function="relu", normalize_before=False,
         with_box_refine=True, learn_initial_query=False, positional_encoding_temperature=10000, layer_norm_eps=1e-5, batch_norm_eps=1e-5,
@@ -66,21 +93,21 @@ def real_time_sizes(config: Config) -> dict[str, Any]:
     )  # fmt: skip
     if noised:
         config.require(label_noise_ratio=0.5, box_noise_scale=1.0)
-    own, ffn = config.get("encoder_hidden_dim", 256), config.get("encoder_ffn_dim", 1024)
-    ffn_dim = config.get("decoder_ffn_dim", 1024)
+    own, ffn = config.whole("encoder_hidden_dim", 256), config.whole("encoder_ffn_dim", 1024)
+    ffn_dim = config.whole("decoder_ffn_dim", 1024)
     return {
         **backbone(config),
         "levels": levels,
-        "num_queries": config.get("num_queries", 300),
-        "encoder_layers": config.get("encoder_layers", 1),
-        "decoder_layers": config.get("decoder_layers", 6),
+        "num_queries": config.whole("num_queries", 300),
+        "encoder_layers": config.whole("encoder_layers", 1, least=0),
+        "decoder_layers": config.whole("decoder_layers", 6),
         "heads": config.same("encoder_attention_heads", "decoder_attention_heads", default=8),
         "hidden_dim": width,
         "ffn_dim": ffn_dim,
         "encoder_dim": 0 if own == width else own,
         "encoder_ffn_dim": 0 if ffn == ffn_dim else ffn,
-        "fusion_expansion": int(own * config.get("hidden_expansion", 1.0)) / own,
-        "dropout": float(config.get("dropout", 0.0)),
+        "fusion_expansion": int(own * config.number("hidden_expansion", 1.0)) / own,
+        "dropout": config.number("dropout", 0.0),
         **({"denoising": 2 * noised} if noised else {"matching": "one-to-one"}),
     }
 
@@ -124,13 +151,17 @@ def _resnet(config: Config) -> dict[str, Any]:
     kind = config.get("layer_type", "bottleneck")
     try:
         expansion = {"basic": 1, "bottleneck": 4}[kind]
-        layers, channels = tuple(config.get("depths", [3, 4, 6, 3])), tuple(config.get("hidden_sizes", [256, 512, 1024, 2048]))
-        channels = tuple(width // expansion for width in channels)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{config.where}: layer_type={kind!r}, depths or hidden_sizes are not those of a ResNet") from error
-    usual = {"basic": {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}, "bottleneck": {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}}[kind]
-    if layers in usual and channels == (64, 128, 256, 512):
-        return {"backbone": f"resnet{usual[layers]}"}
+        raise UserError(f"{config.where}: layer_type={kind!r}: only 'basic' and 'bottleneck' are supported") from error
+    layers, widths = config.wholes("depths", (3, 4, 6, 3)), config.wholes("hidden_sizes", (256, 512, 1024, 2048))
+    if any(width % expansion for width in widths):
+        raise UserError(f"{config.where}: hidden_sizes={list(widths)}: must be multiples of {expansion} where blocks are {kind}")
+    channels = tuple(width // expansion for width in widths)
+    usual: dict[str, dict[tuple[int, ...], int]] = {
+        "basic": {(2, 2, 2, 2): 18, (3, 4, 6, 3): 34}, "bottleneck": {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152}
+    }  # fmt: skip
+    if layers in usual[kind] and channels == (64, 128, 256, 512):
+        return {"backbone": f"resnet{usual[kind][layers]}"}
     return {"backbone": "resnet18" if kind == "basic" else "resnet50", "backbone_options": {"layers": layers, "channels": channels}}
 
 

@@ -14,6 +14,7 @@ from boxquery.official.transformers.patterns import DECODER, Rules, attention, b
 
 #: the layers of a feed-forward network in 4.x and in 5.x
 FFN = {r"(?:fc1|mlp\.layers\.0)": "linear1", r"(?:fc2|mlp\.layers\.1)": "linear2"}
+UP, REG_SCALE = "model.decoder.up", "model.decoder.reg_scale"
 REGIONS = r"model\.encoder\.(?:aifi|encoder)\.0\.layers\.(\d+)\."
 PROCESSOR = {"size": {"height": 640, "width": 640}, "do_normalize": False}
 CONSTANTS = (r"model\.decoder\.(?:up|reg_scale)", r".+\.num_points_scale")
@@ -26,17 +27,21 @@ def options(config: Config) -> dict[str, Any]:
     config.require(top_prob_values=4, lqe_hidden_dim=64, lqe_layers=2, decoder_offset_scale=0.5, decoder_method="default")
     return sizes | {
         "points": config.get("decoder_n_points", 4),
-        "fusion_blocks": round(3 * config.get("depth_mult", 1.0)),
-        "fusion_expansion": config.get("hidden_expansion", 1.0),
-        "reg_max": config.get("max_num_bins", 32),
+        "fusion_blocks": round(3 * config.number("depth_mult", 1.0)),
+        "fusion_expansion": config.number("hidden_expansion", 1.0),
+        "reg_max": config.whole("max_num_bins", 32),
     }
 
 
 def seen(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Of X it is 8 while its configuration says 4, which there is used in the loss alone."""
-    if (up := float(tensors["model.decoder.up"])) != 0.5:
-        raise UserError(f"the tensor 'model.decoder.up' is {up}: only 0.5 is supported")
-    return {"reg_scale": float(tensors["model.decoder.reg_scale"])}
+    for name in (UP, REG_SCALE):
+        if name not in tensors or tensors[name].numel() != 1:
+            found = f"is {list(tensors[name].shape)} there" if name in tensors else "is missing"
+            raise UserError(f"the tensor {name!r} {found}, which in a D-FINE has one number; check model_type in config.json")
+    if (up := float(tensors[UP])) != 0.5:
+        raise UserError(f"the tensor {UP!r} is {up}: only 0.5 is supported")
+    return {"reg_scale": float(tensors[REG_SCALE])}
 
 
 def adapt(model, tensors):

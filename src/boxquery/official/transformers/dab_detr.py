@@ -38,8 +38,8 @@ def options(config: Config) -> dict[str, Any]:
     return {
         **sizes(config, width="hidden_size", activation="prelu"),
         **backbone(config),
-        "num_queries": config.get("num_queries", 300),
-        "patterns": config.get("num_patterns", 0),
+        "num_queries": config.whole("num_queries", 300),
+        "patterns": config.whole("num_patterns", 0, least=0),
     }
 
 

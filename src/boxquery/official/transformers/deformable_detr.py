@@ -18,9 +18,9 @@ def options(config: Config) -> dict[str, Any]:
     return {
         **sizes(config, ffn_dim=1024),
         **backbone(config),
-        "num_queries": config.get("two_stage_num_proposals", 300) if two_stage else config.get("num_queries", 300),
+        "num_queries": config.whole("two_stage_num_proposals", 300) if two_stage else config.whole("num_queries", 300),
         "position": position(config),
-        "levels": config.get("num_feature_levels", 4),
+        "levels": config.whole("num_feature_levels", 4),
         "points": config.same("encoder_n_points", "decoder_n_points", default=4),
         "box_refine": config.get("with_box_refine", False),
         "two_stage": two_stage,

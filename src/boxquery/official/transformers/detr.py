@@ -10,7 +10,7 @@ def options(config: Config) -> dict[str, Any]:
     return {
         **sizes(config),
         **backbone(config),
-        "num_queries": config.get("num_queries", 100),
+        "num_queries": config.whole("num_queries", 100),
         "position": config.get("position_embedding_type", "sine"),
     }
 

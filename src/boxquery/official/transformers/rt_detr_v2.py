@@ -14,6 +14,6 @@ def options(config: Config) -> dict[str, Any]:
     config.require(decoder_n_levels=sizes["levels"])
     return sizes | {
         "points": config.get("decoder_n_points", 4),
-        "offset_scale": config.get("decoder_offset_scale", 0.5),
+        "offset_scale": config.number("decoder_offset_scale", 0.5),
         "sampling": {"default": "bilinear"}.get(method := config.get("decoder_method", "default"), method),
     }
