@@ -126,6 +126,7 @@ def test_what_is_here_wins_and_what_would_be_here_is_missing(folder, cache, tmp_
         "foo/bar.git",
         "foo/bar-",
         "a/" + "b" * 97,
+        "a" * 5000,
     ):
         assert not is_hub_id(name)
         assert run(["predict", name, "a.jpg"]) == 2

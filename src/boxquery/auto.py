@@ -14,8 +14,9 @@ import numpy as np
 from boxquery.augment import augment_parts
 from boxquery.data.dataset import Split
 from boxquery.data.preprocessing import Preprocessing, object_sizes
-from boxquery.errors import count
+from boxquery.errors import UserError, count
 from boxquery.flags import DEFAULT_PRESET, option_word
+from boxquery.models import papers, sizes
 from boxquery.models import preset as known_preset
 
 if TYPE_CHECKING:
@@ -170,6 +171,8 @@ class Choice:
 def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     """What suits the data and the processor, apart from what is given. Raises ``UserError`` for an unknown preset."""
     size, why, options = _preset(facts, processor, given)
+    if size not in sizes(MODEL) and (having := [name for name in papers() if size in sizes(name)]):
+        raise UserError(f"--preset {size}: {MODEL}, which auto chose, has none of that name; add --model {' or '.join(having)}")
     base = known_preset(MODEL, size)
     options |= fit_queries(facts, given, options.get("num_queries", base.options.num_queries))
     square, of_square = _square(facts, given)

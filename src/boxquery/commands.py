@@ -233,7 +233,7 @@ def predict(
     if image_size is not None:
         detector.image_size = image_size
     chosen = None if classes is None else _split_names(classes, detector.classes)
-    summary = Summary(detector.min_score(threshold), given=threshold is not None)
+    summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes))
     reading: deque[ImageFile] = deque()
 
     def images() -> Iterator[Image.Image]:

@@ -137,7 +137,8 @@ def check_threshold(score: float | None) -> None:
 
 def is_hub_id(source: str) -> bool:
     """Whether a name may be owner/name on the hub: what is here wins, and so does a folder that it would be in."""
-    if source.startswith((".", "/", "~", "runs/")) or Path(source).parent.exists():
+    # os.path's checks are false where Path's own raise: for a name that is too long
+    if source.startswith((".", "/", "~", "runs/")) or os.path.exists(Path(source).parent):
         return False
     if re.fullmatch(r"[\w.-]+/[\w.-]+", source, re.ASCII) is None:
         return False
@@ -152,7 +153,7 @@ def is_hub_id(source: str) -> bool:
 
 def check_model(source: str) -> None:
     """Raise ``UserError``, at once and without loading anything, for what is neither a folder nor can be a hub id."""
-    if Path(source).is_file():
+    if os.path.isfile(source):
         raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
-    if not Path(source).is_dir() and not is_hub_id(source):
+    if not os.path.isdir(source) and not is_hub_id(source):
         raise UserError(f"{source}: no such folder; give a run folder, a model folder or a hub id (owner/name)")

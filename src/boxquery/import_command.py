@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def import_official(
     names = [] if classes is None else [name.strip() or None for name in classes.split(",")]
     if twice := sorted({name for name in names if name and names.count(name) > 1}):
         raise UserError(f"--classes names {', '.join(twice)} twice")
-    if Path(checkpoint).is_dir() or is_hub_id(checkpoint):
+    if os.path.isdir(checkpoint) or is_hub_id(checkpoint):
         detector, report = _read_folder(checkpoint, model, options, names, image_size, download)
     else:
         detector, report = _read_file(Path(checkpoint), model, options, names, image_size)
@@ -61,9 +62,13 @@ def _read_file(path: Path, model: str | None, options: Any, names: list[str | No
     from boxquery.model_folder import open_official
     from boxquery.official import list_official
 
-    if model is None and path.is_file():
+    if model is None and not os.path.exists(path):
+        raise UserError(
+            f"{path}: no such file or folder; give a checkpoint file, a folder that transformers wrote, or its hub id (owner/name)"
+        )
+    if model is None:
         raise UserError(f"{path}: the file does not say which model it is; add --model, one of {', '.join(list_official())}")
-    detector, report = open_official(path, model or "", options or {}, names, image_size)
+    detector, report = open_official(path, model, options or {}, names, image_size)
     if not any(detector.classes):
         if report["rows"] is None:
             raise UserError(f"{path}: has no class head (class_embed); name the classes of a new one with --classes a,b,c")

@@ -98,10 +98,9 @@ def load(source: str | Path, *, download: bool = False, say: Callable[[str], Any
 
 def find_folder(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> Path:
     """The folder that ``source`` is, or that the hub's cache has of it, fetched if need be. Raises ``UserError`` where there is none."""
-    folder = Path(source)
-    if folder.is_dir():
-        return folder
     check_model(str(source))
+    if (folder := Path(source)).is_dir():
+        return folder
     try:
         model = find_model(str(source))
         if model.folder is not None:

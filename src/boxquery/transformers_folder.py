@@ -14,7 +14,7 @@ from torch import Tensor
 
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
-from boxquery.errors import UserError, first_line, printable
+from boxquery.errors import UserError, first_line, printable, some
 from boxquery.official import is_real
 from boxquery.official.checkpoint import read
 from boxquery.official.transformers import build, kind_of, processor_of
@@ -68,6 +68,8 @@ def open_folder(
         if isinstance(error, UserError):
             raise
         raise UserError(f"{config.where}: no model can be built from it ({type(error).__name__}: {first_line(error)})") from error
+    if twice := sorted({name for name in classes if name and classes.count(name) > 1} if not names else ()):
+        notes.append(f"{config.where}: several classes are called {printable(some(twice))}")
     detector = Detector(model.eval(), names or classes, range(len(classes)), preprocessing)
     return detector, {**report, "assumed": {}, "rows": len(classes), "notes": [*more, *notes]}
 

@@ -378,6 +378,12 @@ def test_preprocessing_that_is_not_supported(values, said, copied):
     refused(copied, "preprocessor_config.json", said)
 
 
+def test_names_that_classes_share_are_noted(copied, capsys):
+    edit(copied / "config.json", lambda c: c.update(id2label={str(i): "a" if i < 3 else f"b{i}" for i in range(5)}))
+    bq.load(copied)
+    assert f"note: {copied / 'config.json'}: several classes are called a\n" in capsys.readouterr().err
+
+
 def test_what_is_not_done_is_noted(copied, capsys):
     edit(copied / "preprocessor_config.json", lambda file: file.update(do_center_crop=True, pad_size={"height": 99, "width": 99}))
     bq.load(copied)
@@ -414,6 +420,8 @@ def test_import_makes_a_folder_of_ours(folder, tmp_path, capsys):
     assert "leave --option out" in capsys.readouterr().err
     assert run(["import-official", str(folder / "model.safetensors"), "--out", str(tmp_path / "x")]) == 2
     assert "the file does not say which model it is; add --model" in capsys.readouterr().err
+    assert run(["import-official", str(tmp_path / "nothing"), "--out", str(tmp_path / "x")]) == 2
+    assert f"error: {tmp_path / 'nothing'}: no such file or folder; give a checkpoint file" in capsys.readouterr().err
     assert run(["import-official", str(folder / "model.safetensors"), "--out", str(tmp_path / "x"), "--model", "detr"]) == 2
     assert "its names are those of Hugging Face's transformers: give the folder with its config.json" in capsys.readouterr().err
     assert not (tmp_path / "x").exists()

@@ -118,6 +118,9 @@ def test_a_summary_says_what_and_why():
     nothing = Summary(0.25, given=True)
     nothing.add(result())
     assert nothing.lines()[1] == "threshold: a score of 0.25 or more, as given; a lower --threshold shows what is weaker"
+    nameless = Summary(0.0, given=True, named=False)
+    nameless.add(result())
+    assert nameless.lines()[1].startswith("threshold: a score of 0 or more, as given; no class of this model has a name")
     assert "as given" in Summary(0.25, given=True).lines()[1]
     assert "the default" in Summary(0.5, given=False).lines()[1]
 

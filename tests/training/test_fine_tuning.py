@@ -147,6 +147,20 @@ def test_a_broken_file_in_the_cache_stops_nothing(folder, cache, monkeypatch, ca
     assert RunConfig.read(Path("run")).start_from is None
 
 
+def test_another_model_in_its_place_stops_nothing(cache, tmp_path, monkeypatch, capsys):
+    put(save(model("detr-resnet"), tmp_path / "detr"), cache, STARTS["nano"].name)
+    monkeypatch.setattr(Run, "fit", lambda self, state: self.detector)
+    assert run(["train", SCENES, "--out", "run", *QUICK]) == 0
+    assert f"COCO to start from: {STARTS['nano'].name} in the hub's cache is a detr, not the d-fine" in capsys.readouterr().err
+    assert RunConfig.read(Path("run")).start_from is None
+
+
+def test_a_preset_of_other_models(cache, capsys):
+    assert run(["train", SCENES, "--out", "run", "--preset", "r18", *QUICK]) == 2
+    said = "error: --preset r18: deformable-detr, which auto chose, has none of that name; add --model rt-detr or rt-detr-v2"
+    assert said in capsys.readouterr().err
+
+
 def test_no_network_is_over_in_seconds(cache, monkeypatch):
     at("http://hub.invalid", monkeypatch)
     started, lines = time.monotonic(), []

@@ -22,10 +22,11 @@ class Summary:
     Args:
         threshold: minimum score of the detections.
         given: whether the user chose it.
+        named: whether a class of the model has a name; those without are not counted.
     """
 
-    def __init__(self, threshold: float, given: bool):
-        self.threshold, self.given = threshold, given
+    def __init__(self, threshold: float, given: bool, named: bool = True):
+        self.threshold, self.given, self.named = threshold, given, named
         self.images = self.empty = self.unreadable = self.duplicates = 0
         self.classes: Counter[str] = Counter()
         self.remarks: defaultdict[str, list[str]] = defaultdict(list)
@@ -75,7 +76,12 @@ class Summary:
         named = ", ".join(f"{number:,} {name}" for name, number in self.classes.most_common(10))
         more = f" and {len(self.classes) - 10} more classes" if len(self.classes) > 10 else ""
         lines = [f"{count(self.objects, 'object')} in {count(self.images, 'image')}{empty}" + (f": {named}{more}" if named else "")]
-        weaker = "; a lower --threshold shows what is weaker" if self.images and not self.objects else ""
+        weaker = ""
+        if self.images and not self.objects:
+            if not self.named:
+                weaker = "; no class of this model has a name, so nothing can be found (import-official --classes a,b,c names them)"
+            elif self.threshold > 0:
+                weaker = "; a lower --threshold shows what is weaker"
         lines.append(f"threshold: a score of {self.threshold:.3g} or more, {self._why()}{weaker}")
         if self.unreadable:
             lines.append(f"{count(self.unreadable, 'image')} could not be read")

@@ -44,6 +44,8 @@ def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> t
     if start is not None:
         try:
             origin = load(start[1].fetch(large=requested.download, say=say), say=lambda line: say(f"note: {line}"))
+            if (theirs := origin.model.config["name"]) != start[0].model:
+                raise UserError(f"{start[0].name} in the hub's cache is a {theirs}, not the {start[0].model} that it should be")
         except UserError as error:
             say(f"note: no weights trained on COCO to start from: {error}")
         else:
