@@ -182,15 +182,6 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     epochs, of_length = fit_length(facts, given, base.recipe, batch_size)
     augment, of_augment = _augment(facts, processor, given, one_size=square or base.recipe.augment.scales == (1.0,))
     words = words_of(options)
-    flags = {
-        "model": None,
-        "preset": given.preset,
-        "image_size": given.image_size,
-        "square": given.square,
-        "batch_size": given.batch_size,
-        "lr": given.lr,
-    }
-    flags |= {"epochs": given.has_length or None, "augment": augment_parts(given.augment).get("level")}
     return Choice(
         model=MODEL,
         preset=size,
@@ -201,13 +192,20 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
         lr=lr,
         epochs=epochs,
         augment=augment,
-        chosen=sorted([*options, *(name for name, value in flags.items() if value is None)]),
+        chosen=sorted(["model", *(["preset"] if given.preset is None else []), *options, *left_open(given)]),
         lines=[
             f"auto: {MODEL} {size}{words}: {why} (--model, --preset{', --option' * bool(options)})",
             f"auto: {of_size} (--image-size){of_square}",
             f"auto: {of_batch} (--batch-size), {of_rate} (--lr), {of_length}, {of_augment} (--augment)",
         ],
     )
+
+
+def left_open(given: Given) -> list[str]:
+    """Names of the flags of the training that the user left to auto."""
+    flags = {name: getattr(given, name) for name in ("image_size", "square", "batch_size", "lr")}
+    flags |= {"epochs": given.has_length or None, "augment": augment_parts(given.augment).get("level")}
+    return [name for name, value in flags.items() if value is None]
 
 
 def words_of(options: dict[str, Any]) -> str:

@@ -23,6 +23,7 @@ from boxquery.auto import (
     fit_length,
     fit_queries,
     fit_rate,
+    left_open,
     words_of,
 )
 from boxquery.flags import option_word
@@ -110,10 +111,6 @@ def tune(facts: DataFacts, processor: Processor, given: Given, start: Start, fou
     asked = augment_parts(given.augment)
     augment: dict[str, Any] = {"level": "light"} | ({"scales": [1.0]} if square else {}) | asked
     words = [name if name == "own" else str(value) if name == "level" else option_word(name, value) for name, value in augment.items()]
-    open_to_auto = {
-        "image_size": given.image_size, "square": given.square, "batch_size": given.batch_size, "lr": given.lr,
-        "epochs": given.has_length or None, "augment": asked.get("level"),
-    }  # fmt: skip
     return Choice(
         model=start.model,
         preset=start.preset,
@@ -126,9 +123,7 @@ def tune(facts: DataFacts, processor: Processor, given: Given, start: Start, fou
         augment=augment,
         start_from=start.name,
         recipe=RECIPE,
-        chosen=sorted(
-            ["model", "preset", "start_from", "recipe", *options, *(name for name, value in open_to_auto.items() if value is None)]
-        ),
+        chosen=sorted(["model", "preset", "start_from", "recipe", *options, *left_open(given)]),
         lines=[
             f"auto: {start.model} {start.preset}{words_of(options)} from {found}, trained on COCO (--from; --pretrained none: random)",
             f"auto: {of_size} (--image-size){', in squares' * square}; {of_batch} (--batch-size); {of_rate} (--lr)",
