@@ -29,6 +29,8 @@ ROOT_RECIPE = Recipe(
 TINY: dict[str, Any] = {"backbone_options": {**ROOT_OPTIONS["backbone_options"], "layers": (1, 1, 1, 1)}, "num_queries": 40}
 TWICE = "the model of the preset tiny: twice as many images in the same time"
 MOSAIC = replace(ROOT_RECIPE.augment, scales=(1.0,), mosaic=0.5, mosaic_scales=(0.5, 1.0), colour=0.2)
+#: what "tiny-mosaic" changes of the root's recipe
+TINY_MOSAIC: dict[str, Any] = {"square": True, "image_size": 160, "lr": 5e-4, "backbone_lr": 5e-4, "augment": MOSAIC}
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Variant:
         parent: the variant that it changes; None for the root.
         options, recipe: fields of the model's options and of its ``Recipe``, in place of the parent's.
         why: what is expected of it, for the table.
-        model: of a root, the library's model that it is; any but the first has the preset "small" of today.
+        model, preset: of a root, the library's model that it is; any but the first has that preset of today.
     """
 
     parent: str | None
@@ -47,6 +49,7 @@ class Variant:
     recipe: dict[str, Any] = field(default_factory=dict)
     why: str = ""
     model: str = MODEL
+    preset: str = "small"
 
 
 VARIANTS: dict[str, Variant] = {
@@ -82,6 +85,10 @@ VARIANTS: dict[str, Variant] = {
         options={"encoder": "hybrid", "fusion_blocks": 1, "fusion_expansion": 0.5},
         why="convolutions between levels in place of sampling",
     ),
+    "mosaic-batch8": Variant("tiny-mosaic", recipe={"batch_size": 8}, why="twice the objects per step, and a cheaper image"),
+    "mosaic-all": Variant("tiny-mosaic", recipe={"augment": replace(MOSAIC, mosaic=1.0)}, why="no image without other ones"),
+    "d-fine": Variant(None, recipe=TINY_MOSAIC, model="d-fine", preset="tiny", why="the recipe of tiny-mosaic with another model"),
+    "rt-detr": Variant(None, recipe=TINY_MOSAIC, model="rt-detr", preset="tiny", why="the recipe of tiny-mosaic with another model"),
     "fcos": Variant(None, model="fcos", why="many places learn each object, and NMS follows"),
 }
 
@@ -112,7 +119,7 @@ def paper(name: str) -> SimpleNamespace:
     from boxquery.models.deformable_detr import DeformableOptions
 
     model = lineage(name)[0].model
-    start = Preset(DeformableOptions(**ROOT_OPTIONS), ROOT_RECIPE) if model == MODEL else known_preset(model, "small")
+    start = Preset(DeformableOptions(**ROOT_OPTIONS), ROOT_RECIPE) if model == MODEL else known_preset(model, lineage(name)[0].preset)
     options, recipe = start.options, start.recipe
     for rung in lineage(name):
         options, recipe = replace(options, **rung.options), replace(recipe, **rung.recipe)
@@ -124,14 +131,14 @@ def paper(name: str) -> SimpleNamespace:
 def changes(name: str) -> str:
     """What a variant changes of its parent."""
     own, parent = VARIANTS[name], settings(VARIANTS[name].parent or name)
-    words = []
+    words = [f"{own.model}, preset {own.preset}"] if own.parent is None else []
     for key, value in {**own.options, **own.recipe}.items():
         if isinstance(value, Augment):
-            start = asdict(ROOT_RECIPE.augment) if "augment" not in parent else {**asdict(DETR), **parent["augment"]}
+            start = asdict(ROOT_RECIPE.augment) if own.parent is None or "augment" not in parent else {**asdict(DETR), **parent["augment"]}
             words += [f"augment {part}={each}" for part, each in asdict(value).items() if _listed(each) != _listed(start[part])]
         else:
             words.append(f"{key}={value}")
-    return ", ".join(words) or (f"{own.model}, preset small" if own.parent is None else "nothing")
+    return ", ".join(words) or "nothing"
 
 
 def _listed(value: Any) -> Any:
