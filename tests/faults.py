@@ -19,6 +19,7 @@ import os
 import pickle
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from safetensors.torch import load_file, save_file
 
 import boxquery as bq
 from boxquery.api import Detector
+from boxquery.benchmark.process import Worker
 from boxquery.cli import run
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.training.state import StateFiles
@@ -996,3 +998,37 @@ add("processes", "resuming a run that lives", "refused", "is being trained by pr
 add("processes", "the lock of a process that died", "gone on", "report:", stale)
 add("processes", "Ctrl-C", "interrupted", "interrupted", patched("boxquery.training.fit.open_checked", KeyboardInterrupt()))
 add("processes", "a process that reads images is killed (planted)", "stopped", "--resume", patched("lightning.Trainer.fit", DIED))
+
+
+# -- benchmark ------------------------------------------------------------------------------------------------------------------------
+
+
+def killed() -> contextlib.AbstractContextManager:
+    """A process that measures is killed before its first timed prediction, as the system does when memory is short."""
+    run_ = Worker.run
+
+    def killed_first(worker: Worker, number: int):
+        assert worker.process.pid is not None
+        os.kill(worker.process.pid, signal.SIGKILL)
+        return run_(worker, number)
+
+    return mock.patch.object(Worker, "run", killed_first)
+
+
+def benchmark(place: Place, *words: str) -> list[str]:
+    return ["benchmark", str(place.stock.model), "--device", "cpu", "--threads", "1", "--runs", "2", "--precision", "fp32", *words]
+
+
+def measured_and_killed(place: Place) -> list[str]:
+    place.around.append(killed())
+    return benchmark(place, "--images", str(place.stock.photos / "JPEGImages/p000.png"))
+
+
+add("benchmark", "the process of the only runtime is killed (planted)", "refused", "was killed by signal 9", measured_and_killed)
+add(
+    "benchmark",
+    "images of which none can be read",
+    "refused",
+    "none of 1 image can be read",
+    lambda p: benchmark(p, "--images", str(shutil.copy(__file__, p.root / "code.png"))),
+)

@@ -18,7 +18,7 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("check", "train", "evaluate", "predict", "explain", "compare", "models", "demo", "import-official")
+COMMANDS = ("check", "train", "evaluate", "predict", "explain", "compare", "benchmark", "models", "demo", "import-official")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -36,6 +36,7 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.cli import run; run(['evaluate', '--help'])",
         "from boxquery.cli import run; run(['compare', '--help'])",
         "from boxquery.cli import run; run(['check', '--help'])",
+        "from boxquery.cli import run; run(['benchmark', '--help'])",
         "from boxquery.cli import run; run(['models', 'deformable-detr'])",
         "from boxquery.report.page import write_report",
         "from boxquery.data.open import open_data; open_data('shapes')",

@@ -35,6 +35,7 @@ COMMANDS = {
     "demo": ("boxquery.commands:demo", ""),
     "evaluate": ("boxquery.commands:evaluate", ""),
     "predict": ("boxquery.commands:predict", "RUN IMAGES..."),
+    "benchmark": ("boxquery.benchmark.command:benchmark", "[RUN|MODEL]"),
     "models": ("boxquery.commands:models", "[NAME]"),
     "import-official": ("boxquery.import_command:import_official", ""),
 }

@@ -1,0 +1,243 @@
+"""``boxquery benchmark``: how long detection takes on this machine, in every runtime. Imports no torch until it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from boxquery.benchmark import machine
+from boxquery.benchmark.measure import Measured, measure
+from boxquery.benchmark.process import PARTS, WARM_UP, Job
+from boxquery.data.images import Header, read_header
+from boxquery.errors import UserError, count
+from boxquery.flags import DEFAULT_PRESET, Device, Switch, check_above_zero, check_model
+from boxquery.progress import stderr_console
+
+#: what is measured where nothing is named: what ``auto`` trains
+DEFAULT = "deformable-detr"
+#: classes of a model that is named, as many as COCO has
+CLASSES = 80
+#: width and height of the scene that is the image where none is given
+SCENE = (640, 480)
+#: images that are read of many
+MOST_IMAGES = 64
+#: predictions below which a 95th percentile is next to the largest
+FEW = 20
+#: minutes where neither these nor runs are given
+MINUTES = 0.5
+
+#: what PyTorch computes in
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """What was measured: a table with its conditions on the terminal, JSON with ``--json``."""
+
+    values: dict[str, Any]
+
+    def summary(self) -> dict[str, Any]:
+        return self.values
+
+    def show(self) -> None:
+        console = Console(highlight=False)
+        console.print(_table(self.values["runtimes"]))
+        for line in _lines(self.values):
+            console.print(line, markup=False, soft_wrap=not console.is_terminal)
+
+
+def benchmark(
+    run: str = DEFAULT,
+    /,
+    *,
+    preset: str | None = None,
+    image_size: int | None = None,
+    batch_size: int = 1,
+    threads: int | None = None,
+    images: list[str] | None = None,
+    runs: int | None = None,
+    minutes: float | None = None,
+    precision: list[str] | None = None,
+    device: Device = "auto",
+    download: Switch = False,
+) -> BenchmarkResult:
+    """Measure latency, images per second and memory of detection, split into preprocessing, model and post-processing.
+
+    From the image file to its detections, as predict does it. Each runtime and precision has a process of its own, and they predict in
+    turn, so that whatever else the machine does meets all of them. What was measured under which conditions is printed with it.
+
+    Args:
+        run: A run folder, a model folder (ours or one of transformers), a hub id, or a model's name, which gives random weights.
+        preset: Preset of a model that is named. Default: small.
+        image_size: Short side of the model's input in pixels. Default: that of its training.
+        batch_size: Images that are predicted together.
+        threads: CPU threads per runtime. Default: one per physical core.
+        images: Image files, folders or globs, separated by commas; at most 64 are used. Default: a built-in scene of 640 x 480 pixels.
+        runs: Timed predictions per runtime. Default: as many as fit into the minutes.
+        minutes: Duration of the timed predictions of all runtimes together, without loading and warming up. Default: 0.5.
+        precision: What to compute in, separated by commas: fp32, bf16. Default: fp32, and bf16 where the hardware multiplies it.
+        device: Where PyTorch runs; auto takes CUDA, else MPS, else the CPU.
+        download: Fetch a model from the hub also if it has more than 200 MB.
+    """
+    check_above_zero(image_size=image_size, batch_size=batch_size, threads=threads, runs=runs, minutes=minutes)
+    console = stderr_console()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False)
+
+    load, threads = machine.load(), threads or machine.physical_cores()
+    seconds = 60 * minutes if minutes is not None else 60 * MINUTES if runs is None else None
+    with TemporaryDirectory(prefix="boxquery-benchmark-") as folder:
+        where, precisions = _precisions(precision, device)
+        pictures = _pictures(images, Path(folder), say)
+        source = _source(run, preset, Path(folder), download, say)
+        jobs = [Job("pytorch", each, source, where, threads, image_size, batch_size, pictures) for each in precisions]
+        found = measure(jobs, runs, seconds, say)
+    for each in found:
+        if each.failed:
+            say(f"warning: {each.job} is left out: {each.failed}")
+    done = [each for each in found if not each.failed]
+    if not done:
+        raise UserError(f"{run}: nothing could be measured; {found[0].job}: {found[0].failed}")
+    return BenchmarkResult(
+        {
+            "model": run,
+            "preset": preset,
+            "runtimes": [each.row() for each in done],
+            "failed": [{"runtime": each.job.runtime, "precision": each.job.precision, "why": each.failed} for each in found if each.failed],
+            "conditions": _conditions(done, images is None, len(pictures), load),
+        }
+    )
+
+
+def _source(run: str, preset: str | None, folder: Path, download: bool, say: Callable[[str], None]) -> str:
+    """The run or model folder to load; a model that is named is made and saved. Raises ``UserError``."""
+    from boxquery.models import list_baselines, list_models
+
+    if run not in [*list_models(), *list_baselines()] or Path(run).is_dir():
+        if preset is not None:
+            raise UserError(f"--preset {preset}: {run} has its own; a preset is of a model's name: {', '.join(list_models())}")
+        check_model(run)
+        from boxquery.model_folder import find_folder
+
+        return str(find_folder(run, download=download, say=say))
+    import torch
+
+    from boxquery.data.preprocessing import Preprocessing
+    from boxquery.detector import Detector
+    from boxquery.model_folder import save
+    from boxquery.models import create_model
+    from boxquery.models import preset as preset_of
+
+    preset = preset or DEFAULT_PRESET
+    torch.manual_seed(0)
+    recipe = preset_of(run, preset).recipe
+    model = create_model(run, classes=CLASSES, preset=preset)
+    preprocessing = Preprocessing.of(recipe.image_size, square=recipe.square, normalize=recipe.normalize)
+    say(f"note: {run}, preset {preset}, {CLASSES} classes, with random weights: as fast as a trained one, but it detects nothing")
+    return str(save(Detector(model, [f"class {i}" for i in range(CLASSES)], range(CLASSES), preprocessing), folder / "model"))
+
+
+def _pictures(sources: Sequence[str] | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
+    """The image files that are predicted; those that cannot be read are named. Raises ``UserError`` where none can."""
+    if sources is None:
+        from boxquery.data.shapes import shapes_data
+
+        path = folder / "scene.jpg"
+        shapes_data(size=max(SCENE)).splits["val"].read(0).resize(SCENE).save(path, quality=90)
+        return (path,)
+    from boxquery.predict.sources import find_images
+
+    files, notes = find_images([name for word in sources for name in word.split(",")])
+    for note in notes:
+        say(f"note: {note}")
+    readable: list[Path] = []
+    for file in files[:MOST_IMAGES]:
+        header = read_header(file.path)
+        if isinstance(header, Header):
+            readable.append(file.path)
+        else:
+            say(f"skipped: {file.path}: {header}")
+    if not readable:
+        raise UserError(f"{', '.join(sources)}: none of {count(len(files[:MOST_IMAGES]), 'image')} can be read")
+    if len(files) > MOST_IMAGES:
+        say(f"note: the first {MOST_IMAGES} of {len(files):,} images are used")
+    return tuple(readable)
+
+
+def _precisions(given: Sequence[str] | None, device: str) -> tuple[str, list[str]]:
+    """The device, and the precisions that PyTorch is measured in. Raises ``UserError``."""
+    from boxquery.device import choose_device, has_fast_bf16
+
+    words = [name for word in given or () for name in word.split(",")]
+    if unknown := [word for word in words if word not in PRECISIONS]:
+        raise UserError(f"--precision {unknown[0]}: choose {' or '.join(PRECISIONS)}")
+    device = choose_device(device)
+    return device, list(dict.fromkeys(words)) or ["fp32", *(["bf16"] if has_fast_bf16(device) else [])]
+
+
+def _conditions(done: Sequence[Measured], scene: bool, images: int, load: float | None) -> dict[str, Any]:
+    """What the numbers hold for: plain values."""
+    job, ready = done[0].job, [each.ready for each in done if each.ready]
+    inputs = ready[0].inputs
+    return {
+        "processor": machine.processor(),
+        "load": load,
+        "threads": job.threads,
+        "batch_size": job.batch_size,
+        "images": f"a built-in scene of {SCENE[0]} x {SCENE[1]} pixels" if scene else count(images, "image"),
+        "input_sizes": [list(size) for size in inputs],
+        "warm_up": WARM_UP,
+        "versions": machine.versions() | {name: version for each in ready for name, version in each.versions.items()},
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for column in ("runtime", "ms", "p95", "CPU ms", "images/s", *("pre", "model", "post"), "MB"):
+        table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
+    for row in rows:
+        place = "" if row["device"] == "cpu" else f", {row['device']}"
+        memory = row["memory_mb"] if row["gpu_memory_mb"] is None else row["gpu_memory_mb"]
+        times = row["latency_ms"]["median"], row["latency_ms"]["p95"], row["cpu_ms"]["all"]
+        parts = (row["parts_ms"][part] for part in PARTS)
+        table.add_row(
+            f"{row['runtime']} {row['precision']}{place}", *map(_number, times), _number(row["images_per_second"]), *map(_number, parts),
+            "-" if memory is None else f"{memory:,.0f}",
+        )  # fmt: skip
+    return table
+
+
+def _lines(values: dict[str, Any]) -> list[str]:
+    """The conditions in words, and what the columns are."""
+    known, rows = values["conditions"], values["runtimes"]
+    cpu, preset = known["processor"], f", preset {values['preset']}" if values["preset"] else ""
+    sizes = ", ".join(f"{width} x {height}" for height, width in known["input_sizes"][:3])
+    more = len(known["input_sizes"]) - 3
+    runs = sorted({row["runs"] for row in rows})
+    load = "" if known["load"] is None else f", load {known['load']:g} before it began"
+    lines = [
+        "",
+        f"{values['model']}{preset}; {known['images']}, {sizes}{f' and {more} other sizes' * (more > 0)} at the model, "
+        f"batch {known['batch_size']}",
+        f"{cpu['name']}, {count(cpu['physical_cores'], 'core')}, {count(known['threads'], 'thread')}{load}",
+        ", ".join(f"{name} {version}" for name, version in known["versions"].items()),
+        f"{' to '.join(str(n) for n in dict.fromkeys((runs[0], runs[-1])))} timed predictions each, in turn, after {known['warm_up']} "
+        "that are not counted",
+        "ms: median from file to detections, its p95, and CPU time of all threads; pre, model, post: parts of the ms; MB: growth of the "
+        "process's peak" + (", on a GPU PyTorch's own peak" if any(row["gpu_memory_mb"] is not None for row in rows) else ""),
+    ]
+    if runs[0] < FEW:
+        lines.append(f"note: p95 of fewer than {FEW} predictions is nearly the slowest one; --runs or --minutes allows more")
+    return lines
+
+
+def _number(value: float) -> str:
+    return f"{value:,.{2 if value < 10 else 1 if value < 1000 else 0}f}"

@@ -1,0 +1,265 @@
+"""A detector in a process of its own, which predicts when it is told to and says how long each part took.
+
+A process per runtime: each has its own threads, its memory is its own, and one that dies takes no other with it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from boxquery.data.images import Header, read_header
+from boxquery.data.preprocessing import Preprocessing
+from boxquery.errors import UserError
+
+if TYPE_CHECKING:
+    from boxquery.detector import Detector
+
+#: predictions before the first that counts: they allocate memory and choose kernels
+WARM_UP = 3
+PARTS = ("preprocessing", "model", "postprocessing")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process measures.
+
+    Attributes:
+        runtime: "pytorch".
+        precision: "fp32" or "bf16".
+        source: a run or model folder.
+        device: where it runs.
+        threads: of its operators.
+        image_size: short side of the model's input; None: the model's own.
+        batch_size: images that are predicted together, all of one shape.
+        images: files that are predicted in turn, decoded every time.
+    """
+
+    runtime: str
+    precision: str
+    source: str
+    device: str
+    threads: int
+    image_size: int | None
+    batch_size: int
+    images: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        return f"{self.runtime} {self.precision}"
+
+
+class Ready(NamedTuple):
+    """What a process says once it is warm: versions of what it runs on, and the shapes [height, width] of the model's inputs."""
+
+    versions: dict[str, str]
+    inputs: list[tuple[int, int]]
+
+
+class Timing(NamedTuple):
+    """Seconds of the ``PARTS`` of one prediction, by the wall clock and as CPU time of the process."""
+
+    wall: tuple[float, ...]
+    cpu: tuple[float, ...]
+
+
+class Memory(NamedTuple):
+    """Bytes: how much the peak of the process grew from before the model was loaded, None where the system does not say; and the
+    peak that PyTorch allocated on the GPU, None without one."""
+
+    process: int | None
+    gpu: int | None
+
+
+class Worker:
+    """The other end of a process; as a context manager it ends it."""
+
+    def __init__(self, job: Job):
+        self.job = job
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(job, theirs), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def ready(self) -> Ready:
+        """Wait until it is warm. Raises ``UserError`` where it cannot run."""
+        return self._answer()
+
+    def run(self, number: int) -> Timing:
+        """The prediction of that number. Raises ``UserError`` where the process has died."""
+        self._tell(number)
+        return self._answer()
+
+    def finish(self) -> Memory:
+        """End it. Raises ``UserError`` where the process has died."""
+        self._tell(None)
+        return self._answer()
+
+    def _tell(self, number: int | None) -> None:
+        try:
+            self.pipe.send(number)
+        except OSError:
+            raise self._died() from None
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except (EOFError, OSError):
+            raise self._died() from None
+        if isinstance(answer, str):
+            raise UserError(answer)
+        return answer
+
+    def _died(self) -> UserError:
+        self.process.join(10)
+        code = self.process.exitcode or 0
+        how = f"was killed by signal {-code}, perhaps for want of memory" if code < 0 else f"ended with status {code}"
+        return UserError(f"its process {how}; try a smaller --image-size or --batch-size")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.pipe.close()
+        self.process.terminate()
+        self.process.join()
+
+
+def _serve(job: Job, pipe: Connection) -> None:
+    """The process itself."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the command, which ends this
+    os.environ["OMP_NUM_THREADS"] = str(job.threads)  # read when torch is loaded
+    try:
+        with _load(job) as loaded:
+            for number in range(WARM_UP):
+                loaded.run(number)
+            pipe.send(Ready(loaded.versions, loaded.inputs))
+            while (number := pipe.recv()) is not None:
+                pipe.send(loaded.run(number))
+            pipe.send(loaded.memory())
+    except UserError as error:
+        pipe.send(error.line())
+    except (EOFError, BrokenPipeError):  # the command has gone
+        pass
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    """A detector and what its measurement needs."""
+
+    predict: Callable[[list[Path]], Any]
+    stopwatch: _Stopwatch
+    batches: list[list[Path]]
+    inputs: list[tuple[int, int]]
+    versions: dict[str, str]
+    memory: Callable[[], Memory]
+
+    def run(self, number: int) -> Timing:
+        """One prediction, from files to results."""
+        self.stopwatch.start()
+        self.predict(self.batches[number % len(self.batches)])
+        return self.stopwatch.stop()
+
+
+class _Stopwatch:
+    """Reads both clocks at the beginning and end of a prediction, and of the model's part of it.
+
+    Args:
+        synchronize: waits for the GPU, if there is one.
+    """
+
+    def __init__(self, synchronize: Callable[[], None]):
+        self.synchronize = synchronize
+        self.marks: list[tuple[float, float]] = []
+
+    def start(self) -> None:
+        self.marks = []
+        self.mark()
+
+    def mark(self, *_: Any) -> None:
+        self.synchronize()
+        self.marks.append((time.perf_counter(), time.process_time()))
+
+    def stop(self) -> Timing:
+        self.mark()
+        assert len(self.marks) == len(PARTS) + 1, "a prediction of images of one shape calls its model once"
+        wall, cpu = zip(*self.marks, strict=True)
+        return Timing(_differences(wall), _differences(cpu))
+
+
+def _differences(marks: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(after - before for before, after in pairwise(marks))
+
+
+@contextmanager
+def _load(job: Job) -> Iterator[_Loaded]:
+    """The detector in PyTorch. Raises ``UserError``."""
+    import torch
+
+    from boxquery.model_folder import load
+
+    torch.set_num_threads(job.threads)
+    on_gpu = job.device == "cuda"
+    before = peak_memory()
+    detector: Detector = load(job.source).to(job.device)
+    if job.image_size is not None:
+        detector.image_size = job.image_size
+    batches, inputs = _batches(job, detector.preprocessing)
+    stopwatch = _Stopwatch(torch.cuda.synchronize if on_gpu else lambda: None)
+    detector.model.register_forward_pre_hook(stopwatch.mark)
+    detector.model.register_forward_hook(stopwatch.mark)
+
+    def memory() -> Memory:
+        after = peak_memory()
+        grown = None if before is None or after is None else after - before
+        return Memory(grown, torch.cuda.max_memory_allocated() if on_gpu else None)
+
+    precision: AbstractContextManager = nullcontext()
+    if job.precision == "bf16":
+        precision = torch.autocast(job.device, torch.bfloat16)
+    with precision:
+        versions = {"torch": torch.__version__} | ({"CUDA": str(torch.version.cuda), "GPU": torch.cuda.get_device_name()} if on_gpu else {})
+        yield _Loaded(
+            lambda batch: detector.predict(batch, batch_size=len(batch)), stopwatch, batches, inputs, versions, memory
+        )  # fmt: skip
+
+
+def _batches(job: Job, preprocessing: Preprocessing) -> tuple[list[list[Path]], list[tuple[int, int]]]:
+    """A batch per image, of it and of the next ones of the same shape as the model sees them, in a circle; and these shapes."""
+    shapes: dict[Path, tuple[int, int]] = {}
+    for path in job.images:
+        header = read_header(path)
+        if not isinstance(header, Header):
+            raise UserError(f"{path}: {header}; it was readable when the measurement began")
+        shapes[path] = preprocessing.size(header.height, header.width)
+    batches = []
+    for path, shape in shapes.items():
+        alike = [other for other, its in shapes.items() if its == shape]
+        first = alike.index(path)
+        batches.append([alike[(first + i) % len(alike)] for i in range(job.batch_size)])
+    return batches, sorted(set(shapes.values()))
+
+
+def peak_memory() -> int | None:
+    """Most bytes of memory that this process has held; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if status.exists():  # the peak of resource.getrusage begins with that of the parent process
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) * 1024
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
