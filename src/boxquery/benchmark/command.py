@@ -100,18 +100,18 @@ def benchmark(
         source = _source(run, preset, Path(folder), download, say)
         jobs = [Job("pytorch", each, source, where, threads, image_size, batch_size, pictures) for each in precisions]
         found = measure(jobs, runs, seconds, say)
-    for each in found:
-        if each.failed:
-            say(f"warning: {each.job} is left out: {each.failed}")
-    done = [each for each in found if not each.failed]
+    done, failed = [each for each in found if not each.failed], [each for each in found if each.failed]
+    reasons = [f"{each.job} is left out: {each.failed}" for each in failed]
     if not done:
-        raise UserError(f"{run}: nothing could be measured; {found[0].job}: {found[0].failed}")
+        raise UserError(f"{run}: nothing could be measured; {'; '.join(reasons)}")
+    for reason in reasons:
+        say(f"warning: {reason}")
     return BenchmarkResult(
         {
             "model": run,
             "preset": preset,
             "runtimes": [each.row() for each in done],
-            "failed": [{"runtime": each.job.runtime, "precision": each.job.precision, "why": each.failed} for each in found if each.failed],
+            "failed": [{"runtime": each.job.runtime, "precision": each.job.precision, "why": each.failed} for each in failed],
             "conditions": _conditions(done, images is None, len(pictures), load),
         }
     )
