@@ -575,9 +575,9 @@ sources(
     "one of many is damaged in the middle", "named", "p003.png: cannot be read", lambda p: [*p.predict(spoilt_one(p)), "--save", "json"]
 )
 sources("a pipe that nobody writes to", "refused", "not a file", lambda p: p.predict(fifo(p)))
-sources("a device without end", "refused", "no image there", lambda p: p.predict(Path("/dev/zero")))
+sources("a device without end", "refused", "no image or video there", lambda p: p.predict(Path("/dev/zero")))
 sources("no such image", "refused", "no such image or folder", lambda p: p.predict(p.root / "none.jpg"))
-sources("a folder without images", "refused", "no image there", lambda p: p.predict(made(p, "empty")))
+sources("a folder without images", "refused", "no image or video there", lambda p: p.predict(made(p, "empty")))
 sources("no image named", "refused", "name images", lambda p: ["predict", str(p.stock.model)])
 for kind in writers.FORMATS:
     laid(

@@ -90,7 +90,7 @@ def test_the_commands_are_those_that_work():
         (["predict", "no/run", "a.jpg"], "no/run: no such folder here"),
         (["predict", "own/er", ".", "--classes", "ace", "jack"], "--classes are separated by commas"),
         (["predict", "own/er", "a.jpg"], "a.jpg"),
-        (["predict", "own/er", "."], "no image there"),
+        (["predict", "own/er", "."], "no image or video there"),
         (["predict", "own/er", ".", "--threshold", "2"], "threshold=2"),
         (["predict", "own/er", ".", "--nms", "0"], "nms=0"),
         (["predict", "own/er", ".", "--batch-size", "0"], "batch_size=0"),

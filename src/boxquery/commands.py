@@ -6,9 +6,9 @@ import json
 import re
 import sys
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,10 +32,7 @@ from boxquery.flags import (
 )
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from boxquery.api import Detector
-    from boxquery.predict.sources import ImageFile
 
 _AUTO = "model, preset, options, image size, batch size, length and augmentation are chosen for the data and the processor"
 
@@ -186,18 +183,19 @@ def predict(
     max_detections: int | None = None,
     image_size: int | None = None,
     batch_size: int = 1,
+    every: int = 1,
     device: Device = "auto",
     download: Switch = False,
     save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
 ) -> CommandResult:
-    """Detect objects in images; write pictures with boxes, and ``predictions.json`` in COCO's result format.
+    """Detect objects in images and videos; write them with boxes, and ``predictions.json`` in COCO's result format.
 
     In ``predictions.json``, ``file_name`` is the path below the common folder of all images, and ``image_id`` the file's name without its
     ending (a number if it is one), or the path where names are not unique. An image that cannot be read is named and skipped.
 
     Args:
         run: A run folder, a model folder (ours or one of transformers) or a hub id.
-        sources: Image files, folders (searched recursively) or globs.
+        sources: Image and video files, folders (searched recursively), globs, cameras (camera:0) or addresses (rtsp://, http://).
         out: Folder to write to. Default: predictions, or the first of predictions-2, predictions-3, ... that is free.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
         nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
@@ -205,77 +203,59 @@ def predict(
         max_detections: Most detections per image, the best ones. Default: as many as the model has queries.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         batch_size: Images per batch; only those of one shape run together, so the result is the same.
+        every: Look only at each n-th frame of a video, camera or stream.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
-        save: What to write, separated by commas: pictures (with boxes), json (COCO's result format), txt (YOLO's lines, with the score),
-            csv (a row per box), crops (an image per box). Default: pictures,json.
+        save: What to write, separated by commas: pictures (with boxes), video (with boxes), json (COCO's result format), txt (YOLO's lines,
+            with the score), xml (Pascal VOC), csv (a row per box), crops (an image per box). Default: json, pictures of images, and videos
+            of videos.
     """
-    from boxquery.data.images import read_header, read_image
-    from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, new_folder
-    from boxquery.predict.sources import find_images
+    from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, chosen_kinds, new_folder
+    from boxquery.predict.run import run as look_at
+    from boxquery.predict.sources import find_sources
     from boxquery.predict.summary import Summary
-    from boxquery.progress import Progress
 
     if not sources:
-        raise UserError("predict: name images, folders or globs to look at")
+        raise UserError("predict: name images, videos, folders or globs to look at")
     check_threshold(threshold)
     check_nms(nms)
-    check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
+    check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size, every=every)
     check_model(run)
-    kinds, folder = check_kinds(save or ["pictures", "json"]), new_folder(out)
+    if save is not None:
+        check_kinds(save)
+    folder = new_folder(out)
     try:
-        files, notes = find_images(sources)
+        found, notes = find_sources(sources)
     except UserError as error:
         text = str(error) if Path(run).is_dir() else f"{run}: no such folder here, unless it is a hub id; and {error}"
         raise UserError(text + "; several --classes are separated by commas: a,b" * (classes is not None)) from error
+    kinds = chosen_kinds(save, found)
     _warn(f"note: {note}" for note in notes)
     detector = _load(run, device, download)
     if image_size is not None:
         detector.image_size = image_size
-    chosen = None if classes is None else _split_names(classes, detector.classes)
+    predict = partial(
+        detector.predict,
+        threshold=threshold,
+        nms=nms,
+        classes=None if classes is None else _split_names(classes, detector.classes),
+        max_detections=max_detections,
+        batch_size=batch_size,
+    )
     summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes))
-    reading: deque[ImageFile] = deque()
-
-    def images() -> Iterator[Image.Image]:
-        for file in files:
-            try:
-                image = read_image(file.path)
-            except UserError as error:
-                summary.unreadable += 1
-                progress.warn(f"skipped: {error.line()}")
-                if len(files) == summary.unreadable:
-                    raise UserError(error.line() if len(files) == 1 else f"none of {len(files)} images could be read") from error
-                progress.advance()
-            else:
-                summary.remark(file.name, read_header(file.path))
-                reading.append(file)
-                yield image
-
-    found = detector.predict(
-        images(), threshold=threshold, nms=nms, classes=chosen, max_detections=max_detections, batch_size=batch_size
-    )  # fmt: skip
-    interrupted = False
-    with Progress("predict", len(files)) as progress, ResultWriter(folder, kinds, detector.classes) as writer:
-        try:
-            for result in found:
-                writer.add(reading.popleft(), result)
-                summary.add(result)
-                progress.advance()
-        except KeyboardInterrupt:
-            if not summary.images:
-                raise
-            interrupted = True
+    writer = ResultWriter(folder, kinds, detector.classes, frame_pictures=save is not None)
+    finished = look_at(predict, found, writer, summary, every=every)
+    if finished.interrupted:
+        raise KeyboardInterrupt(f"{finished.interrupted} were looked at; what was found in them is in {folder}")
     values = {
         **summary.values(),
-        "images_per_second": round(progress.rate, 2),
+        "images_per_second": round(finished.rate, 2),
         "out": str(folder),
         "saved": {kind: str(folder / PLACES[kind]) for kind in kinds},
     }
-    if interrupted:
-        raise KeyboardInterrupt(f"{summary.images} of {len(files)} images were looked at; what was found in them is in {folder}")
     _warn(f"note: {note}" for note in [*summary.remarks_notes(), *(summary.duplicates_note() if nms is None else [])])
     places = ", ".join(PLACES[kind] + "/" * (folder / PLACES[kind]).is_dir() for kind in kinds)
-    lines = [*summary.lines(), f"{progress.rate:.1f} images per second; see {folder}: {places}"]
+    lines = [*summary.lines(), f"{finished.rate:.1f} images per second; see {folder}: {places}"]
     return CommandResult(values, text="\n".join(lines))
 
 

@@ -39,10 +39,10 @@ class Progress:
 
     Args:
         what: what is done with them, the line's first word.
-        total: how many there are.
+        total: how many there are; None: nobody knows, as of a camera.
     """
 
-    def __init__(self, what: str, total: int):
+    def __init__(self, what: str, total: int | None):
         self.what, self.total, self.done = what, total, 0
         self.console = stderr_console()
         name, left = TextColumn("{task.description}", markup=False), TextColumn("left")
@@ -62,7 +62,8 @@ class Progress:
         self.bar.advance(self.task, count)
         if not self.console.is_terminal and time.monotonic() - self.said > INTERVAL:
             self.said = time.monotonic()
-            self.warn(f"{self.what}: {self.done:,} of {self.total:,} images, {self.rate:.3g} images/s")
+            of = "" if self.total is None else f" of {self.total:,}"
+            self.warn(f"{self.what}: {self.done:,}{of} images, {self.rate:.3g} images/s")
 
     def warn(self, line: str) -> None:
         """A line above the bar."""

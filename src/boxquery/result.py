@@ -34,6 +34,7 @@ class Result:
         size: (height, width) of the image.
         path: the image file, or None.
         image: the image itself where there is no file.
+        tracks: int64 [K], of an object that is followed through a video its number there, else -1; None: nothing is followed.
     """
 
     boxes: np.ndarray
@@ -44,6 +45,7 @@ class Result:
     size: tuple[int, int]
     path: str | None = None
     image: Image.Image | None = field(default=None)
+    tracks: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -74,10 +76,11 @@ class Result:
             names[label] = name
         image = self.pixels()
         least = max(_LEAST_SIDE, max(image.size) // 100)
-        return draw(with_margin(image, least, least), self.boxes, self.labels, names, scores=self.scores)
+        return draw(with_margin(image, least, least), self.boxes, self.labels, names, scores=self.scores, tracks=self.tracks)
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
-        """Rows of COCO's result format: ``image_id``, ``category_id`` (the data set's own), ``bbox`` (x, y, width, height) and ``score``.
+        """Rows of COCO's result format: ``image_id``, ``category_id`` (the data set's own), ``bbox`` (x, y, width, height) and ``score``;
+        ``track_id`` of an object that is followed.
 
         Args:
             image_id: None: the file's name without its ending, as a number if it is one; 0 for an image without a file.
@@ -90,9 +93,15 @@ class Result:
                 "category_id": category,
                 "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
                 "score": round(score, 5),
+                **({} if track < 0 else {"track_id": track}),
             }
-            for (x1, y1, x2, y2), score, category in zip(self.boxes.tolist(), self.scores.tolist(), self.ids, strict=True)
+            for (x1, y1, x2, y2), score, category, track in zip(
+                self.boxes.tolist(), self.scores.tolist(), self.ids, self._tracks().tolist(), strict=True
+            )
         ]
+
+    def _tracks(self) -> np.ndarray:
+        return np.full(len(self), -1) if self.tracks is None else self.tracks
 
     def to_supervision(self) -> Any:
         """As ``supervision.Detections`` (needs the ``viz`` extra)."""
@@ -101,7 +110,11 @@ class Result:
         except ImportError as error:
             raise UserError("to_supervision() needs the package supervision: pip install 'boxquery[viz]'") from error
         return supervision.Detections(
-            xyxy=self.boxes, confidence=self.scores, class_id=self.labels, data={"class_name": np.array(self.names)}
+            xyxy=self.boxes,
+            confidence=self.scores,
+            class_id=self.labels,
+            tracker_id=self.tracks,
+            data={"class_name": np.array(self.names)},
         )
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from boxquery.errors import UserError
 from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, new_folder
-from boxquery.predict.sources import ImageFile, find_images
+from boxquery.predict.sources import Item, Source, find_sources
 from boxquery.predict.summary import Summary
 from boxquery.result import Result
 
@@ -29,13 +29,14 @@ def result(*rows: tuple[float, float, float, float, float, int], size=(100, 200)
 FOUND = result(
     (20, 10, 60, 30, 0.75, 0), (0, 0, 200, 100, 0.5, 2), (10, 10, 10.2, 99.9, 0.25, 3), (1, 1, 9, 9, 0.2, 4), (0, 0, 5, 5, 0.1, 6)
 )
-KINDS = ["pictures", "json", "txt", "csv", "crops"]
+KINDS = ["pictures", "json", "txt", "xml", "csv", "crops"]
+ITEM = Item(Source(Path("a.png"), "a.png", "a", "a"))
 
 
 def write(out: Path, kinds=KINDS, fail=False) -> None:
     with ResultWriter(out, check_kinds(kinds), CLASSES) as writer:
-        writer.add(ImageFile(Path("x/a.png"), "x/a.png", "x/a", "x/a"), FOUND)
-        writer.add(ImageFile(Path("7.png"), "7.png", "7", 7), result())
+        writer.add(Item(Source(Path("x/a.png"), "x/a.png", "x/a", "x/a")), FOUND)
+        writer.add(Item(Source(Path("7.png"), "7.png", "7", 7)), result())
         if fail:
             raise UserError("the disk is full")
 
@@ -97,7 +98,7 @@ def test_two_results_are_never_mixed(tmp_path, monkeypatch):
 
 def test_kinds_are_checked():
     assert check_kinds(["csv, json", "crops"]) == ["json", "csv", "crops"]
-    with pytest.raises(UserError, match="--save cvs: choose from pictures, json, txt, csv, crops"):
+    with pytest.raises(UserError, match="--save cvs: choose from pictures, video, json, txt, xml, csv, crops"):
         check_kinds(["cvs"])
     with pytest.raises(UserError, match="name at least one"):
         check_kinds([","])
@@ -105,8 +106,8 @@ def test_kinds_are_checked():
 
 def test_a_summary_says_what_and_why():
     summary = Summary(0.25, given=False)
-    summary.add(result(*[(0, 0, 50, 50 + i, 0.9, 0) for i in range(4)], (0, 0, 50, 50, 0.8, 2)))
-    summary.add(result())
+    summary.add(ITEM, result(*[(0, 0, 50, 50 + i, 0.9, 0) for i in range(4)], (0, 0, 50, 50, 0.8, 2)))
+    summary.add(ITEM, result())
     assert summary.values()["duplicates"] == 3
     assert summary.duplicates_note() == [
         "3 of 5 boxes (60%) overlap a better one of their class with an IoU above 0.7; --nms 0.7 removes them"
@@ -116,10 +117,10 @@ def test_a_summary_says_what_and_why():
         "threshold: a score of 0.25 or more, which had the best F1 in the evaluation during training",
     ]
     nothing = Summary(0.25, given=True)
-    nothing.add(result())
+    nothing.add(ITEM, result())
     assert nothing.lines()[1] == "threshold: a score of 0.25 or more, as given; a lower --threshold shows what is weaker"
     nameless = Summary(0.0, given=True, named=False)
-    nameless.add(result())
+    nameless.add(ITEM, result())
     assert nameless.lines()[1].startswith("threshold: a score of 0 or more, as given; no class of this model has a name")
     assert "as given" in Summary(0.25, given=True).lines()[1]
     assert "the default" in Summary(0.5, given=False).lines()[1]
@@ -150,10 +151,10 @@ def test_every_image_has_its_own_outputs(clash, kind, batch, tmp_path, monkeypat
         "named one by one": [f"photos/{name}" for name in names],
         "with a folder twice": ["photos", "./photos"],
     }
-    files, _ = find_images(sources[batch])
+    files, _ = find_sources(sources[batch])
     with ResultWriter(Path("out"), [kind], CLASSES) as writer:
-        for file in files:
-            writer.add(file, FOUND)
+        for source in files:
+            writer.add(Item(source), FOUND)
     if kind == "json":
         ids = Counter(row["image_id"] for row in json.loads(Path("out/predictions.json").read_text()))
     elif kind == "csv":

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from boxquery.errors import UserError
-from boxquery.predict.sources import find_images
+from boxquery.predict.sources import find_sources
 
 
 @pytest.fixture(autouse=True)
@@ -21,13 +21,13 @@ def pictures(*names: str) -> None:
 
 
 def found(*sources: str) -> list[tuple[str, str, int | str]]:
-    return [(image.name, image.stem, image.id) for image in find_images(sources)[0]]
+    return [(image.name, image.stem, image.id) for image in find_sources(sources)[0]]
 
 
 def test_one_folder():
     pictures("photos/a.png", "photos/b/0017.jpg")
     assert found("photos") == [("a.png", "a", "a"), ("b/0017.jpg", "b/0017", 17)]
-    assert find_images(["photos"])[1] == []
+    assert find_sources(["photos"])[1] == []
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_one_folder():
 )
 def test_nothing_shares_a_name_or_an_id(names, sources):
     pictures(*names)
-    images, _ = find_images(sources)
+    images, _ = find_sources(sources)
     assert len(images) == len(names)
     for kind in ("name", "id"):
         assert len({getattr(image, kind) for image in images}) == len(names)
@@ -63,15 +63,15 @@ def test_nothing_shares_a_name_or_an_id(names, sources):
 
 def test_a_clash_of_names_is_said():
     pictures("cam1/frame.png", "cam2/frame.png", "1.png", "01.png")
-    assert find_images(["cam1", "cam2"])[1] == [
+    assert find_sources(["cam1", "cam2"])[1] == [
         "image_id is the path without its ending, since names alone do not tell images apart: cam1/frame.png, cam2/frame.png"
     ]
-    assert "1.png, 01.png" in find_images(["1.png", "01.png"])[1][0]
+    assert "1.png, 01.png" in find_sources(["1.png", "01.png"])[1][0]
 
 
 def test_an_image_that_is_named_twice_is_looked_at_once():
     pictures("photos/a.png", "photos/b.png")
-    images, notes = find_images(["photos/b.png", "photos", "./photos/../photos/a.png"])
+    images, notes = find_sources(["photos/b.png", "photos", "./photos/../photos/a.png"])
     assert [image.name for image in images] == ["b.png", "a.png"]
     assert notes == ["2 images named more than once, looked at once: photos/b.png, photos/../photos/a.png"]
 
@@ -79,17 +79,18 @@ def test_an_image_that_is_named_twice_is_looked_at_once():
 def test_what_is_no_image_is_counted():
     pictures("photos/a.png")
     pictures("photos/found/pictures/a.jpg", "photos/found/crops/cat/a-0.jpg", "photos/.thumbnails/a.png", "photos/__MACOSX/a.png")
-    for name in ("notes.txt", "more.txt", "film.mp4", "._a.png", "Thumbs.db", "found/predictions.json"):
+    for name in ("notes.txt", "more.txt", "film.mp3", "._a.png", "Thumbs.db", "found/predictions.json"):
         Path("photos", name).touch()
-    images, notes = find_images(["photos"])
+    images, notes = find_sources(["photos"])
     assert [image.name for image in images] == ["a.png"]
     assert notes == [
-        "skipped files that are not images: 2 .txt, 1 .mp4, 1 crops/ of an earlier result, 1 pictures/ of an earlier result, 1 .json"
+        "skipped files that are no images or videos: 2 .txt, 1 .mp3, "
+        "1 crops/ of an earlier result, 1 pictures/ of an earlier result, 1 .json"
     ]
-    assert [image.name for image in find_images(["photos/found/pictures"])[0]] == ["a.jpg"]
+    assert [image.name for image in find_sources(["photos/found/pictures"])[0]] == ["a.jpg"]
     Path("photos/a.png").unlink()
-    with pytest.raises(UserError, match=r"photos: no image there .* there are 2 \.txt, 1 \.mp4"):
-        find_images(["photos"])
+    with pytest.raises(UserError, match=r"photos: no image or video there .* there are 2 \.txt, 1 \.mp3"):
+        find_sources(["photos"])
 
 
 def test_numbers_that_json_readers_would_round_stay_text():

@@ -35,6 +35,7 @@ class _Item(NamedTuple):
     label: int
     score: float | None
     dashed: bool
+    track: int = -1
 
 
 def colour(label: int) -> Colour:
@@ -54,6 +55,7 @@ def draw(
     *,
     scores: np.ndarray | Sequence[float] | None = None,
     dashed: tuple[np.ndarray, np.ndarray] | None = None,
+    tracks: np.ndarray | None = None,
     tags: bool = True,
 ) -> Image.Image:
     """A copy of the image with boxes on it; lines and letters grow with the image.
@@ -65,13 +67,14 @@ def draw(
         names: class names; if one is None or missing, or no font of this machine has its letters, the number is written.
         scores: [K] in [0, 1], written after the name.
         dashed: (boxes [M, 4], labels [M]) drawn with dashed lines: ground truth, or the missed objects of it.
+        tracks: [K] int, written after the name where it is not negative.
         tags: whether names and scores are written. A tag stays inside the image, and covers other tags only if there is no other place;
             then the one with the better score is on top.
     """
     canvas = image.convert("RGB")
     scale = (canvas.width * canvas.height) ** 0.5
     line = max(1, round(scale / 220))
-    items = _items(canvas.size, boxes, labels, scores, False)
+    items = _items(canvas.size, boxes, labels, scores, False, tracks)
     if dashed is not None:
         items += _items(canvas.size, *dashed, None, True)
 
@@ -124,16 +127,18 @@ def _items(
     labels: np.ndarray | Sequence[int],
     scores: np.ndarray | Sequence[float] | None,
     dashed: bool,
+    tracks: np.ndarray | None = None,
 ) -> list[_Item]:
     corners = np.asarray(boxes, np.float64).reshape(-1, 4)
     certainty = [None] * len(corners) if scores is None else np.asarray(scores, np.float64).reshape(-1).tolist()
+    numbers = [-1] * len(corners) if tracks is None else tracks.tolist()
     items = []
-    for corner, label, score in zip(corners, np.asarray(labels, np.int64).reshape(-1).tolist(), certainty, strict=True):
+    for corner, label, score, track in zip(corners, np.asarray(labels, np.int64).reshape(-1).tolist(), certainty, numbers, strict=True):
         low, high = corner[:2], corner[2:]
         if np.isfinite(corner).all() and (low <= high).all() and (high > 0).all() and (low < size).all():
             first = np.maximum(low, 0).astype(int)
             last = np.maximum(first, np.minimum(high.round(), size).astype(int) - 1)
-            items.append(_Item((*first.tolist(), *last.tolist()), label, score, dashed))
+            items.append(_Item((*first.tolist(), *last.tolist()), label, score, dashed, track))
     return items
 
 
@@ -176,6 +181,7 @@ def _write_tags(
     for item in sorted(items, key=lambda item: 1.0 if item.score is None else -item.score):
         name = names[item.label] if 0 <= item.label < len(names) else ""
         score = "" if item.score is None else f" {item.score:.2f}"
+        score = score if item.track < 0 else f" #{item.track}{score}"
         text = _fit(pen, font, _writable(font, name) or str(item.label), score, max(size[0] // 2, 40) - 2 * pad)
         width = round(pen.textlength(text, font=font)) + 2 * pad
         x, y = _place(size, item.box, width, height, line, [other for other, _, _ in placed])

@@ -1,78 +1,134 @@
-"""From the files, folders and globs that a user names to a list of images, each with a name of its own. Imports no torch."""
+"""From what a user names (files, folders, globs, cameras, addresses) to sources, each with a name of its own. Imports no torch."""
 
 from __future__ import annotations
 
 import glob
 import os
+import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path, PurePath
+from typing import Literal
 
 from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES
+from boxquery.data.video import camera_of, is_stream, is_video_file, require_av, without_password
+from boxquery.data.web import is_web_image
 from boxquery.errors import UserError, count, some
 from boxquery.result import name_to_id
 
+SourceKind = Literal["image", "video", "live", "web image"]
+#: what is not in the name of a file that is written for an address
+_UNSAFE = re.compile(r"[^\w.-]+")
 #: bytes of a file or folder name that is written; file systems end at 255, and a suffix and a number follow
 _LONGEST = 200
 
 
 @dataclass(frozen=True, slots=True)
-class ImageFile:
-    """An image to look at.
+class Source:
+    """An image or a video to look at.
 
     Attributes:
-        path: the file.
-        name: its path below the common folder of all images, with "/".
-        stem: what the files that are written for it are called, without ending: as ``name``, unique among all images.
-        id: ``image_id`` of its detections, unique among all images.
+        place: the file; the camera; the address.
+        name: a file's path below the common folder of all files, with "/"; else the camera or the address, without a password.
+        stem: what the files that are written for it are called, without ending: as ``name``, unique among all sources.
+        id: ``image_id`` of its detections, unique among all sources.
+        kind: what it is.
     """
 
-    path: Path
+    place: Path | str
     name: str
     stem: str
     id: int | str
+    kind: SourceKind = "image"
+
+    @property
+    def has_frames(self) -> bool:
+        return self.kind in ("video", "live")
 
 
-def find_images(sources: Sequence[str]) -> tuple[list[ImageFile], list[str]]:
-    """The images of all sources in the order given, each once, and notes on what was decided.
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What one result belongs to: an image, or a frame of a video.
+
+    Attributes:
+        frame, time: of a frame its number, from 0, and the seconds since the first one.
+        rate, time_base: of its video: frames per second, and the unit of time stamps in seconds.
+    """
+
+    source: Source
+    frame: int | None = None
+    time: Fraction | None = None
+    rate: Fraction = Fraction(25)
+    time_base: Fraction = Fraction(1, 90_000)
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    @property
+    def stem(self) -> str:
+        return self.source.stem if self.frame is None else f"{self.source.stem}/{self.frame:06d}"
+
+    @property
+    def sequence(self) -> str:
+        """What objects can be followed through: a video, or the images of a folder."""
+        return self.name if self.frame is not None else str(PurePath(self.name).parent)
+
+    @property
+    def id(self) -> int | str:
+        return self.source.id if self.frame is None else f"{self.source.id}#{self.frame}"
+
+
+def find_sources(words: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """The images and videos that are meant, in the order given, each once, and notes on what was decided.
 
     Args:
-        sources: image files, folders (searched recursively) and globs.
+        words: image and video files, folders (searched recursively), globs, cameras (``camera:0``) and addresses.
 
     Raises:
-        UserError: a source that is not there, or no image in any of them.
+        UserError: a source that is not there, no image or video in any of them, or a video where PyAV is not installed.
     """
     files: dict[str, tuple[Path, Path]] = {}
-    again: list[Path] = []
+    others: dict[str, SourceKind] = {}
+    again: list[str] = []
     passed: Counter[str] = Counter()
-    for source in sources:
-        for path, base in _files(source, passed):
+    for word in words:
+        if not os.path.isfile(word) and not os.path.isdir(word) and (is_stream(word) or camera_of(word) is not None):
+            if word in others:
+                again.append(without_password(word))
+            others[word] = "web image" if is_web_image(word) else "live"
+            continue
+        for path, base in _files(word, passed):
             real = os.path.realpath(path)
             if real in files:
-                again.append(path)
+                again.append(str(path))
             else:
                 files[real] = path, base
-    if not files:
+    if not files and not others:
         there = f"; there are {_endings(passed)}" if passed else ""
-        raise UserError(f"{', '.join(sources)}: no image there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for{there})")
-    notes = [f"skipped files that are not images: {_endings(passed)}"] if passed else []
+        raise UserError(f"{', '.join(words)}: no image or video there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for{there})")
+    notes = [f"skipped files that are no images or videos: {_endings(passed)}"] if passed else []
     if again:
-        notes.append(f"{count(len(again), 'image')} named more than once, looked at once: {some(map(str, again))}")
-    root = Path(os.path.commonpath([os.path.abspath(base) for _, base in files.values()]))
+        notes.append(f"{count(len(again), 'image')} named more than once, looked at once: {some(again)}")
+    root = Path(os.path.commonpath([os.path.abspath(base) for _, base in files.values()])) if files else Path()
     names = [PurePath(os.path.relpath(os.path.abspath(path), root)) for path, _ in files.values()]
+    names += [PurePath(name) for name in _names_of(others)]
     stems, ids = _stems(names), _ids(names, notes)
-    images = [
-        ImageFile(path, name.as_posix(), stem, id_)
-        for (path, _), name, stem, id_ in zip(files.values(), names, stems, ids, strict=True)
-    ]  # fmt: skip
-    return images, notes
+    kinds: list[SourceKind] = ["video" if is_video_file(path) else "image" for path, _ in files.values()]
+    shown = [name.as_posix() for name in names[: len(files)]] + [without_password(word) for word in others]
+    places = [*(path for path, _ in files.values()), *others]
+    found = list(map(Source, places, shown, stems, ids, [*kinds, *others.values()]))
+    if moving := next((source for source in found if source.has_frames), None):
+        require_av(moving.name)
+    return found, notes
 
 
 def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
-    """Image files of a source, each with the folder that its name is relative to; others are counted by suffix."""
+    """Image and video files of a source, each with the folder that its name is relative to; others are counted by suffix."""
     path = Path(source).expanduser()
     if path.is_dir():
         yield from _folder(path, passed)
@@ -86,7 +142,7 @@ def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
             if match.is_dir():
                 if "**" not in source:  # which has matched what is in it
                     yield from _folder(match, passed)
-            elif match.suffix.lower() in IMAGE_SUFFIXES:
+            elif _is_looked_at(match):
                 yield match, match.parent
             else:
                 passed[match.suffix.lower()] += 1
@@ -95,17 +151,30 @@ def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
 def _folder(root: Path, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """As ``_files``, without what is hidden, and without the pictures that an earlier call has written there."""
     for folder, folders, names in os.walk(root):
-        written = {"pictures", "crops"} & set(folders) if "predictions.json" in names else set()
+        written = {"pictures", "crops", "videos"} & set(folders) if "predictions.json" in names else set()
         for name in sorted(written):
             passed[f"{name}/ of an earlier result"] += 1
         folders[:] = sorted(name for name in folders if not is_hidden(name) and name not in written)
         for name in sorted(names):
             if is_hidden(name):
                 continue
-            if (suffix := Path(name).suffix.lower()) in IMAGE_SUFFIXES:
-                yield Path(folder) / name, root
+            if _is_looked_at(path := Path(folder) / name):
+                yield path, root
             else:
-                passed[suffix] += 1
+                passed[path.suffix.lower()] += 1
+
+
+def _is_looked_at(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES or is_video_file(path)
+
+
+def _names_of(addresses: Iterable[str]) -> list[str]:
+    """A file name per camera or address, all different."""
+    names: list[str] = []
+    for address in addresses:
+        name = _UNSAFE.sub("-", without_password(address)).strip("-") or "stream"
+        names.append(f"{name}~{zlib.crc32(address.encode()):08x}" if name in names else name)
+    return names
 
 
 def _stems(names: Sequence[PurePath]) -> list[str]:

@@ -10,6 +10,7 @@ from boxquery.data.raw import Fault
 from boxquery.errors import count, some
 from boxquery.evaluation.errors import IOU_DUPLICATE, overlapped
 from boxquery.flags import DEFAULT_THRESHOLD
+from boxquery.predict.sources import Item
 from boxquery.result import Result
 
 #: duplicates are mentioned from this share of the boxes, and this number
@@ -27,7 +28,8 @@ class Summary:
 
     def __init__(self, threshold: float, given: bool, named: bool = True):
         self.threshold, self.given, self.named = threshold, given, named
-        self.images = self.empty = self.unreadable = self.duplicates = 0
+        self.images = self.frames = self.empty = self.unreadable = self.duplicates = 0
+        self.tracks: set[tuple[str, int]] = set()
         self.classes: Counter[str] = Counter()
         self.remarks: defaultdict[str, list[str]] = defaultdict(list)
 
@@ -36,8 +38,13 @@ class Summary:
         for words in header.remarks if isinstance(header, Header) else ():
             self.remarks[words].append(name)
 
-    def add(self, result: Result) -> None:
-        self.images += 1
+    def add(self, item: Item, result: Result) -> None:
+        if item.frame is None:
+            self.images += 1
+        else:
+            self.frames += 1
+        if result.tracks is not None:
+            self.tracks.update((item.sequence, track) for track in result.tracks.tolist() if track >= 0)
         self.empty += not len(result)
         self.duplicates += int(overlapped(result.boxes, result.labels).sum())
         self.classes.update(result.names)
@@ -50,10 +57,12 @@ class Summary:
         """For JSON."""
         return {
             "images": self.images,
+            "frames": self.frames,
             "objects": self.objects,
             "empty_images": self.empty,
             "unreadable": self.unreadable,
             "per_class": dict(self.classes.most_common()),
+            "tracks": len(self.tracks),
             "duplicates": self.duplicates,
             "threshold": self.threshold,
             "threshold_from": "given" if self.given else "default" if self.threshold == DEFAULT_THRESHOLD else "evaluation",
@@ -72,20 +81,27 @@ class Summary:
 
     def lines(self) -> list[str]:
         """For people."""
-        empty = f" ({self.empty:,} without any)" if 0 < self.empty < self.images else ""
+        empty = f" ({self.empty:,} without any)" if 0 < self.empty < self.images + self.frames else ""
         named = ", ".join(f"{number:,} {name}" for name, number in self.classes.most_common(10))
         more = f" and {len(self.classes) - 10} more classes" if len(self.classes) > 10 else ""
-        lines = [f"{count(self.objects, 'object')} in {count(self.images, 'image')}{empty}" + (f": {named}{more}" if named else "")]
+        lines = [f"{count(self.objects, 'object')} in {self.looked_at()}{empty}" + (f": {named}{more}" if named else "")]
+        if self.tracks:
+            lines.append(f"{count(len(self.tracks), 'object')} followed from frame to frame")
         weaker = ""
-        if self.images and not self.objects:
+        if self.images + self.frames and not self.objects:
             if not self.named:
                 weaker = "; no class of this model has a name, so nothing can be found (import-official --classes a,b,c names them)"
             elif self.threshold > 0:
                 weaker = "; a lower --threshold shows what is weaker"
         lines.append(f"threshold: a score of {self.threshold:.3g} or more, {self._why()}{weaker}")
         if self.unreadable:
-            lines.append(f"{count(self.unreadable, 'image')} could not be read")
+            lines.append(f"{count(self.unreadable, 'image or video', 'images or videos')} could not be read")
         return lines
+
+    def looked_at(self) -> str:
+        """How many images and frames, in words."""
+        numbers = [(self.images, "image")] * (self.images > 0 or not self.frames) + [(self.frames, "frame")] * (self.frames > 0)
+        return " and ".join(count(*each) for each in numbers)
 
     def _why(self) -> str:
         if self.given:

@@ -1,0 +1,285 @@
+"""Videos, cameras and streams as sources: every frame once, upright, in time; what ends too early is said and kept."""
+
+import csv
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from boxquery.cli import run
+from boxquery.data import video
+from boxquery.data.video import Video, camera_of, is_stream, without_password
+from boxquery.errors import UserError
+from boxquery.predict.sources import find_sources
+
+from .films import FRAMES, cut, write_film
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def left_edges(frames) -> list[int]:
+    return [int((np.asarray(frame.image)[32, :, 0] > 140).argmax()) for frame in frames]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.webm"])
+def test_every_frame_comes_once_in_order(name):
+    codec = {"avi": "mpeg4", "webm": "libvpx"}.get(name[2:], "libx264")
+    film = Video(write_film(Path(name), codec=codec))
+    assert film.total == FRAMES
+    frames = list(film)
+    assert [frame.number for frame in frames] == list(range(FRAMES))
+    assert np.abs(np.array(left_edges(frames)) - 2 * np.arange(FRAMES)).max() <= 1
+    assert [round(float(frame.time), 3) for frame in frames] == [i / 10 for i in range(FRAMES)]
+    assert film.remark == ""
+
+
+def test_every_nth_frame():
+    film = Video(write_film(Path("a.mp4")), every=6)
+    assert film.total == 4
+    assert [(frame.number, float(frame.time)) for frame in film] == [(0, 0), (6, 0.6), (12, 1.2), (18, 1.8)]
+
+
+@pytest.mark.parametrize("degrees", [90, 180, -90])
+def test_frames_are_turned_upright(degrees):
+    """As a player shows it: ``degrees`` counterclockwise."""
+    plain, turned = (next(iter(Video(write_film(Path(f"{turn}.mp4"), turned=turn)))).image for turn in (0, degrees))
+    assert np.abs(np.asarray(turned).astype(int) - np.asarray(plain.rotate(degrees))).mean() < 3
+
+
+def test_uneven_time_stamps_are_kept():
+    stamps = [0, 5, 6, 30, 90]
+    film = write_film(Path("a.mkv"), frames=5, stamps=stamps)
+    assert [round(float(frame.time), 3) for frame in Video(film)] == [0, 0.05, 0.06, 0.3, 0.9]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("a.mp4", "of the 20 frames that its header states"), ("a.mkv", "of the 2.0 seconds that its header states")]
+)
+def test_a_video_that_is_cut_short_gives_what_it_has(name, said):
+    film = Video(cut(write_film(Path(name), noise=40)))
+    assert 4 < len(list(film)) < FRAMES
+    assert said in film.remark
+    assert "what was read is used" in film.remark
+
+
+def test_what_is_no_video_is_refused():
+    Path("text.mp4").write_text("no film")
+    with pytest.raises(UserError, match=r"text.mp4: cannot be opened .* it is no video, or is cut short"):
+        Video(Path("text.mp4"))
+    with pytest.raises(UserError, match=r"none.mp4: cannot be opened \(No such file or directory\)"):
+        Video(Path("none.mp4"))
+    with pytest.raises(UserError, match=r"short.mp4: no frame can be decoded"):
+        list(Video(cut(write_film(Path("short.mp4")), 0.5)))
+
+
+@pytest.mark.parametrize(
+    ("word", "camera"),
+    [("camera", "0"), ("camera:1", "1"), ("camera:/dev/video2", "/dev/video2"), ("webcam", "0"), ("/dev/video3", "3"), ("0", "0"),
+     ("cameras", None), ("photo.jpg", None), ("2024", None)],
+)  # fmt: skip
+def test_words_for_a_camera(word, camera):
+    assert camera_of(word) == camera
+
+
+def test_addresses():
+    assert is_stream("rtsp://10.0.0.5/live")
+    assert is_stream("https://example.org/a.jpg")
+    assert not is_stream("photos/http.jpg")
+    assert without_password("rtsp://me:secret@10.0.0.5:554/live?x=1") == "rtsp://10.0.0.5:554/live?x=1"
+
+
+@pytest.fixture
+def camera(monkeypatch):
+    """A camera that shows FFmpeg's test picture for ten frames, and is then pulled out."""
+    source = "testsrc=size=64x64:rate=25:duration=0.4"
+    monkeypatch.setattr(video, "_device", lambda which: ("lavfi", source, {}))
+
+
+def test_a_camera_that_goes_ends_with_what_was_seen(camera):
+    film = Video("camera:0")
+    assert (film.live, film.total) == (True, None)
+    assert len(list(film)) == 10
+    assert film.remark == "ended after 10 frames; what was found until then is kept"
+
+
+def test_a_camera_that_is_not_there():
+    with pytest.raises(UserError, match=r"camera:97: cannot be opened \(.*\); check that it is connected"):
+        Video("camera:97")
+
+
+class Server(ThreadingHTTPServer):
+    """The working folder on the web; what is called half is cut off in the middle of sending."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            path = Path(self.path.lstrip("/"))
+            if not path.is_file():
+                return self.send_error(404)
+            content = path.read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Type", "image/png" if path.suffix in (".png", "") else "video/mp4")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content[: len(content) // 2] if "half" in path.name else content)
+
+        def log_message(self, *_):
+            pass
+
+
+@pytest.fixture
+def web(here):
+    with Server(("127.0.0.1", 0), Server.Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_sources_on_the_web(web, monkeypatch):
+    Image.new("RGB", (8, 8)).save("a.png")
+    Path("picture").write_bytes(Path("a.png").read_bytes())
+    sources, _ = find_sources([f"{web}/a.png", f"{web}/picture", f"{web}/film.mp4", "rtsp://me:secret@10.0.0.5/live", "camera"])
+    assert [source.kind for source in sources] == ["web image", "web image", "live", "live", "live"]
+    assert sources[3].name == "rtsp://10.0.0.5/live"
+    assert sources[3].stem == "rtsp-10.0.0"  # file names, without a password
+    assert len({source.stem for source in sources}) == len({source.id for source in sources}) == 5
+    with pytest.raises(UserError, match="HTTP Error 404"):
+        find_sources([f"{web}/nothing"])
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"rtsp://10.0.0.5/live: .* need the package av; pip install 'boxquery\[video\]'"):
+        find_sources(["rtsp://me:secret@10.0.0.5/live"])
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    import boxquery as bq
+    from boxquery.data.preprocessing import Preprocessing
+
+    made = bq.create_model("detr", classes=2, preset="tiny", backbone="resnet10t", num_queries=3, hidden_dim=32, heads=2)
+    return str(bq.Detector(made, ["cat", "owl"], [1, 2], Preprocessing(32), 0.0).save(tmp_path_factory.mktemp("model") / "model"))
+
+
+@pytest.fixture
+def predict(model, capsys):
+    """Runs the command; its status, its JSON, its stderr."""
+
+    def predict(*words: str) -> tuple[int, dict, str]:
+        status = run(["predict", model, *words, "--json", "--device", "cpu"])
+        captured = capsys.readouterr()
+        return status, json.loads(captured.out) if captured.out else {}, captured.err
+
+    return predict
+
+
+def test_a_video_becomes_a_video_and_rows_with_their_time(predict):
+    write_film(Path("a.mp4"))
+    assert predict("a.mp4", "--out", "out", "--save", "video,json,csv,xml", "--batch-size", "4")[0] == 0
+    with av.open("out/videos/a.mp4") as written:
+        stream = written.streams.video[0]
+        frames = list(written.decode(stream))
+        assert (stream.average_rate, stream.codec_context.name, stream.width, stream.height) == (10, "h264", 64, 64)
+        assert [float(frame.pts * stream.time_base) for frame in frames] == [i / 10 for i in range(FRAMES)]
+    rows = json.loads(Path("out/predictions.json").read_text())
+    assert {(row["image_id"], row["file_name"], row["frame"], row["time"]) for row in rows} == {
+        (f"a#{i}", "a.mp4", i, i / 10) for i in range(FRAMES)
+    }
+    with Path("out/predictions.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows) == 3 * FRAMES
+    assert (table[-1]["frame"], table[-1]["time"], table[-1]["track_id"]) == ("19", "1.9", "")
+    assert sorted(path.name for path in Path("out/annotations/a").iterdir())[-1] == "000019.xml"
+
+
+def test_what_is_written_by_default(predict):
+    Image.new("RGB", (64, 64)).save("b.png")
+    write_film(Path("a.mp4"), frames=2)
+    status, told, _ = predict("a.mp4", "b.png")
+    assert (status, told["images"], told["frames"]) == (0, 1, 2)
+    files = sorted(str(path) for path in Path("predictions").rglob("*") if path.is_file())
+    assert files == ["predictions/pictures/b.jpg", "predictions/predictions.json", "predictions/videos/a.mp4"]
+    assert predict("a.mp4", "--save", "pictures", "--every", "2", "--out", "frames")[0] == 0
+    assert [str(path) for path in Path("frames").rglob("*.jpg")] == ["frames/pictures/a/000000.jpg"]
+    status, _, err = predict("b.png", "--save", "video", "--out", "none")
+    assert (status, "none of the sources is a video" in err, Path("none").exists()) == (2, True, False)
+
+
+def test_uneven_times_and_odd_sizes_survive(predict):
+    write_film(Path("a.mkv"), frames=5, stamps=[0, 5, 6, 30, 90])
+    assert predict("a.mkv", "--out", "out")[0] == 0
+    with av.open("out/videos/a.mp4") as written:
+        assert [round(frame.time, 3) for frame in written.decode(video=0)] == [0, 0.05, 0.06, 0.3, 0.9]
+
+
+def test_a_video_that_ends_in_the_middle(predict):
+    cut(write_film(Path("a.mp4"), noise=40))
+    status, told, err = predict("a.mp4", "--out", "out")
+    assert (status, told["unreadable"]) == (0, 0)
+    assert "warning: a.mp4: " in err
+    assert "of the 20 frames that its header states could be read" in err
+    with av.open("out/videos/a.mp4") as written:
+        assert sum(1 for _ in written.decode(video=0)) == told["frames"] > 4
+
+
+def test_a_stream_that_breaks_off_and_one_that_is_not_there(predict, web):
+    write_film(Path("half.mp4"), noise=40)
+    status, told, err = predict(f"{web}/half.mp4", "--out", "out")
+    assert (status, told["frames"] > 4) == (0, True)
+    assert f"{web}/half.mp4: ended after {told['frames']} frames" in err
+    status, _, err = predict("rtsp://127.0.0.1:9/live", "--out", "none")
+    assert status == 2
+    assert "rtsp://127.0.0.1:9/live: cannot be opened (Connection refused); check the address and the network" in err.splitlines()[-1]
+    assert not Path("none").exists()
+
+
+def test_a_video_that_cannot_be_read_among_images(predict):
+    Image.new("RGB", (64, 64)).save("b.png")
+    Path("a.mp4").write_text("no film")
+    status, told, err = predict(".", "--out", "out")
+    assert (status, told["images"], told["unreadable"]) == (0, 1, 1)
+    assert "skipped: a.mp4: cannot be opened" in err
+
+
+@pytest.mark.parametrize("size", [900, 3000])
+def test_a_full_disk_leaves_nothing(predict, size):
+    from tests.faults import full
+
+    write_film(Path("a.mp4"), noise=40)
+    with full(size):
+        status, _, err = predict("a.mp4", "--out", "out", "--save", "video")
+    assert status == 2
+    assert [line for line in err.splitlines() if line.startswith("error:")] == [
+        "error: out/videos/a.mp4: cannot be written (File too large); make room, or write elsewhere"
+    ]
+    assert not Path("out").exists()
+
+
+def test_memory_does_not_grow_with_the_video():
+    """One frame is decoded when one is asked for."""
+    film = Video(write_film(Path("a.mp4"), frames=50))
+    film._container = Counting(film._container)
+    frames = iter(film)
+    next(frames)
+    first = film._container.packets
+    next(frames)
+    assert first < 40
+    assert film._container.packets <= first + 2
+
+
+class Counting:
+    """A container that counts the packets that were read."""
+
+    def __init__(self, container):
+        self.container, self.packets = container, 0
+        self.close = container.close
+
+    def demux(self, stream):
+        for packet in self.container.demux(stream):
+            self.packets += 1
+            yield packet
