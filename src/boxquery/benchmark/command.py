@@ -160,11 +160,11 @@ def _pictures(sources: Sequence[str] | None, folder: Path, say: Callable[[str], 
         say(f"note: {note}")
     readable: list[Path] = []
     for file in files[:MOST_IMAGES]:
-        header = read_header(file.path)
+        header = read_header(path := Path(file.path))
         if isinstance(header, Header):
-            readable.append(file.path)
+            readable.append(path)
         else:
-            say(f"skipped: {file.path}: {header}")
+            say(f"skipped: {path}: {header}")
     if not readable:
         raise UserError(f"{', '.join(sources)}: none of {count(len(files[:MOST_IMAGES]), 'image')} can be read")
     if len(files) > MOST_IMAGES:

@@ -57,14 +57,14 @@ class Reader:
         if source.has_frames:
             yield from self._frames(source)
         elif source.kind == "web image":
-            yield Item(source), read_web_image(str(source.place))
+            yield Item(source), read_web_image(str(source.path))
         else:
-            image = read_image(source.place)
-            self.summary.remark(source.name, read_header(source.place))
+            image = read_image(source.path)
+            self.summary.remark(source.name, read_header(source.path))
             yield Item(source), image
 
     def _frames(self, source: Source) -> Iterator[tuple[Item, Image.Image]]:
-        video = Video(source.place, every=self.every)
+        video = Video(source.path, every=self.every)
         for frame in video:
             yield Item(source, frame.number, frame.time, video.rate, video.time_base), frame.image
         if video.remark:
@@ -80,7 +80,7 @@ def count_images(sources: Sequence[Source], every: int) -> int | None:
         known: int | None = 1
         if source.kind == "video":
             with suppress(UserError):  # it will be named when its turn comes
-                video = Video(Path(source.place), every=every)
+                video = Video(Path(source.path), every=every)
                 known = video.total
                 video.close()
         if known is None:

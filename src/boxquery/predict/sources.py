@@ -7,7 +7,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -32,14 +32,14 @@ class Source:
     """An image or a video to look at.
 
     Attributes:
-        place: the file; the camera; the address.
+        path: the file; or the camera or address.
         name: a file's path below the common folder of all files, with "/"; else the camera or the address, without a password.
         stem: what the files that are written for it are called, without ending: as ``name``, unique among all sources.
         id: ``image_id`` of its detections, unique among all sources.
         kind: what it is.
     """
 
-    place: Path | str
+    path: Path | str
     name: str
     stem: str
     id: int | str
@@ -92,22 +92,54 @@ def find_sources(words: Sequence[str]) -> tuple[list[Source], list[str]]:
     Raises:
         UserError: a source that is not there, no image or video in any of them, or a video where PyAV is not installed.
     """
-    files: dict[str, tuple[Path, Path]] = {}
+    files: list[tuple[Path, Path]] = []
     others: dict[str, SourceKind] = {}
-    again: list[str] = []
     passed: Counter[str] = Counter()
     for word in words:
         if not os.path.isfile(word) and not os.path.isdir(word) and (is_stream(word) or camera_of(word) is not None):
-            if word in others:
-                again.append(without_password(word))
             others[word] = "web image" if is_web_image(word) else "live"
-            continue
-        for path, base in _files(word, passed):
-            real = os.path.realpath(path)
-            if real in files:
-                again.append(str(path))
-            else:
-                files[real] = path, base
+        else:
+            files += _files(word, passed)
+    found, notes = name_sources(words, files, passed, others)
+    if moving := next((source for source in found if source.has_frames), None):
+        require_av(moving.name)
+    return found, notes
+
+
+def find_images(words: Sequence[str]) -> tuple[list[Source], list[str]]:
+    """As ``find_sources``, of image files alone; videos are passed over."""
+    passed: Counter[str] = Counter()
+    images: list[tuple[Path, Path]] = []
+    for path, base in (file for word in words for file in _files(word, passed)):
+        if is_video_file(path):
+            passed[path.suffix.lower()] += 1
+        else:
+            images.append((path, base))
+    return name_sources(words, images, passed)
+
+
+def name_sources(
+    words: Sequence[str], found: Sequence[tuple[Path, Path]], passed: Counter[str], others: Mapping[str, SourceKind] | None = None
+) -> tuple[list[Source], list[str]]:
+    """Files that were found, each once and with names of its own, and notes on what was decided.
+
+    Args:
+        words: what the user named, for messages.
+        found: files, each with the folder that its name is relative to.
+        passed: numbers of the files that are not looked at, by suffix.
+        others: cameras and addresses, with what they are.
+
+    Raises ``UserError`` where there is nothing to look at.
+    """
+    files: dict[str, tuple[Path, Path]] = {}
+    again: list[str] = []
+    others = others or {}
+    for path, base in found:
+        real = os.path.realpath(path)
+        if real in files:
+            again.append(str(path))
+        else:
+            files[real] = path, base
     if not files and not others:
         there = f"; there are {_endings(passed)}" if passed else ""
         raise UserError(f"{', '.join(words)}: no image or video there ({', '.join(sorted(IMAGE_SUFFIXES))} are looked for{there})")
@@ -120,11 +152,8 @@ def find_sources(words: Sequence[str]) -> tuple[list[Source], list[str]]:
     stems, ids = _stems(names), _ids(names, notes)
     kinds: list[SourceKind] = ["video" if is_video_file(path) else "image" for path, _ in files.values()]
     shown = [name.as_posix() for name in names[: len(files)]] + [without_password(word) for word in others]
-    places = [*(path for path, _ in files.values()), *others]
-    found = list(map(Source, places, shown, stems, ids, [*kinds, *others.values()]))
-    if moving := next((source for source in found if source.has_frames), None):
-        require_av(moving.name)
-    return found, notes
+    paths = [*(path for path, _ in files.values()), *others]
+    return list(map(Source, paths, shown, stems, ids, [*kinds, *others.values()])), notes
 
 
 def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
