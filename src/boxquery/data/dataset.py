@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -40,16 +41,30 @@ class Record:
     areas: np.ndarray
 
 
-@dataclass(frozen=True, eq=False)
-class Split(Sequence[Record]):
-    """A named list of records, and a reader of their pixels.
+class WithObjects(Protocol):
+    """What every record has: an id, and its objects' boxes, labels and whether they are to be ignored."""
 
-    ``split[i]`` is a ``Record``; ``split.read(i)`` is its upright RGB ``PIL.Image``, read from disk or rendered.
-    """
+    @property
+    def id(self) -> int | str: ...
+    @property
+    def boxes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def ignore(self) -> np.ndarray: ...
+
+
+R = TypeVar("R", bound=WithObjects)
+P = TypeVar("P")
+
+
+@dataclass(frozen=True, eq=False)
+class AnySplit(Sequence[R], Generic[R, P]):
+    """A named list of records of one kind, and a reader of their pixels: ``split[i]`` is a record, ``split.read(i)`` its pixels."""
 
     name: str
-    records: Sequence[Record]
-    reader: Callable[[Record], Image.Image]
+    records: Sequence[R]
+    reader: Callable[[R], P]
 
     def __len__(self) -> int:
         return len(self.records)
@@ -57,17 +72,28 @@ class Split(Sequence[Record]):
     def __getitem__(self, index):
         return self.records[index]
 
-    def read(self, index: int) -> Image.Image:
+    def read(self, index: int) -> P:
         return self.reader(self.records[index])
 
 
 @dataclass(frozen=True, eq=False)
-class Data:
-    """A whole data set.
+class Split(AnySplit[Record, Image.Image]):
+    """A named list of records, and a reader of their pixels.
+
+    ``split[i]`` is a ``Record``; ``split.read(i)`` is its upright RGB ``PIL.Image``, read from disk or rendered.
+    """
+
+
+S = TypeVar("S", bound=AnySplit)
+
+
+@dataclass(frozen=True, eq=False)
+class AnyData(Generic[S]):
+    """A whole data set, of images or of scenes.
 
     Attributes:
         source: the path or word that the user gave.
-        format: "coco", "voc", "yolo" or "shapes".
+        format: "coco", "voc", "yolo", "shapes", "nuscenes" or "surround".
         names: class names; the position is the label.
         ids: the data set's own category ids, parallel to ``names`` (VOC has none: the position).
         splits: "train", "val" and, where there is one, "test".
@@ -81,13 +107,13 @@ class Data:
     format: str
     names: list[str]
     ids: list[int]
-    splits: dict[str, Split]
+    splits: dict[str, S]
     notes: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
 
-    def split(self, name: str) -> Split:
+    def split(self, name: str) -> S:
         """The split of that name. Raises ``UserError`` where the data has none, or one without images."""
         if name not in self.splits:
             why = f" ({self.absent[name]})" if name in self.absent else ""
@@ -96,7 +122,7 @@ class Data:
             raise UserError(f"{self.source}: no images in split {name!r}")
         return self.splits[name]
 
-    def training_split(self) -> Split:
+    def training_split(self) -> S:
         """The split "train". Raises ``UserError`` where there is nothing to learn from: no split, no boxes, only boxes to be ignored."""
         train = self.split("train")
         if not any(len(record.boxes) for record in train):
@@ -117,3 +143,8 @@ class Data:
                 more = f"and {len(skipped) - SHOWN:,} more" + (f": {kind}" if kind else "")
                 lines.append(f"skipped: {more}; boxquery check with --out lists all in check.json")
         return lines
+
+
+@dataclass(frozen=True, eq=False)
+class Data(AnyData[Split]):
+    """A data set of images."""

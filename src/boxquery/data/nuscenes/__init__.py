@@ -1,0 +1,1 @@
+"""nuScenes as it is downloaded, read with json, NumPy and Pillow alone."""
