@@ -184,6 +184,8 @@ def predict(
     image_size: int | None = None,
     batch_size: int = 1,
     every: int = 1,
+    track: Switch = False,
+    watch: Switch = False,
     device: Device = "auto",
     download: Switch = False,
     save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
@@ -204,6 +206,8 @@ def predict(
         image_size: Short side of the model's input in pixels. Default: that of its training.
         batch_size: Images per batch; only those of one shape run together, so the result is the same.
         every: Look only at each n-th frame of a video, camera or stream.
+        track: Follow objects from frame to frame by ByteTrack; each has a number, which is drawn, and `track_id` in json and csv.
+        watch: Look at new images in the folders as they come, until Ctrl-C.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
         save: What to write, separated by commas: pictures (with boxes), video (with boxes), json (COCO's result format), txt (YOLO's lines,
@@ -214,6 +218,8 @@ def predict(
     from boxquery.predict.run import run as look_at
     from boxquery.predict.sources import find_sources
     from boxquery.predict.summary import Summary
+    from boxquery.predict.tracking import Tracker, require_trackers
+    from boxquery.predict.watch import WatchedFolders
 
     if not sources:
         raise UserError("predict: name images, videos, folders or globs to look at")
@@ -223,20 +229,23 @@ def predict(
     check_model(run)
     if save is not None:
         check_kinds(save)
+    if track:
+        require_trackers()
     folder = new_folder(out)
     try:
-        found, notes = find_sources(sources)
+        found, notes = (WatchedFolders(sources, folder), []) if watch else find_sources(sources)
     except UserError as error:
         text = str(error) if Path(run).is_dir() else f"{run}: no such folder here, unless it is a hub id; and {error}"
         raise UserError(text + "; several --classes are separated by commas: a,b" * (classes is not None)) from error
-    kinds = chosen_kinds(save, found)
+    kinds = chosen_kinds(save, None if isinstance(found, WatchedFolders) else found)
     _warn(f"note: {note}" for note in notes)
     detector = _load(run, device, download)
     if image_size is not None:
         detector.image_size = image_size
+    tracker = Tracker(detector.min_score(threshold)) if track else None
     predict = partial(
         detector.predict,
-        threshold=threshold,
+        threshold=threshold if tracker is None else tracker.least,
         nms=nms,
         classes=None if classes is None else _split_names(classes, detector.classes),
         max_detections=max_detections,
@@ -244,7 +253,7 @@ def predict(
     )
     summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes))
     writer = ResultWriter(folder, kinds, detector.classes, frame_pictures=save is not None)
-    finished = look_at(predict, found, writer, summary, every=every)
+    finished = look_at(predict, found, writer, summary, every=every, tracker=tracker)
     if finished.interrupted:
         raise KeyboardInterrupt(f"{finished.interrupted} were looked at; what was found in them is in {folder}")
     values = {

@@ -246,6 +246,31 @@ def test_a_video_that_cannot_be_read_among_images(predict):
     assert "skipped: a.mp4: cannot be opened" in err
 
 
+def test_a_camera_on_the_command_line(predict, camera):
+    status, told, err = predict("camera:1", "--out", "out", "--every", "3", "--save", "csv,video")
+    assert (status, told["frames"]) == (0, 4)
+    assert "warning: camera:1: ended after 10 frames; what was found until then is kept" in err
+    assert Path("out/videos/camera-1.mp4").is_file()
+
+
+def test_a_watched_folder_on_the_command_line(predict, monkeypatch):
+    Path("in").mkdir()
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) > 3:
+            raise KeyboardInterrupt
+        Image.new("RGB", (64, 64)).save(f"in/{min(len(looks), 2)}.png")
+
+    monkeypatch.setattr("boxquery.predict.watch.time.sleep", sleep)
+    monkeypatch.setattr("boxquery.predict.watch.time.time", lambda: 1e12)
+    status, _, err = predict("in", "--watch", "--out", "in/out", "--threshold", "0")
+    assert (status, "interrupted: 2 images were looked at; what was found in them is in in/out" in err) == (130, True)
+    assert {row["image_id"] for row in json.loads(Path("in/out/predictions.json").read_text())} == {1, 2}
+    assert sorted(path.name for path in Path("in/out/pictures").iterdir()) == ["1.jpg", "2.jpg"]
+
+
 @pytest.mark.parametrize("size", [900, 3000])
 def test_a_full_disk_leaves_nothing(predict, size):
     from tests.faults import full

@@ -44,11 +44,16 @@ def check_kinds(words: Sequence[str]) -> list[Kind]:
     return [kind for kind in get_args(Kind) if kind in kinds]
 
 
-def chosen_kinds(words: Sequence[str] | None, sources: Sequence[Source]) -> list[Kind]:
+def chosen_kinds(words: Sequence[str] | None, sources: Sequence[Source] | None) -> list[Kind]:
     """What is written: ``check_kinds``, or by default json, pictures of images and videos of videos.
+
+    Args:
+        sources: None: those that come are not known.
 
     Raises ``UserError`` where nothing of a kind could be written.
     """
+    if sources is None:
+        return check_kinds(words or ["pictures", "json"])
     moving = [source.has_frames for source in sources]
     if words is None:
         missing = {"pictures": all(moving), "video": not any(moving)}

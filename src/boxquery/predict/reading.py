@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,13 +23,14 @@ class Reader:
 
     Args:
         every: only each n-th frame of a video.
+        number: of the sources; None: there is no end of them, and it is no error if none can be read.
 
     Attributes:
         items: what was read and has not been taken yet, in order; ``take`` one per result.
     """
 
-    def __init__(self, sources: Sequence[Source], summary: Summary, progress: Progress, *, every: int = 1):
-        self.sources, self.summary, self.progress, self.every = sources, summary, progress, every
+    def __init__(self, sources: Iterable[Source], summary: Summary, progress: Progress, *, every: int = 1, number: int | None = None):
+        self.sources, self.summary, self.progress, self.every, self.number = sources, summary, progress, every, number
         self.items: deque[Item] = deque()
 
     def take(self) -> Item:
@@ -49,9 +50,8 @@ class Reader:
                 self.summary.unreadable += 1
                 self.progress.warn(f"skipped: {error.line()}")
                 self.progress.advance()
-        if failed is not None and self.summary.unreadable == len(self.sources):
-            alone = len(self.sources) == 1
-            raise UserError(failed.line() if alone else f"none of {len(self.sources)} images could be read") from failed
+        if failed is not None and self.summary.unreadable == self.number:
+            raise UserError(failed.line() if self.number == 1 else f"none of {self.number} images could be read") from failed
 
     def _read(self, source: Source) -> Iterator[tuple[Item, Image.Image]]:
         if source.has_frames:

@@ -11,6 +11,8 @@ from boxquery.predict.outputs import ResultWriter
 from boxquery.predict.reading import Reader, count_images
 from boxquery.predict.sources import Source
 from boxquery.predict.summary import Summary
+from boxquery.predict.tracking import Tracker
+from boxquery.predict.watch import WatchedFolders
 from boxquery.progress import Progress
 from boxquery.result import Result
 
@@ -25,26 +27,30 @@ class Finished:
 
 def run(
     predict: Callable[[Iterator[Image.Image]], Iterator[Result]],
-    sources: Sequence[Source],
+    sources: Sequence[Source] | WatchedFolders,
     writer: ResultWriter,
     summary: Summary,
     *,
     every: int = 1,
+    tracker: Tracker | None = None,
 ) -> Finished:
     """Look at all sources; what is found goes to ``writer`` and ``summary``.
 
     Args:
         predict: from images to their results, in order, as it needs them.
         every: only each n-th frame of a video.
+        tracker: follows objects from frame to frame.
 
     Ctrl-C ends it with what was found until then; before the first result it is raised.
     """
-    total = count_images(sources, every)
+    watching = isinstance(sources, WatchedFolders)
+    total = None if watching else count_images(sources, every)
     with Progress("predict", total) as progress, writer:
-        reader = Reader(sources, summary, progress, every=every)
+        reader = Reader(sources, summary, progress, every=every, number=None if watching else len(sources))
         try:
             for result in predict(reader.images()):
                 item = reader.take()
+                result = result if tracker is None else tracker.update(item, result)
                 writer.add(item, result)
                 summary.add(item, result)
                 progress.advance()

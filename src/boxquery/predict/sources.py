@@ -160,7 +160,7 @@ def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
     """Image and video files of a source, each with the folder that its name is relative to; others are counted by suffix."""
     path = Path(source).expanduser()
     if path.is_dir():
-        yield from _folder(path, passed)
+        yield from files_below(path, passed)
     elif path.is_file():
         yield path, path.parent
     else:
@@ -170,15 +170,15 @@ def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
         for match in map(Path, matches):
             if match.is_dir():
                 if "**" not in source:  # which has matched what is in it
-                    yield from _folder(match, passed)
+                    yield from files_below(match, passed)
             elif _is_looked_at(match):
                 yield match, match.parent
             else:
                 passed[match.suffix.lower()] += 1
 
 
-def _folder(root: Path, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
-    """As ``_files``, without what is hidden, and without the pictures that an earlier call has written there."""
+def files_below(root: Path, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
+    """As ``_files`` of a folder, without what is hidden, and without the pictures that an earlier call has written there."""
     for folder, folders, names in os.walk(root):
         written = {"pictures", "crops", "videos"} & set(folders) if "predictions.json" in names else set()
         for name in sorted(written):
@@ -208,14 +208,14 @@ def _names_of(addresses: Iterable[str]) -> list[str]:
 
 def _stems(names: Sequence[PurePath]) -> list[str]:
     """Their paths without ending where that is unique, also on a file system that ignores case; otherwise with it."""
-    short = [PurePath(*map(_shorten, name.with_suffix("").parts)) for name in names]
-    whole = [PurePath(*map(_shorten, name.parts)) for name in names]
+    short = [PurePath(*map(shorten, name.with_suffix("").parts)) for name in names]
+    whole = [PurePath(*map(shorten, name.parts)) for name in names]
     folders = {parent for stem in short for parent in stem.parents}
     chosen = short if _unique(short, lambda stem: str(stem).casefold()) and not any(stem in folders for stem in short) else whole
     return [stem.as_posix() for stem in chosen]
 
 
-def _shorten(part: str) -> str:
+def shorten(part: str) -> str:
     """A file name that leaves room for an ending; a long one is cut and gets a check sum."""
     raw = os.fsencode(part)
     return part if len(raw) <= _LONGEST else f"{os.fsdecode(raw[: _LONGEST - 9]).rstrip()}~{zlib.crc32(raw):08x}"
