@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -34,7 +33,7 @@ def draw(run: Path, out: Path, scene: int, number: int | None) -> None:
     split = open_data("shapes").splits["test"]
     record, pixels = split[scene], split.read(scene)
     width, height = pixels.size
-    traced = detector.model(detector.transform(torch.from_numpy(np.array(pixels)).permute(2, 0, 1))[None], trace=True)
+    traced = detector.model(detector.transform(pixels)[None], trace=True)
     truth = torch.from_numpy(record.boxes) / torch.tensor([width, height, width, height])
     sizes = truth[:, 2:] - truth[:, :2]
     chosen = int(sizes.prod(-1).argmax()) if number is None else number

@@ -12,15 +12,15 @@ from boxquery import detector, model_folder
 from boxquery.data.classes import map_labels, match_names, matching_notes
 from boxquery.data.dataset import Data
 from boxquery.data.open import open_data
-from boxquery.detector import ImageSource
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
 from boxquery.explain.explanation import explain
-from boxquery.flags import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
+from boxquery.limits import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
 from boxquery.report.run_files import read_median_boxes
+from boxquery.runtime.predictor import ImageSource
 from boxquery.training import run
 
 P = ParamSpec("P")
@@ -103,12 +103,12 @@ class Detector(detector.Detector):
         found = keep_labels(found, match_names(opened.names, self.classes) if labels is None else labels)
         names = [f"(no name {i})" if name is None else name for i, name in enumerate(self.classes)]
         metrics = evaluate(records, found, names, self.ids, max_detections=max_detections, threshold=threshold)
-        queries = self.model.num_queries_per_layer[-1] if self.model.has_queries else max_detections
+        queries = self.num_queries if self.has_queries else max_detections
         medians = read_median_boxes(self.run) if self.run else None
         metrics["median_box"] = None if medians is None else evaluate_median_boxes(medians, records, names, self.ids)
         metrics["notes"] = notes + limits_note(records, max_detections, queries) + median_box_note(metrics)
         if folder is not None:
-            title = f"{self.run or self.model.config['name']} on {split} of {opened.source}"
+            title = f"{self.run or self.name} on {split} of {opened.source}"
             write_evaluation_page(folder, title, records, found, names, metrics)
         return metrics
 

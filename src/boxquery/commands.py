@@ -19,17 +19,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import (
-    AUTO,
-    MAX_DETECTIONS,
-    Device,
-    Pretrained,
-    Switch,
-    check_above_zero,
-    check_model,
-    check_nms,
-    check_threshold,
-)
+from boxquery.flags import AUTO, Device, Pretrained, Switch, check_model
+from boxquery.limits import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 
 if TYPE_CHECKING:
     from boxquery.api import Detector

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -21,10 +20,6 @@ AUTO = "auto"
 DEFAULT_PRESET = "small"
 #: the presets that no paper published
 OUR_PRESETS = ("small", "tiny")
-#: detections per class and image that count: COCO's definition of AP
-MAX_DETECTIONS = 100
-#: score threshold until an evaluation has found a better one
-DEFAULT_THRESHOLD = 0.5
 
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "float32", "bf16"]
@@ -114,25 +109,6 @@ def check_seed(seed: int) -> None:
     """Raise ``UserError`` for a seed that PyTorch's generators do not take."""
     if not -(2**63) <= seed < 2**64:
         raise UserError(f"seed={seed}: must fit into 64 bits")
-
-
-def check_above_zero(**given: float | None) -> None:
-    """Raise ``UserError`` for a number that is given and is not above 0, or is not finite."""
-    for name, value in given.items():
-        if value is not None and not 0 < value < math.inf:
-            raise UserError(f"{name}={value}: must be a finite number above 0")
-
-
-def check_nms(iou: float | None) -> None:
-    """Raise ``UserError`` for an IoU threshold of NMS that is given and cannot be one."""
-    if iou is not None and not 0 < iou <= 1:
-        raise UserError(f"nms={iou}: must be an IoU above 0 and at most 1, which disables it")
-
-
-def check_threshold(score: float | None) -> None:
-    """Raise ``UserError`` for a score threshold that is given and is not from 0 to 1."""
-    if score is not None and not 0 <= score <= 1:
-        raise UserError(f"threshold={score}: must be from 0 to 1")
 
 
 def is_hub_id(source: str) -> bool:

@@ -8,7 +8,8 @@ from typing import Any
 
 from boxquery.commands import CommandResult
 from boxquery.errors import UserError
-from boxquery.flags import Options, Switch, check_above_zero, is_hub_id
+from boxquery.flags import Options, Switch, is_hub_id
+from boxquery.limits import check_above_zero
 from boxquery.progress import note
 
 

@@ -243,7 +243,7 @@ def test_a_square_without_normalisation():
     """As released real-time models take it: every side the same, pixels in 0..1, nothing to pad."""
     record = Preprocessing(64, square=True, mean=None, std=None)
     image, boxes = marked(90, 150, (15, 30, 75, 60))
-    out = EvalTransform(record)(image)
+    out = EvalTransform(record)(F.to_pil_image(image))
     assert out.shape == (3, 64, 64)
     assert (out.min(), out.max()) == (0, 1)
     for seed in range(10):

@@ -12,6 +12,7 @@ import boxquery as bq
 from boxquery.data.loading import DetectionDataset
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes import shapes_data
+from boxquery.data.transforms import ResizeTransform
 from boxquery.detector import Detector
 from boxquery.evaluation.alignment import measure_batch, measure_split, with_objects
 from boxquery.parts.memory import Memory
@@ -226,11 +227,11 @@ def test_over_a_split(name):
     found = measure_split(detector, split, only=[3, 1])
     assert torch.equal(chance, torch.get_rng_state())
     assert detector.model.training
-    cached = DetectionDataset(split, detector.transform, cache=True)
+    cached = DetectionDataset(split, ResizeTransform(detector.resize), cache=True)
     samples = [cached[i] for i in (3, 1)]
     targets = [sample["target"] for sample in samples]
     with torch.no_grad():
-        out = detector.model.eval()(torch.stack([sample["image"] for sample in samples]), None, trace=True)
+        out = detector.model.eval()(detector.inputs(torch.stack([sample["image"] for sample in samples])), None, trace=True)
     together = measure_batch(out, targets, detector.model.match(out, targets)[-1])
     for one, other in ((found.inside, together.inside), (found.entropy, together.entropy), (found.distance, together.distance)):
         np.testing.assert_allclose(one, other, atol=2e-5)

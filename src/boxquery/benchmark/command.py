@@ -17,7 +17,8 @@ from boxquery.benchmark.measure import Measured, measure
 from boxquery.benchmark.process import PARTS, WARM_UP, Job
 from boxquery.data.images import Header, read_header
 from boxquery.errors import UserError, count
-from boxquery.flags import DEFAULT_PRESET, Device, Switch, check_above_zero, check_model
+from boxquery.flags import DEFAULT_PRESET, Device, Switch, check_model
+from boxquery.limits import check_above_zero
 from boxquery.progress import stderr_console
 
 #: what is measured where nothing is named: what ``auto`` trains

@@ -11,10 +11,11 @@ import numpy as np
 
 from boxquery.check.duplicates import equal_images
 from boxquery.check.findings import Finding
-from boxquery.data import Data, read, validate
+from boxquery.data.dataset import Data
 from boxquery.data.images import read_header
+from boxquery.data.open import read
 from boxquery.data.raw import Fault, RawDataset, RawImage, RawObject
-from boxquery.data.validation import LIMIT
+from boxquery.data.validation import LIMIT, validate
 from boxquery.errors import UserError
 
 #: other formats are tried where more than this share of boxes does not fit; they have to fit this many times better; fewest boxes

@@ -19,7 +19,8 @@ from rich.table import Table
 from boxquery.augment import augment_parts, augmentation
 from boxquery.auto import DataFacts, Given, choose
 from boxquery.fine_tuning import find_start, tune
-from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_above_zero, check_seed
+from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_seed
+from boxquery.limits import check_above_zero
 
 if TYPE_CHECKING:
     from boxquery.check.feasibility import FeasibilityPlan

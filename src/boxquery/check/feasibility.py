@@ -15,7 +15,7 @@ from boxquery.check.floors import everything, measured
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Preprocessing, object_sizes
 from boxquery.evaluation.metrics import limits_note
-from boxquery.flags import MAX_DETECTIONS
+from boxquery.limits import MAX_DETECTIONS
 from boxquery.models import preset
 
 if TYPE_CHECKING:

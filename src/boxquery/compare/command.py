@@ -19,7 +19,7 @@ from boxquery.compare.runner import Runner, adopt
 from boxquery.compare.table import result_table
 from boxquery.errors import UserError, count
 from boxquery.files import write_json
-from boxquery.flags import check_above_zero
+from boxquery.limits import check_above_zero
 from boxquery.progress import stderr_console
 
 

@@ -14,7 +14,8 @@ import yaml
 from boxquery.augment import augment_parts
 from boxquery.errors import UserError, count
 from boxquery.files import atomic_write
-from boxquery.flags import check_above_zero, option_word
+from boxquery.flags import option_word
+from boxquery.limits import check_above_zero
 from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
 from boxquery.training.migration import FORMAT, migrate_overrides
 

@@ -19,19 +19,20 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from boxquery.data.dataset import Record, Split
-from boxquery.data.transforms import EvalTransform, Labelled, TrainTransform, relative
+from boxquery.data.dataset import Split
+from boxquery.data.transforms import Labelled, ResizeTransform, TrainTransform, relative
 from boxquery.errors import UserError
 
 CACHE_LIMIT = 2**30
-"""Bytes of decoded pixels up to which a split is kept in memory."""
+"""Bytes of pixels up to which a split is kept in memory: decoded, and resized where they are the same in every epoch."""
 _COUNT_LIMIT = 100_000  # a split of more images is not even measured
 
 
 class Sample(TypedDict):
     """One image for the model.
 
-    ``image`` float32 [3, H, W] normalised; ``target`` {"labels": int64 [N], "boxes": float32 [N, 4] cxcywh in 0..1 of this image};
+    ``image`` float32 [3, H, W] normalised, or uint8 where the transform only resizes;
+    ``target`` {"labels": int64 [N], "boxes": float32 [N, 4] cxcywh in 0..1 of this image};
     ``index`` its position in the split; ``unreadable`` one line per image that was skipped to get to this one.
     """
 
@@ -46,7 +47,7 @@ class Batch:
     """Samples side by side.
 
     Attributes:
-        images: float32 [B, 3, H, W], zero where there is no image.
+        images: as in ``Sample`` [B, 3, H, W], zero where there is no image.
         mask: bool [B, H, W], True on padding; None if no image is padded.
         targets: as in ``Sample``, boxes still relative to each image's own extent.
         indices: positions in the split.
@@ -109,13 +110,13 @@ class DetectionDataset(Dataset[Sample]):
     """
 
     def __init__(
-        self, split: Split, transform: TrainTransform | EvalTransform, *, seed: int = 0, cache: bool = False, strict: bool = False
+        self, split: Split, transform: TrainTransform | ResizeTransform, *, seed: int = 0, cache: bool = False, strict: bool = False
     ):
         self.split = split
         self.transform = transform
         self.seed = seed
         self.strict = strict
-        self.cache = _Cache(split.records) if cache and _fits_into_cache(split) else None
+        self.cache = _Cache(self.shapes()) if cache and self._fits_into_cache() else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -136,7 +137,7 @@ class DetectionDataset(Dataset[Sample]):
 
             image, boxes, labels = self.transform(*picture, generator(self.seed, epoch, record.id), others, plain)
         else:
-            image, labels = self.transform(picture.image), picture.labels
+            image, labels = self.transform.finish(picture.image), picture.labels
             boxes = relative(picture.boxes, record.height, record.width)
         return {"image": image, "target": {"labels": labels, "boxes": boxes}, "index": index, "unreadable": unreadable}
 
@@ -160,22 +161,32 @@ class DetectionDataset(Dataset[Sample]):
         raise UserError(f"no image of split {self.split.name!r} can be read: {skipped[0]}")
 
     def _pixels(self, index: int) -> Tensor:
-        """Uint8 [3, H, W], not to be written to."""
+        """Uint8, of the shape in ``shapes``; not to be written to."""
 
         def read() -> Tensor:
-            return pil_to_tensor(self.split.read(index))
+            image = self.split.read(index)
+            return pil_to_tensor(image) if isinstance(self.transform, TrainTransform) else self.transform.pixels(image)
 
         return read() if self.cache is None else self.cache.get(index, read)
 
+    def shapes(self) -> list[tuple[int, int, int]]:
+        """Of the pixels of each image: its own, or those that it is resized to where that is all that is done."""
+        if isinstance(self.transform, TrainTransform):
+            return [(3, record.height, record.width) for record in self.split]
+        return [(3, *self.transform.resize.size(record.height, record.width)) for record in self.split]
+
+    def _fits_into_cache(self) -> bool:
+        return len(self.split) <= _COUNT_LIMIT and sum(map(math.prod, self.shapes())) <= CACHE_LIMIT
+
 
 class _Cache:
-    """Decoded images in anonymous shared memory, which forked workers fill and read together; pages cost nothing until written."""
+    """Images in anonymous shared memory, which forked workers fill and read together; pages cost nothing until written."""
 
-    def __init__(self, records: Sequence[Record]):
-        self._shapes = [(3, record.height, record.width) for record in records]
-        self._ends = torch.tensor([math.prod(shape) for shape in self._shapes]).cumsum(0).tolist()
+    def __init__(self, shapes: list[tuple[int, int, int]]):
+        self._shapes = shapes
+        self._ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0).tolist()
         self._pixels = torch.frombuffer(mmap.mmap(-1, self._ends[-1]), dtype=torch.uint8)
-        self._filled = torch.frombuffer(mmap.mmap(-1, len(records)), dtype=torch.uint8)
+        self._filled = torch.frombuffer(mmap.mmap(-1, len(shapes)), dtype=torch.uint8)
 
     def get(self, index: int, read: Callable[[], Tensor]) -> Tensor:
         """The pixels [3, H, W] of an image, which ``read`` decodes the first time."""
@@ -185,10 +196,6 @@ class _Cache:
             slot.copy_(read())
             self._filled[index] = 1
         return slot
-
-
-def _fits_into_cache(split: Split) -> bool:
-    return len(split) <= _COUNT_LIMIT and sum(3 * record.height * record.width for record in split) <= CACHE_LIMIT
 
 
 class EpochSampler(Sampler[Item]):

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from boxquery.data.dataset import Split
 from boxquery.errors import UserError
@@ -81,6 +82,31 @@ class Preprocessing:
             return cls(**{**values, **triples})
         except TypeError as error:
             raise UserError(f"preprocessing: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """From an image to the pixels of a model's input: one routine for evaluation, prediction and exported models.
+
+    It is Pillow's, in which the authors' code resizes, too. Training resizes tensors by torchvision, which rounds some pixels differently.
+
+    Attributes:
+        preprocessing: the model's record.
+        fixed: (height, width) of every input whatever the image's aspect ratio; None: as the record says.
+    """
+
+    preprocessing: Preprocessing
+    fixed: tuple[int, int] | None = None
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width that an image is resized to."""
+        return self.fixed or self.preprocessing.size(height, width)
+
+    def __call__(self, image: Image.Image) -> np.ndarray:
+        """An upright RGB image as uint8 [3, h, w]."""
+        height, width = self.size(image.height, image.width)
+        resized = image.resize((width, height), Image.Resampling[self.preprocessing.interpolation.upper()])
+        return np.asarray(resized).transpose(2, 0, 1).copy()
 
 
 def resized_size(height: int, width: int, shortest: int, longest: int | None = None) -> tuple[int, int]:

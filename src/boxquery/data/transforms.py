@@ -14,7 +14,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from boxquery.augment import DETR, Augment, name_of
-from boxquery.data.preprocessing import Preprocessing, resized_size
+from boxquery.data.preprocessing import Preprocessing, Resize, resized_size
 from boxquery.errors import UserError
 
 #: objects are left out where mixing or rotation left less of their area, or pixels of a side, than these
@@ -50,17 +50,37 @@ class Shown(NamedTuple):
 Others = Callable[[torch.Generator], Labelled]
 
 
-class EvalTransform:
-    """Resizing and normalisation, as in evaluation, prediction and export."""
+class ResizeTransform:
+    """Resizing as in evaluation, prediction and export, for who normalises batches."""
+
+    def __init__(self, resize: Resize):
+        self.resize = resize
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.resize.preprocessing
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An upright RGB image as the model's input: here uint8 [3, h, w]."""
+        return self.finish(self.pixels(image))
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """What is kept where images are cached: uint8 [3, h, w]."""
+        return torch.from_numpy(self.resize(image))
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """From what is kept to the model's input."""
+        return pixels
+
+
+class EvalTransform(ResizeTransform):
+    """Resizing and normalisation, as in evaluation, prediction and export: float32 [3, h, w]."""
 
     def __init__(self, preprocessing: Preprocessing):
-        self.preprocessing = preprocessing
+        super().__init__(Resize(preprocessing))
 
-    def __call__(self, image: Image.Image | Tensor) -> Tensor:
-        """An upright RGB image, PIL or uint8 [3, H, W], as float32 [3, h, w]."""
-        pixels = F.pil_to_tensor(image) if isinstance(image, Image.Image) else image
-        size = self.preprocessing.size(*pixels.shape[-2:])
-        return normalize(_resize(pixels, size, self.preprocessing), self.preprocessing)
+    def finish(self, pixels: Tensor) -> Tensor:
+        return normalize(pixels, self.preprocessing)
 
 
 class TrainTransform:
@@ -223,10 +243,10 @@ def _centred(boxes: Tensor) -> Tensor:
 
 
 def normalize(image: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """A uint8 image [3, H, W] as float32: pixels in 0..1, minus the mean over the std where the record has them."""
+    """Images uint8 [..., 3, H, W] as float32: pixels in 0..1, minus the mean over the std where the record has them."""
     if preprocessing.mean is None or preprocessing.std is None:
         return image.to(torch.float32).div_(255)
-    offset, scale = (torch.tensor(values).mul(255).view(-1, 1, 1) for values in (preprocessing.mean, preprocessing.std))
+    offset, scale = (torch.tensor(values).mul(255).view(-1, 1, 1).to(image.device) for values in (preprocessing.mean, preprocessing.std))
     return image.to(torch.float32).sub_(offset).div_(scale)
 
 

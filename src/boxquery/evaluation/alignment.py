@@ -15,6 +15,7 @@ from torch import Tensor
 
 from boxquery.data.dataset import Split
 from boxquery.data.loading import DetectionDataset, collate
+from boxquery.data.transforms import ResizeTransform
 from boxquery.detector import Detector
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.output import Output
@@ -89,17 +90,17 @@ def measure_split(
 
     Args:
         only: positions in the split; None: all.
-        cached: a data set over this split that keeps decoded images.
+        cached: a data set over this split that keeps images as ``detector.resize`` makes them.
 
     Draws no random number, and leaves the model in the mode (training or evaluation) that it was in.
     """
     model, device = detector.transformer, detector.device
-    dataset = cached or DetectionDataset(split, detector.transform)
+    dataset = cached or DetectionDataset(split, ResizeTransform(detector.resize))
     training, parts = model.training, []
     model.eval()
     for position in range(len(split)) if only is None else only:
         batch = collate([dataset[position]]).to(device)
-        out = model(batch.images, batch.mask, trace="decoder", last_only=True)
+        out = model(detector.inputs(batch.images), batch.mask, trace="decoder", last_only=True)
         parts.append(measure_batch(out, batch.targets, model.match(out, batch.targets)[-1]))
     model.train(training)
     return _joined(parts, len(model.layers))

@@ -14,7 +14,7 @@ import numpy as np
 
 from boxquery.data.dataset import Record
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections
-from boxquery.flags import MAX_DETECTIONS
+from boxquery.limits import MAX_DETECTIONS
 
 IOUS = np.linspace(0.5, 0.95, 10)
 RECALLS = np.linspace(0, 1, 101)

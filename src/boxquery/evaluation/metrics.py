@@ -11,7 +11,7 @@ from hotcoco import COCO, COCOeval
 from boxquery.data.dataset import Record
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, WRONG, DetectionTable, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
-from boxquery.flags import MAX_DETECTIONS
+from boxquery.limits import MAX_DETECTIONS
 
 
 def evaluate(

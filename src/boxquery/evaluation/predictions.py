@@ -8,23 +8,22 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-import torch
 from torch.utils.data import DataLoader
 
 from boxquery.data.loading import Batch, DetectionDataset, collate
+from boxquery.data.transforms import ResizeTransform
 from boxquery.data.validation import fail_if_too_many
 from boxquery.errors import UserError
 from boxquery.evaluation.coco_matching import ImageDetections
-from boxquery.flags import MAX_DETECTIONS
-from boxquery.parts.boxes import nms_per_class
+from boxquery.limits import MAX_DETECTIONS
+from boxquery.runtime.nms import nms_per_class
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Split
-    from boxquery.detector import Detector
+    from boxquery.runtime.predictor import Predictor
 
 DetectionsByImage = dict[int, ImageDetections]
 """Position in a split -> its detections."""
-_KEYS = ("boxes", "scores", "labels")
 T = TypeVar("T")
 
 
@@ -40,9 +39,10 @@ def read_batches(
 
     One whose pixels cannot be read is replaced by another, perhaps for the second time; ``warn`` is called once for each.
     """
-    by_shape: dict[tuple[int, int], list[int]] = {}
+    shapes = dataset.shapes()
+    by_shape: dict[tuple[int, int, int], list[int]] = {}
     for i in order:
-        by_shape.setdefault(dataset.transform.preprocessing.size(dataset.split[i].height, dataset.split[i].width), []).append(i)
+        by_shape.setdefault(shapes[i], []).append(i)
     chunks = [alike[start : start + batch_size] for alike in by_shape.values() for start in range(0, len(alike), batch_size)]
     warned: set[str] = set()
     for batch in DataLoader(dataset, batch_sampler=chunks, collate_fn=collate, num_workers=workers):
@@ -54,7 +54,7 @@ def read_batches(
 
 
 def predict_split(
-    detector: Detector,
+    detector: Predictor,
     split: Split,
     *,
     batch_size: int = 8,
@@ -73,7 +73,7 @@ def predict_split(
         max_detections: as ``evaluate`` will be given. The model is asked for the paper's own number per image, unless this or an image's
             objects are more than COCO's 100: then for one per query at least.
         only: positions to predict, such as one process's share; None: all.
-        cached: a data set over this split that keeps decoded images.
+        cached: a data set over this split that keeps images as ``detector.resize`` makes them.
         nms: IoU threshold of NMS, see ``Model.postprocess``.
         strict: an image whose pixels cannot be read is fatal.
         warn: called once for each image whose pixels cannot be read, which has no entry (see ``drop_unreadable``); prints on stderr by
@@ -82,15 +82,14 @@ def predict_split(
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size={batch_size}, workers={workers}: a batch has at least 1 image, and workers is 0 or more")
-    dataset = cached or DetectionDataset(split, detector.transform, strict=strict)
+    dataset = cached or DetectionDataset(split, ResizeTransform(detector.resize), strict=strict)
     order = list(range(len(split)) if only is None else only)
     needed = max([max_detections, *(len(record.boxes) for record in split)])
-    top_k = max(needed, detector.model.num_queries_per_layer[-1]) if needed > MAX_DETECTIONS else None
+    top_k = max(needed, detector.num_queries) if needed > MAX_DETECTIONS else None
     found: DetectionsByImage = {}
     for batch in read_batches(dataset, order, batch_size=batch_size, workers=workers, warn=warn):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
-        for i, detections in zip(batch.indices, detector.predict_batch(batch.images, batch.mask, sizes, top_k=top_k, nms=nms), strict=True):
-            found[i] = tuple(detections[name].cpu().numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
+        found |= zip(batch.indices, detector.detect(batch.images.numpy(), sizes, top_k=top_k, nms=nms), strict=True)
         done(len(sizes))
     return {i: found[i] for i in order if i in found}  # without those that only replaced others
 
@@ -98,9 +97,9 @@ def predict_split(
 def apply_nms(found: DetectionsByImage, iou: float) -> DetectionsByImage:
     """``predict_split(nms=iou)`` from its result without, for a model that applies no NMS by itself."""
     kept: DetectionsByImage = {}
-    for position, detections in found.items():
-        left = nms_per_class({name: torch.from_numpy(values) for name, values in zip(_KEYS, detections, strict=True)}, iou)
-        kept[position] = tuple(left[name].numpy() for name in _KEYS)  # pyright: ignore[reportArgumentType]
+    for position, (boxes, scores, labels) in found.items():
+        left = nms_per_class(boxes, scores, labels, iou)
+        kept[position] = boxes[left], scores[left], labels[left]
     return kept
 
 

@@ -15,7 +15,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from boxquery.detector import Detector, ImageSource, to_pil
+from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.alignment import covered
 from boxquery.evaluation.coco_matching import iou
@@ -25,6 +25,7 @@ from boxquery.explain.rivals import OVERLAP, Rival, find_rivals
 from boxquery.explain.rollout import Cell
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.trace import Heatmap, Trace
+from boxquery.runtime.predictor import ImageSource, to_pil
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from boxquery.detector import Detector, ImageSource, to_pil
+from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import Heatmap, LayerTrace
+from boxquery.runtime.predictor import ImageSource, to_pil
 
 
 def relevance(detector: Detector, source: ImageSource, query: int, *, size: tuple[int, int] | None = None) -> Heatmap:

@@ -9,7 +9,7 @@ from boxquery.data.images import Header
 from boxquery.data.raw import Fault
 from boxquery.errors import count, some
 from boxquery.evaluation.errors import IOU_DUPLICATE, overlapped
-from boxquery.flags import DEFAULT_THRESHOLD
+from boxquery.limits import DEFAULT_THRESHOLD
 from boxquery.predict.sources import Item
 from boxquery.result import Result
 

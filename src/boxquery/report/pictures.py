@@ -13,7 +13,7 @@ from boxquery.errors import printable
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, ImageDetections, coco_match, flatten_detections, iou
 from boxquery.evaluation.errors import IOU_RIGHT, ImageErrors, classify_errors
 from boxquery.files import atomic_write, write_json
-from boxquery.flags import DEFAULT_THRESHOLD
+from boxquery.limits import DEFAULT_THRESHOLD
 from boxquery.pages.drawing import draw
 from boxquery.pages.images import encode_within, resize_to
 

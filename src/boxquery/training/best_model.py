@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.detector import Detector
-from boxquery.flags import DEFAULT_THRESHOLD
+from boxquery.limits import DEFAULT_THRESHOLD
 from boxquery.model_folder import save
 from boxquery.models.interface import Model
 

@@ -16,7 +16,6 @@ from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import (
     AUTO,
-    MAX_DETECTIONS,
     Augmentation,
     Device,
     Options,
@@ -24,11 +23,11 @@ from boxquery.flags import (
     Pretrained,
     RecipeName,
     Switch,
-    check_above_zero,
     check_seed,
     check_workers,
     option_word,
 )  # fmt: skip
+from boxquery.limits import MAX_DETECTIONS, check_above_zero
 from boxquery.training.migration import FORMAT, migrate_config
 from boxquery.training.run_length import LengthFlags, RunLength
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from boxquery.data.dataset import Split
 from boxquery.data.loading import DetectionDataset
+from boxquery.data.transforms import ResizeTransform
 from boxquery.detector import Detector
 from boxquery.evaluation.alignment import measure_split, with_objects
 from boxquery.evaluation.metrics import evaluate
@@ -22,7 +23,7 @@ SAMPLED, SAMPLED_AT_MOST = 50, 32
 
 
 class Evaluator:
-    """Evaluates models on the val split, as ``boxquery evaluate`` does; its images are kept decoded where they fit into memory.
+    """Evaluates models on the val split, as ``boxquery evaluate`` does; its images are kept resized where they fit into memory.
 
     Args:
         detector: classes and preprocessing.
@@ -31,7 +32,7 @@ class Evaluator:
 
     def __init__(self, config: RunConfig, detector: Detector, val: Split, warn: Callable[[str], None]):
         self.config, self.detector, self.val, self.warn = config, detector, val, warn
-        self.images = DetectionDataset(val, detector.transform, cache=True, strict=config.strict)
+        self.images = DetectionDataset(val, ResizeTransform(detector.resize), cache=True, strict=config.strict)
         seen = config.length.epoch_batches * config.batch_size
         #: none of a model that has no queries to measure
         self.sample = with_objects(val, min(max(seen // SAMPLED, 1), SAMPLED_AT_MOST)) if detector.model.has_queries else []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get
 from cyclopts import Parameter
 
 from boxquery.errors import UserError, count
-from boxquery.flags import check_above_zero
+from boxquery.limits import check_above_zero
 
 #: share of the minutes that is planned; the rest is for reading data, the last evaluation, the report, and a machine that slows down
 PLANNED = 0.9

@@ -1,0 +1,1 @@
+"""Detection without torch: NumPy, Pillow, and onnxruntime or OpenVINO."""
