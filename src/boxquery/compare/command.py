@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +11,9 @@ import yaml
 from cyclopts import Parameter
 from rich.console import Console
 
+from boxquery.cluster import Engine, cores
 from boxquery.compare.plan import FILE, CompareFlags, ComparisonPlan, entries_of, resolved_plan, same_data
+from boxquery.compare.ray_runner import run_by_ray
 from boxquery.compare.report import write_report
 from boxquery.compare.results import RESULTS, collect
 from boxquery.compare.runner import Runner, adopt
@@ -88,6 +89,7 @@ def compare(
     jobs: int | None = None,
     adopt_from: Annotated[list[Path] | None, Parameter(name="--adopt", consume_multiple=True)] = None,
     show: Folders = None,
+    engine: Engine = "local",
 ) -> Comparison:
     """Train several models under the same budget, data order, augmentation and evaluation, and report which learns fastest.
 
@@ -102,6 +104,7 @@ def compare(
         jobs: Runs at a time, one thread each. Default: one per CPU core; 1 on a GPU.
         adopt_from: Folders with finished runs: those with the configuration of a planned run are copied instead of trained.
         show: Folders that are parts of one comparison, to report on without training; written into --out, or the first of them.
+        engine: Where the runs are: processes of this machine, or workers of the Ray cluster at RAY_ADDRESS (docs/scale.md).
 
     Writes ``compare.yaml``, ``results.json`` and ``report.html``; a run that fails does not stop the others. Raises ``UserError``.
     """
@@ -133,7 +136,10 @@ def compare(
     for planned, found in adopt(agreed, out, adopt_from or []):
         console.print(f"{planned.name}: adopted from {found}", markup=False, highlight=False)
     try:
-        Runner(agreed, out, jobs or (_cores() if agreed.device == "cpu" else 1), console).run()
+        if engine == "ray":
+            run_by_ray(agreed, out, jobs, console)
+        else:
+            Runner(agreed, out, jobs or (cores() if agreed.device == "cpu" else 1), console).run()
     finally:
         written = _write_results(out, [out])
     runs = written.result["runs"]
@@ -164,7 +170,3 @@ def _write_results(folder: Path, parts: Sequence[Path]) -> Comparison:
     result = collect(parts)
     write_json(folder / RESULTS, result)
     return Comparison(result, write_report(folder / "report.html", result))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

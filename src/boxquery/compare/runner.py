@@ -62,7 +62,7 @@ class Runner:
     def run(self) -> None:
         """Return when no run is left, except those that other processes work on."""
         table = Live(console=self.console, refresh_per_second=2, get_renderable=self._table) if self.console.is_terminal else None
-        with table or contextlib.nullcontext(), _stopping():
+        with table or contextlib.nullcontext(), stopping():
             try:
                 while self._start() or self.active:
                     time.sleep(POLL)
@@ -246,7 +246,7 @@ def _reason(log: Path, start: int, status: int) -> str:
 
 
 @contextlib.contextmanager
-def _stopping() -> Iterator[None]:
+def stopping() -> Iterator[None]:
     """SIGTERM and a closed terminal act like Ctrl-C, so that no process is left behind."""
 
     def stop(number: int, frame: FrameType | None) -> None:
