@@ -20,36 +20,15 @@ from boxquery.limits import MAX_DETECTIONS, check_above_zero, check_nms, check_t
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
 from boxquery.report.run_files import read_median_boxes
-from boxquery.runtime.predictor import ImageSource
+from boxquery.runtime import exported
+from boxquery.runtime.predictor import ImageSource, Predictor
 from boxquery.training import run
 
 P = ParamSpec("P")
 
 
-class Detector(detector.Detector):
-    __doc__ = detector.Detector.__doc__
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``boxquery.load`` reads. Raises ``UserError``."""
-        return model_folder.save(self, folder)
-
-    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
-        """Upload to the hub; returns the address. Needs a login there."""
-        return model_folder.push_to_hub(self, repo_id, private=private)
-
-    def explain(self, source: ImageSource | Sequence[ImageSource], *, threshold: float | None = None) -> Any:
-        """What every query attended to, how its box moved from layer to layer, and which queries competed for one object.
-
-        Args:
-            source: a path, PIL image or RGB uint8 array [H, W, 3] gives an ``Explanation``; a list gives a list. Each keeps the attention
-                of every layer, which takes memory.
-            threshold: minimum score of a detection, 0..1; None: the detector's own.
-
-        Raises ``UserError`` for an image that cannot be read.
-        """
-        if isinstance(source, ImageSource):
-            return explain(self, source, threshold=threshold)
-        return [explain(self, each, threshold=threshold) for each in source]
+class _Evaluated(Predictor):
+    """What a trained detector and an exported one can do with data."""
 
     def evaluate(
         self,
@@ -111,6 +90,36 @@ class Detector(detector.Detector):
             title = f"{self.run or self.name} on {split} of {opened.source}"
             write_evaluation_page(folder, title, records, found, names, metrics)
         return metrics
+
+
+class Detector(_Evaluated, detector.Detector):
+    __doc__ = detector.Detector.__doc__
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors``, which ``boxquery.load`` reads. Raises ``UserError``."""
+        return model_folder.save(self, folder)
+
+    def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
+        """Upload to the hub; returns the address. Needs a login there."""
+        return model_folder.push_to_hub(self, repo_id, private=private)
+
+    def explain(self, source: ImageSource | Sequence[ImageSource], *, threshold: float | None = None) -> Any:
+        """What every query attended to, how its box moved from layer to layer, and which queries competed for one object.
+
+        Args:
+            source: a path, PIL image or RGB uint8 array [H, W, 3] gives an ``Explanation``; a list gives a list. Each keeps the attention
+                of every layer, which takes memory.
+            threshold: minimum score of a detection, 0..1; None: the detector's own.
+
+        Raises ``UserError`` for an image that cannot be read.
+        """
+        if isinstance(source, ImageSource):
+            return explain(self, source, threshold=threshold)
+        return [explain(self, each, threshold=threshold) for each in source]
+
+
+class ExportedDetector(_Evaluated, exported.ExportedDetector):
+    __doc__ = exported.ExportedDetector.__doc__
 
 
 def _public(make: Callable[P, detector.Detector]) -> Callable[P, Detector]:

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from boxquery.errors import UserError
-from boxquery.flags import AUTO, Device, Pretrained, Switch, check_model
+from boxquery.flags import AUTO, Device, Pretrained, Switch, check_model, is_exported
 from boxquery.limits import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def evaluate(
     AP counts several classes per query, as COCO defines it; what is measured at one threshold counts the best one, as predict gives it.
 
     Args:
-        run: A run folder, a model folder (ours or one of transformers) or a hub id.
+        run: A run folder, a model folder (ours or one of transformers), an exported model (.onnx or .xml) or a hub id.
         data: A data set in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
         split: Split to evaluate on.
         out: Folder for a page with confusion matrix, precision by recall, errors by type and pictures, and its numbers as CSV and JSON.
@@ -128,11 +128,13 @@ def evaluate(
     check_threshold(threshold)
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
-    check_model(run)
+    check_model(run, exported=True)
     opened = open_data(data, strict=strict, images=images, annotations=annotations)
     _warn(opened.messages())
     opened.split(split)
-    detector = _load(run, device, download)
+    from boxquery.api import ExportedDetector
+
+    detector = ExportedDetector.open(run, device=device) if is_exported(run) else _load(run, device, download)
     if image_size is not None:
         detector.image_size = image_size
     metrics = detector.evaluate(
@@ -187,7 +189,7 @@ def predict(
     ending (a number if it is one), or the path where names are not unique. An image that cannot be read is named and skipped.
 
     Args:
-        run: A run folder, a model folder (ours or one of transformers) or a hub id.
+        run: A run folder, a model folder (ours or one of transformers), an exported model (.onnx or .xml) or a hub id.
         sources: Image and video files, folders (searched recursively), globs, cameras (camera:0) or addresses (rtsp://, http://).
         out: Folder to write to. Default: predictions, or the first of predictions-2, predictions-3, ... that is free.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
@@ -205,6 +207,7 @@ def predict(
             with the score), xml (Pascal VOC), csv (a row per box), crops (an image per box). Default: json, pictures of images, and videos
             of videos.
     """
+    from boxquery import runtime
     from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, chosen_kinds, new_folder
     from boxquery.predict.run import run as look_at
     from boxquery.predict.sources import find_sources
@@ -217,7 +220,7 @@ def predict(
     check_threshold(threshold)
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size, every=every)
-    check_model(run)
+    check_model(run, exported=True)
     if save is not None:
         check_kinds(save)
     if track:
@@ -226,11 +229,11 @@ def predict(
     try:
         found, notes = (WatchedFolders(sources, folder), []) if watch else find_sources(sources)
     except UserError as error:
-        text = str(error) if Path(run).is_dir() else f"{run}: no such folder here, unless it is a hub id; and {error}"
+        text = str(error) if Path(run).exists() else f"{run}: no such folder here, unless it is a hub id; and {error}"
         raise UserError(text + "; several --classes are separated by commas: a,b" * (classes is not None)) from error
     kinds = chosen_kinds(save, None if isinstance(found, WatchedFolders) else found)
     _warn(f"note: {note}" for note in notes)
-    detector = _load(run, device, download)
+    detector = runtime.load(run, device=device) if is_exported(run) else _load(run, device, download)
     if image_size is not None:
         detector.image_size = image_size
     tracker = Tracker(detector.min_score(threshold)) if track else None

@@ -127,8 +127,21 @@ def is_hub_id(source: str) -> bool:
     return True
 
 
-def check_model(source: str) -> None:
-    """Raise ``UserError``, at once and without loading anything, for what is neither a folder nor can be a hub id."""
+def is_exported(source: str) -> bool:
+    """Whether a name is that of an exported model, a file for ``boxquery.runtime``."""
+    return source.lower().endswith((".onnx", ".xml"))
+
+
+def check_model(source: str, *, exported: bool = False) -> None:
+    """Raise ``UserError``, at once and without loading anything, for what is neither a folder nor can be a hub id.
+
+    Args:
+        exported: whether it may also be an exported model.
+    """
+    if exported and is_exported(source):
+        if not os.path.isfile(source):
+            raise UserError(f"{source}: no such file; give a model that boxquery export has written")
+        return
     if os.path.isfile(source):
         raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
     if not os.path.isdir(source) and not is_hub_id(source):

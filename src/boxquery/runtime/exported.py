@@ -1,0 +1,80 @@
+"""A detector from an exported file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from boxquery.data.preprocessing import Resize
+from boxquery.errors import UserError
+from boxquery.runtime.engines import Engine, open_file
+from boxquery.runtime.nms import nms_per_class
+from boxquery.runtime.predictor import Detections, Predictor
+
+
+class ExportedDetector(Predictor):
+    """An exported model with everything that detection needs beside it: ``predict`` as of ``boxquery.Detector``."""
+
+    def __init__(self, engine: Engine):
+        self.engine, self.record = engine, engine.record
+        record = self.record
+        super().__init__(record.classes, record.ids, Resize(record.preprocessing, record.size), record.threshold)
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str = "auto", threads: int | None = None) -> Self:
+        """See ``boxquery.runtime.load``."""
+        return cls(open_file(Path(path), device, threads))
+
+    def __repr__(self) -> str:
+        named = [name for name in self.classes if name is not None]
+        names = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
+        height, width = self.resize.fixed or (self.image_size, "any")
+        return (
+            f"<ExportedDetector {self.name} ({self.record.precision}), {len(named)} classes: {names}; image size {height} x {width}, "
+            f"threshold {self.threshold:.2f}, {self.engine.runtime} on {self.engine.device}>"
+        )
+
+    @property
+    def name(self) -> str:
+        return self.record.model
+
+    @property
+    def num_queries(self) -> int:
+        return self.record.queries
+
+    def detect(
+        self,
+        images: np.ndarray,
+        sizes: Sequence[tuple[int, int]],
+        *,
+        top_k: int | None = None,
+        one_label: bool = False,
+        nms: float | None = None,
+    ) -> list[Detections]:
+        """See ``Predictor.detect``. Raises ``UserError`` for images of another size than the model was exported for."""
+        if self.resize.fixed not in (None, images.shape[-2:]):
+            height, width = self.resize.fixed or (0, 0)
+            raise UserError(f"images of {images.shape[-2]}x{images.shape[-1]}: this model was exported for {height}x{width} alone")
+        originals = np.array(sizes, np.int64).reshape(-1, 2)
+        if one_label or self.record.has_no_object:
+            columns = self.engine.run(("boxes", "scores", "labels"), images, originals)
+            found = [Detections(*(column[:top_k] for column in image)) for image in zip(*columns, strict=True)]
+        else:
+            count = top_k or self.record.top_k or self.record.queries
+            columns = self.engine.run(("query_boxes", "class_scores"), images, originals)
+            found = [best_classes(boxes, scores, count) for boxes, scores in zip(*columns, strict=True)]
+        if nms is None:
+            return found
+        kept = [nms_per_class(*image, nms) for image in found]
+        return [Detections(*(column[rows] for column in image)) for image, rows in zip(found, kept, strict=True)]
+
+
+def best_classes(boxes: np.ndarray, scores: np.ndarray, count: int) -> Detections:
+    """The best pairs of query and class, of queries with ``boxes`` [Q, 4] and ``scores`` [Q, C]; of equal ones the first."""
+    flat = scores.ravel()
+    best = np.argsort(-flat, kind="stable")[:count]
+    queries, labels = np.divmod(best, scores.shape[1])
+    return Detections(boxes[queries], flat[best], labels)
