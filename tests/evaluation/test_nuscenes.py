@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from boxquery.data.nuscenes.classes import NAMES, PROTOCOL, likely_attributes
-from boxquery.data.scenes import DetectionProtocol, SceneRecord
-from boxquery.evaluation.nuscenes import MOST, SceneDetections, _match, evaluate_scenes
+from boxquery.data.scenes import DetectionProtocol, SceneDetections, SceneRecord
+from boxquery.evaluation.nuscenes import MOST, _match, evaluate_scenes
 
 EXPECTED = json.loads((Path(__file__).parent / "nuscenes_expected.json").read_text(encoding="utf-8"))
 TWO = DetectionProtocol({"van": 50, "bus": 50}, errors=("ATE", "ASE", "AOE"))

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from boxquery.data import coco, tools, voc, yolo
+from boxquery.data import coco, shapes, tools, voc, yolo
+from boxquery.data.builtin import names_scenes
 from boxquery.data.dataset import Data
 from boxquery.data.folder import Folder, folders, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset
-from boxquery.data.shapes import names_scenes, scene_options
 from boxquery.data.validation import validate
 from boxquery.errors import UserError, some
 
@@ -52,8 +52,8 @@ def read(source: str | Path, *, images: str | Path | None = None, annotations: s
     Raises:
         UserError: the path or its content cannot be used.
     """
-    if names_scenes(str(source)):
-        scene_options(str(source))
+    if names_scenes(str(source), shapes.WORD):
+        shapes.shapes_options(str(source))
         if images is not None or annotations is not None:
             raise UserError("shapes are drawn, not read: leave out --images and --annotations")
         raw = RawDataset("shapes", [], [], {})

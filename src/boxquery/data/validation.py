@@ -20,7 +20,7 @@ from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.folder import is_hidden
 from boxquery.data.images import IMAGE_SUFFIXES, Header, read_header, read_image, turn_boxes
 from boxquery.data.raw import NO_FILE, Box, Fault, RawDataset, RawImage, RawObject
-from boxquery.data.shapes import scene_options, shapes_data
+from boxquery.data.shapes import shapes_data, shapes_options
 from boxquery.data.splits import make_splits
 from boxquery.errors import UserError, count, printable, some
 
@@ -138,7 +138,7 @@ def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[D
     """
     report = ImportReport()
     if raw.format == "shapes":
-        options = scene_options(raw.source)
+        options = shapes_options(raw.source)
         scenes = shapes_data(**{"seed": seed, **options})
         return replace(scenes, source=raw.source) if options else scenes, report
     notes = list(raw.notes)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from boxquery.boxes3d import contains
-from boxquery.data.scenes import DetectionProtocol, SceneRecord
+from boxquery.data.scenes import DetectionProtocol, SceneDetections, SceneRecord
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)
 """Metres between centres below which a detection is a true positive; AP is the mean over them."""
@@ -26,18 +26,6 @@ _RECALLS = np.linspace(0, 1, 101)
 _FIRST = 11  # of the recalls that count: those above a tenth
 _LEAST_PRECISION = 0.1
 _AP_WEIGHT = 5
-
-
-class SceneDetections(NamedTuple):
-    """What was found in a scene, in its own frame.
-
-    ``boxes`` float [K, 9] as in ``SceneRecord``, ``scores`` float [K], ``labels`` int [K]; ``attributes`` str [K], None: none is predicted.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-    attributes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True)

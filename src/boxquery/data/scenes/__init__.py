@@ -1,5 +1,5 @@
-"""Scenes that several cameras see. Only ``loading`` needs torch."""
+"""Scenes that several cameras see. ``open`` opens them; only ``loading`` needs torch."""
 
-from boxquery.data.scenes.records import ERRORS, DetectionProtocol, SceneData, SceneRecord, SceneSplit
+from boxquery.data.scenes.records import ERRORS, DetectionProtocol, SceneData, SceneDetections, SceneRecord, SceneSplit
 
-__all__ = ["ERRORS", "DetectionProtocol", "SceneData", "SceneRecord", "SceneSplit"]
+__all__ = ["ERRORS", "DetectionProtocol", "SceneData", "SceneDetections", "SceneRecord", "SceneSplit"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -86,3 +87,15 @@ class SceneData(AnyData[SceneSplit]):
 
     protocol: DetectionProtocol = field(kw_only=True)
     area: tuple[float, float, float, float, float, float] = field(kw_only=True)
+
+
+class SceneDetections(NamedTuple):
+    """What was found in a scene, in its own frame.
+
+    ``boxes`` float [K, 9] as in ``SceneRecord``, ``scores`` float [K], ``labels`` int [K]; ``attributes`` str [K], None: none is predicted.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    attributes: np.ndarray | None = None

@@ -1,0 +1,38 @@
+"""Opening scenes of several cameras: the built-in ones, or nuScenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from boxquery.data import nuscenes
+from boxquery.data.builtin import names_scenes, scene_options
+from boxquery.data.scenes.records import SceneData
+from boxquery.data.surround import surround_data
+from boxquery.errors import UserError
+
+WORD = "surround"
+
+
+def holds_scenes(source: str | Path) -> bool:
+    """Whether it names scenes of several cameras, and not images: the word ``surround``, or a folder in nuScenes' layout."""
+    return names_scenes(str(source), WORD) or nuscenes.find(Path(source).expanduser()) is not None
+
+
+def open_scenes(source: str | Path, *, strict: bool = False) -> SceneData:
+    """Scenes of several cameras as a data set.
+
+    Args:
+        source: the word ``surround``, with options as in ``surround:train=500,objects=6,noise=0.5`` (the keywords of
+            ``boxquery.data.surround.surround_data``); or nuScenes' folder, the one that holds ``samples`` and ``v1.0-...``, or the latter.
+        strict: what is invalid is fatal instead of skipped and named in ``SceneData.skipped``.
+
+    Raises:
+        UserError: the path or its content cannot be used, as ``boxquery.data.nuscenes.read`` says.
+    """
+    if names_scenes(str(source), WORD):
+        return surround_data(**scene_options(str(source), surround_data, f"{WORD}:train=500,objects=6,noise=0.5"))
+    folder = Path(source).expanduser()
+    if (tables := nuscenes.find(folder)) is None:
+        what = "no folder v1.0-mini, v1.0-trainval or v1.0-test with sample.json in it" if folder.exists() else "no such file or folder"
+        raise UserError(f"{source}: {what}; give nuScenes' folder, which holds samples and v1.0-mini, or the word {WORD}")
+    return nuscenes.read(tables, str(source), strict=strict)

@@ -1,0 +1,157 @@
+"""Several cameras with 3-D boxes on their images, and the scene from above beside them. Needs PIL and NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from boxquery.boxes3d import EDGES, NEAR, corners
+from boxquery.pages.drawing import Colour, colour, font_for
+
+_FRONT = ((0, 1), (1, 5), (5, 4), (4, 0), (0, 5), (1, 4))  # of the corners: the frame of the front, and its cross
+_PAPER, _RINGS, _INK = (250, 250, 250), (205, 205, 205), (40, 40, 40)
+_GAP = 6
+
+
+def draw_scene(
+    images: Sequence[Image.Image],
+    lidar2img: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    names: Sequence[str] = (),
+    truth: tuple[np.ndarray, np.ndarray] | None = None,
+    cameras: Sequence[str] = (),
+    radius: float = 50.0,
+    width: int = 1200,
+) -> Image.Image:
+    """The images of a scene in two rows with boxes on them, and beside them the scene from above.
+
+    The images are in the order of the cameras; those that look to the left stand left where the matrices say where they look.
+
+    Args:
+        lidar2img: [V, 4, 4], for the pixels of these images.
+        boxes, labels: [K, 7 or more] and [K], drawn with solid lines; colours are those of the labels, the front has a cross or an arrow.
+        names: class names, for a legend.
+        truth: boxes and labels of the ground truth, drawn thin and dashed.
+        cameras: names of the images.
+        radius: metres from the middle to the sides of the view from above.
+        width: of the result in pixels; every image has a third of what the view from above leaves.
+    """
+    columns = -(-len(images) // 2)
+    ratio = images[0].height / images[0].width
+    rows = -(-len(images) // columns)
+    # columns * w + side = width, with side = rows * (w * ratio) so that both are equally high
+    wide = max(16, int((width - (columns + rows) * _GAP) / (columns + rows * ratio)))
+    high = max(16, round(wide * ratio))
+    side = rows * high + (rows - 1) * _GAP
+    canvas = Image.new("RGB", (columns * (wide + _GAP) + side, side), (255, 255, 255))
+    order = _order(lidar2img)
+    for place, v in enumerate(order):
+        picture = draw_camera(images[v], lidar2img[v], boxes, labels, truth=truth, size=(wide, high))
+        if cameras:
+            _write(picture, cameras[v])
+        canvas.paste(picture, ((place % columns) * (wide + _GAP), place // columns * (high + _GAP)))
+    canvas.paste(draw_from_above(boxes, labels, names=names, truth=truth, radius=radius, side=side), (columns * (wide + _GAP), 0))
+    return canvas
+
+
+def draw_camera(
+    image: Image.Image,
+    lidar2img: np.ndarray,
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    truth: tuple[np.ndarray, np.ndarray] | None = None,
+    size: tuple[int, int] | None = None,
+) -> Image.Image:
+    """One image, resized to a size (width, height), with the edges of 3-D boxes on it; the front has a cross."""
+    size = size or image.size
+    canvas = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    matrix = np.diag([size[0] / image.width, size[1] / image.height, 1, 1]) @ lidar2img
+    pen = ImageDraw.Draw(canvas)
+    line = max(1, round((size[0] * size[1]) ** 0.5 / 220))
+    if truth is not None:
+        for box, label in zip(corners(truth[0]), truth[1], strict=True):
+            _lines(pen, _segments(box, matrix, EDGES), colour(int(label)), line, dashed=True)
+    for box, label in zip(corners(boxes), labels, strict=True):
+        _lines(pen, _segments(box, matrix, EDGES), colour(int(label)), line)
+        _lines(pen, _segments(box, matrix, _FRONT[4:]), colour(int(label)), line)
+    return canvas
+
+
+def draw_from_above(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    *,
+    names: Sequence[str] = (),
+    truth: tuple[np.ndarray, np.ndarray] | None = None,
+    radius: float = 50.0,
+    side: int = 400,
+) -> Image.Image:
+    """The scene from above, forward at the top: boxes with an arrow to their front, the vehicle in the middle, rings every ten metres."""
+    canvas = Image.new("RGB", (side, side), _PAPER)
+    pen, scale = ImageDraw.Draw(canvas), side / 2 / radius
+    middle, line = side / 2, max(1, round(side / 220))
+    for ring in range(10, int(radius * 1.5) + 1, 10):
+        pen.ellipse((middle - ring * scale, middle - ring * scale, middle + ring * scale, middle + ring * scale), outline=_RINGS)
+    pen.polygon(
+        [(middle, middle - 3 * scale), (middle - 1.2 * scale, middle + 2 * scale), (middle + 1.2 * scale, middle + 2 * scale)], fill=_INK
+    )
+    for shown, kinds, dashed in ([(*truth, True)] if truth is not None else []) + [(boxes, labels, False)]:
+        for box, points, label in zip(np.asarray(shown, np.float64), corners(shown), kinds, strict=True):
+            flat = np.column_stack((middle - points[:4, 1] * scale, middle - points[:4, 0] * scale))
+            _lines(pen, [(flat[i], flat[(i + 1) % 4]) for i in range(4)], colour(int(label)), line, dashed=dashed)
+            centre = np.array([middle - box[1] * scale, middle - box[0] * scale])
+            _lines(pen, [(centre, (flat[0] + flat[1]) / 2)], colour(int(label)), line, dashed=dashed)
+    font = font_for(names, max(9, side / 34))
+    for i, name in enumerate(names):
+        pen.text((4, 4 + i * side / 26), name, fill=colour(i), font=font)
+    return canvas
+
+
+def _order(lidar2img: np.ndarray) -> list[int]:
+    """Which camera stands where: the front ones from left to right in the first row, the rear ones from left to right in the second."""
+    forward = lidar2img[:, 2, :3]
+    heading = np.arctan2(forward[:, 1], forward[:, 0])
+    columns = -(-len(lidar2img) // 2)
+    front = sorted(sorted(range(len(heading)), key=lambda v: abs(heading[v]))[:columns], key=lambda v: -heading[v])
+    rear = [v for v in range(len(heading)) if v not in front]
+    return front + sorted(rear, key=lambda v: heading[v] % (2 * np.pi))
+
+
+def _segments(box: np.ndarray, matrix: np.ndarray, edges: Sequence[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The edges of a box as lines in pixels, cut off where they pass behind the camera."""
+    points = np.column_stack((box, np.ones(len(box)))) @ matrix.T
+    found = []
+    for i, j in edges:
+        a, b = points[i], points[j]
+        if max(a[2], b[2]) < NEAR:
+            continue
+        if a[2] < NEAR:
+            a = a + (b - a) * (NEAR - a[2]) / (b[2] - a[2])
+        if b[2] < NEAR:
+            b = b + (a - b) * (NEAR - b[2]) / (a[2] - b[2])
+        found.append((a[:2] / a[2], b[:2] / b[2]))
+    return found
+
+
+def _lines(
+    pen: ImageDraw.ImageDraw, lines: Sequence[tuple[np.ndarray, np.ndarray]], ink: Colour, width: int, *, dashed: bool = False
+) -> None:
+    for a, b in lines:
+        a, b = np.clip(a, -1e4, 1e4), np.clip(b, -1e4, 1e4)
+        if not dashed:
+            pen.line((*a, *b), fill=ink, width=width)
+            continue
+        steps = max(1, min(200, int(np.hypot(*(b - a)) / (3 * width + 2))))
+        for k in range(0, steps, 2):
+            pen.line((*(a + (b - a) * k / steps), *(a + (b - a) * (k + 1) / steps)), fill=ink, width=width)
+
+
+def _write(picture: Image.Image, text: str) -> None:
+    pen, font = ImageDraw.Draw(picture, "RGBA"), font_for([text], max(9, picture.width / 26))
+    pen.rectangle((0, 0, pen.textlength(text, font=font) + 6, picture.width / 20 + 4), fill=(255, 255, 255, 170))
+    pen.text((3, 1), text, fill=_INK, font=font)

@@ -1,0 +1,54 @@
+"""Scenes of several cameras as a picture: boxes are where they are projected to, and as they stand from above."""
+
+import numpy as np
+from PIL import Image
+
+from boxquery.boxes3d import corners, project
+from boxquery.data.surround import surround_data
+from boxquery.pages.cameras import draw_camera, draw_from_above, draw_scene
+from boxquery.pages.drawing import colour
+
+NONE = np.zeros((0, 9)), np.zeros(0, int)
+
+
+def marked(picture: Image.Image, ink) -> np.ndarray:
+    """Pixels [K, 2] (x, y) of a colour."""
+    rows, columns = np.nonzero((np.asarray(picture) == ink).all(2))
+    return np.stack((columns, rows), 1)
+
+
+def test_edges_end_in_the_projected_corners():
+    record = surround_data(objects=3).splits["val"][1]
+    pixels, depth = project(corners(record.boxes), record.lidar2img)
+    v, n = next((v, n) for v, n in np.argwhere((depth > 1).all(2)) if (pixels[v, n] > 5).all() and (pixels[v, n] < (150, 90)).all())
+    plain = Image.new("RGB", (160, 96), (1, 2, 3))
+    for size, scale in (((160, 96), 1), ((480, 288), 3)):
+        picture = draw_camera(plain, record.lidar2img[v], record.boxes[n : n + 1], record.labels[n : n + 1], size=size)
+        ink = marked(picture, colour(record.labels[n]))
+        assert abs(ink.min(0) - scale * pixels[v, n].min(0)).max() < 2.5
+        assert abs(ink.max(0) - scale * pixels[v, n].max(0)).max() < 2.5
+    truth = draw_camera(plain, record.lidar2img[v], *NONE, truth=(record.boxes[n : n + 1], record.labels[n : n + 1]), size=size)
+    assert 0 < len(marked(truth, colour(record.labels[n]))) < 0.8 * len(ink)  # dashed
+
+
+def test_from_above_forward_is_up_and_left_is_left():
+    box = np.array([[30.0, 20, 1, 2, 6, 2, 0, 0, 0]])
+    picture = draw_from_above(box, np.array([0]), radius=50, side=400)
+    middle = marked(picture, colour(0)).mean(0)
+    assert abs(middle - (200 - 20 * 4, 200 - 30 * 4)).max() < 4
+    tall, wide = np.ptp(marked(picture, colour(0)), axis=0)[::-1]
+    assert tall > 2 * wide
+
+
+def test_a_scene_has_all_cameras_and_the_view_from_above():
+    split = surround_data().splits["val"]
+    record, images = split[0], split.read(0)
+    picture = draw_scene(
+        images, record.lidar2img, record.boxes, record.labels, names=("car",), truth=(record.boxes, record.labels), width=900
+    )
+    assert abs(picture.width - 900) < 20
+    bare = draw_scene(images, record.lidar2img, *NONE, cameras=record.cameras, width=900)
+    assert bare.size == picture.size
+    assert draw_scene(images[:1], record.lidar2img[:1], *NONE, width=300).width < 320
+    behind = np.array([[0.0, 0, 1, 2, 40, 2, 0, 0, 0]])  # reaches before and behind every camera
+    assert draw_scene(images, record.lidar2img, behind, np.array([0])).size == draw_scene(images, record.lidar2img, *NONE).size
