@@ -1,18 +1,22 @@
-"""Random detections through nuscenes-devkit, for tests/evaluation/test_nuscenes.py to compare with.
+"""Detections through nuscenes-devkit, for tests/evaluation/test_nuscenes.py and tests/data/test_nuscenes.py to compare with.
 
-The devkit needs NumPy below 2, so it runs in an environment of its own:
+Random ones, and those in a miniature data set, which the devkit reads as it reads nuScenes. It needs NumPy below 2, so it runs in an
+environment of its own:
 
     python -m venv /tmp/nusc && /tmp/nusc/bin/pip install "numpy<2" nuscenes-devkit
-    /tmp/nusc/bin/python benchmarks/nuscenes_devkit.py tests/evaluation/nuscenes_expected.json
+    python -m tests.data.nuscenes_layout /tmp/mini /tmp/results.json
+    /tmp/nusc/bin/python benchmarks/nuscenes_devkit.py tests/evaluation/nuscenes_expected.json /tmp/mini /tmp/results.json
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
@@ -115,6 +119,17 @@ def evaluate(scenes):
     run.gt_boxes, run.pred_boxes = (
         filter_eval_boxes(database, add_center_dist(database, eval_boxes(scenes, kind)), CONFIG.class_range) for kind in ("truth", "found")
     )
+    return in_our_words(run)
+
+
+def evaluate_layout(folder, results):
+    """What the devkit measures of a result file in the val split of a data set."""
+    with tempfile.TemporaryDirectory() as out:
+        database = NuScenes("v1.0-mini", folder, verbose=False)
+        return in_our_words(DetectionEval(database, CONFIG, results, "mini_val", out, verbose=False))
+
+
+def in_our_words(run):
     metrics = run.evaluate()[0].serialize()
     errors = {f"m{ours}": metrics["tp_errors"][theirs] for ours, theirs in ERRORS.items()}
     classes = []
@@ -127,7 +142,7 @@ def evaluate(scenes):
     return {"mAP": metrics["mean_ap"], "NDS": float(metrics["nd_score"]), **errors, "classes": classes}
 
 
-def main(path):
+def main(path, folder, results):
     rng = np.random.default_rng(20)
     plans = [
         {"scenes": 6, "classes": range(10), "objects": 24, "ties": False, "racks": 2},
@@ -139,9 +154,10 @@ def main(path):
         one = plan["classes"], plan["objects"], plan["ties"], plan["racks"]
         scenes = [random_scene(rng, *one) for _ in range(plan["scenes"])]
         cases.append({"scenes": scenes, "expected": evaluate(scenes)})
-    Path(path).write_text(json.dumps({"names": NAMES, "cases": cases}) + "\n")
-    print(f"{path}: mAP {', '.join(format(case['expected']['mAP'], '.3f') for case in cases)}")
+    layout = evaluate_layout(folder, results)
+    Path(path).write_text(json.dumps({"names": NAMES, "cases": cases, "layout": layout}) + "\n")
+    print(f"{path}: mAP {', '.join(format(case['expected']['mAP'], '.3f') for case in cases)}; layout {layout['mAP']:.3f}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
