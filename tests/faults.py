@@ -1032,3 +1032,49 @@ add(
     "none of 1 image can be read",
     lambda p: benchmark(p, "--images", str(shutil.copy(__file__, p.root / "code.png"))),
 )
+
+
+# -- videos ---------------------------------------------------------------------------------------------------------------------------
+
+
+def film(place: Place, share: float = 1.0, index_first: bool = True) -> list[str]:
+    """A video of twenty frames, of which the file holds a share."""
+    from .predict.films import cut, write_film
+
+    return place.predict(cut(write_film(place.root / "film.mp4", noise=40, index_first=index_first), share))
+
+
+def unplugged(place: Place) -> list[str]:
+    """A camera that is pulled out after ten frames: FFmpeg's test picture in its place."""
+    picture = "testsrc=size=64x64:rate=25:duration=0.4"
+    place.around.append(mock.patch("boxquery.data.video._device", return_value=("lavfi", picture, {})))
+    return place.predict(Path("camera:0"))
+
+
+def full_film(place: Place) -> list[str]:
+    words = [*film(place), "--save", "video"]
+    place.around.append(full(900))
+    return words
+
+
+def untracked(place: Place) -> list[str]:
+    place.around.append(mock.patch("boxquery.predict.tracking.find_spec", return_value=None))
+    return [*one(place), "--track"]
+
+
+def video(what: str, promise: str, says: str, words: Callable[[Place], list[str]]) -> None:
+    add("videos: predict", what, promise, says, words)
+
+
+video("a video that ends in the middle", "named", "of the 20 frames that its header states could be read", lambda p: film(p, 0.6))
+video("a video cut short before the index at its end", "refused", "is cut short; copy or export it again", lambda p: film(p, 0.6, False))
+video("a camera that is pulled out (planted)", "named", "ended after 10 frames; what was found until then is kept", unplugged)
+video("a camera that is not there", "refused", "camera:97: cannot be opened", lambda p: p.predict(Path("camera:97")))
+video(
+    "a stream that nobody serves",
+    "refused",
+    "rtsp://127.0.0.1:9/live: cannot be opened (Connection refused)",
+    lambda p: [*p.predict()[:2], "rtsp://127.0.0.1:9/live", *p.predict()[2:]],
+)
+video("no room while a video is written (a limit of the system)", "refused", "film.mp4: cannot be written (File too large)", full_film)
+video("--track without its package (planted)", "refused", "pip install 'boxquery[track]'", untracked)

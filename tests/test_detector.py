@@ -265,6 +265,14 @@ def test_evaluation_matches_classes_by_name(detector):
         detector.evaluate(labelled(["owl"], [0]), split="test")
 
 
+def test_evaluate_takes_tiles(detector):
+    data = labelled(["owl", "cat"], [0, 1, 1])
+    plain, tiled = (detector.evaluate(data, threshold=0, max_detections=1000, **more) for more in ({}, {"tiles": 32, "overlap": 0.0}))
+    assert plain["detections"] < tiled["detections"]
+    with pytest.raises(bq.UserError, match=r"overlap=2"):
+        detector.evaluate(data, tiles=32, overlap=2)
+
+
 def sigmoid_detector(*classes: str, num_queries: int) -> Detector:
     """One whose queries give several classes each."""
     torch.manual_seed(0)

@@ -16,12 +16,13 @@ from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_not
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
 from boxquery.explain.explanation import explain
-from boxquery.limits import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
+from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
 from boxquery.report.run_files import read_median_boxes
 from boxquery.runtime import exported
 from boxquery.runtime.predictor import ImageSource, Predictor
+from boxquery.runtime.tiles import Tiles
 from boxquery.training import run
 
 P = ParamSpec("P")
@@ -40,6 +41,8 @@ class _Evaluated(Predictor):
         nms: float | None = None,
         classes: Sequence[str] | None = None,
         max_detections: int = MAX_DETECTIONS,
+        tiles: int | None = None,
+        overlap: float = DEFAULT_OVERLAP,
         batch_size: int = 8,
         workers: int = 0,
         strict: bool = False,
@@ -56,6 +59,7 @@ class _Evaluated(Predictor):
             nms: IoU threshold of class-wise NMS (1 disables it); None: the model's own (none for DETRs).
             classes: names of the only classes to evaluate; None: all that the data lists.
             max_detections: detections per class and image that count; COCO's AP has 100.
+            tiles, overlap: as ``predict`` has them.
             strict: an image that cannot be read is fatal; otherwise it is named on stderr and left out.
             progress: show on stderr how far it is.
 
@@ -68,6 +72,7 @@ class _Evaluated(Predictor):
         check_nms(nms)
         check_threshold(threshold)
         check_above_zero(max_detections=max_detections)
+        cut = None if tiles is None else Tiles(tiles, overlap)
         folder = None if out is None else new_evaluation(Path(out))
         opened = open_data(data, strict=strict) if isinstance(data, str | Path) else data
         labels = None if classes is None else self.labels_of(classes)
@@ -75,7 +80,7 @@ class _Evaluated(Predictor):
         notes = matching_notes(opened, self.classes) if labels is None else []
         with Progress("evaluate", len(records)) if progress else nullcontext() as bar:
             found = predict_split(
-                self, records, batch_size=batch_size, workers=workers, nms=nms, max_detections=max_detections, strict=strict,
+                self, records, batch_size=batch_size, workers=workers, nms=nms, max_detections=max_detections, tiles=cut, strict=strict,
                 done=bar.advance if bar else lambda count: None,
             )  # fmt: skip
         records, found = drop_unreadable(records, found)

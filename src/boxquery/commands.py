@@ -20,7 +20,7 @@ from rich.table import Table
 
 from boxquery.errors import UserError
 from boxquery.flags import AUTO, Device, Pretrained, Switch, check_model, is_exported
-from boxquery.limits import MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
+from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold, check_tiles
 
 if TYPE_CHECKING:
     from boxquery.api import Detector
@@ -93,6 +93,8 @@ def evaluate(
     classes: list[str] | None = None,
     max_detections: int = MAX_DETECTIONS,
     image_size: int | None = None,
+    tiles: int | None = None,
+    overlap: float = DEFAULT_OVERLAP,
     batch_size: int = 8,
     workers: int = 0,
     device: Device = "auto",
@@ -115,6 +117,8 @@ def evaluate(
         classes: Only these classes, separated by commas. Default: all that the data lists.
         max_detections: Detections per class and image that count, the best ones; COCO's AP is defined with 100.
         image_size: Short side of the model's input in pixels. Default: that of its training.
+        tiles: Look also at tiles of this side in pixels of the image, for small objects. Default: only at the whole image.
+        overlap: Share of a tile that neighbours have in common.
         batch_size: Images per batch.
         workers: Processes that read images; 0 reads them in the main one.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
@@ -128,6 +132,7 @@ def evaluate(
     check_threshold(threshold)
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
+    check_tiles(tiles, overlap)
     check_model(run, exported=True)
     opened = open_data(data, strict=strict, images=images, annotations=annotations)
     _warn(opened.messages())
@@ -139,7 +144,7 @@ def evaluate(
         detector.image_size = image_size
     metrics = detector.evaluate(
         opened, split=split, out=out, threshold=threshold, nms=nms, classes=classes and _split_names(classes, detector.classes),
-        max_detections=max_detections, batch_size=batch_size, workers=workers, strict=strict, progress=True,
+        max_detections=max_detections, tiles=tiles, overlap=overlap, batch_size=batch_size, workers=workers, strict=strict, progress=True,
     )  # fmt: skip
     _warn(f"note: {note}" for note in metrics["notes"])
     if nms is None and (metrics["duplicate_rate"] or 0) >= 0.1:
@@ -175,6 +180,8 @@ def predict(
     classes: list[str] | None = None,
     max_detections: int | None = None,
     image_size: int | None = None,
+    tiles: int | None = None,
+    overlap: float = DEFAULT_OVERLAP,
     batch_size: int = 1,
     every: int = 1,
     track: Switch = False,
@@ -197,7 +204,9 @@ def predict(
         classes: Only these classes, separated by commas. Default: all.
         max_detections: Most detections per image, the best ones. Default: as many as the model has queries.
         image_size: Short side of the model's input in pixels. Default: that of its training.
-        batch_size: Images per batch; only those of one shape run together, so the result is the same.
+        tiles: Look also at tiles of this side in pixels of the image, for small objects. Default: only at the whole image.
+        overlap: Share of a tile that neighbours have in common.
+        batch_size: Images (or tiles) per batch; only those of one shape run together, so the result is the same.
         every: Look only at each n-th frame of a video, camera or stream.
         track: Follow objects from frame to frame by ByteTrack; each has a number, which is drawn, and `track_id` in json and csv.
         watch: Look at new images in the folders as they come, until Ctrl-C.
@@ -220,6 +229,7 @@ def predict(
     check_threshold(threshold)
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size, every=every)
+    check_tiles(tiles, overlap)
     check_model(run, exported=True)
     if save is not None:
         check_kinds(save)
@@ -244,6 +254,8 @@ def predict(
         classes=None if classes is None else _split_names(classes, detector.classes),
         max_detections=max_detections,
         batch_size=batch_size,
+        tiles=tiles,
+        overlap=overlap,
     )
     summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes))
     writer = ResultWriter(folder, kinds, detector.classes, frame_pictures=save is not None)

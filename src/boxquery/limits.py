@@ -10,6 +10,8 @@ from boxquery.errors import UserError
 MAX_DETECTIONS = 100
 #: score threshold until an evaluation has found a better one
 DEFAULT_THRESHOLD = 0.5
+#: share of a tile's side that neighbours have in common, unless another is given
+DEFAULT_OVERLAP = 0.2
 
 
 def check_above_zero(**given: float | None) -> None:
@@ -29,3 +31,11 @@ def check_threshold(score: float | None) -> None:
     """Raise ``UserError`` for a score threshold that is given and is not from 0 to 1."""
     if score is not None and not 0 <= score <= 1:
         raise UserError(f"threshold={score}: must be from 0 to 1")
+
+
+def check_tiles(side: int | None, overlap: float) -> None:
+    """Raise ``UserError`` for a side of tiles that is given and is too small, or a share of them that neighbours cannot have in common."""
+    if side is not None and (not isinstance(side, int) or side < 16):
+        raise UserError(f"tiles={side}: must be the side of a tile in pixels, 16 or more")
+    if not 0 <= overlap <= 0.9:
+        raise UserError(f"overlap={overlap}: must be the share of a tile that neighbours have in common, from 0 to 0.9")

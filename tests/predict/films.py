@@ -21,7 +21,14 @@ def picture(number: int, noise: int = 0) -> np.ndarray:
 
 
 def write_film(
-    path: Path, *, frames: int = FRAMES, noise: int = 0, turned: int = 0, stamps: list[int] | None = None, codec: str = "libx264"
+    path: Path,
+    *,
+    frames: int = FRAMES,
+    noise: int = 0,
+    turned: int = 0,
+    stamps: list[int] | None = None,
+    codec: str = "libx264",
+    index_first: bool = True,
 ) -> Path:
     """A video of 64 x 64 pixels and 10 frames per second.
 
@@ -29,8 +36,9 @@ def write_film(
         noise: of the pixels, so that the file is larger.
         turned: degrees counterclockwise by which its metadata wants it to be shown.
         stamps: the time of each frame in hundredths of a second.
+        index_first: whether an .mp4 file can be read without its end.
     """
-    with av.open(str(path), "w", options={"movflags": "faststart"} if path.suffix == ".mp4" else {}) as container:
+    with av.open(str(path), "w", options={"movflags": "faststart"} if index_first and path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=RATE)
         stream.width = stream.height = SIDE
         stream.pix_fmt = "yuv420p"

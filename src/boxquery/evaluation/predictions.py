@@ -21,6 +21,7 @@ from boxquery.runtime.nms import nms_per_class
 if TYPE_CHECKING:
     from boxquery.data.dataset import Split
     from boxquery.runtime.predictor import Predictor
+    from boxquery.runtime.tiles import Tiles
 
 DetectionsByImage = dict[int, ImageDetections]
 """Position in a split -> its detections."""
@@ -63,6 +64,7 @@ def predict_split(
     cached: DetectionDataset | None = None,
     nms: float | None = None,
     max_detections: int = MAX_DETECTIONS,
+    tiles: Tiles | None = None,
     strict: bool = False,
     warn: Callable[[str], None] = warn_skipped,
     done: Callable[[int], None] = lambda count: None,
@@ -75,6 +77,7 @@ def predict_split(
         only: positions to predict, such as one process's share; None: all.
         cached: a data set over this split that keeps images as ``detector.resize`` makes them.
         nms: IoU threshold of NMS, see ``Model.postprocess``.
+        tiles: looked at beside each whole image, ``batch_size`` at once; images are then read one by one in this process.
         strict: an image whose pixels cannot be read is fatal.
         warn: called once for each image whose pixels cannot be read, which has no entry (see ``drop_unreadable``); prints on stderr by
             default.
@@ -82,11 +85,23 @@ def predict_split(
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size={batch_size}, workers={workers}: a batch has at least 1 image, and workers is 0 or more")
-    dataset = cached or DetectionDataset(split, ResizeTransform(detector.resize), strict=strict)
     order = list(range(len(split)) if only is None else only)
     needed = max([max_detections, *(len(record.boxes) for record in split)])
     top_k = max(needed, detector.num_queries) if needed > MAX_DETECTIONS else None
     found: DetectionsByImage = {}
+    if tiles is not None:
+        for i in order:
+            try:
+                image = split.read(i)
+            except UserError as error:
+                if strict:
+                    raise
+                warn(error.line())
+            else:
+                found[i] = detector.detect_in_tiles(image, tiles, batch_size=batch_size, top_k=top_k, nms=nms)
+            done(1)
+        return found
+    dataset = cached or DetectionDataset(split, ResizeTransform(detector.resize), strict=strict)
     for batch in read_batches(dataset, order, batch_size=batch_size, workers=workers, warn=warn):
         sizes = [(split[i].height, split[i].width) for i in batch.indices]
         found |= zip(batch.indices, detector.detect(batch.images.numpy(), sizes, top_k=top_k, nms=nms), strict=True)

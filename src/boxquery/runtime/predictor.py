@@ -17,8 +17,9 @@ from boxquery.data.classes import match_names
 from boxquery.data.images import read_image
 from boxquery.data.preprocessing import Preprocessing, Resize
 from boxquery.errors import UserError
-from boxquery.limits import DEFAULT_THRESHOLD, check_above_zero, check_nms, check_threshold
+from boxquery.limits import DEFAULT_OVERLAP, DEFAULT_THRESHOLD, check_above_zero, check_nms, check_threshold
 from boxquery.result import Result
+from boxquery.runtime.tiles import Tiles, merge_views
 
 ImageSource = str | Path | Image.Image | np.ndarray
 
@@ -110,6 +111,8 @@ class Predictor(ABC):
         classes: Sequence[str] | None = None,
         max_detections: int | None = None,
         batch_size: int = 1,
+        tiles: int | None = None,
+        overlap: float = DEFAULT_OVERLAP,
     ) -> Any:
         """Detect objects; one label per query.
 
@@ -121,26 +124,54 @@ class Predictor(ABC):
             classes: names of the only classes to keep; None: all.
             max_detections: most detections per image; None: as many as the model has queries, or a baseline's own.
             batch_size: images of one shape that run together, of so many that are read at a time.
+            tiles: pixels of the side of tiles that are looked at beside the whole image, for small objects; None: only the whole image.
+            overlap: share of a tile that neighbours have in common.
 
         Raises ``UserError`` for an image that cannot be read.
         """
         check_above_zero(batch_size=batch_size, max_detections=max_detections)
         check_nms(nms)
-        chosen = _Chosen(self.min_score(threshold), nms, None if classes is None else self.labels_of(classes), max_detections)
+        labels = None if classes is None else self.labels_of(classes)
+        chosen = _Chosen(self.min_score(threshold), nms, labels, max_detections, None if tiles is None else Tiles(tiles, overlap))
         if isinstance(source, ImageSource):
-            return next(self._stream([source], chosen, 1))
+            return next(self._stream([source], chosen, batch_size))
         stream = self._stream(source, chosen, batch_size)
         return list(stream) if isinstance(source, list | tuple) else stream
 
     def _stream(self, sources: Iterable[ImageSource], chosen: _Chosen, batch_size: int) -> Iterator[Result]:
         sources = iter(sources)
-        while group := list(islice(sources, batch_size)):
+        while group := list(islice(sources, batch_size if chosen.tiles is None else 1)):
             images = [to_pil(source) for source in group]
-            yield from map(self._result, group, images, self._detect(images, chosen), repeat(chosen))
+            top_k = chosen.max_detections and max(chosen.max_detections, self.num_queries)
+            if chosen.tiles is None:
+                found = self._detect(images, top_k=top_k, one_label=True, nms=chosen.nms)
+            else:
+                found = [
+                    self.detect_in_tiles(image, chosen.tiles, batch_size=batch_size, top_k=top_k, one_label=True, nms=chosen.nms)
+                    for image in images
+                ]
+            yield from map(self._result, group, images, found, repeat(chosen))
 
-    def _detect(self, images: list[Image.Image], chosen: _Chosen) -> list[Detections]:
+    def detect_in_tiles(
+        self,
+        image: Image.Image,
+        tiles: Tiles,
+        *,
+        batch_size: int = 1,
+        top_k: int | None = None,
+        one_label: bool = False,
+        nms: float | None = None,
+    ) -> Detections:
+        """Detections in the whole image and in tiles of it, of which ``batch_size`` run together; the rest as ``detect``."""
+        views = tiles.views(image.height, image.width)
+        found: list[Detections] = []
+        for start in range(0, len(views), batch_size):
+            crops = [image.crop(view) for view in views[start : start + batch_size].tolist()]
+            found += self._detect(crops, top_k=top_k, one_label=one_label, nms=nms)
+        return Detections(*merge_views(views, found))
+
+    def _detect(self, images: list[Image.Image], *, top_k: int | None, one_label: bool, nms: float | None) -> list[Detections]:
         """Detections per image. Only images of one shape run together: none is padded, so what is found in it depends on it alone."""
-        top_k = chosen.max_detections and max(chosen.max_detections, self.num_queries)
         by_shape: dict[tuple[int, int], list[int]] = {}
         for i, image in enumerate(images):
             by_shape.setdefault(self.resize.size(image.height, image.width), []).append(i)
@@ -148,7 +179,7 @@ class Predictor(ABC):
         for alike in by_shape.values():
             pixels = np.stack([self.resize(images[i]) for i in alike])
             sizes = [(images[i].height, images[i].width) for i in alike]
-            found |= zip(alike, self.detect(pixels, sizes, top_k=top_k, one_label=True, nms=chosen.nms), strict=True)
+            found |= zip(alike, self.detect(pixels, sizes, top_k=top_k, one_label=one_label, nms=nms), strict=True)
         return [found[i] for i in range(len(images))]
 
     def labels_of(self, names: Sequence[str]) -> list[int]:
@@ -186,12 +217,13 @@ class Predictor(ABC):
 
 
 class _Chosen(NamedTuple):
-    """Which detections are kept, see ``Predictor.predict``; of ``labels`` alone, or of all for None."""
+    """What is looked at and kept, see ``Predictor.predict``; of ``labels`` alone, or of all for None."""
 
     threshold: float
     nms: float | None
     labels: list[int] | None
     max_detections: int | None
+    tiles: Tiles | None
 
 
 def to_pil(source: ImageSource) -> Image.Image:

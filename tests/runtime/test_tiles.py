@@ -4,9 +4,14 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from boxquery.data.dataset import Record, Split
+from boxquery.data.preprocessing import Preprocessing, Resize
 from boxquery.errors import UserError
-from boxquery.tiles import Tiles, merge_views
+from boxquery.evaluation.predictions import predict_split
+from boxquery.runtime.predictor import Detections, Predictor
+from boxquery.runtime.tiles import Tiles, merge_views
 
 
 def see(objects, labels, views, *, blind=(), least=0.0):
@@ -97,3 +102,68 @@ def test_nothing_found_is_nothing():
 def test_what_cannot_be_is_refused(side, overlap, said):
     with pytest.raises(UserError, match=said):
         Tiles(side, overlap)
+
+
+class SquareFinder(Predictor):
+    """Finds bright squares on black, as they are in its input of 64 x 64 pixels; what is below three pixels there it does not see."""
+
+    def __init__(self):
+        super().__init__(["square"], [1], Resize(Preprocessing(64, square=True)), 0.5)
+        self.batches: list[int] = []
+
+    name, num_queries = "squares", 100
+
+    def detect(self, images, sizes, *, top_k=None, one_label=False, nms=None):
+        from scipy import ndimage
+
+        self.batches.append(len(images))
+        found = []
+        for pixels, (height, width) in zip(images, sizes, strict=True):
+            parts = ndimage.find_objects(ndimage.label(pixels[0] > 100)[0])
+            scale = np.array([width / 64, height / 64] * 2)
+            boxes = [(x.start, y.start, x.stop, y.stop) for y, x in parts if min(x.stop - x.start, y.stop - y.start) >= 3]
+            boxes = np.array(boxes, np.float32).reshape(-1, 4)
+            found.append(Detections(boxes * scale, np.full(len(boxes), 0.9, np.float32), np.zeros(len(boxes), np.int64)))
+        return found
+
+
+def test_small_objects_are_found_in_tiles():
+    image = np.zeros((640, 640, 3), np.uint8)
+    objects = [(10, 10, 20, 20), (122, 300, 134, 312), (300, 122, 312, 134), (600, 600, 616, 616), (250, 350, 450, 560)]
+    for x1, y1, x2, y2 in objects:
+        image[y1:y2, x1:x2] = 255
+    finder = SquareFinder()
+    assert len(finder.predict(image)) == 1
+    finder.batches.clear()
+    result = finder.predict(image, tiles=128, overlap=0.25, batch_size=16)
+    boxes = result.boxes[np.lexsort(result.boxes.T[::-1])]
+    assert len(result) == len(objects)
+    assert np.abs(boxes - np.array(sorted(objects))).max() <= 10  # of the large one, from the whole image at a tenth
+    assert np.abs(boxes[:3] - np.array(sorted(objects))[:3]).max() <= 2
+    assert finder.batches == [16, 16, 16, 2]  # the whole image and 49 tiles
+    assert len(finder.predict(image, tiles=128, max_detections=2)) == 2
+    with pytest.raises(UserError, match="tiles=3"):
+        finder.predict(image, tiles=3)
+
+
+def test_evaluation_looks_at_the_same_tiles():
+    image = np.zeros((640, 640, 3), np.uint8)
+    objects = np.array([(10, 10, 20, 20), (122, 300, 134, 312), (300, 122, 312, 134)], np.float32)
+    for x1, y1, x2, y2 in objects.astype(int):
+        image[y1:y2, x1:x2] = 255
+    areas = np.full(3, 144.0)
+    good, broken = (Record(name, None, 640, 640, objects, np.zeros(3, np.int64), np.zeros(3, bool), areas) for name in ("good", "broken"))
+
+    def read(record: Record) -> Image.Image:
+        if record is broken:
+            raise UserError("broken: cannot be read")
+        return Image.fromarray(image)
+
+    finder, split, said, done = SquareFinder(), Split("val", [broken, good], read), [], []
+    assert len(predict_split(finder, Split("val", [good], read))[0][1]) == 0
+    found = predict_split(finder, split, tiles=Tiles(128, 0.25), warn=said.append, done=done.append)
+    result = finder.predict(image, tiles=128, overlap=0.25)
+    assert np.array_equal(found[1][0], result.boxes)
+    assert (list(found), len(result), said, done) == ([1], 3, ["broken: cannot be read"], [1, 1])
+    with pytest.raises(UserError, match="broken"):
+        predict_split(finder, split, tiles=Tiles(128), strict=True)

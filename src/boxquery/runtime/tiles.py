@@ -7,10 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from boxquery.errors import UserError
+from boxquery.limits import DEFAULT_OVERLAP, check_tiles
 
-#: share of a tile's side that neighbours have in common, unless another is given
-DEFAULT_OVERLAP = 0.2
 #: IoU, in what two views both show, from which two boxes of a class are one object
 _AGREE = 0.5
 #: share of a tile's side within which a box that ends near the border of its tile counts as cut by it
@@ -30,10 +28,7 @@ class Tiles:
     overlap: float = DEFAULT_OVERLAP
 
     def __post_init__(self) -> None:
-        if not isinstance(self.side, int) or self.side < 16:
-            raise UserError(f"tiles={self.side}: must be the side of a tile in pixels, 16 or more")
-        if not 0 <= self.overlap <= 0.9:
-            raise UserError(f"overlap={self.overlap}: must be the share of a tile that neighbours have in common, from 0 to 0.9")
+        check_tiles(self.side, self.overlap)
 
     def views(self, height: int, width: int) -> np.ndarray:
         """What is looked at, int64 [V, 4] xyxy: the whole image, then tiles row by row, if it is larger than one.
