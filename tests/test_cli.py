@@ -18,7 +18,7 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("check", "train", "evaluate", "predict", "explain", "compare", "benchmark", "models", "demo", "import-official")
+COMMANDS = ("check", "train", "evaluate", "predict", "explain", "compare", "benchmark", "export", "models", "demo", "import-official")
 
 
 def loaded_by(code: str) -> set[str]:

@@ -16,6 +16,7 @@ from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_not
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
 from boxquery.explain.explanation import explain
+from boxquery.export.writer import export
 from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
@@ -107,6 +108,18 @@ class Detector(_Evaluated, detector.Detector):
     def push_to_hub(self, repo_id: str, *, private: bool = False) -> str:
         """Upload to the hub; returns the address. Needs a login there."""
         return model_folder.push_to_hub(self, repo_id, private=private)
+
+    def export(self, path: str | Path, *, precision: str = "fp32", size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Write the model as a file that runs without Python or torch, with its post-processing, class names, threshold and preprocessing.
+
+        Args:
+            path: ``.onnx``, or ``.xml`` for OpenVINO, with its weights beside it in a file ``.bin``.
+            precision: "fp32"; "fp16", weights stored in 16 bits; "bf16", computed in it on processors that can (OpenVINO only).
+            size: (height, width) of every input, which is faster; None: any.
+
+        Returns what the file says of itself, and its ``bytes``. Raises ``UserError``; then nothing is written.
+        """
+        return export(self, path, precision=precision, size=size)
 
     def explain(self, source: ImageSource | Sequence[ImageSource], *, threshold: float | None = None) -> Any:
         """What every query attended to, how its box moved from layer to layer, and which queries competed for one object.

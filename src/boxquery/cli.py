@@ -36,6 +36,7 @@ COMMANDS = {
     "evaluate": ("boxquery.commands:evaluate", ""),
     "predict": ("boxquery.commands:predict", "RUN IMAGES..."),
     "benchmark": ("boxquery.benchmark.command:benchmark", "[RUN|MODEL]"),
+    "export": ("boxquery.export_command:export", ""),
     "models": ("boxquery.commands:models", "[NAME]"),
     "import-official": ("boxquery.import_command:import_official", ""),
 }

@@ -104,7 +104,7 @@ class PatternQueries(Queries):
 
     def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
         points = self.grid(memory.extents) if rows.points is None else rows.points
-        images, patterns = len(memory.tokens), len(self.patterns)
+        images, patterns = memory.tokens.shape[0], len(self.patterns)
 
         def each(values: Tensor) -> Tensor:
             """One per point [N, D] -> one per query [1, Q, D]."""

@@ -201,10 +201,10 @@ class DetectionTransformer(Model):
             one_label: only the best class of each query.
             nms: IoU threshold of class-wise NMS; None: none, as published.
         """
-        alive = None if out.alive is None else out.alive[-1]
+        kept = None if out.alive is None else out.alive[-1].nonzero()[:, 1].view(len(sizes), -1)
         extents = torch.tensor(sizes, device=out.boxes.device)
-        columns = self.postprocessor(out.logits[-1], out.boxes[-1], extents, alive, top_k=top_k, one_label=one_label)
-        detections = [{"scores": s, "labels": c, "boxes": b} for s, c, b in zip(*columns, strict=True)]
+        columns = self.postprocessor(out.logits[-1], out.boxes[-1], extents, kept, top_k=top_k, one_label=one_label)
+        detections = [{"scores": s, "labels": c, "boxes": b} for s, c, b, _ in zip(*columns, strict=True)]
         return detections if nms is None else [nms_per_class(image, nms) for image in detections]
 
     def query_parameters(self) -> list[nn.Parameter]:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from boxquery.matching.criterion import Classification
-from boxquery.parts.boxes import at_least_float32, cxcywh_to_xyxy
+from boxquery.parts.boxes import at_least_float32, chosen_rows, cxcywh_to_xyxy
+
+
+class Detections(NamedTuple):
+    """Per image, best first: scores [B, K], labels [B, K], boxes [B, K, 4] xyxy in pixels, unclipped, and the index of each one's query
+    [B, K]."""
+
+    scores: Tensor
+    labels: Tensor
+    boxes: Tensor
+    queries: Tensor
 
 
 class PostProcess(nn.Module):
@@ -25,33 +37,32 @@ class PostProcess(nn.Module):
         logits: Tensor,
         boxes: Tensor,
         sizes: Tensor,
-        alive: Tensor | None = None,
+        kept: Tensor | None = None,
         *,
         top_k: int | None = None,
         one_label: bool = False,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Scores [B, K], labels [B, K] and boxes [B, K, 4] (xyxy pixels, unclipped), best first.
+    ) -> Detections:
+        """The detections, best first.
 
         Args:
             logits, boxes: [B, Q, C], and [B, Q, 4] cxcywh in [0, 1].
             sizes: [B, 2], (height, width) of the original images.
-            alive: [B, Q] bool, the queries that were not pruned, equally many in every image; None: all.
+            kept: [B, K] indices of the queries that were not pruned; None: all.
             top_k: instead of the module's own; with one class per query at most Q.
             one_label: only the best class of each query.
         """
         logits, boxes = at_least_float32(logits, boxes)
-        if alive is not None:
-            kept = alive.nonzero()[:, 1].view(len(alive), -1, 1)
-            logits, boxes = (values.gather(1, kept.expand(-1, -1, values.shape[-1])) for values in (logits, boxes))
+        if kept is not None:
+            logits, boxes = chosen_rows(logits, kept), chosen_rows(boxes, kept)
         scores = self.classification.scores(logits)
         queries, classes = scores.shape[1:]
         if one_label or self.classification.has_no_object:
             scores, labels = scores.max(-1)
-            scores, index = scores.topk(min(top_k or queries, queries))
+            scores, index = scores.topk(queries if top_k is None else min(top_k, queries))
             labels = labels.gather(1, index)
         else:
             scores, flat = scores.flatten(1).topk(min(top_k or self.top_k or queries, queries * classes))
             index, labels = flat // classes, flat % classes
         scale = sizes.flip(-1).repeat(1, 2).to(boxes)
-        chosen = cxcywh_to_xyxy(boxes.gather(1, index[..., None].expand(-1, -1, 4))) * scale[:, None]
-        return scores, labels, chosen
+        chosen = cxcywh_to_xyxy(chosen_rows(boxes, index)) * scale[:, None]
+        return Detections(scores, labels, chosen, index if kept is None else kept.gather(1, index))

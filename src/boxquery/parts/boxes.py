@@ -61,7 +61,7 @@ def clamp_logits(logits: Tensor, eps: float = 1e-5) -> Tensor:
 
 def chosen_rows(values: Tensor, chosen: Tensor) -> Tensor:
     """[B or 1, Q, D] at the indices [B, K] -> [B, K, D]."""
-    return values.expand(len(chosen), -1, -1).gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
+    return values.expand(chosen.shape[0], -1, -1).gather(1, chosen[..., None].expand(-1, -1, values.shape[-1]))
 
 
 def at_least_float32(*tensors: Tensor) -> tuple[Tensor, ...]:

@@ -116,8 +116,8 @@ class Tokens(nn.Module):
             position=torch.cat(positions, 1) if positions else None,
             mask=None if mask is None else torch.cat(masks, 1),
             shapes=tuple((f.shape[-2], f.shape[-1]) for f in maps),
-            valid_ratios=torch.stack(ratios, 1).to(exact).expand(len(every), -1, -1),
-            extents=torch.stack((width, height), -1).to(exact).expand(len(every), -1),
+            valid_ratios=torch.stack(ratios, 1).to(exact).expand(every.shape[0], -1, -1),
+            extents=torch.stack((width, height), -1).to(exact).expand(every.shape[0], -1),
             axes=tuple(axes),
         )
 

@@ -52,5 +52,5 @@ def topk_queries(scores: Tensor, first: int, count: int) -> Tensor:
     """Scores [B, Q, C] -> positions [B, first + count]: the ``first`` (training-only) queries, and of the others those with the highest
     score; on ties the earlier ones. They stay in their order."""
     best = scores[:, first:].amax(-1).sort(descending=True, stable=True).indices[:, :count].sort().values
-    always = torch.arange(first, device=best.device).expand(len(best), -1)
+    always = torch.arange(first, device=best.device).expand(best.shape[0], -1)
     return torch.cat((always, best + first), 1)

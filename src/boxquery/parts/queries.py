@@ -70,7 +70,7 @@ class LearnedQueries(Queries):
         return {"position": nn.Parameter(torch.empty(count, self.dim).normal_())}
 
     def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
-        position = rows.position.expand(len(memory.tokens), -1, -1)
+        position = rows.position.expand(memory.tokens.shape[0], -1, -1)
         return QueryState(content=torch.zeros_like(position, dtype=memory.tokens.dtype), position=position)
 
 
@@ -102,7 +102,7 @@ class ReferencePointQueries(Queries):
         return {"position": nn.Parameter(torch.empty(count, self.dim).normal_())}
 
     def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
-        batch = len(memory.tokens)
+        batch = memory.tokens.shape[0]
         if self.learned:
             position, content = rows.embedding.expand(batch, -1, -1).chunk(2, -1)
             reference = self.reference_points(position)
@@ -150,7 +150,7 @@ class BoxQueries(Queries):
         return rows
 
     def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
-        batch, tokens = len(memory.tokens), memory.tokens
+        batch, tokens = memory.tokens.shape[0], memory.tokens
         anchors = torch.cat((rows.centres, rows.anchors), -1) if self.fixed_xy else rows.anchors
         reference = each_pattern(anchors, self.patterns, parts).expand(batch, -1, -1)
         if self.content is None:
@@ -236,7 +236,7 @@ class ProposalQueries(Queries):
             boxes = self.head.boxes(chosen) + chosen_rows(anchors, cells) if every is None else chosen_rows(every, cells)
             return self.at(boxes.detach(), self.content_of(chosen, rows, parts)), boxes
 
-        best = scores.topk(min(self.count, total), 1).indices
+        best = scores.topk(torch.sym_min(self.count, total), 1).indices
         state, boxes = queries(best, self, 1)
         logits, boxes = (chosen_rows(logits, best), boxes) if every is None else (logits, every)
         state = replace(state, proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]))
@@ -253,7 +253,7 @@ class ProposalQueries(Queries):
         if self.kind == "tokens":
             return tokens.detach()
         content = rows.content.unflatten(0, (parts, -1))[:, : tokens.shape[1] // parts].flatten(0, 1)
-        return content.to(tokens.dtype).expand(len(tokens), -1, -1)
+        return content.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
 
     def at(self, reference: Tensor, content: Tensor | None = None) -> QueryState:
         """Queries with references [B, N, 4] of logits, from which content and position are made where there is no content yet."""
@@ -287,7 +287,7 @@ def propose(memory: Memory) -> tuple[Tensor, Tensor]:
     """
     centres = memory.centres()
     sizes = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
-    boxes = torch.cat((centres, sizes[:, None].expand(len(centres), -1, 2)), -1)
+    boxes = torch.cat((centres, sizes[:, None].expand(centres.shape[0], -1, 2)), -1)
     valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
     if memory.mask is not None:
         valid = valid & ~memory.mask

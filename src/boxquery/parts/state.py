@@ -126,6 +126,6 @@ class QueryState:
             reference=kept(self.reference),
             box_anchor=kept(self.box_anchor),
             self_mask=mask,
-            query_index=every.expand(len(chosen), -1).gather(1, chosen),
+            query_index=every.expand(chosen.shape[0], -1).gather(1, chosen),
             previous=None if self.previous is None else self.previous.only(chosen),
         )

@@ -1,0 +1,64 @@
+"""What is exported: a module from pixels to detections, and its trace as a graph. docs/export.md lists its inputs and outputs."""
+
+from __future__ import annotations
+
+import warnings
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from boxquery.data.transforms import normalize
+from boxquery.detector import Detector
+from boxquery.errors import UserError, one_line
+from boxquery.parts.boxes import at_least_float32, cxcywh_to_xyxy
+
+INPUTS = ("images", "sizes")
+OUTPUTS = ("boxes", "scores", "labels", "queries", "class_scores", "query_boxes")
+
+
+class ExportGraph(nn.Module):
+    """Normalisation, a detector's model and its post-processing in one; the model is a copy in float32 on the CPU."""
+
+    unnamed: Tensor | None
+
+    def __init__(self, detector: Detector):
+        super().__init__()
+        self.model = deepcopy(detector.transformer).to("cpu", torch.float32).eval().requires_grad_(False)
+        self.preprocessing = detector.preprocessing
+        unnamed = torch.zeros(len(detector.classes) + self.model.criterion.classification.has_no_object, dtype=torch.bool)
+        unnamed[detector.unnamed] = True
+        self.register_buffer("unnamed", unnamed if detector.unnamed else None)
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """``OUTPUTS`` of images uint8 [B, 3, h, w] and the (height, width) of the originals, int64 [B, 2]."""
+        out = self.model(normalize(images, self.preprocessing), last_only=True)
+        logits, boxes = at_least_float32(out.logits[-1], out.boxes[-1])
+        if self.unnamed is not None:
+            logits = logits.masked_fill(self.unnamed, -torch.inf)
+        kept = None
+        if out.alive is not None:
+            count = torch.sym_min(self.model.num_queries_per_layer[-1], boxes.shape[1])
+            kept = out.alive[-1].to(torch.float32).topk(count).indices.sort(1).values
+        found = self.model.postprocessor(logits, boxes, sizes, kept, one_label=True)
+        scale = sizes.flip(-1).repeat(1, 2).to(boxes)[:, None]
+        return found.boxes, found.scores, found.labels, found.queries, self.model.scores(logits), cxcywh_to_xyxy(boxes) * scale
+
+
+def trace(graph: ExportGraph, size: tuple[int, int] | None) -> ExportedProgram:
+    """The graph of any number of images, of any height and width or of one ``size``. Raises ``UserError`` where torch cannot trace it."""
+    # sides that differ and are no power of two, so that nothing is taken for another by chance
+    height, width = size or (graph.preprocessing.image_size + 8, graph.preprocessing.image_size * 5 // 4 + 40)
+    sides = {} if size else {2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    given = torch.zeros(2, 3, height, width, dtype=torch.uint8), torch.tensor([[height, width]] * 2)
+    name = graph.model.config["name"]
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(graph, given, dynamic_shapes=({0: Dim.DYNAMIC, **sides}, {0: Dim.DYNAMIC}), strict=False)
+    except UserError:
+        raise
+    except Exception as error:
+        hint = "" if size else "; a fixed --size HxW may do"
+        raise UserError(f"{name}: torch cannot trace the model{hint} ({type(error).__name__}: {one_line(error)[:300]})") from error

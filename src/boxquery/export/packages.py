@@ -1,0 +1,44 @@
+"""Which packages an export needs, and which combinations are known not to work."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+from packaging.version import Version
+
+from boxquery.errors import UserError
+from boxquery.runtime.record import PRECISIONS
+
+ONNX, OPENVINO = "onnx", "openvino"
+#: what a file of a target ends in
+ENDINGS = {ONNX: ".onnx", OPENVINO: ".xml"}
+#: the first that has all operators of the family, GridSample and LayerNormalization among them
+OPSET = 18
+#: by target: packages, the oldest version known to work, and what is wrong with older ones
+NEEDED = {
+    ONNX: {"onnx": ("1.18", "does not know the graph's version"), "onnxscript": ("0.5", "lacks operators"),
+           "onnxruntime": ("1.22", "cannot read the graph's version")},
+    OPENVINO: {"onnx": ("1.18", "does not know the graph's version"), "onnxscript": ("0.5", "lacks operators"),
+               "openvino": ("2025.2", "was never tried"), "nncf": ("2.17", "was never tried")},
+}  # fmt: skip
+#: of torch, whose exporter used another method before
+TORCH = "2.9"
+
+
+def check_combination(target: str, precision: str) -> None:
+    """Raise ``UserError`` where the packages installed, or a target and a precision, do not go together."""
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if (target, precision) == (ONNX, "bf16"):
+        raise UserError("--to onnx --precision bf16: onnxruntime has no bf16 kernels for CPUs; use --to openvino, or fp32 or int8")
+    installed = {"torch": version("torch")}
+    if Version(installed["torch"]) < Version(TORCH):
+        raise UserError(f"torch {installed['torch']} exports by another method; pip install 'torch>={TORCH}'")
+    extra = "export" if target == ONNX else "openvino"
+    for package, (oldest, why) in NEEDED[target].items():
+        try:
+            found = version(package)
+        except PackageNotFoundError:
+            raise UserError(f"--to {target} needs the package {package}: pip install 'boxquery[{extra}]'") from None
+        if Version(found) < Version(oldest):
+            raise UserError(f"{package} {found} {why}; pip install '{package}>={oldest}'")

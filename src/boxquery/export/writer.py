@@ -1,0 +1,73 @@
+"""From a detector to the file that runs it elsewhere."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from boxquery.detector import Detector
+from boxquery.errors import UserError
+from boxquery.export.graph import ExportGraph, trace
+from boxquery.export.metadata import metadata
+from boxquery.export.onnx import to_onnx, write_onnx
+from boxquery.export.openvino import read_graph, write_openvino
+from boxquery.export.packages import ENDINGS, ONNX, check_combination
+
+
+def export(detector: Detector, path: str | Path, *, precision: str = "fp32", size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Write ``path``, or leave it as it was; see ``boxquery.api.Detector.export``. Returns what the file says of itself, and its bytes."""
+    path = Path(path)
+    target = target_of(path)
+    check_combination(target, precision)
+    check_size(size)
+    started = time.monotonic()
+    graph = ExportGraph(detector)
+    values = metadata(detector, target, precision, size)
+    with beside(path) as folder:
+        model = to_onnx(trace(graph, size))
+        if target == ONNX:
+            write_onnx(model, folder / path.name, values)
+        else:
+            with tempfile.TemporaryDirectory() as other:
+                write_onnx(model, Path(other) / "model.onnx", values)
+                write_openvino(read_graph(Path(other) / "model.onnx"), folder / path.name, values, half=precision == "fp16")
+        files = sorted(folder.iterdir(), key=lambda file: file.suffix == path.suffix)
+        total = sum(file.stat().st_size for file in files)
+        for file in files:
+            os.replace(file, path.parent / file.name)
+    return {**values, "out": str(path), "bytes": total, "seconds": round(time.monotonic() - started, 1)}
+
+
+def target_of(path: Path) -> str:
+    """What a file is by its ending. Raises ``UserError`` for another one."""
+    for target, ending in ENDINGS.items():
+        if path.suffix == ending:
+            return target
+    raise UserError(f"{path}: must end in {' or '.join(f'{ending} ({target})' for target, ending in ENDINGS.items())}")
+
+
+def check_size(size: tuple[int, int] | None) -> None:
+    if size is not None and not all(16 <= side <= 8192 for side in size):
+        raise UserError(f"size={size[0]}x{size[1]}: each side must have 16 to 8192 pixels")
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A new folder beside a file, in which it and what belongs to it are made; gone at the end. Raises ``UserError`` where the operating
+    system refuses."""
+    folder = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")
+        yield Path(folder)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); make room, or write elsewhere") from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)

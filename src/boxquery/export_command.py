@@ -1,0 +1,62 @@
+"""The command export. Imports no torch: ``--help`` must be instant."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal
+
+from boxquery.commands import CommandResult
+from boxquery.errors import UserError
+from boxquery.export.packages import ENDINGS, check_combination
+from boxquery.flags import Switch, check_model
+from boxquery.limits import check_above_zero
+
+
+def export(
+    run: str,
+    /,
+    *,
+    to: Literal["onnx", "openvino"],
+    out: Path,
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    size: str | None = None,
+    image_size: int | None = None,
+    download: Switch = False,
+) -> CommandResult:
+    """Write a model as a file that runs without Python or torch: pixels in, detections out (docs/export.md).
+
+    Class names, ids, the threshold and the way images are resized are in the file.
+
+    Args:
+        run: A run folder, a model folder (ours or one of transformers) or a hub id.
+        to: Runtime that the file is for.
+        out: File to write, .onnx or .xml; OpenVINO has its weights beside it in a file .bin.
+        precision: fp16 stores weights in half the space; bf16 also computes in it, on processors that can (OpenVINO only).
+        size: Height and width that every image is resized to, as 480x640, which is faster. Default: any size, by the model's own rule.
+        image_size: Short side of the model's input in pixels. Default: that of its training.
+        download: Fetch a model from the hub also if it has more than 200 MB.
+    """
+    if out.suffix != ENDINGS[to]:
+        raise UserError(f"{out}: a file for {to} ends in {ENDINGS[to]}; choose another --out or --to")
+    check_combination(to, precision)
+    sides = None if size is None else parse_size(size)
+    check_above_zero(image_size=image_size)
+    check_model(run)
+    from boxquery.export.writer import export
+    from boxquery.model_folder import load
+
+    detector = load(run, download=download)
+    if image_size is not None:
+        detector.image_size = image_size
+    values = export(detector, out, precision=precision, size=sides)
+    shape = "any size" if sides is None else f"{sides[0]}x{sides[1]}"
+    text = f"{out}: {values['model']} for {to} in {precision}, {shape}, {values['bytes'] / 1e6:.1f} MB, in {values['seconds']:.0f} seconds"
+    return CommandResult(values, text=text)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """``480x640`` -> (height, width). Raises ``UserError``."""
+    if (found := re.fullmatch(r"(\d{1,5})[xX](\d{1,5})", text)) is None:
+        raise UserError(f"--size {text}: write height x width in pixels, as 480x640")
+    return int(found[1]), int(found[2])
