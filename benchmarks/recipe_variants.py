@@ -86,6 +86,11 @@ VARIANTS: dict[str, Variant] = {
         why="convolutions between levels in place of sampling",
     ),
     "mosaic-batch8": Variant("tiny-mosaic", recipe={"batch_size": 8}, why="twice the objects per step, and a cheaper image"),
+    "mosaic-grouped": Variant(
+        "tiny-mosaic",
+        recipe={"square": False, "group_shapes": True, "image_size": 144},
+        why="batches of similar shapes in place of stretched images, with as many pixels",
+    ),
     "mosaic-all": Variant("tiny-mosaic", recipe={"augment": replace(MOSAIC, mosaic=1.0)}, why="no image without other ones"),
     "d-fine": Variant(None, recipe=TINY_MOSAIC, model="d-fine", preset="tiny", why="the recipe of tiny-mosaic with another model"),
     "rt-detr": Variant(None, recipe=TINY_MOSAIC, model="rt-detr", preset="tiny", why="the recipe of tiny-mosaic with another model"),

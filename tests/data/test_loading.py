@@ -199,10 +199,12 @@ def test_collate_pads_to_the_largest():
     assert torch.equal(moved.images, batch.images)
 
 
+@pytest.mark.parametrize("shapes", [None, [0.5, -0.5, 0.1]])
 @pytest.mark.parametrize("world", [1, 2, 3, 5])
 @pytest.mark.parametrize("n", [1, 2, 10, 11])
-def test_sampler(n, world):
-    samplers = [EpochSampler(n, 3, rank, world) for rank in range(world)]
+def test_sampler(n, world, shapes):
+    own = None if shapes is None else [shapes[i % 3] for i in range(n)]
+    samplers = [EpochSampler(n, 3, rank, world, shapes=own, group=2 * world) for rank in range(world)]
     orders = []
     for epoch in (0, 1, 0):
         for sampler in samplers:
@@ -214,6 +216,22 @@ def test_sampler(n, world):
         orders.append([item.index for part in parts for item in part])
     assert orders[0] == orders[2]
     assert n < 10 or orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_batches_are_of_images_with_one_shape_where_those_suffice(world):
+    shapes = [-0.3, 0.3] * 38
+    samplers = [EpochSampler(75, 3, rank, world, shapes=shapes[:75], group=4) for rank in range(world)]
+    for epoch in range(3):
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        parts = [[item.index for item in sampler] for sampler in samplers]
+        batches = [sum((part[i : i + 4 // world] for part in parts), []) for i in range(0, 72 // world, 4 // world)]
+        mixed = [len({shapes[index] for index in batch}) > 1 for batch in batches]
+        assert sum(mixed) <= 2  # one per window, of which there are two
+        portrait = [shapes[batch[0]] < 0 for batch in batches]
+        assert portrait != sorted(portrait)
+        assert portrait != sorted(portrait, reverse=True)
 
 
 def test_sampler_rejects_wrong_arguments():

@@ -25,6 +25,8 @@ from boxquery.errors import UserError
 
 CACHE_LIMIT = 2**30
 """Bytes of pixels up to which a split is kept in memory: decoded, and resized where they are the same in every epoch."""
+GROUP_WINDOW = 16
+"""Batches that images are exchanged between, to be with others of their shape."""
 _COUNT_LIMIT = 100_000  # a split of more images is not even measured
 
 
@@ -208,15 +210,19 @@ class EpochSampler(Sampler[Item]):
         n: number of items.
         seed: of the order.
         rank, world: this process, and how many there are.
+        shapes: a number per item; items of similar ones come one after the other, ``group`` of them at a time, so that batches are padded
+            less. None: in any order.
+        group: items of a batch, of all processes together.
 
     Attributes:
         plain_from: of an epoch, the point of the run, in epochs, from which images are plain, as planned when the epoch begins.
     """
 
-    def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1):
+    def __init__(self, n: int, seed: int, rank: int = 0, world: int = 1, *, shapes: Sequence[float] | None = None, group: int = 1):
         if n < 1 or not 0 <= rank < world:
             raise ValueError(f"EpochSampler: n={n}, rank={rank}, world={world}")
         self.n, self.seed, self.rank, self.world = n, seed, rank, world
+        self.shapes, self.group = None if shapes is None else torch.as_tensor(shapes), group
         self.epoch = 0
         self.plain_from: Callable[[int], float] = lambda epoch: math.inf
 
@@ -228,9 +234,21 @@ class EpochSampler(Sampler[Item]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[Item]:
-        order = torch.randperm(self.n, generator=generator(self.seed, self.epoch, "order")).tolist()
+        chance = generator(self.seed, self.epoch, "order")
+        order = torch.randperm(self.n, generator=chance)
+        order = (order if self.shapes is None else _grouped(order, self.shapes[order], self.group, chance)).tolist()
         plain = (self.plain_from(self.epoch) - self.epoch) * len(self)
         return iter([Item(self.epoch, order[(i * self.world + self.rank) % self.n], i >= plain) for i in range(len(self))])
+
+
+def _grouped(order: Tensor, shapes: Tensor, group: int, chance: torch.Generator) -> Tensor:
+    """Items [N] with their shapes [N], those of a window sorted by shape, its groups in any order; what fills no group stays at the end."""
+    groups = []
+    whole = len(order) // group * group
+    for items, own in zip(order[:whole].split(GROUP_WINDOW * group), shapes[:whole].split(GROUP_WINDOW * group), strict=True):
+        rows = items[own.argsort(stable=True)].view(-1, group)
+        groups.append(rows[torch.randperm(len(rows), generator=chance)].flatten())
+    return torch.cat([*groups, order[whole:]])
 
 
 def generator(seed: int, epoch: int, name: int | str) -> torch.Generator:

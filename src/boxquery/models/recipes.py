@@ -16,6 +16,7 @@ class Recipe:
     Attributes:
         image_size: short side in pixels; the long side is at most 5/3 of it (DETR's 800 and 1333).
         square: images are resized to squares of that side, whatever their shape, so that no batch is padded.
+        group_shapes: batches are of images with similar ratios of width to height, so that less of them is padding.
         normalize: pixels are normalised by ImageNet's mean and standard deviation; False: they stay in 0..1.
         epochs, batch_size: passes over the data; images per process and step.
         lr, backbone_lr: learning rates of transformer and backbone.
@@ -31,6 +32,7 @@ class Recipe:
 
     image_size: int = 800
     square: bool = False
+    group_shapes: bool = False
     normalize: bool = True
     epochs: int = 300
     batch_size: int = 2
@@ -51,6 +53,7 @@ class Recipe:
 #: from random weights on little data, by measurement (docs/LOG.md): small batches, one rate for all, a moving average, half a cosine
 SMALL_DATA = Recipe(
     image_size=240,
+    group_shapes=True,
     epochs=150,
     batch_size=4,
     lr=1e-3,
@@ -75,7 +78,7 @@ NARROW_RESNET10: dict[str, Any] = {**NARROW_RESNET18, "layers": (1, 1, 1, 1)}
 
 #: from weights that know much already, as of COCO: a rate at which they are not forgotten, the backbone's a tenth of it, a short moving
 #: average, half a cosine (not measured yet)
-FINE_TUNING = Recipe(epochs=30, batch_size=4, lr=1e-4, backbone_lr=1e-5, decay="cosine", warmup=0.05, ema=0.99)
+FINE_TUNING = Recipe(group_shapes=True, epochs=30, batch_size=4, lr=1e-4, backbone_lr=1e-5, decay="cosine", warmup=0.05, ema=0.99)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import multiprocessing
 import pickle
 import warnings
@@ -216,7 +217,11 @@ class Run:
         self.detector = Detector(self.model, data.names, data.ids, preprocessing)
 
     def sampler(self) -> EpochSampler:
-        return EpochSampler(len(self.train), self.config.seed, rank(), self.config.world_size)
+        c, shapes = self.config, None
+        if self.recipe.group_shapes and not c.square:
+            ratios = [math.log(record.width / record.height) for record in self.train.split]
+            shapes = None if len(set(ratios)) == 1 else ratios
+        return EpochSampler(len(self.train), c.seed, rank(), c.world_size, shapes=shapes, group=c.batch_size * c.world_size)
 
     def loader(self, sampler: EpochSampler) -> DataLoader:
         c = self.config
