@@ -4,10 +4,11 @@
     python benchmarks/finetune.py raccoon=path/to/raccoon --images 20 --seeds 0                    # a part of it
     python benchmarks/finetune.py --show                                                           # only page and figure
 
-First ``deformable-detr`` "tiny" is trained on built-in scenes for twenty minutes of CPU time on one thread, from random weights. Then a cell is a
-set, a number of its training images, a start and a seed: "random" weights, the scenes' model ("scenes"), or the same with its backbone
-frozen ("frozen"). All train equally long in CPU time, with the same images, squares of 160 pixels and learning rate, and differ in nothing
-else. A cell's AP is that of its last epoch on the set's own val split: none is chosen. Results are kept as those of benchmarks/curves.py.
+First ``deformable-detr`` "tiny" is trained on built-in scenes for twenty minutes of CPU time on one thread, from random weights. Then a
+cell is a set, a number of its training images, a start and a seed: "random" weights, the scenes' model ("scenes"), or the same with its
+backbone frozen ("frozen"). All train equally long in CPU time, with the same images, squares of 160 pixels and learning rate, and differ in
+nothing else. A cell's AP is that of its last epoch on the set's own val split: none is chosen. Results are kept as those of
+benchmarks/curves.py.
 """
 
 from __future__ import annotations

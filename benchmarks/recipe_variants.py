@@ -91,6 +91,11 @@ VARIANTS: dict[str, Variant] = {
         recipe={"square": False, "group_shapes": True, "image_size": 144},
         why="batches of similar shapes in place of stretched images, with as many pixels",
     ),
+    "mosaic-sized": Variant(
+        "tiny-mosaic",
+        options={"proposal_size": 0.0},
+        why="first boxes as large as the median object in place of .05, .1 and .2 of the image",
+    ),
     "mosaic-all": Variant("tiny-mosaic", recipe={"augment": replace(MOSAIC, mosaic=1.0)}, why="no image without other ones"),
     "d-fine": Variant(None, recipe=TINY_MOSAIC, model="d-fine", preset="tiny", why="the recipe of tiny-mosaic with another model"),
     "rt-detr": Variant(None, recipe=TINY_MOSAIC, model="rt-detr", preset="tiny", why="the recipe of tiny-mosaic with another model"),

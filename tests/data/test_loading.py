@@ -226,7 +226,7 @@ def test_batches_are_of_images_with_one_shape_where_those_suffice(world):
         for sampler in samplers:
             sampler.set_epoch(epoch)
         parts = [[item.index for item in sampler] for sampler in samplers]
-        batches = [sum((part[i : i + 4 // world] for part in parts), []) for i in range(0, 72 // world, 4 // world)]
+        batches = [[index for part in parts for index in part[i : i + 4 // world]] for i in range(0, 72 // world, 4 // world)]
         mixed = [len({shapes[index] for index in batch}) > 1 for batch in batches]
         assert sum(mixed) <= 2  # one per window, of which there are two
         portrait = [shapes[batch[0]] < 0 for batch in batches]

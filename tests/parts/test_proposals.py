@@ -1,5 +1,6 @@
 """Which cells become queries, the best or first the peaks among their neighbours, and with what content."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -125,3 +126,14 @@ def test_where_cells_run_out_the_best_ranks_of_each_group_are_learned():
     assert state.training_only() == 9
     rows = queries.further.content.view(3, 10, 16)[:, :3].flatten(0, 1)
     torch.testing.assert_close(state.content, torch.cat((rows, queries.content)).expand(len(state.content), -1, -1))
+
+
+def test_proposals_are_as_large_as_the_median_object_where_that_is_asked_for():
+    model = bq.create_model("deformable-detr", classes=1, preset="tiny", proposal_size=0.0)
+    shares = np.array([[0.4, 0.4], [0.2, 0.8], [0.1, 0.1]])
+    assert model.fit_to_data(shares * 160, shares) == {"proposal_size": 0.2} == {"proposal_size": model.config["options"]["proposal_size"]}
+    proposed = model.eval().embed_image(torch.rand(1, 3, 160, 160))
+    widths = propose(proposed, 0.2)[1][..., 2].sigmoid()
+    levels = [level[level < 1].unique() for level in proposed.maps(widths)]
+    assert [level.item() for level in levels] == pytest.approx([0.2, 0.4, 0.8])
+    assert model.fit_to_data(shares * 160, shares / 2) == {}  # it stays what it is

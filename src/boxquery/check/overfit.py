@@ -19,7 +19,7 @@ from boxquery.check.findings import Finding
 from boxquery.check.floors import measured
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.loading import Batch, DetectionDataset, collate
-from boxquery.data.preprocessing import Preprocessing, object_sizes
+from boxquery.data.preprocessing import Preprocessing, object_shares, object_sizes
 from boxquery.data.transforms import EvalTransform
 from boxquery.evaluation.coco_matching import RIGHT, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_MISPLACED
@@ -109,7 +109,7 @@ def overfit_batch(
     if "num_queries" not in options and most > vars(preset(name, PRESET).options).get("num_queries", most):  # a baseline has none to set
         options = {**options, "num_queries": most}
     model = create_model(name, classes=len(data.names), preset=PRESET, **options)
-    model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIDE))))
+    model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIDE))), np.concatenate(object_shares(split)))
     batch = collate([DetectionDataset(split, EvalTransform(Preprocessing(SIDE)))[i] for i in range(len(split))]).to(device)
     model.to(device).train()
     planned = measured(name).get("learn_steps") or UNMEASURED if steps is None else steps

@@ -126,9 +126,11 @@ def resized_size(height: int, width: int, shortest: int, longest: int | None = N
 
 def object_sizes(split: Split, preprocessing: Preprocessing) -> list[np.ndarray]:
     """Per image [N, 2]: width and height of its objects, without ignored ones, in pixels of the model's input."""
-    sizes = []
-    for record in split:
-        height, width = preprocessing.size(record.height, record.width)
-        boxes = record.boxes[~record.ignore]
-        sizes.append((boxes[:, 2:] - boxes[:, :2]) * [width / record.width, height / record.height])
-    return sizes
+    sizes = (preprocessing.size(record.height, record.width) for record in split)
+    return [shares * [width, height] for shares, (height, width) in zip(object_shares(split), sizes, strict=True)]
+
+
+def object_shares(split: Split) -> list[np.ndarray]:
+    """Per image [N, 2]: width and height of its objects, without ignored ones, as shares of the image's."""
+    boxes = ((record, record.boxes[~record.ignore]) for record in split)
+    return [(each[:, 2:] - each[:, :2]) / [record.width, record.height] for record, each in boxes]

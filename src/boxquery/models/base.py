@@ -6,8 +6,9 @@ A paper's file builds a ``DetectionTransformer`` from parts and names its own qu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from boxquery.parts.layers import DecoderLayer, Encoder
 from boxquery.parts.memory import Memory, Tokens
 from boxquery.parts.output import Output, TrainingGroupOutput
 from boxquery.parts.pruning import Prune, keep_all
+from boxquery.parts.queries import ProposalQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.trace import NoTrace, Trace
 
@@ -206,6 +208,16 @@ class DetectionTransformer(Model):
         columns = self.postprocessor(out.logits[-1], out.boxes[-1], extents, kept, top_k=top_k, one_label=one_label)
         detections = [{"scores": s, "labels": c, "boxes": b} for s, c, b, _ in zip(*columns, strict=True)]
         return detections if nms is None else [nms_per_class(image, nms) for image in detections]
+
+    def fit_to_data(self, sizes: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+        """The first size of proposals, where it is to be measured: that of the median object on the middle level."""
+        if not isinstance(self.queries, ProposalQueries) or self.queries.size or not len(shares):
+            return {}
+        median = float(np.median(np.sqrt(shares.prod(1))))
+        self.queries.size = round(median / 2 ** ((self.config["options"]["levels"] - 1) / 2), 4)
+        measured = {"proposal_size": self.queries.size}
+        self.config["options"] |= measured
+        return measured
 
     def query_parameters(self) -> list[nn.Parameter]:
         """The queries' own parameters, not those of their networks; and those of an ``OtherPosition`` and of further queries."""

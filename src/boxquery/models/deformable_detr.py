@@ -25,14 +25,14 @@ from typing import Literal
 from boxquery.errors import UserError
 from boxquery.models.base import DetectionTransformer, keep_reference
 from boxquery.models.builders import decoder, denoising, encoder, focal, image, refine_detached
-from boxquery.models.options import Options, check_least, check_normed
+from boxquery.models.options import Options, check_least, check_normed, check_share
 from boxquery.models.recipes import Recipe, presets
 from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.heads import Head
 from boxquery.parts.layers import at_centres, reset_transformer
 from boxquery.parts.positions import SinePosition
-from boxquery.parts.queries import ProposalQueries, ReferencePointQueries
+from boxquery.parts.queries import PROPOSAL_SIZE, ProposalQueries, ReferencePointQueries
 from boxquery.parts.weights import BackboneWeights
 
 
@@ -41,6 +41,8 @@ class DeformableOptions(Options):
     """``levels``: the backbone's last 1 to 3 maps, and strided convolutions for more (4: strides 8 to 64, with ``dilation`` 8, 16, 16, 32).
     ``points``: samples per head and level.
     ``box_refine``: boxes are refined layer by layer; ``two_stage``: queries start from the encoder's proposals (needs ``box_refine``).
+    ``proposal_size``: first width of proposals on the finest level, doubled on each next one, as a share of the image; 0: such that those
+    of the middle level are as large as the median object of the training images.
     ``proposals``: those with the best scores, or first those that none of their neighbours exceeds, which are of distinct objects.
     """
 
@@ -51,6 +53,7 @@ class DeformableOptions(Options):
     box_refine: bool = False
     two_stage: bool = False
     proposals: Literal["best", "peaks"] = "best"
+    proposal_size: float = PROPOSAL_SIZE
 
     def check(self) -> None:
         if self.two_stage and self.query_position == "learned":
@@ -60,6 +63,7 @@ class DeformableOptions(Options):
             raise UserError("two_stage=True needs box_refine=True: proposals are boxes, which only refinement uses")
         if self.proposals != "best" and not self.two_stage:
             raise UserError(f"proposals={self.proposals!r} needs two_stage=True: there are no proposals without it")
+        check_share(proposal_size=self.proposal_size)
         check_least(1, levels=self.levels, points=self.points)
         check_normed(self.hidden_dim)
 
@@ -80,7 +84,8 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
 
     # queries
     if o.two_stage:
-        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising=denoising(classes, o), peaks=o.proposals == "peaks")
+        further = {"size": o.proposal_size, "peaks": o.proposals == "peaks"}
+        queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising=denoising(classes, o), **further)
     else:
         queries = ReferencePointQueries(o.queries, dim, "learned")
     # encoder: every cell attends to samples around itself

@@ -67,9 +67,10 @@ class Model(nn.Module, ABC):
         """What is learned per query (positions, contents): the gradient comes from few objects, and the rate may be another."""
         return ()
 
-    def fit_to_data(self, sizes: np.ndarray) -> dict[str, Any]:
-        """Called once before the first step with the widths and heights [N, 2] of the training objects, in pixels of the model's input.
+    def fit_to_data(self, sizes: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
+        """Called once before the first step with the widths and heights [N, 2] of the training objects, in pixels of the model's input and
+        as shares of their image.
 
-        Returns the options that the model set from them, which are saved to build it again. Empty for transformers.
+        Returns the options that the model set from them, which are saved to build it again.
         """
         return {}

@@ -17,6 +17,9 @@ from boxquery.parts.output import LayerPredictions
 from boxquery.parts.positions import sine
 from boxquery.parts.state import QueryState
 
+#: width of a proposal on the finest level, as published, and the largest on any, as shares of the image
+PROPOSAL_SIZE, LARGEST = 0.05, 0.9
+
 
 class Queries(nn.Module):
     """Makes the decoder's first state from the memory.
@@ -182,6 +185,8 @@ class ProposalQueries(Queries):
         class_agnostic: a proposal's score is that of its first class, which stands for any object (see ``SetCriterion``); False: of its
             best class.
         learning: which proposals learn: "all" (Deformable DETR), or the "chosen" alone (DINO, RT-DETR); no others then become boxes.
+        size: width and height of the box that a cell of the finest level proposes, as a share of the image, doubled on each next level; 0:
+            still to be measured, and until then as published.
         peaks: proposals that score at least as high as their eight neighbours on the same level come before all others, since neighbours
             mostly propose the same object (as the peaks of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 3).
     """
@@ -196,10 +201,12 @@ class ProposalQueries(Queries):
         class_agnostic: bool = True,
         learning: Literal["all", "chosen"] = "all",
         denoising: nn.Module | None = None,
+        size: float = PROPOSAL_SIZE,
         peaks: bool = False,
     ):
         super().__init__()
         self.count, self.dim, self.head, self.denoising, self.peaks = count, dim, head, denoising, peaks
+        self.size = size
         self.kind, self.class_agnostic, self.learning = content, class_agnostic, learning
         self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
         if content == "boxes":
@@ -223,7 +230,7 @@ class ProposalQueries(Queries):
 
     def best(self, memory: Memory, further: int, parts: int) -> tuple[QueryState, QueryState]:
         """The best proposals, and the ``further`` next best or as many as there are, dealt out among equal ``parts``."""
-        tokens, anchors = propose(memory)
+        tokens, anchors = propose(memory, self.size or PROPOSAL_SIZE)
         tokens = self.memory_norm(self.memory_proj(tokens))
         logits = self.head.classes(tokens)
         every = self.head.boxes(tokens) + anchors if self.learning == "all" else None
@@ -279,14 +286,14 @@ def peaks_first(scores: Tensor, memory: Memory, invalid: Tensor) -> Tensor:
     return torch.where(is_peak, scores + spread, scores)
 
 
-def propose(memory: Memory) -> tuple[Tensor, Tensor]:
-    """Every cell proposes a box at its centre, 0.05 wide on the finest level and twice that on each next one.
+def propose(memory: Memory, size: float = PROPOSAL_SIZE) -> tuple[Tensor, Tensor]:
+    """Every cell proposes a box at its centre, ``size`` wide on the finest level and twice that on each next one, up to ``LARGEST``.
 
     Returns tokens [B, S, D] and box logits [B, S, 4]; cells on padding or too near the edge (a number outside 0.01..0.99) have their
     token zeroed and infinite logits, by design: they are not meant to be selected.
     """
     centres = memory.centres()
-    sizes = torch.cat([centres.new_full((h * w,), 0.05 * 2.0**level) for level, (h, w) in enumerate(memory.shapes)])
+    sizes = torch.cat([centres.new_full((h * w,), min(size * 2.0**level, LARGEST)) for level, (h, w) in enumerate(memory.shapes)])
     boxes = torch.cat((centres, sizes[:, None].expand(centres.shape[0], -1, 2)), -1)
     valid = ((boxes > 0.01) & (boxes < 0.99)).all(-1)
     if memory.mask is not None:

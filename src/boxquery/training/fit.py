@@ -25,7 +25,7 @@ from boxquery.check.annotation_format import open_checked
 from boxquery.check.findings import Finding
 from boxquery.data.dataset import Data, Split
 from boxquery.data.loading import DetectionDataset, EpochSampler, collate
-from boxquery.data.preprocessing import Preprocessing, object_sizes
+from boxquery.data.preprocessing import Preprocessing, object_shares, object_sizes
 from boxquery.data.transforms import TrainTransform
 from boxquery.detector import Detector
 from boxquery.errors import UserError, count, first_line
@@ -204,7 +204,7 @@ class Run:
         if not resume:
             size = max(min(config.batch_size, len(train) // config.world_size), 1)
             length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
-            chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, preprocessing)))
+            chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, preprocessing)), np.concatenate(object_shares(train)))
             options = config.options | chosen
             values = augmentation(config.augment, recipe.augment).values() | {"own": None if own is None else name_of(own)}
             config = replace(

@@ -95,20 +95,20 @@ def test_bf16_maps_have_exact_anchors():
 def test_a_model_without_data_has_torchvisions_anchors_on_its_strides(name, per_stride):
     model = create(name)
     assert [level[0] for level in model.anchors().sizes] == [per_stride * stride for stride in model.strides]
-    assert model.fit_to_data(squares(*[30.0] * 20)).keys() == {"anchor_sizes", "anchor_ratios"}
+    assert model.fit_to_data(squares(*[30.0] * 20), squares(0.1)).keys() == {"anchor_sizes", "anchor_ratios"}
     assert model.config["options"]["anchor_sizes"][0] == [30, 30, 30]
-    assert model.fit_to_data(squares(*[90.0] * 20)) == {}  # they stay what they are
+    assert model.fit_to_data(squares(*[90.0] * 20), squares(0.3)) == {}  # they stay what they are
 
 
 def test_given_anchors_are_kept():
     sizes = [[10.0, 20.0], [30.0, 40.0], [50.0, 60.0], [70.0, 80.0], [90.0, 99.0]]
     model = create("retinanet", anchor_sizes=sizes)
-    assert model.fit_to_data(squares(*[30.0] * 20)) == {"anchor_ratios": [1.0, 1.0, 1.0]}
+    assert model.fit_to_data(squares(*[30.0] * 20), squares(0.1)) == {"anchor_ratios": [1.0, 1.0, 1.0]}
     assert model.net.anchor_generator.sizes == tuple(map(tuple, sizes))
-    assert model.fit_to_data(squares(*[30.0] * 20)) == {}
+    assert model.fit_to_data(squares(*[30.0] * 20), squares(0.1)) == {}
 
 
 def test_fcos_measures_nothing():
     model = create("fcos")
-    assert model.fit_to_data(squares(*[30.0] * 20)) == {}
+    assert model.fit_to_data(squares(*[30.0] * 20), squares(0.1)) == {}
     assert model.anchors().sizes == ((8,), (16,), (32,), (64,), (128,))

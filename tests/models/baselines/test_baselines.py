@@ -9,7 +9,7 @@ import boxquery as bq
 from boxquery.api import Detector
 from boxquery.cli import run as command_line
 from boxquery.data.loading import DetectionDataset, collate
-from boxquery.data.preprocessing import Preprocessing, object_sizes
+from boxquery.data.preprocessing import Preprocessing, object_shares, object_sizes
 from boxquery.data.shapes import shapes_data
 from boxquery.models import describe, facts, list_baselines
 from boxquery.models.baselines.base import summed
@@ -148,7 +148,7 @@ def trained(name: str) -> tuple[Detector, object]:
     data = shapes_data(train=2, val=1, test=1, size=SIZE, max_objects=3)
     split = data.splits["train"]
     model = create(name, classes=len(data.names))
-    model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIZE))))
+    model.fit_to_data(np.concatenate(object_sizes(split, Preprocessing(SIZE))), np.concatenate(object_shares(split)))
     detector = Detector(model, data.names, data.ids, Preprocessing(SIZE))
     dataset = DetectionDataset(split, detector.transform)
     images = collate([dataset[i] for i in range(len(split))])

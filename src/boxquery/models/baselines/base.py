@@ -145,7 +145,7 @@ class Baseline(Model):
     def set_anchors(self, anchors: GridAnchors) -> None:
         """Replace them by others, equally many per cell."""
 
-    def fit_to_data(self, sizes: np.ndarray) -> dict[str, Any]:
+    def fit_to_data(self, sizes: np.ndarray, shares: np.ndarray) -> dict[str, Any]:
         """Anchors from the objects (see ``measured_sizes``), unless the options give them."""
         o, grid = self.options, self.grid
         measured: dict[str, Any] = {}
