@@ -118,7 +118,7 @@ class DetectionDataset(Dataset[Sample]):
         self.transform = transform
         self.seed = seed
         self.strict = strict
-        self.cache = _Cache(self.shapes()) if cache and self._fits_into_cache() else None
+        self.cache = PixelCache(self.shapes()) if cache and self._fits_into_cache() else None
 
     def __len__(self) -> int:
         return len(self.split)
@@ -181,17 +181,17 @@ class DetectionDataset(Dataset[Sample]):
         return len(self.split) <= _COUNT_LIMIT and sum(map(math.prod, self.shapes())) <= CACHE_LIMIT
 
 
-class _Cache:
+class PixelCache:
     """Images in anonymous shared memory, which forked workers fill and read together; pages cost nothing until written."""
 
-    def __init__(self, shapes: list[tuple[int, int, int]]):
+    def __init__(self, shapes: Sequence[tuple[int, ...]]):
         self._shapes = shapes
         self._ends = torch.tensor([math.prod(shape) for shape in shapes]).cumsum(0).tolist()
         self._pixels = torch.frombuffer(mmap.mmap(-1, self._ends[-1]), dtype=torch.uint8)
         self._filled = torch.frombuffer(mmap.mmap(-1, len(shapes)), dtype=torch.uint8)
 
     def get(self, index: int, read: Callable[[], Tensor]) -> Tensor:
-        """The pixels [3, H, W] of an image, which ``read`` decodes the first time."""
+        """The pixels of an image, which ``read`` decodes the first time."""
         shape, end = self._shapes[index], self._ends[index]
         slot = self._pixels[end - math.prod(shape) : end].view(shape)
         if not self._filled[index]:
