@@ -34,6 +34,7 @@ class Result:
         size: (height, width) of the image.
         path: the image file, or None.
         image: the image itself where there is no file.
+        frame, time: of a frame of a video its number, from 0, and the seconds since the first one.
         tracks: int64 [K], of an object that is followed through a video its number there, else -1; None: nothing is followed.
     """
 
@@ -45,6 +46,8 @@ class Result:
     size: tuple[int, int]
     path: str | None = None
     image: Image.Image | None = field(default=None)
+    frame: int | None = None
+    time: float | None = None
     tracks: np.ndarray | None = None
 
     def __len__(self) -> int:

@@ -197,6 +197,24 @@ def test_a_video_becomes_a_video_and_rows_with_their_time(predict):
     assert sorted(path.name for path in Path("out/annotations/a").iterdir())[-1] == "000019.xml"
 
 
+def test_in_python(model, web):
+    import boxquery as bq
+
+    detector = bq.load(model)
+    write_film(Path("a.mp4"), noise=40)
+    results = list(detector.predict("a.mp4", every=6, batch_size=3))
+    assert [(result.frame, result.time) for result in results] == [(0, 0), (6, 0.6), (12, 1.2), (18, 1.8)]
+    (image,) = detector.predict([next(iter(Video(Path("a.mp4")))).image])
+    assert np.allclose(image.boxes, results[0].boxes, atol=1e-3)
+    cut(Path("a.mp4"))
+    with pytest.warns(UserWarning, match=r"a.mp4: .* that its header states could be read"):
+        assert 4 < len(list(detector.predict(Path("a.mp4")))) < FRAMES
+    Image.new("RGB", (40, 30)).save("b.png")
+    assert detector.predict(f"{web}/b.png").size == (30, 40)
+    with pytest.raises(UserError, match="HTTP Error 404"):
+        detector.predict(f"{web}/c.png")
+
+
 def test_what_is_written_by_default(predict):
     Image.new("RGB", (64, 64)).save("b.png")
     write_film(Path("a.mp4"), frames=2)

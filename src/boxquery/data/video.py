@@ -66,14 +66,14 @@ def without_password(address: str) -> str:
 def require_av(what: str) -> None:
     """Raise ``UserError`` where PyAV is not installed, without importing it."""
     if find_spec("av") is None:
-        raise UserError(f"{what}: videos, cameras and streams need the package av; pip install 'boxquery[video]'")
+        raise UserError(f"{what}: videos, cameras and streams need the package av; pip install 'boxquery[video]', or av alone")
 
 
 class Video:
     """A video file, camera or stream, open; iterating it once gives its frames, as they are needed.
 
     Args:
-        source: a video file, what ``camera_of`` knows, or an address.
+        source: a video file; as a string also what ``camera_of`` knows, or an address.
         every: only each n-th frame, from the first on.
 
     Attributes:
@@ -87,10 +87,13 @@ class Video:
     """
 
     def __init__(self, source: str | Path, *, every: int = 1):
+        self.name, self.every, self.remark = str(source), every, ""
+        require_av(without_password(self.name))
         import av
 
-        self.name, self.every, self.remark = str(source), every, ""
         camera = None if isinstance(source, Path) else camera_of(source)
+        if camera is None and not is_stream(str(source)):
+            source = Path(source)
         self.live = not isinstance(source, Path)
         form, options = None, {}
         if camera is not None:

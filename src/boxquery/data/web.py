@@ -1,20 +1,14 @@
-"""Pictures on the web, by their address."""
+"""Pictures on the web by their address, and whether a word means a picture or a video."""
 
 from __future__ import annotations
 
-import tempfile
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import urlsplit
 
 from PIL import Image
 
 from boxquery.data.images import IMAGE_SUFFIXES, read_image
-from boxquery.data.video import TIMEOUT, VIDEO_SUFFIXES, without_password
+from boxquery.data.video import TIMEOUT, VIDEO_SUFFIXES, camera_of, is_stream, is_video_file, without_password
 from boxquery.errors import UserError, one_line
 
 #: bytes of a picture at most
@@ -31,18 +25,23 @@ def is_web_image(address: str) -> bool:
         return True
     if suffix in VIDEO_SUFFIXES | _PLAYLISTS:
         return False
-    with _response(address) as response:
-        return response.headers.get_content_type().startswith("image/")
+    return _fetch(address, 0)[0].startswith("image/")
+
+
+def is_moving(source: str | Path) -> bool:
+    """Whether it is a video file, a camera or a stream, and not an image. Raises ``UserError`` for an address that cannot be reached."""
+    path = Path(source)
+    if isinstance(source, str) and not path.exists() and (is_stream(source) or camera_of(source) is not None):
+        return not is_web_image(source)
+    return is_video_file(path)
 
 
 def read_web_image(address: str) -> Image.Image:
     """As ``read_image``, of an address. Raises ``UserError``."""
+    import tempfile
+
     name = without_password(address)
-    with _response(address) as response:
-        try:
-            content = response.read(_LIMIT + 1)
-        except (OSError, HTTPException) as error:
-            raise UserError(f"{name}: cannot be read ({one_line(error)}); check the address and the network") from error
+    content = _fetch(address, _LIMIT + 1)[1]
     if len(content) > _LIMIT:
         raise UserError(f"{name}: more than {_LIMIT >> 20} MB; download it, and name the file")
     with tempfile.TemporaryDirectory() as folder:
@@ -54,14 +53,15 @@ def read_web_image(address: str) -> Image.Image:
             raise UserError(str(error).replace(str(path), name)) from error
 
 
-@contextmanager
-def _response(address: str) -> Iterator[Any]:
-    name = without_password(address)
+def _fetch(address: str, most: int) -> tuple[str, bytes]:
+    """The type of what is there, and up to so many bytes of it."""
+    import urllib.request  # not above: it takes longer to import than all of this room, and most images are files
+    from http.client import HTTPException
+
     try:
         request = urllib.request.Request(address, headers={"User-Agent": "boxquery"})
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return response.headers.get_content_type(), response.read(most)
     except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError
         reason = one_line(error).removeprefix("<urlopen error ").removesuffix(">")
-        raise UserError(f"{name}: cannot be read ({reason}); check the address and the network") from error
-    with response:
-        yield response
+        raise UserError(f"{without_password(address)}: cannot be read ({reason}); check the address and the network") from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
@@ -16,6 +18,8 @@ from PIL import Image
 from boxquery.data.classes import match_names
 from boxquery.data.images import read_image
 from boxquery.data.preprocessing import Preprocessing, Resize
+from boxquery.data.video import Frame, Video, is_stream
+from boxquery.data.web import is_moving, read_web_image
 from boxquery.errors import UserError
 from boxquery.limits import DEFAULT_OVERLAP, DEFAULT_THRESHOLD, check_above_zero, check_nms, check_threshold
 from boxquery.result import Result
@@ -113,12 +117,13 @@ class Predictor(ABC):
         batch_size: int = 1,
         tiles: int | None = None,
         overlap: float = DEFAULT_OVERLAP,
+        every: int = 1,
     ) -> Any:
         """Detect objects; one label per query.
 
         Args:
             source: a path, PIL image or RGB uint8 array [H, W, 3] gives a ``Result``; a list gives a list; any other iterable gives a
-                generator that holds one batch at a time.
+                generator that holds one batch at a time. So does a video: its file, ``camera:0``, or the address of a stream.
             threshold: minimum score, 0..1; None: the detector's own.
             nms: IoU threshold of class-wise NMS (1 disables it); None: the model's own (none for DETRs).
             classes: names of the only classes to keep; None: all.
@@ -126,17 +131,30 @@ class Predictor(ABC):
             batch_size: images of one shape that run together, of so many that are read at a time.
             tiles: pixels of the side of tiles that are looked at beside the whole image, for small objects; None: only the whole image.
             overlap: share of a tile that neighbours have in common.
+            every: only each n-th frame of a video.
 
-        Raises ``UserError`` for an image that cannot be read.
+        Raises ``UserError`` for an image or video that cannot be read; warns where a video ends too early.
         """
-        check_above_zero(batch_size=batch_size, max_detections=max_detections)
+        check_above_zero(batch_size=batch_size, max_detections=max_detections, every=every)
         check_nms(nms)
         labels = None if classes is None else self.labels_of(classes)
         chosen = _Chosen(self.min_score(threshold), nms, labels, max_detections, None if tiles is None else Tiles(tiles, overlap))
+        if isinstance(source, str | Path) and is_moving(source):
+            return self._frames(Video(source, every=every), chosen, batch_size)
         if isinstance(source, ImageSource):
             return next(self._stream([source], chosen, batch_size))
         stream = self._stream(source, chosen, batch_size)
         return list(stream) if isinstance(source, list | tuple) else stream
+
+    def _frames(self, video: Video, chosen: _Chosen, batch_size: int) -> Iterator[Result]:
+        """The results of a video's frames, with their numbers and times."""
+        waiting: deque[Frame] = deque()
+        frames = (waiting.append(frame) or frame.image for frame in video)
+        for result in self._stream(frames, chosen, batch_size):
+            frame = waiting.popleft()
+            yield replace(result, frame=frame.number, time=float(frame.time))
+        if video.remark:
+            warnings.warn(f"{video.name}: {video.remark}")
 
     def _stream(self, sources: Iterable[ImageSource], chosen: _Chosen, batch_size: int) -> Iterator[Result]:
         sources = iter(sources)
@@ -203,7 +221,7 @@ class Predictor(ABC):
         if chosen.labels is not None:
             keep &= np.isin(found.labels, chosen.labels)
         boxes, scores, labels = (column[keep][: chosen.max_detections] for column in found)
-        path = str(source) if isinstance(source, str | Path) else None
+        path = str(source) if isinstance(source, str | Path) and not is_stream(str(source)) else None
         return Result(
             boxes=boxes.astype(np.float32).clip(0, np.array([image.width, image.height] * 2, np.float32)),
             scores=scores.astype(np.float32),
@@ -227,7 +245,9 @@ class _Chosen(NamedTuple):
 
 
 def to_pil(source: ImageSource) -> Image.Image:
-    """An RGB image from a path, a PIL image or an RGB uint8 array [H, W, 3]. Raises ``UserError``."""
+    """An RGB image from a path, an address, a PIL image or an RGB uint8 array [H, W, 3]. Raises ``UserError``."""
+    if isinstance(source, str) and is_stream(source):
+        return read_web_image(source)
     if isinstance(source, str | Path):
         return read_image(Path(source))
     if isinstance(source, Image.Image):
