@@ -165,15 +165,17 @@ def open_official(
 
     Images are resized as published, to ``image_size`` if that is given.
 
-    Without ``classes``, a head of COCO's size has COCO's names (none for an unused id), and any other has none: the file does not say what
-    it was trained on. A class head that is missing is new, with a row per name in ``classes``, or one. Raises ``UserError``.
+    Without ``classes``, a head with a row per id of COCO, or per category, has COCO's names (none for an unused id), and any other has
+    none: the file does not say what it was trained on. A class head that is missing is new, with a row per name in ``classes``, or one.
+    Raises ``UserError``.
     """
     model, report = open_checkpoint(path, name, given, max(len(classes), 1))
-    rows, ids = report["rows"], range(model.config["classes"])
+    rows, ids = report["rows"], list(range(model.config["classes"]))
     names = list(classes)
     if rows is None:
         report["notes"].append(f"{path.name}: has no class head (class_embed): a new one, which has to be trained")
-    elif not names and rows == ROWS:
+    elif not names and rows in (ROWS, len(CATEGORIES)):
+        ids = list(range(ROWS)) if rows == ROWS else list(CATEGORIES)
         names = [CATEGORIES.get(i) for i in ids]
         report["notes"].append(f"{path.name}: its class head has COCO's {rows} rows, so its classes get COCO's names")
     elif names and len(names) != rows:

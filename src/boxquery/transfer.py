@@ -46,7 +46,7 @@ COUNTED: tuple[tuple[str, str], ...] = (
 )
 
 #: modules that exist once per level
-PER_LEVEL = re.compile(r"(neck\.projections|.+\.read\.(?:keys|values))\.(\d+)\.(.+)")
+PER_LEVEL = re.compile(r"(neck\.(?:projections|outputs)|.+\.read\.(?:keys|values))\.(\d+)\.(.+)")
 CLASS_HEAD = re.compile(r"heads\.(\d+)\.classes\.(.+)")
 
 #: beginnings of names (patterns) -> groups of the table

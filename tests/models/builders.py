@@ -46,6 +46,7 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
         "deformable-detr-two-stage": {"box_refine": True, "two_stage": True, "matching": "one-to-one"},
         "deformable-detr-denoising": {"box_refine": True, "two_stage": True, "matching": "denoising", "denoising": 20},
     },
+    "sparse-rcnn": {"sparse-rcnn": {"levels": 4}, "sparse-rcnn-encoder": {"levels": 2, "encoder_layers": 1, "position": "sine"}},
     "sam-detr": {
         "sam-detr": {},
         "sam-detr-gaussian": {"smca": True},

@@ -18,7 +18,7 @@ SMALL = {"num_queries": 6, "groups": 3, "hybrid_queries": 2, "denoising": 8}
 KINDS = (
     "anchor-detr", "anchor-detr-grid", "conditional-detr", "dab-deformable-detr", "dab-deformable-detr-fixed", "dab-detr-patterns",
     "d-fine", "deformable-detr-points", "deformable-detr-two-stage", "detr", "dino-detr", "dn-detr", "rt-detr",
-    "rt-detr-v2", "sam-detr", "smca-detr",
+    "rt-detr-v2", "sam-detr", "smca-detr", "sparse-rcnn",
 )  # fmt: skip
 STRATEGIES = ("group", "hybrid", "one-to-many", "denoising", "dense")
 

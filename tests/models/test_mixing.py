@@ -24,13 +24,14 @@ from boxquery.parts.attention.deformable import DeformableAttention
 from boxquery.parts.attention.dense import DenseAttention
 from boxquery.parts.attention.gaussian import GaussianLocate
 from boxquery.parts.attention.rcda import RowColumnDecoupledAttention
+from boxquery.parts.attention.regions import DynamicConvolution
 from boxquery.parts.attention.scales import ScaleSelectionAttention
 from boxquery.parts.attention.semantic_aligned import SemanticAlignedAttention
-from boxquery.parts.box_locate import BoxLocate, DABLocate, PlainBoxLocate
+from boxquery.parts.box_locate import BoxLocate, DABLocate, PlainBoxLocate, locate_at_box
 from boxquery.parts.geometry import QueryGeometry, locate_at_position
 from boxquery.parts.heads import Head
 from boxquery.parts.memory import Memory, Tokens
-from boxquery.parts.queries import BoxQueries, LearnedQueries, ProposalQueries, ReferencePointQueries
+from boxquery.parts.queries import BoxQueries, LearnedQueries, ProposalQueries, ReferencePointQueries, WholeImageQueries
 from boxquery.parts.state import QueryState
 from tests.models import test_sweep as sweep
 from tests.models import test_trace as traces
@@ -260,6 +261,7 @@ PAIRS = {
         locate_at_position,
     ),
     "`BoxQueries`, `sam_detr.locate` (SAM)": lambda: (BoxQueries(QUERIES, DIM), sam_detr.locate),
+    "`WholeImageQueries`, `locate_at_box` (Sparse R-CNN)": lambda: (WholeImageQueries(QUERIES, DIM), locate_at_box),
 }
 ATTENTIONS = {
     "`DenseAttention`": lambda: DenseAttention(DIM, HEADS),
@@ -268,6 +270,7 @@ ATTENTIONS = {
     "`RowColumnDecoupledAttention`": lambda: RowColumnDecoupledAttention(DIM, HEADS),
     "`DeformableAttention`": lambda: DeformableAttention(DIM, HEADS, 1, 2),
     "`SemanticAlignedAttention`": lambda: SemanticAlignedAttention(DIM, HEADS),
+    "`DynamicConvolution`": lambda: DynamicConvolution(DIM, 8, (16,)),
 }
 
 
@@ -349,6 +352,7 @@ def test_what_attentions_need(name):
         (lambda: DABLocate(DIM), "QueryState.reference of four numbers"),
         (lambda: BoxLocate(DIM), "QueryState.reference of four numbers"),
         (lambda: sam_detr.locate, "QueryState.reference"),
+        (lambda: locate_at_box, "QueryState.reference of four numbers"),
         (lambda: under_gaussians(locate_at_position), "QueryState.reference"),
     ],
 )
@@ -400,6 +404,9 @@ def test_self_positions_fit_conditional_self_attention():
     attention = ConditionalSelfAttention(DIM, HEADS).double()
     for name, pair in PAIRS.items():
         state, geometry = located(pair())
+        if "Sparse R-CNN" in name:
+            assert geometry.own_position is None
+            continue
         assert attention(state.content, geometry).shape == (2, QUERIES, DIM), name
     with pytest.raises(bq.UserError, match=r"ConditionalSelfAttention needs QueryGeometry\.position or QueryGeometry\.self_position"):
         attention(state.content, QueryGeometry())

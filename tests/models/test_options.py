@@ -52,11 +52,11 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 #: how many levels a model takes, where not any number
-LEVELS = {"sam-detr": (1, 3), **dict.fromkeys(("d-fine", "rt-detr", "rt-detr-v2"), (2, 3, 4, 5))}
+LEVELS = {"sam-detr": (1, 3), "sparse-rcnn": (1, 2, 3, 4), **dict.fromkeys(("d-fine", "rt-detr", "rt-detr-v2"), (2, 3, 4, 5))}
 
 
-#: models whose encoder fuses levels, which must halve in size
-FUSING = ("d-fine", "rt-detr", "rt-detr-v2")
+#: models whose encoder or pyramid fuses levels, which must halve in size
+FUSING = ("d-fine", "rt-detr", "rt-detr-v2", "sparse-rcnn")
 
 
 def levels_of(name: str) -> tuple[int, ...]:
@@ -69,7 +69,7 @@ CASES = [
     for options in SETTINGS
     if has_option(name, *options)
     if options.get("levels", levels_of(name)[0]) in levels_of(name)
-    if not (name == "anchor-detr" and "position" in options)
+    if not (name in ("anchor-detr", "sparse-rcnn") and "position" in options)
     if not (name in FUSING and options.get("dilation") and options.get("levels", 3) > 1)
 ]
 
@@ -113,13 +113,13 @@ def test_dilation_keeps_the_last_stage_at_stride_16(name):
 def test_strides_of_levels(name, levels, dilation):
     """Each doubles the one before it, except that with dilation the backbone's last map keeps the stride of the one before."""
     if dilation and levels > 1 and name in FUSING:
-        with pytest.raises(bq.UserError, match="dilation=True: the encoder fuses levels of halving size"):
+        with pytest.raises(bq.UserError, match=r"dilation=True: the (encoder|pyramid) fuses levels of halving size"):
             create(name, levels=levels, dilation=dilation)
         return
     model = create(name, levels=levels, dilation=dilation)
     with torch.no_grad():
         shapes = model.embed_image(torch.zeros(1, 3, 128, 192)).shapes
-    maps = min(levels, {"smca-detr": 2, "dino-detr": max(levels - 1, 3)}.get(name, 3))
+    maps = min(levels, {"smca-detr": 2, "dino-detr": max(levels - 1, 3), "sparse-rcnn": 4}.get(name, 3))
     last = 16 if dilation else 32
     strides = [*(4, 8, 16, last)[-maps:], *(last << i for i in range(1, levels - maps + 1))]
     assert model.backbone.strides == strides[:maps]
@@ -136,7 +136,8 @@ def test_other_levels_than_a_model_has_say_which_it_has(levels, dilation):
 @pytest.mark.parametrize("name", [n for n in bq.list_models() if has_option(n, "position")])
 def test_learned_positions_beyond_their_table(name):
     """52 cells wide: two more than the published table has."""
-    model = create(name, position="learned", dilation=False, **({"attention": "dense"} if name == "anchor-detr" else {}))
+    needs = {"anchor-detr": {"attention": "dense"}, "sparse-rcnn": {"encoder_layers": 1}}
+    model = create(name, position="learned", dilation=False, **needs.get(name, {}))
     learns(model, (32, 52 * 32), (32, 50 * 32), counts=(1, 2))
     with torch.no_grad():
         memory = model(torch.zeros(1, 3, 32, 52 * 32), trace=True).trace.layers[0].memory

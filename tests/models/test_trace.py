@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from boxquery.models.base import DetectionTransformer
+from boxquery.parts.attention.regions import DynamicConvolution
 from boxquery.parts.hybrid import HybridEncoder
 from boxquery.parts.output import Output
 from boxquery.parts.trace import LayerTrace
 from tests.models.builders import batch, create, shaken, systems
+from tests.models.test_sweep import beyond_image
 
 SYSTEMS = systems()
 SIZES = ((96, 128), (64, 80))
@@ -64,10 +66,11 @@ def test_layers(traced):
             assert layer.reference is None
         else:
             assert layer.reference.shape in ((batch_size, queries, 2), (batch_size, queries, 4))
-            assert bool(((layer.reference >= 0) & (layer.reference <= 1)).all())
+            beyond = beyond_image(model)
+            assert bool(((layer.reference >= -beyond) & (layer.reference <= 1 + beyond)).all())
         assert layer.self_attention.shape == (batch_size, heads, queries, queries)
         sums_to_one(layer.self_attention.sum(-1))
-        check_attention(layer, batch_size, queries, heads)
+        check_attention(layer, batch_size, queries, 1 if isinstance(model.layers[i].read, DynamicConvolution) else heads)
         if model.config["name"] == "smca-detr" or model.config["options"].get("smca"):
             assert [g.shape for g in layer.gaussian] == [a.shape for a in layer.attention]
             assert all(bool(((g >= 0) & (g <= 1)).all()) for g in layer.gaussian)

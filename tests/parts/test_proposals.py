@@ -98,7 +98,7 @@ def test_content_of_the_best_by_their_best_class(content, learning):
         assert state.position is not None
         return
     assert state.position is None
-    assert queries.embed(state.reference) == (None, None)
+    assert queries.embed(state.reference) == (state.reference, None, None)
     expected = tokens[:, :5] if content == "tokens" else queries.content.expand(len(tokens), -1, -1)
     torch.testing.assert_close(state.content, expected)
     assert state.content.requires_grad == (content == "learned")

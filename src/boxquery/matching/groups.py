@@ -135,7 +135,7 @@ class Denoising(nn.Module):
         """Ordinary queries -> the same with the group "denoising" before them.
 
         Args:
-            embed: references [B, N, 2 or 4] -> positions and axes, as the ordinary queries have them.
+            embed: logits [B, N, 2 or 4] -> references, positions and axes, as the ordinary queries have them.
         """
         reference = require(state.reference, "denoising", "QueryState.reference")
         return self.add(state, self.noised(targets, reference), embed)
@@ -144,10 +144,10 @@ class Denoising(nn.Module):
         if noised is None or state.reference is None:
             # a process without an object in its batch needs the same gradients as the others
             return replace(state, content=state.content + 0 * sum(p.sum() for p in self.parameters()))
-        reference = noised.reference[..., : state.reference.shape[-1]]
-        position, axes = embed(reference)
+        logits = noised.reference[..., : state.reference.shape[-1]]
+        reference, position, axes = embed(logits)
         if self.position is not None:
-            position = self.position(sine(reference[..., :2].sigmoid().flip(-1), self.dim // 2))
+            position = self.position(sine(logits[..., :2].sigmoid().flip(-1), self.dim // 2))
         return state.with_group(noised.group, noised.content, reference, position, axes)
 
     def noised(self, targets: list[dict], like: Tensor) -> DenoisingQueries | None:

@@ -117,8 +117,8 @@ class PatternQueries(Queries):
         axes = None if axes is None else (each(axes[0]), each(axes[1]))
         return QueryState(content=content, position=each(position), axes=axes, reference=box_anchor, box_anchor=box_anchor)
 
-    def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        return self.encode(reference.sigmoid())
+    def embed(self, logits: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        return logits, *self.encode(logits.sigmoid())
 
     def grid(self, like: Tensor) -> Tensor:
         centres = (torch.arange(self.side, device=like.device, dtype=like.dtype) + 0.5) / self.side

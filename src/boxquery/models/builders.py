@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Literal
 
 from torch import nn
 
+from boxquery.errors import UserError
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
 from boxquery.matching.groups import Denoising, Noise
@@ -15,7 +17,7 @@ from boxquery.models.base import DetectionTransformer
 from boxquery.models.options import Options
 from boxquery.parts.attention.conditional import ConditionalCrossAttention, ConditionalSelfAttention
 from boxquery.parts.attention.dense import DenseAttention
-from boxquery.parts.backbone import Backbone, Neck
+from boxquery.parts.backbone import Backbone, FeaturePyramid, Neck
 from boxquery.parts.box_locate import DABLocate, ScaledPositions
 from boxquery.parts.boxes import EPS_OF_ANCHORS
 from boxquery.parts.geometry import QueryGeometry
@@ -64,8 +66,22 @@ def image(
     """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, the others strided convolutions."""
     backbone = Backbone(o.backbone, min(levels, maps), weights, o.dilation, o.backbone_options)
     neck = Neck(backbone.channels, o.hidden_dim, extra=max(levels - maps, 0), norm=norm)
+    return backbone, neck, Tokens(chosen_position(o, position), o.hidden_dim, levels, level_embedding)
+
+
+def pyramid(o: Options, weights: BackboneWeights | None, levels: int) -> Image:
+    """Backbone, feature pyramid and tokens without a position of the paper's own. Raises ``UserError`` where maps do not halve in size."""
+    backbone = Backbone(o.backbone, levels, weights, o.dilation, o.backbone_options)
+    if any(coarse != 2 * fine for fine, coarse in pairwise(backbone.strides)):
+        strides = ", ".join(map(str, backbone.strides))
+        raise UserError(f"backbone {o.backbone!r} has maps of strides {strides}, and the pyramid's must double; choose another or levels=1")
+    return backbone, FeaturePyramid(backbone.channels, o.hidden_dim), Tokens(chosen_position(o, NoPosition(o.hidden_dim)), o.hidden_dim)
+
+
+def chosen_position(o: Options, own: nn.Module) -> nn.Module:
+    """Of the image's cells: the paper's own, or what the option ``position`` says."""
     chosen = {"sine": SinePosition, "learned": LearnedPosition, "none": NoPosition}.get(o.position)
-    return backbone, neck, Tokens(position if chosen is None else chosen(o.hidden_dim), o.hidden_dim, levels, level_embedding)
+    return own if chosen is None else chosen(o.hidden_dim)
 
 
 def encoder(

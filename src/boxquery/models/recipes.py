@@ -128,7 +128,7 @@ def presets(options: Options, recipe: Recipe, published: dict[str, Preset] | Non
         "paper": Preset(options, recipe),
         **(published or {}),
         "small": narrow(replace(small, num_queries=100), small_data, **NARROW_RESNET18),
-        "tiny": narrow(replace(small, num_queries=40, encoder_layers=1), tiny_data, **NARROW_RESNET10),
+        "tiny": narrow(replace(small, num_queries=40, encoder_layers=min(small.encoder_layers, 1)), tiny_data, **NARROW_RESNET10),
     }
 
 

@@ -29,6 +29,8 @@ UNSEEN = ("dilation", "gaussian_smooth", "sampling")
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 #: what stands beside the model's tensors in a file, and may hold tensors too
 NOT_WEIGHTS = re.compile(r"optim|sched|scaler|rng|random|loops|callbacks")
+#: what every transformer has, or Sparse R-CNN, after a prefix
+BELOW_PREFIX = re.compile(r"((?:.+?\.)?)(?:transformer\.(?:encoder|decoder|level)|head\.head_series\.)")
 #: averaged or second copies of the model: taken only if there is no other
 COPIES = re.compile(r"ema|teacher|swa")
 #: values of the standard library that stand beside tensors; what else of it a file names would run something
@@ -170,12 +172,12 @@ def _describe(content: Any) -> str:
 
 
 def _unprefixed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors without what wrappers put before the authors' names, and what that was: all have a transformer, and its name is found."""
+    """Tensors without what wrappers put before the authors' names, and what that was: what all have (``BELOW_PREFIX``) is found."""
     notes, clean = [], {}
     found = [word for word in WRAPPERS if any(word in key.split(".") for key in tensors)]
     for key, value in tensors.items():
         clean[".".join(part for part in key.split(".") if part not in WRAPPERS)] = value
-    prefixes = collections.Counter(m[1] for key in clean if (m := re.match(r"((?:.+?\.)?)transformer\.(?:encoder|decoder|level)", key)))
+    prefixes = collections.Counter(m[1] for key in clean if (m := BELOW_PREFIX.match(key)))
     prefix = prefixes.most_common(1)[0][0] if prefixes else ""
     others = tuple(other for other in prefixes if other != prefix and not prefix.startswith(other))
     kept = {key: value for key, value in clean.items() if key.startswith(prefix) and not (others and key.startswith(others))}

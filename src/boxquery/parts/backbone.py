@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import timm
 import torch
 from timm.layers import Format, freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from boxquery.errors import UserError, first_line
 from boxquery.parts.weights import BackboneWeights, fitted
@@ -134,3 +136,23 @@ class Neck(nn.Module):
             last = project(last)
             out.append(last)
         return out
+
+
+class FeaturePyramid(Neck):
+    """Every map to ``dim`` features and added, enlarged, to the next finer one; then a 3 x 3 convolution each (FPN, Lin et al. 2017,
+    arXiv:1612.03144, section 3)."""
+
+    def __init__(self, channels: Sequence[int], dim: int):
+        super().__init__(channels, dim)
+        self.outputs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels)
+        for convolution in self.modules():
+            if isinstance(convolution, nn.Conv2d):
+                assert convolution.bias is not None
+                nn.init.kaiming_uniform_(convolution.weight, a=1)
+                nn.init.zeros_(convolution.bias)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        out = super().forward(maps)
+        for coarse, fine in pairwise(reversed(range(len(out)))):
+            out[fine] = out[fine] + F.interpolate(out[coarse], size=out[fine].shape[-2:])
+        return [convolution(m) for convolution, m in zip(self.outputs, out, strict=True)]

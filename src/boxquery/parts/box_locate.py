@@ -76,3 +76,9 @@ class PlainBoxLocate(nn.Module):
     def forward(self, state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
         box = require_boxes(state.reference, "PlainBoxLocate", "QueryState.reference").sigmoid()
         return state, QueryGeometry(position=self.position(box), reference=box, self_mask=state.self_mask)
+
+
+def locate_at_box(state: QueryState, memory: Memory, layer: int) -> tuple[QueryState, QueryGeometry]:
+    """The box itself, which is no logit, and no position (Sparse R-CNN)."""
+    box = require_boxes(state.reference, "locate_at_box", "QueryState.reference")
+    return state, QueryGeometry(reference=box, self_mask=state.self_mask)

@@ -70,9 +70,39 @@ class Head(nn.Module):
         """``content`` [B, Q, D] after the final norm; ``state`` has the anchors."""
         return Prediction(self, content, state.box_anchor)
 
+    def logits(self, content: Tensor) -> Tensor:
+        """[..., D] -> [..., C]."""
+        return self.classes(content)
+
     def box(self, content: Tensor, anchor: Tensor | None) -> Tensor:
         """[..., D] and an anchor [..., 2 or 4] -> a box in the coder's space (mostly logits of cxcywh)."""
         return self.coder.decode(self.boxes(content), anchor)
+
+
+class TowerHead(Head):
+    """Class logits after linear maps with layer norms, box numbers after others, instead of one linear map and an MLP (Sparse R-CNN).
+
+    Args:
+        coder: how boxes are made of four numbers.
+        class_layers, box_layers: maps before the last one.
+    """
+
+    def __init__(self, dim: int, columns: int, coder: BoxCoder, class_layers: int = 1, box_layers: int = 3):
+        nn.Module.__init__(self)
+        self.coder = coder
+        self.class_tower, self.classes = _tower(dim, class_layers), nn.Linear(dim, columns)
+        self.boxes = nn.Sequential(*_tower(dim, box_layers), nn.Linear(dim, coder.size))
+
+    def init_weights(self) -> None:
+        """Every class starts at probability 0.01, all else as ``reset_transformer`` has it."""
+        nn.init.constant_(self.classes.bias, -math.log(99))
+
+    def logits(self, content: Tensor) -> Tensor:
+        return self.classes(self.class_tower(content))
+
+
+def _tower(dim: int, layers: int) -> nn.Sequential:
+    return nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU())))
 
 
 class Prediction:
@@ -108,7 +138,7 @@ class Prediction:
     @cached_property
     def logits(self) -> Tensor:
         """[B, Q, C]."""
-        return self.head.classes(self.content)
+        return self.head.logits(self.content)
 
     def computed(self) -> Prediction:
         """The same with boxes and logits computed now: gradients are summed in the order in which tensors were used."""

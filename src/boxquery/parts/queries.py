@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,9 @@ class Queries(nn.Module):
         follow one another."""
         raise NotImplementedError
 
-    def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        """Logits of other points or boxes [B, N, 2 or 4] -> their position and axes, as the ordinary queries have them."""
-        return None, None
+    def embed(self, logits: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        """Logits of other points or boxes [B, N, 2 or 4] -> their reference, position and axes, as the ordinary queries have them."""
+        return logits, None, None
 
 
 class LearnedQueries(Queries):
@@ -165,6 +165,32 @@ class BoxQueries(Queries):
         return QueryState(content=content.expand(batch, reference.shape[1], -1), reference=reference, box_anchor=reference)
 
 
+class WholeImageQueries(BoxQueries):
+    """Learned boxes in [0, 1], not logits, that start as the whole image, and a learned content for each (Sparse R-CNN, section 3.2).
+
+    Sides are at least ``LEAST``: nothing keeps what is learned from falling below zero, where the authors' code stops.
+    """
+
+    LEAST: ClassVar[float] = 1e-3
+
+    def __init__(self, count: int, dim: int):
+        super().__init__(count, dim, "learned")
+
+    def draw(self, count: int) -> dict[str, Tensor]:
+        boxes = torch.tensor((0.5, 0.5, 1.0, 1.0)).repeat(count, 1)
+        return {"anchors": nn.Parameter(boxes), "content": nn.Parameter(torch.empty(count, self.dim).normal_())}
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
+        state = super().make(memory, rows, parts)
+        assert state.reference is not None
+        centre, size = state.reference.chunk(2, -1)
+        boxes = torch.cat((centre, size.clamp(min=self.LEAST)), -1)
+        return replace(state, reference=boxes, box_anchor=boxes)
+
+    def embed(self, logits: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        return logits.sigmoid(), None, None
+
+
 def each_pattern(rows: Tensor, patterns: int, parts: int) -> Tensor:
     """Rows of anchors [N, D] -> of queries [N * patterns, D]: part by part, and in each pattern by pattern."""
     return rows.unflatten(0, (parts, -1)).repeat(1, patterns, 1).flatten(0, 1)
@@ -269,8 +295,8 @@ class ProposalQueries(Queries):
         position, made = self.query_norm(self.query_proj(sine(reference.sigmoid(), self.dim // 2))).chunk(2, -1)
         return QueryState(content=made, position=position, reference=reference, box_anchor=reference)
 
-    def embed(self, reference: Tensor) -> tuple[Tensor | None, tuple[Tensor, Tensor] | None]:
-        return (self.at(reference).position if self.kind == "boxes" else None), None
+    def embed(self, logits: Tensor) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor] | None]:
+        return logits, (self.at(logits).position if self.kind == "boxes" else None), None
 
 
 def peaks_first(scores: Tensor, memory: Memory, invalid: Tensor) -> Tensor:

@@ -96,8 +96,10 @@ class GaussianLocate(nn.Module):
             predict = require(self.centre, "GaussianLocate(predicts=False)", "QueryState.reference")
             logits = predict(query).to(exact)
             state = replace(state, reference=logits, box_anchor=logits)
-        assert state.reference is not None
-        reference = state.reference.sigmoid()
+        reference = geometry.reference
+        if reference is None:
+            assert state.reference is not None
+            reference = state.reference.sigmoid()
         # [B, H, Q, 2]: a centre per head, in cells
         centre = (reference[..., :2] * memory.extents[:, None] / self.stride)[:, None]
         centre = centre + self._by_head(self.offsets[layer](query)).to(exact)
