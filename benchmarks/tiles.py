@@ -24,6 +24,7 @@ from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.shapes import shapes_data
 from boxquery.data.shapes.paint import paint
 from boxquery.data.shapes.silhouettes import outline
+from boxquery.evaluation.metrics import evaluate
 from boxquery.runtime import predictor
 from boxquery.runtime.tiles import merge_views
 
@@ -72,7 +73,7 @@ def plain_merge(views, found, *, smaller: bool):
     return boxes[kept], scores[kept], labels[kept]
 
 
-MERGES = {"ours": merge_views, "NMS": partial(plain_merge, smaller=False), "NMS by IoS": partial(plain_merge, smaller=True)}
+OTHERS = {"NMS": partial(plain_merge, smaller=False), "NMS by IoS": partial(plain_merge, smaller=True)}
 
 
 def main() -> None:
@@ -93,22 +94,33 @@ def main() -> None:
     print(f"{len(records)} scenes of {SIDE} pixels, {len(sides)} objects, median side {np.median(sides):.0f} pixels")
     print("| looked at | merged by | AP | AP50 | APs | APm | CPU seconds per image |\n|---|---|--:|--:|--:|--:|--:|")
 
-    def row(what: str, how: str, **settings) -> None:
-        started = time.process_time()
-        with mock.patch.object(predictor, "merge_views", MERGES.get(how)):
-            found = detector.evaluate(data, split="val", batch_size=8, **settings)
-        seconds = (time.process_time() - started) / len(records)
+    def show(what: str, how: str, found: dict, seconds: float | None = None) -> None:
         figures = " | ".join(f"{found[name] or 0:.3f}" for name in ("AP", "AP50", "APs", "APm"))
-        print(f"| {what} | {how or '-'} | {figures} | {seconds:.2f} |", flush=True)
+        print(f"| {what} | {how} | {figures} | {'' if seconds is None else f'{seconds:.2f}'} |", flush=True)
 
-    row(f"the whole image at {detector.image_size}", "")
-    detector.image_size, own = 4 * detector.image_size, detector.image_size
-    row(f"the whole image at {detector.image_size}", "")
+    def measure(what: str, **settings) -> None:
+        seen = []
+
+        def merge(views, found):
+            seen.append((views, found))
+            return merge_views(views, found)
+
+        started = time.process_time()
+        with mock.patch.object(predictor, "merge_views", merge):
+            found = detector.evaluate(data, split="val", batch_size=8, **settings)
+        show(what, "ours" if seen else "", found, (time.process_time() - started) / len(records))
+        for how, other in OTHERS.items() if seen else ():
+            merged = {i: other(*each) for i, each in enumerate(seen)}
+            show(what, how, evaluate(records, merged, detector.classes, detector.ids))
+
+    own = detector.image_size
+    for size in (own, 4 * own):
+        detector.image_size = size
+        measure(f"the whole image at {size}")
     detector.image_size = own
     for tiles in map(int, given.tiles.split(",")):
         for overlap in map(float, given.overlaps.split(",")):
-            for how in MERGES:
-                row(f"and tiles of {tiles}, overlap {overlap:g}", how, tiles=tiles, overlap=overlap)
+            measure(f"and tiles of {tiles}, overlap {overlap:g}", tiles=tiles, overlap=overlap)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,7 +16,9 @@ from boxquery.cli import run
 from boxquery.data import video
 from boxquery.data.video import Video, camera_of, is_stream, without_password
 from boxquery.errors import UserError
+from boxquery.predict import video_output
 from boxquery.predict.sources import find_sources
+from boxquery.predict.video_output import VideoWriter
 
 from .films import FRAMES, cut, write_film
 
@@ -228,11 +231,34 @@ def test_what_is_written_by_default(predict):
     assert (status, "none of the sources is a video" in err, Path("none").exists()) == (2, True, False)
 
 
-def test_uneven_times_and_odd_sizes_survive(predict):
+def test_uneven_times_survive(predict):
     write_film(Path("a.mkv"), frames=5, stamps=[0, 5, 6, 30, 90])
     assert predict("a.mkv", "--out", "out")[0] == 0
     with av.open("out/videos/a.mp4") as written:
         assert [round(frame.time, 3) for frame in written.decode(video=0)] == [0, 0.05, 0.06, 0.3, 0.9]
+
+
+def test_a_video_of_odd_size_with_a_clock_that_stands_still():
+    image = Image.new("RGB", (65, 49), (200, 30, 30))
+    with VideoWriter(Path("a.mp4"), Fraction(10), Fraction(1, 1000)) as writer:
+        for time in (0.0, 0.1, 0.1, 0.05, 0.3):
+            writer.add(image, Fraction(time).limit_denominator(1000))
+        writer.add(image.resize((80, 80)), Fraction(2, 5))  # as a stream may change
+    with av.open("a.mp4") as written:
+        frames = list(written.decode(video=0))
+    assert [round(frame.time, 3) for frame in frames] == [0, 0.1, 0.101, 0.102, 0.3, 0.4]
+    assert {(frame.width, frame.height) for frame in frames} == {(66, 50)}
+    assert np.abs(np.asarray(frames[0].to_image())[:49, :64] - np.array([200, 30, 30])).mean() < 6
+
+
+def test_without_h264_it_is_mpeg4(monkeypatch):
+    monkeypatch.setattr(video_output, "_CODECS", {"no such codec": {}, "mpeg4": {"qscale": "3"}})
+    with VideoWriter(Path("a.mp4"), Fraction(30_000, 1001), Fraction(1, 90_000)) as writer:
+        for number in range(5):
+            writer.add(Image.new("RGB", (64, 64)), number * Fraction(1001, 30_000))
+    with av.open("a.mp4") as written:
+        assert written.streams.video[0].codec_context.name == "mpeg4"
+        assert [round(frame.time, 4) for frame in written.decode(video=0)] == [round(i * 1001 / 30_000, 4) for i in range(5)]
 
 
 def test_a_video_that_ends_in_the_middle(predict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -30,10 +31,9 @@ def is_web_image(address: str) -> bool:
 
 def is_moving(source: str | Path) -> bool:
     """Whether it is a video file, a camera or a stream, and not an image. Raises ``UserError`` for an address that cannot be reached."""
-    path = Path(source)
-    if isinstance(source, str) and not path.exists() and (is_stream(source) or camera_of(source) is not None):
+    if isinstance(source, str) and not os.path.exists(source) and (is_stream(source) or camera_of(source) is not None):
         return not is_web_image(source)
-    return is_video_file(path)
+    return is_video_file(Path(source))
 
 
 def read_web_image(address: str) -> Image.Image:
