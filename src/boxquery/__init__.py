@@ -22,10 +22,24 @@ __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return import_module("importlib.metadata").version("boxquery")
+        return _version()
     if name not in _HOME:
         raise AttributeError(f"module 'boxquery' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    try:
+        return getattr(import_module(_HOME[name]), name)
+    except ModuleNotFoundError as error:
+        if not (error.name or "").startswith("boxquery."):
+            raise
+        raise ImportError(f"boxquery.{name} is not in boxquery-runtime, which only runs exported models; pip install boxquery") from error
+
+
+def _version() -> str:
+    """Of the one that is installed: boxquery, or boxquery-runtime, which holds a part of it."""
+    metadata = import_module("importlib.metadata")
+    try:
+        return metadata.version("boxquery")
+    except metadata.PackageNotFoundError:
+        return metadata.version("boxquery-runtime")
 
 
 def __dir__() -> list[str]:
