@@ -43,6 +43,7 @@ from boxquery.training.state import StateFiles
 
 from .data import writers
 from .data.writers import NAMES, Thing, pictures
+from .runtime import handmade
 from .training.runs import SMALL
 
 TRAIN = ["--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--batch-size", "8", "--device", "cpu"]
@@ -1078,3 +1079,38 @@ video(
 )
 video("no room while a video is written (a limit of the system)", "refused", "film.mp4: cannot be written (File too large)", full_film)
 video("--track without its package (planted)", "refused", "pip install 'boxquery[track]'", untracked)
+
+
+# -- exported models ------------------------------------------------------------------------------------------------------------------
+
+
+def exported(
+    what: str, says: str, *words: str, spoil: Callable[[Path], object] = id, ending: str = ".onnx", missing: str = "", **changes: object
+) -> None:
+    """An exported model, perhaps with another record, that is spoilt after it was written, or whose runtime is not installed."""
+
+    def line(place: Place) -> list[str]:
+        path = handmade.write(place.root / f"model{ending}", **changes)
+        spoil(path)
+        if missing:
+            place.around.append(mock.patch.dict(sys.modules, {missing: None}))
+        return ["predict", str(path), str(place.stock.photos / "JPEGImages/p000.png"), "--out", str(place.out), *words]
+
+    add("exported models", what, "refused", says, line)
+
+
+def half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+exported("an .onnx file that is cut short", "cannot open it", spoil=half)
+exported("weights in a .bin that is cut short", "cannot open it", spoil=lambda p: half(p.with_suffix(".bin")), ending=".xml")
+exported("an .xml without its .bin", "model.bin must lie beside it", spoil=lambda p: p.with_suffix(".bin").unlink(), ending=".xml")
+exported("an .xml that is another document", "not a model of OpenVINO", spoil=lambda p: p.write_text("<annotation/>"), ending=".xml")
+exported("an ONNX file of another program", "not exported by boxquery", record=None)
+exported("a file of a newer boxquery", "format 2 is of a newer boxquery, this one reads up to 1", format=2)
+exported("a record that was edited", "its record cannot be read", threshold="half")
+exported("another size than the one it was exported for", "exported for 64x96 alone", "--image-size", "80", size=[64, 96])
+exported("onnxruntime is not installed (planted)", "needs the package onnxruntime: pip install", missing="onnxruntime")
+exported("OpenVINO is not installed (planted)", "needs the package openvino: pip install", missing="openvino", ending=".xml")
+exported("a device that it cannot run on", "runs on auto, cpu or cuda", "--device", "mps")

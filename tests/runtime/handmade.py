@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import openvino
 from onnx import TensorProto, helper, numpy_helper
 
 from boxquery.data.preprocessing import Preprocessing
@@ -75,6 +74,8 @@ def write(path: Path, **changes: Any) -> Path:
             helper.set_model_props(model, {"boxquery": json.dumps(values)})
         onnx.save(model, path)
     else:
+        import openvino
+
         read = openvino.Core().read_model(model.SerializeToString())
         if values is not None:
             read.set_rt_info(json.dumps(values), ["boxquery"])
