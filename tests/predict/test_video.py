@@ -271,11 +271,17 @@ def test_a_video_that_ends_in_the_middle(predict):
         assert sum(1 for _ in written.decode(video=0)) == told["frames"] > 4
 
 
+def test_a_whole_video_on_the_web_ends_without_a_warning(predict, web):
+    write_film(Path("a.mp4"))
+    status, told, err = predict(f"{web}/a.mp4", "--out", "out")
+    assert (status, told["frames"], "warning" in err) == (0, FRAMES, False)
+
+
 def test_a_stream_that_breaks_off_and_one_that_is_not_there(predict, web):
     write_film(Path("half.mp4"), noise=40)
     status, told, err = predict(f"{web}/half.mp4", "--out", "out")
     assert (status, told["frames"] > 4) == (0, True)
-    assert f"{web}/half.mp4: ended after {told['frames']} frames" in err
+    assert f"{web}/half.mp4: {told['frames']} of the 20 frames that its header states could be read" in err
     status, _, err = predict("rtsp://127.0.0.1:9/live", "--out", "none")
     assert status == 2
     assert "rtsp://127.0.0.1:9/live: cannot be opened (Connection refused); check the address and the network" in err.splitlines()[-1]

@@ -78,7 +78,7 @@ class Video:
 
     Attributes:
         name: what it is called in messages.
-        live: whether it has no end of its own.
+        live: whether it has no end of its own: a camera, or a stream that does not say how long it is.
         total: frames that it will give, by its header; None if that does not say.
         rate: frames per second, of all. ``time_base``: the unit of its time stamps in seconds.
         remark: after the last frame, in what way that was not the end; empty if it was.
@@ -94,7 +94,7 @@ class Video:
         camera = None if isinstance(source, Path) else camera_of(source)
         if camera is None and not is_stream(str(source)):
             source = Path(source)
-        self.live = not isinstance(source, Path)
+        remote = not isinstance(source, Path)
         form, options = None, {}
         if camera is not None:
             self.name = f"camera:{camera}"
@@ -109,17 +109,18 @@ class Video:
             self.name, place, remedy = without_password(source), source, "check the address and the network"
             options = {"rtsp_transport": "tcp"} if place.startswith("rtsp") else {}
         try:
-            self._container: Any = av.open(place, format=form, options=options, timeout=TIMEOUT if self.live else None)
+            self._container: Any = av.open(place, format=form, options=options, timeout=TIMEOUT if remote else None)
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self.name}: cannot be opened ({error.strerror or error}); {remedy}") from error
         if not self._container.streams.video:
             self._container.close()
             raise UserError(f"{self.name}: no video in it; {remedy}")
         self._stream: Any = self._container.streams.video[0]
-        self._stream.thread_type = "SLICE" if self.live else "AUTO"
+        self._stream.thread_type = "SLICE" if remote else "AUTO"  # which decodes frames ahead
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
         self.time_base = Fraction(self._stream.time_base or 1 / self.rate)
-        self._seconds = None if self.live else _seconds(self._container, self._stream)
+        self._seconds = None if camera is not None else _seconds(self._container, self._stream)
+        self.live = remote and not self._seconds
         frames: int = self._stream.frames or round((self._seconds or 0) * self.rate)
         self.total = None if self.live or not frames else -(-frames // every)
 
