@@ -43,7 +43,7 @@ def test_the_list_is_complete_and_has_nothing_more():
 
 
 def test_it_imports_what_it_requires():
-    required = {"numpy", "PIL", "onnxruntime", "openvino", "pillow_heif", "supervision", "boxquery"}
+    required = {"numpy", "PIL", "onnxruntime", "openvino", "pillow_heif", "supervision", "av", "boxquery"}
     for module in modules():
         for node in ast.walk(ast.parse(FILES[module].read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
