@@ -34,6 +34,7 @@ from boxquery.files import atomic_write, write_json
 from boxquery.model_folder import load
 from boxquery.pages.drawing import draw
 from boxquery.pages.images import encode_within, resize_to
+from boxquery.parts.linear import COUNTED
 from boxquery.training.config import RunConfig
 
 #: images that are timed, and those before them that warm up
@@ -84,7 +85,7 @@ def measure_run(run: Path) -> Path:
 def gflops(detector: Detector, batch: Batch) -> float:
     """Multiply-adds of one forward pass in billions, counted as in models/sizes.json."""
     model = copy.deepcopy(detector.model).eval().requires_grad_(False)  # the counter fails on some gradients
-    with FlopCounterMode(display=False) as flops, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=COUNTED) as flops, sdpa_kernel(SDPBackend.MATH):
         model(batch.images, batch.mask, last_only=True)
     return flops.get_total_flops() / 2e9
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from boxquery.matching.hungarian import PaddedTargets
 from boxquery.parts.boxes import at_least_float32, cxcywh_to_xyxy, giou, iou
 from boxquery.parts.heads import MLP
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import DensePredictions
 
@@ -31,7 +32,7 @@ class DenseHead(nn.Module):
     def __init__(self, dim: int, classes: int):
         super().__init__()
         self.norm = nn.LayerNorm(dim)
-        self.classes = nn.Linear(dim, classes)
+        self.classes = Linear(dim, classes)
         self.sides = MLP(dim, dim, 4, 2)
         nn.init.constant_(self.classes.bias, -math.log(99))
         last = self.sides.layers[-1]

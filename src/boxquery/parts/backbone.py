@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.errors import UserError, first_line
+from boxquery.parts.convolution import Convolution, as_convolutions, fold_norms
 from boxquery.parts.weights import BackboneWeights, fitted
 
 #: names of the shallow blocks that the family freezes once they hold trained weights (DETR, section 4: stem and first stage).
@@ -43,6 +44,8 @@ class Backbone(nn.Module):
             _add_first_shortcut(self.body, name)
         # up to a sixth faster on CPUs, except where convolutions are dilated, which it makes slower (docs/LOG.md)
         self.channels_last = not dilation
+        as_convolutions(self.body)
+        self.body.to(memory_format=torch.channels_last if self.channels_last else torch.contiguous_format)
         info: Any = self.body.feature_info
         self.channels: list[int] = info.channels()
         self.strides: list[int] = info.reduction()
@@ -63,6 +66,7 @@ class Backbone(nn.Module):
     def freeze(self) -> None:
         """Stem and first stage take no gradient and every batch norm becomes a fixed affine map, as published for trained weights."""
         self.body = freeze_batch_norm_2d(self.body)
+        fold_norms(self.body)
         for name, parameter in self.body.named_parameters():
             if name.startswith(SHALLOW):
                 parameter.requires_grad_(False)
@@ -118,9 +122,9 @@ class Neck(nn.Module):
     def __init__(self, channels: Sequence[int], dim: int, extra: int = 0, norm: Literal["group", "batch"] | None = None):
         super().__init__()
         bias = norm != "batch"
-        convolutions = [nn.Conv2d(c, dim, 1, bias=bias) for c in channels]
+        convolutions = [Convolution(c, dim, 1, bias=bias) for c in channels]
         for level in range(extra):
-            convolutions.append(nn.Conv2d(channels[-1] if level == 0 else dim, dim, 3, stride=2, padding=1, bias=bias))
+            convolutions.append(Convolution(channels[-1] if level == 0 else dim, dim, 3, stride=2, padding=1, bias=bias))
         norms = {"group": lambda: [nn.GroupNorm(32, dim)], "batch": lambda: [nn.BatchNorm2d(dim)]}
         self.projections = nn.ModuleList(nn.Sequential(c, *(norms[norm]() if norm else ())) for c in convolutions)
         self.inputs = len(channels)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from boxquery.parts.box_coder import BoxCoder, SigmoidBoxCoder
 from boxquery.parts.boxes import chosen_rows
+from boxquery.parts.linear import Linear
 from boxquery.parts.state import QueryState
 
 
@@ -21,7 +22,7 @@ class MLP(nn.Module):
     def __init__(self, inputs: int, hidden: int, outputs: int, layers: int):
         super().__init__()
         sizes = [inputs, *[hidden] * (layers - 1), outputs]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.layers = nn.ModuleList(Linear(a, b) for a, b in pairwise(sizes))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers[:-1]:
@@ -54,7 +55,7 @@ class Head(nn.Module):
     ):
         super().__init__()
         self.coder = SigmoidBoxCoder(eps) if coder is None else coder
-        self.classes = nn.Linear(dim, columns)
+        self.classes = Linear(dim, columns)
         self.boxes = MLP(dim, dim, self.coder.size, 3)
         last = self.boxes.layers[-1]
         assert isinstance(last, nn.Linear)

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from boxquery.parts.convolution import Convolution
 from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory
@@ -50,7 +51,7 @@ class ConvBlock(nn.Sequential):
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         activation: MakeBlock = nn.SiLU,
     ):
-        convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=norm is not nn.BatchNorm2d)
+        convolution = Convolution(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=norm is not nn.BatchNorm2d)
         super().__init__(convolution, norm(outputs), activation())
         self.kernel = kernel
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.parts.geometry import QueryGeometry
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace, NoTrace, Trace
 
@@ -19,10 +20,10 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, ffn_dim: int, dropout: float = 0.0, activation: Callable[[], nn.Module] = nn.ReLU):
         super().__init__()
-        self.linear1 = nn.Linear(dim, ffn_dim)
+        self.linear1 = Linear(dim, ffn_dim)
         self.activation = activation()
         self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(ffn_dim, dim)
+        self.linear2 = Linear(ffn_dim, dim)
 
     def forward(self, x: Tensor, memory: Memory | None = None) -> Tensor:
         """[B, N, D]; ``memory``, in the encoder, has the layout of the tokens, which subclasses may use."""
@@ -76,7 +77,7 @@ class Gate(nn.Module):
 
     def __init__(self, dim: int, dropout: float):
         super().__init__()
-        self.gates = nn.Linear(2 * dim, 2 * dim)
+        self.gates = Linear(2 * dim, 2 * dim)
         self.norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         with torch.no_grad():

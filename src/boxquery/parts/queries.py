@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from boxquery.parts.boxes import chosen_rows
 from boxquery.parts.heads import MLP, Head
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import LayerPredictions
 from boxquery.parts.positions import sine
@@ -93,7 +94,7 @@ class ReferencePointQueries(Queries):
         for name, values in self.draw(count).items():
             setattr(self, name, values)
         if self.learned:
-            self.reference_points = nn.Linear(dim, 2)
+            self.reference_points = Linear(dim, 2)
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         else:
@@ -234,9 +235,9 @@ class ProposalQueries(Queries):
         self.count, self.dim, self.head, self.denoising, self.peaks = count, dim, head, denoising, peaks
         self.size = size
         self.kind, self.class_agnostic, self.learning = content, class_agnostic, learning
-        self.memory_proj, self.memory_norm = nn.Linear(dim, dim), nn.LayerNorm(dim)
+        self.memory_proj, self.memory_norm = Linear(dim, dim), nn.LayerNorm(dim)
         if content == "boxes":
-            self.query_proj, self.query_norm = nn.Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
+            self.query_proj, self.query_norm = Linear(2 * dim, 2 * dim), nn.LayerNorm(2 * dim)
         self.content = self.draw(count).get("content")
         nn.init.xavier_uniform_(self.memory_proj.weight)
         if content == "boxes":

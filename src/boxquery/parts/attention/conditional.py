@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from boxquery.parts.attention.dense import attend, dense_attention, self_attention_bias
 from boxquery.parts.geometry import QueryGeometry, require
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -20,10 +21,10 @@ class ConditionalSelfAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query_content, self.query_position = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.key_content, self.key_position = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.query_content, self.query_position = Linear(dim, dim), Linear(dim, dim)
+        self.key_content, self.key_position = Linear(dim, dim), Linear(dim, dim)
+        self.value = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, trace: LayerTrace | None = None) -> Tensor:
@@ -51,11 +52,11 @@ class ConditionalCrossAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0, first: bool = False):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query_content, self.query_place = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.key_content, self.key_place = nn.Linear(dim, dim), nn.Linear(dim, dim)
-        self.query_position = nn.Linear(dim, dim) if first else None
-        self.value = nn.Linear(dim, dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.query_content, self.query_place = Linear(dim, dim), Linear(dim, dim)
+        self.key_content, self.key_place = Linear(dim, dim), Linear(dim, dim)
+        self.query_position = Linear(dim, dim) if first else None
+        self.value = Linear(dim, dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:

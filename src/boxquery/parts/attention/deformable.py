@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require, with_pos
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -46,9 +47,9 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.heads, self.levels, self.offset_scale, self.discrete = heads, levels, offset_scale, discrete
         self.points = (points,) * levels if isinstance(points, int) else tuple(points)
-        self.sampling_offsets = nn.Linear(dim, heads * sum(self.points) * 2)
-        self.attention_weights = nn.Linear(dim, heads * sum(self.points))
-        self.value_proj, self.out_proj = (nn.Linear(dim, dim) if project else nn.Identity() for _ in range(2))
+        self.sampling_offsets = Linear(dim, heads * sum(self.points) * 2)
+        self.attention_weights = Linear(dim, heads * sum(self.points))
+        self.value_proj, self.out_proj = (Linear(dim, dim) if project else nn.Identity() for _ in range(2))
         self.sampling_offsets.requires_grad_(not discrete)
 
     def init_weights(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.parts.geometry import QueryGeometry, with_pos
+from boxquery.parts.linear import Linear, linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -26,8 +27,8 @@ class Attention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.in_proj = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.in_proj = Linear(dim, 3 * dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -41,10 +42,10 @@ class Attention(nn.Module):
         dim = query.shape[-1]
         w, b = self.in_proj.weight, self.in_proj.bias
         if query is key:
-            q, k = F.linear(query, w[: 2 * dim], b[: 2 * dim]).chunk(2, -1)
+            q, k = linear(query, w[: 2 * dim], b[: 2 * dim]).chunk(2, -1)
         else:
-            q, k = F.linear(query, w[:dim], b[:dim]), F.linear(key, w[dim : 2 * dim], b[dim : 2 * dim])
-        v = F.linear(value, w[2 * dim :], b[2 * dim :])
+            q, k = linear(query, w[:dim], b[:dim]), linear(key, w[dim : 2 * dim], b[dim : 2 * dim])
+        v = linear(value, w[2 * dim :], b[2 * dim :])
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         out, attention = attend(q, k, v, bias, self.dropout * self.training, weights)
         return self.out_proj(out), attention

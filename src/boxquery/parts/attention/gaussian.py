@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from boxquery.parts.geometry import Locate, QueryGeometry, require, with_pos
 from boxquery.parts.heads import MLP
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.state import QueryState
 
@@ -78,8 +79,8 @@ class GaussianLocate(nn.Module):
         self.heads, self.kind, self.smooth, self.stride, self.steps = heads, kind, smooth, stride, steps
         self.centre = MLP(dim, dim, 2, 3) if predicts else None
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(layers))
-        self.offsets = nn.ModuleList(nn.Linear(dim, 2 * heads) for _ in range(layers))
-        self.scales = nn.ModuleList(nn.Linear(dim, SCALES[kind] * heads) for _ in range(layers if SCALES[kind] else 0))
+        self.offsets = nn.ModuleList(Linear(dim, 2 * heads) for _ in range(layers))
+        self.scales = nn.ModuleList(Linear(dim, SCALES[kind] * heads) for _ in range(layers if SCALES[kind] else 0))
 
     def init_weights(self) -> None:
         """All Gaussians start equally wide; called after the pass that makes every matrix Xavier-uniform."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require, with_pos
+from boxquery.parts.linear import Linear, linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -34,8 +35,8 @@ class RowColumnDecoupledAttention(nn.Module):
     def __init__(self, dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.in_proj = nn.Linear(dim, 5 * dim)
-        self.out_proj = nn.Linear(dim, dim)
+        self.in_proj = Linear(dim, 5 * dim)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
 
@@ -50,19 +51,19 @@ class RowColumnDecoupledAttention(nn.Module):
         (mask,) = (None,) if memory.mask is None else memory.maps(memory.mask)
         # a linear map of a mean is the mean of the linear map, for a fraction of the work
         row = self._weights(
-            F.linear(with_pos(content, position_x), *query_x),
-            F.linear(with_pos(columns, across), *key_x),
+            linear(with_pos(content, position_x), *query_x),
+            linear(with_pos(columns, across), *key_x),
             None if mask is None else mask[:, 0],
         )
         column = self._weights(
-            F.linear(with_pos(content, position_y), *query_y),
-            F.linear(with_pos(rows, down), *key_y),
+            linear(with_pos(content, position_y), *query_y),
+            linear(with_pos(rows, down), *key_y),
             None if mask is None else mask[:, :, 0],
         )
         if trace is not None:
             trace.attention = ((row, column),)
         row, column = (F.dropout(weights, self.dropout, self.training) for weights in (row, column))
-        (values,) = memory.maps(F.linear(memory.tokens, *value).unflatten(-1, (self.heads, -1)))
+        (values,) = memory.maps(linear(memory.tokens, *value).unflatten(-1, (self.heads, -1)))
         return self.out_proj(weigh_rows_and_columns(row, column, values))
 
     def means(self, memory: Memory) -> tuple[Tensor, Tensor]:

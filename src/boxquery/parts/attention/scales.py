@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from boxquery.parts.attention.dense import dense_attention
 from boxquery.parts.geometry import QueryGeometry, with_pos
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -58,12 +59,12 @@ class ScaleSelectionAttention(nn.Module):
     def __init__(self, dim: int, heads: int, levels: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(dim, dim)
+        self.query = Linear(dim, dim)
         # a bias would be the same for all cells of a level, and vanish in its softmax
-        self.keys = nn.ModuleList(nn.Linear(dim, dim, bias=False) for _ in range(levels))
-        self.values = nn.ModuleList(nn.Linear(dim, dim) for _ in range(levels))
-        self.selection = nn.Linear(dim, levels)
-        self.out_proj = nn.Linear(dim, dim)
+        self.keys = nn.ModuleList(Linear(dim, dim, bias=False) for _ in range(levels))
+        self.values = nn.ModuleList(Linear(dim, dim) for _ in range(levels))
+        self.selection = Linear(dim, levels)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:

@@ -17,6 +17,7 @@ from boxquery.parts.attention.gaussian import log_gaussian
 from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require, require_boxes
 from boxquery.parts.heads import MLP
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
 from boxquery.parts.trace import LayerTrace
@@ -46,21 +47,21 @@ class SemanticAlignedAttention(nn.Module):
         self.heads, self.dropout, self.level, self.gaussian, self.attention = heads, dropout, level, gaussian, attention
         squeezed, outputs = dim // 4, heads * (4 if gaussian else 2)
         self.squeeze = nn.Conv2d(dim, squeezed, 1)
-        last = nn.Linear(2 * dim, outputs)
+        last = Linear(2 * dim, outputs)
         nn.init.zeros_(last.bias)
         self.points = nn.Sequential(
-            nn.Linear(CROP * CROP * squeezed, dim), nn.ReLU(),
-            nn.Linear(dim, 2 * dim), nn.ReLU(),
-            nn.Linear(2 * dim, 2 * dim), nn.ReLU(),
+            Linear(CROP * CROP * squeezed, dim), nn.ReLU(),
+            Linear(dim, 2 * dim), nn.ReLU(),
+            Linear(2 * dim, 2 * dim), nn.ReLU(),
             last,
         )  # fmt: skip
-        self.feature_weights = nn.Linear(dim, heads * dim)
-        self.value = nn.Linear(dim, dim)
+        self.feature_weights = Linear(dim, heads * dim)
+        self.value = Linear(dim, dim)
         if attention:
-            self.position_weights = nn.Linear(dim, heads * dim)
-            self.query_content, self.query_position = nn.Linear(dim, dim), MLP(dim, dim, dim, 2)
-            self.key_content, self.key_position = nn.Linear(dim, dim), MLP(dim, dim, dim, 2)
-        self.out_proj = nn.Linear(dim, dim)
+            self.position_weights = Linear(dim, heads * dim)
+            self.query_content, self.query_position = Linear(dim, dim), MLP(dim, dim, dim, 2)
+            self.key_content, self.key_position = Linear(dim, dim), MLP(dim, dim, dim, 2)
+        self.out_proj = Linear(dim, dim)
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
