@@ -141,14 +141,14 @@ def measure(name: str, size: str, steps: int, precision: str) -> dict[str, Any]:
     with named_ranges(), profile(activities=[ProfilerActivity.CPU]) as profiled, record_function(STEP):
         step()
     spent: dict[str, float] = defaultdict(float)
-    for event in profiled.events():
+    for event in profiled.events() or ():
         spent[kind_of(event)] += event.self_cpu_time_total
     parts = {kind: round(100 * value / sum(spent.values()), 1) for kind, value in sorted(spent.items(), key=lambda pair: -pair[1])}
     return {"ms": round(plain, 1), "percent": {kind: value for kind, value in parts.items() if value >= 0.1}}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="models, separated by commas (default: all)")
     parser.add_argument("--presets", default="tiny,paper", help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=3, help="(default: %(default)s)")

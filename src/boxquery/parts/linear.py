@@ -50,7 +50,7 @@ def is_slow_in_mkl(x: Tensor, weight: Tensor) -> bool:
 
 @cache
 def _has_slow_mkl() -> bool:
-    known: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     slow = bool(known.get("avx512_f")) and "AMD" in known.get("cpu_name", "")
     return slow and torch.backends.mkldnn.is_available() and bool(COUNTED)
 
