@@ -90,6 +90,7 @@ class Optimization:
             self.optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=decay, fused=True)
         else:
             self.optimizer = torch.optim.AdamW(groups, weight_decay=decay, fused=True)
+        self.optimizer.register_load_state_dict_post_hook(_lay_out_like_weights)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, rate_factor(recipe, schedule))
 
     @property
@@ -109,6 +110,15 @@ class Optimization:
             if self.average is not None:
                 update_average(self.average, self.model, self.recipe.ema, self.steps)
         return result
+
+
+@torch.no_grad()
+def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Of a loaded state: a fused update goes through memory without looking at strides, and an older run may have kept others."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:

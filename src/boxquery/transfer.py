@@ -337,7 +337,9 @@ def _copy_rows(ours: Tensor, theirs: Tensor, rows: list[Rows]) -> tuple[int, int
         inner, outer = torch.tensor(axis), index[:, None]
         index = torch.where((inner >= 0) & (outer >= 0), outer * count + inner, -1).flatten()
     known, width = index >= 0, ours.numel() // len(index)
-    ours.view(-1, width)[known] = theirs.reshape(-1, width)[index[known]].to(ours)
+    copied = ours.reshape(-1, width).clone()  # not a view: convolutions keep their features last
+    copied[known] = theirs.reshape(-1, width)[index[known]].to(ours)
+    ours.copy_(copied.view(ours.shape))
     same = math.prod(sum(i == j for i, j in enumerate(axis)) for _, axis in rows)
     return int(known.sum()) * width, same * width
 
