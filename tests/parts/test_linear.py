@@ -1,12 +1,13 @@
 """Products by oneDNN, and norms that convolutions apply, give the same numbers as PyTorch's own."""
 
 import copy
+from typing import cast
 
 import pytest
 import timm
 import torch
 from timm.layers import freeze_batch_norm_2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.parts import linear as module
@@ -61,8 +62,8 @@ def test_fixed_norms_are_part_of_the_convolutions_before_them(library, name):
     ours = Backbone(name, 2)
     for norm in ours.body.modules():
         if isinstance(norm, nn.BatchNorm2d):
-            norm.running_mean.normal_(std=0.1)
-            norm.running_var.uniform_(0.5, 1.5)
+            nn.init.normal_(cast(Tensor, norm.running_mean), std=0.1)
+            nn.init.uniform_(cast(Tensor, norm.running_var), 0.5, 1.5)
     theirs = timm.create_model(name, features_only=True, out_indices=(-2, -1))
     theirs.load_state_dict(ours.body.state_dict())
     theirs = freeze_batch_norm_2d(theirs)
