@@ -91,8 +91,8 @@ class TowerHead(Head):
     def __init__(self, dim: int, columns: int, coder: BoxCoder, class_layers: int = 1, box_layers: int = 3):
         nn.Module.__init__(self)
         self.coder = coder
-        self.class_tower, self.classes = _tower(dim, class_layers), nn.Linear(dim, columns)
-        self.boxes = nn.Sequential(*_tower(dim, box_layers), nn.Linear(dim, coder.size))
+        self.class_tower, self.classes = _tower(dim, class_layers), Linear(dim, columns)
+        self.boxes = nn.Sequential(*_tower(dim, box_layers), Linear(dim, coder.size))
 
     def init_weights(self) -> None:
         """Every class starts at probability 0.01, all else as ``reset_transformer`` has it."""
@@ -103,7 +103,7 @@ class TowerHead(Head):
 
 
 def _tower(dim: int, layers: int) -> nn.Sequential:
-    return nn.Sequential(*(part for _ in range(layers) for part in (nn.Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU())))
+    return nn.Sequential(*(part for _ in range(layers) for part in (Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU())))
 
 
 class Prediction:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require_boxes
+from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.trace import LayerTrace
 
@@ -44,9 +45,9 @@ class DynamicConvolution(nn.Module):
     def __init__(self, dim: int, hidden: int, strides: Sequence[int]):
         super().__init__()
         self.hidden, self.strides = hidden, tuple(strides)
-        self.dynamic_layer = nn.Linear(dim, 2 * dim * hidden)
+        self.dynamic_layer = Linear(dim, 2 * dim * hidden)
         self.norm1, self.norm2, self.norm3 = nn.LayerNorm(hidden), nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.out_layer = nn.Linear(CELLS * dim, dim)
+        self.out_layer = Linear(CELLS * dim, dim)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         reject_bias(geometry, "DynamicConvolution")
