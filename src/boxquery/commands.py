@@ -18,12 +18,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from boxquery.cluster import Engine
 from boxquery.errors import UserError
 from boxquery.flags import AUTO, Device, Pretrained, Switch, check_model, is_exported
 from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold, check_tiles
 
 if TYPE_CHECKING:
     from boxquery.api import Detector
+    from boxquery.predict.outputs import Kind
+    from boxquery.predict.summary import Summary
 
 _AUTO = "model, preset, options, image size, batch size, length and augmentation are chosen for the data and the processor"
 
@@ -186,6 +189,8 @@ def predict(
     every: int = 1,
     track: Switch = False,
     watch: Switch = False,
+    engine: Engine = "local",
+    workers: int | None = None,
     device: Device = "auto",
     download: Switch = False,
     save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
@@ -210,6 +215,9 @@ def predict(
         every: Look only at each n-th frame of a video, camera or stream.
         track: Follow objects from frame to frame by ByteTrack; each has a number, which is drawn, and `track_id` in json and csv.
         watch: Look at new images in the folders as they come, until Ctrl-C.
+        engine: Where it runs: in this process, or in workers of the Ray cluster at RAY_ADDRESS (or of this machine), which also read
+            addresses (s3://, gs://), write json and csv, and continue what was stopped (docs/scale.md).
+        workers: With --engine ray, how many. Default: as many as there are GPUs, or else cores.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
         save: What to write, separated by commas: pictures (with boxes), video (with boxes), json (COCO's result format), txt (YOLO's lines,
@@ -217,7 +225,7 @@ def predict(
             of videos.
     """
     from boxquery import runtime
-    from boxquery.predict.outputs import PLACES, ResultWriter, check_kinds, chosen_kinds, new_folder
+    from boxquery.predict.outputs import ResultWriter, check_kinds, chosen_kinds, new_folder
     from boxquery.predict.run import run as look_at
     from boxquery.predict.sources import find_sources
     from boxquery.predict.summary import Summary
@@ -233,6 +241,14 @@ def predict(
     check_model(run, exported=True)
     if save is not None:
         check_kinds(save)
+    options: dict[str, Any] = {"threshold": threshold, "nms": nms, "max_detections": max_detections, "batch_size": batch_size}
+    options |= {"tiles": tiles, "overlap": overlap}
+    if engine == "ray":
+        if track or watch or every > 1:
+            raise UserError("--engine ray looks at images: leave out --track, --watch and --every")
+        return _predict_by_ray(run, sources, out, save, options, classes, image_size, device, workers, download)
+    if workers is not None:
+        raise UserError("--workers goes with --engine ray")
     if track:
         require_trackers()
     folder = new_folder(out)
@@ -247,30 +263,57 @@ def predict(
     if image_size is not None:
         detector.image_size = image_size
     tracker = Tracker(detector.min_score(threshold)) if track else None
-    predict = partial(
-        detector.predict,
-        threshold=threshold if tracker is None else tracker.least,
-        nms=nms,
-        classes=None if classes is None else _split_names(classes, detector.classes),
-        max_detections=max_detections,
-        batch_size=batch_size,
-        tiles=tiles,
-        overlap=overlap,
-    )
+    options["classes"] = None if classes is None else _split_names(classes, detector.classes)
+    predict = partial(detector.predict, **options | ({} if tracker is None else {"threshold": tracker.least}))
     summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes))
     writer = ResultWriter(folder, kinds, detector.classes, frame_pictures=save is not None)
     finished = look_at(predict, found, writer, summary, every=every, tracker=tracker)
     if finished.interrupted:
         raise KeyboardInterrupt(f"{finished.interrupted} were looked at; what was found in them is in {folder}")
+    return _found(summary, folder, kinds, finished.rate, nms)
+
+
+def _predict_by_ray(
+    run: str, sources: Sequence[str], out: Path | None, save: list[str] | None, options: dict[str, Any], classes: list[str] | None,
+    image_size: int | None, device: str, workers: int | None, download: bool,
+) -> CommandResult:  # fmt: skip
+    """As ``predict``, by the workers of a cluster."""
+    from boxquery import runtime
+    from boxquery.predict.outputs import check_kinds
+    from boxquery.scale.command import predict_by_ray
+    from boxquery.scale.sources import find_anywhere
+
+    check_above_zero(workers=workers)
+    kinds = check_kinds(save or ["json", "csv"])
+    images, system, notes = find_anywhere(sources)
+    _warn(f"note: {note}" for note in notes)
+    if is_exported(run):
+        model, detector = Path(run), runtime.load(run, device="cpu")
+    else:
+        from boxquery.model_folder import find_folder
+
+        model = find_folder(run, download=download)
+        detector = _load(str(model), "cpu", download)
+    options["classes"] = None if classes is None else _split_names(classes, detector.classes)
+    summary, folder, rate = predict_by_ray(
+        model, detector, images, system, out=out, kinds=kinds, options=options, image_size=image_size, device=device, workers=workers
+    )
+    return _found(summary, folder, kinds, rate, options["nms"])
+
+
+def _found(summary: Summary, folder: Path, kinds: Sequence[Kind], rate: float, nms: float | None) -> CommandResult:
+    """What a prediction found, and where it is."""
+    from boxquery.predict.outputs import PLACES
+
     values = {
         **summary.values(),
-        "images_per_second": round(finished.rate, 2),
+        "images_per_second": round(rate, 2),
         "out": str(folder),
         "saved": {kind: str(folder / PLACES[kind]) for kind in kinds},
     }
     _warn(f"note: {note}" for note in [*summary.remarks_notes(), *(summary.duplicates_note() if nms is None else [])])
     places = ", ".join(PLACES[kind] + "/" * (folder / PLACES[kind]).is_dir() for kind in kinds)
-    lines = [*summary.lines(), f"{finished.rate:.1f} images per second; see {folder}: {places}"]
+    lines = [*summary.lines(), f"{rate:.1f} images per second; see {folder}: {places}"]
     return CommandResult(values, text="\n".join(lines))
 
 

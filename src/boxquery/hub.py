@@ -95,7 +95,7 @@ def find_model(name: str) -> HubModel:
     if info is None:
         raise Unavailable(f"{missing}, and {constants.ENDPOINT} has no such model, or not for everybody; check the name")
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    files = _chosen(list(sizes))
+    files = model_files(list(sizes))
     if len(files) == len(set(files) & set(DESCRIPTION)):
         raise Unavailable(f"{name} on {constants.ENDPOINT} has no weights: {' or '.join(names[0] for names in WEIGHTS[::2])} is looked for")
     card = info.card_data
@@ -108,13 +108,13 @@ def _cached_model(name: str) -> HubModel | None:
     if config is None:
         return None
     folder = config.parent
-    files = _chosen([path.name for path in folder.iterdir() if path.is_file()])  # a link may lead nowhere
+    files = model_files([path.name for path in folder.iterdir() if path.is_file()])  # a link may lead nowhere
     if len(files) == len(set(files) & set(DESCRIPTION)):
         return None
     return HubModel(name, sum((folder / file).stat().st_size for file in files), _licence(folder), files, folder)
 
 
-def _chosen(names: Sequence[str]) -> list[str]:
+def model_files(names: Sequence[str]) -> list[str]:
     """Those of a repository's files that a model is read from: its description, and its weights in one format."""
     for patterns in WEIGHTS:
         weights = [[name for name in names if fnmatch.fnmatchcase(name, pattern)] for pattern in patterns]

@@ -1,16 +1,32 @@
 """A real Ray cluster of this machine with two workers: what it does equals what this process does, and what dies loses nothing."""
 
 import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
-import yaml
+import torch
+from PIL import Image
 
+import boxquery as bq
+from boxquery.api import Detector
 from boxquery.cli import run as command_line
 from boxquery.cluster import ray_cluster
-from boxquery.compare.results import RESULTS
-from tests.compare.test_runner import PLAN, command_of
-from tests.data.writers import drawn, write_coco
-from tests.training.runs import rows, scenes
+from boxquery.compare.command import compare
+from boxquery.compare.results import finished
+from boxquery.data.preprocessing import Preprocessing
+from tests.compare.fake_comparison import make_plan, write_finished
+from tests.training.runs import SMALL
+
+psutil = pytest.importorskip("psutil")
+pytest.importorskip("ray")
+
+IMAGES = 40
 
 
 @pytest.fixture(scope="module")
@@ -19,16 +35,102 @@ def cluster():
         yield ray
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    """A model, photographs of which one is broken, and what the ordinary prediction finds in them."""
+    place = tmp_path_factory.mktemp("work")
+    torch.manual_seed(0)
+    model = bq.create_model("detr", classes=2, preset="tiny", **SMALL)
+    Detector(model, ["cat", "dog"], [3, 7], Preprocessing(192)).save(place / "model")
+    rng = np.random.default_rng(0)
+    for number in range(IMAGES):
+        path = place / "photos" / ("night" if number % 3 else "day") / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (60 + number, 80, 3), dtype=np.uint8)).save(path)
+    (place / "photos/broken.jpg").write_text("no picture")
+    assert command_line([*words(place, "expected"), "--save", "json,csv,txt"]) == 0
+    return place
+
+
+def words(place: Path, out: str) -> list[str]:
+    return ["predict", str(place / "model"), str(place / "photos"), "--threshold", "0", "--device", "cpu", "--out", str(place / out)]
+
+
+def shards(place: Path) -> list[Path]:
+    return sorted((place / "found/shards").glob("predictions-*.jsonl"))
+
+
+def is_ours(printed: str) -> bool:
+    """Whether stderr has nothing of Ray's."""
+    return {line.partition(":")[0] for line in printed.splitlines()} <= {"note", "skipped", "predict"}
+
+
+def wait_for(condition) -> None:
+    until = time.monotonic() + 300
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.002)
+    assert condition()
+
+
 @pytest.mark.slow
-def test_a_comparison_on_a_cluster(cluster, tmp_path):
-    """One run trains and is measured, the other fails for the reason that it always has."""
-    data = write_coco(tmp_path / "scenes", drawn(scenes()))
-    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
-    out = tmp_path / "out"
-    assert command_line([*command_of(data, tmp_path / "plan.yaml", out), "--engine", "ray"]) == 0
-    found = json.loads((out / RESULTS).read_text())
-    assert {run["label"]: run["status"] for run in found["runs"]} == {"one": "finished", "broken": "failed"}
-    assert "no_such_net" in next(run["reason"] for run in found["runs"] if run["label"] == "broken")
-    assert len(rows(out / "runs/one-0")) == 3
-    assert not list((out / "state").glob("*.lock"))
-    assert cluster.cluster_resources()["CPU"] == 2
+def test_neither_a_killed_command_nor_a_killed_worker_loses_anything(cluster, work, capfd):
+    flags = ["--engine", "ray", "--workers", "2", "--save", "json,csv,txt"]
+    address = {"RAY_ADDRESS": cluster.get_runtime_context().gcs_address}
+    first = subprocess.Popen(
+        [sys.executable, "-m", "boxquery", *words(work, "found"), *flags], env={**os.environ, **address}, stderr=subprocess.PIPE
+    )
+    wait_for(lambda: shards(work) or first.poll() is not None)
+    first.kill()
+    assert is_ours(first.communicate()[1].decode())
+    before = {path: path.stat().st_mtime_ns for path in shards(work)}
+    assert 0 < len(before) < IMAGES // 2
+    assert not (work / "found/predictions.json").exists()
+
+    killed = []
+
+    def kill_a_worker() -> None:
+        wait_for(lambda: len(shards(work)) > len(before))
+        workers = [process for process in psutil.process_iter() if "MapWorker" in " ".join(process.cmdline() or [process.name()])]
+        killed.append((len(workers), len(shards(work))))
+        workers[0].kill()
+
+    thread = threading.Thread(target=kill_a_worker)
+    thread.start()
+    capfd.readouterr()
+    assert command_line([*words(work, "found"), *flags]) == 0
+    thread.join()
+    lines = [json.loads(line) for path in shards(work) for line in path.read_text().splitlines()]
+    assert killed[0][0] >= 1
+    assert killed[0][1] < len(shards(work)), "the worker was killed too late"
+    assert len(lines) == len({line["path"] for line in lines}) == IMAGES + 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    for name in ("predictions.json", "predictions.csv", "labels"):
+        found, expected = work / "found" / name, work / "expected" / name
+        for path in found.rglob("*.txt") if found.is_dir() else [found]:
+            assert path.read_bytes() == (expected / path.relative_to(found)).read_bytes()
+    assert json.loads((work / "found/shards/index.json").read_text())["complete"]
+    printed = capfd.readouterr()
+    assert f"objects in {IMAGES} images" in printed.out
+    assert is_ours(printed.err), printed.err
+    assert f"of {IMAGES + 1} images are in {work / 'found/shards'} already" in printed.err
+
+
+@pytest.mark.slow
+def test_a_comparison_on_a_cluster(cluster, tmp_path, capfd):
+    """Workers take what is left, and what fails does so for the reason that it has in a shell."""
+    plan = make_plan(seeds=(0,))
+    plan.write(tmp_path)
+    done, *left = plan.runs()[:3]
+    for planned in plan.runs():
+        if planned not in left:
+            write_finished(plan, tmp_path, planned)
+    result = compare(out=tmp_path, engine="ray", jobs=2).result
+    status = {run["label"]: (run["status"], run["reason"]) for run in result["runs"]}
+    assert status[done.entry.label] == ("finished", "")
+    for planned in left:
+        assert status[planned.entry.label][0] == "failed"
+        assert status[planned.entry.label][1].startswith("datasets/shapes & more: no such file or folder")
+        assert not finished(tmp_path, planned)
+        assert "no such file" in (tmp_path / "state" / f"{planned.name}.log").read_text()
+    assert not list((tmp_path / "state").glob("*.lock"))
+    assert {line for line in capfd.readouterr().err.splitlines() if "failed" not in line and "started" not in line} == set()

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from boxquery.cluster import ray_cluster, resources
+from boxquery.cluster import ray_cluster, resources, without_stdout
 from boxquery.compare.plan import ComparisonPlan
 from boxquery.compare.results import Progress, finished, progress_of
 from boxquery.compare.runner import GRACE, Runner, stopping
@@ -34,7 +34,7 @@ def run_by_ray(plan: ComparisonPlan, folder: Path, jobs: int | None, console: Co
     left = [planned for planned in plan.runs() if not finished(folder, planned)]
     if not left:
         return
-    with ray_cluster(jobs) as ray, stopping():
+    with without_stdout(), ray_cluster(jobs) as ray, stopping():
         most, each = resources(ray, plan.device)
         shell = ray.remote(**each)(_work)
         shells = [shell.remote(os.getcwd(), str(folder)) for _ in range(min(jobs or most, len(left)))]
