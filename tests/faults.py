@@ -1114,3 +1114,27 @@ exported("another size than the one it was exported for", "exported for 64x96 al
 exported("onnxruntime is not installed (planted)", "needs the package onnxruntime: pip install", missing="onnxruntime")
 exported("OpenVINO is not installed (planted)", "needs the package openvino: pip install", missing="openvino", ending=".xml")
 exported("a device that it cannot run on", "runs on auto, cpu or cuda", "--device", "mps")
+
+
+# -- a Ray cluster --------------------------------------------------------------------------------------------------------------------
+
+
+def by_ray(place: Place, *sources: str, **environment: str) -> list[str]:
+    place.around.append(mock.patch.dict(os.environ, environment))
+    given = sources or (str(place.stock.photos),)
+    return ["predict", str(place.stock.model), *given, "--out", str(place.out), "--device", "cpu", "--engine", "ray"]
+
+
+def without_ray(place: Place) -> list[str]:
+    place.around.append(mock.patch.dict(sys.modules, {"ray": None}))
+    return by_ray(place)
+
+
+def cluster(what: str, says: str, words: Callable[[Place], list[str]]) -> None:
+    add("Ray: predict", what, "refused", says, words)
+
+
+cluster("--engine ray without its package (planted)", "pip install 'boxquery[ray]'", without_ray)
+cluster("an address where no cluster is", "no Ray cluster can be joined there", lambda p: by_ray(p, RAY_ADDRESS="127.0.0.1:9"))
+cluster("a bucket without anything", "nothing there; check the address", lambda p: by_ray(p, f"file://{p.root}/nothing"))
+cluster("a file system that nobody knows", "cannot be listed (Protocol not known: nosuch)", lambda p: by_ray(p, "nosuch://bucket/photos"))

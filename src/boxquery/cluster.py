@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ _QUIET = {
 _FOLDER, _LONGEST = "boxquery-ray-", 40
 #: seconds after which a folder that nobody has locked was left by a process that died
 _LEFT = 60.0
+#: seconds that a cluster has to answer
+_ANSWER = 5.0
 #: bytes of shared memory beside what is to be sent; Ray asks for 75 MB at least
 _MEMORY = 80_000_000
 
@@ -50,9 +53,12 @@ def ray_cluster(workers: int | None, send: int = 0) -> Iterator[Any]:
     quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     if address:
         try:
+            host, colon, port = address.rpartition(":")
+            if colon and port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+                socket.create_connection((host, int(port)), _ANSWER).close()
             with _without_stderr():
                 ray.init(address, **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, OverflowError) as error:
             raise UserError(
                 f"RAY_ADDRESS={address}: no Ray cluster can be joined there ({first_line(error)[:120]}); "
                 "start one (ray start --head), or unset it to use this machine alone"

@@ -90,7 +90,7 @@ def test_neither_a_killed_command_nor_a_killed_worker_loses_anything(cluster, wo
 
     def kill_a_worker() -> None:
         wait_for(lambda: len(shards(work)) > len(before))
-        workers = [process for process in psutil.process_iter() if "MapWorker" in " ".join(process.cmdline() or [process.name()])]
+        workers = [each for each in psutil.process_iter(["cmdline"]) if "MapWorker" in " ".join(each.info["cmdline"] or [])]
         killed.append((len(workers), len(shards(work))))
         workers[0].kill()
 

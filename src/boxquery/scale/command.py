@@ -61,7 +61,6 @@ def predict_by_ray(
     shards, paths = Shards(folder, settings), [str(image.path) for image in images]
     for name in shards.damaged:
         note(f"{shards.folder / name} is damaged; its images are looked at again")
-    shards.begin()
 
     def known() -> str:
         return f"{sum(path in shards.shard_of for path in paths):,} of {count(len(paths), 'image')}"

@@ -48,6 +48,7 @@ def predict_in_shards(
         workers = workers or most
         if workers > most:
             raise UserError(f"--workers {workers}: the Ray cluster has room for {most}")
+        shards.begin()
         chunks = _chunks(left, workers, options["batch_size"])
         job = Job(version("boxquery"), dict(options), image_size, device, system)
         attempts = ray.remote(num_cpus=0)(Attempts).remote()
