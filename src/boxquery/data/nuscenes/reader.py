@@ -112,6 +112,7 @@ class _Reader:
         for row in tables.rows("sample_data"):
             if row["is_key_frame"]:
                 self._frames[row.text("sample_token")][self._channel(row)] = row
+        tables.drop("sample_data")  # most of its rows are no keyframes
         self._annotations: dict[str, list[Row]] = defaultdict(list)
         for row in tables.rows("sample_annotation"):
             self._annotations[row.text("sample_token")].append(row)

@@ -76,6 +76,10 @@ class Tables:
             raise UserError(f"{wanted_by}: there is no {token!r} in {table}.json; unpack all tables of one version")
         return Row(values, self._where(table, token))
 
+    def drop(self, table: str) -> None:
+        """Free the memory of a table; it is read again where it is asked for."""
+        self._tables.pop(table, None)
+
     def _where(self, table: str, token: str) -> str:
         return f"{self.folder.name}/{table}.json: {token}"
 
