@@ -125,7 +125,7 @@ def region_samples(memory: Memory, box: Tensor, strides: Sequence[int]) -> Regio
     level = level.floor().nan_to_num().clamp(0, len(strides) - 1).long()
     shapes = torch.tensor([(w, h) for h, w in memory.shapes], device=box.device)
     cells = shapes.prod(-1)
-    first = (cells.cumsum(0) - cells)[level] + torch.arange(len(box), device=box.device)[:, None] * memory.tokens.shape[1]
+    first = (cells.cumsum(0) - cells)[level] + torch.arange(box.shape[0], device=box.device)[:, None] * memory.tokens.shape[1]
     stride = box.new_tensor(strides)[level][..., None]
     low = (box[..., :2] * pixels - size / 2) / stride - 0.5
     steps = (torch.arange(STEPS, device=box.device, dtype=box.dtype) + 0.5) / STEPS
