@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -207,6 +208,67 @@ def test_a_model_is_fetched_announced_and_kept(folder, cache, monkeypatch, capsy
         "preprocessor_config.json",
     ]
     assert same(bq.load(NAME), detector)  # nobody is there to be asked
+
+
+def load_together(address: str, cache: Path, written: Path) -> None:
+    """In each of two processes."""
+    from torch import distributed
+
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE, constants.ENDPOINT = str(cache), False, address
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = address + "/{repo_id}/resolve/{revision}/{filename}"
+    distributed.init_process_group("gloo")
+    distributed.barrier()
+    detector = bq.load(NAME)
+    total = torch.stack([value.double().sum() for value in detector.model.state_dict().values()]).sum()
+    both = [torch.zeros_like(total) for _ in range(2)]
+    distributed.all_gather(both, total)
+    assert both[0] == both[1]
+    (written / os.environ["RANK"]).touch()
+    distributed.destroy_process_group()
+
+
+def test_of_two_processes_one_fetches_a_model(folder, cache, tmp_path, monkeypatch):
+    from tests.training.processes import apart, in_two
+
+    asked = []
+
+    class Slow(Hub):
+        files: ClassVar[dict[str, bytes]] = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            time.sleep(0.2)
+            super().do_GET()
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    printed = apart(tmp_path / "log", in_two, 0, load_together, f"http://127.0.0.1:{server.server_port}", cache, tmp_path)
+    server.shutdown()
+    server.server_close()
+    assert (tmp_path / "0").exists()
+    assert (tmp_path / "1").exists()
+    assert len(asked) == len(set(asked)), asked
+    assert sum("model.safetensors" in path for path in asked) == 1
+    assert printed.count("note: downloading") == printed.count("from the hub's cache") == 1
+
+
+def test_weights_of_a_backbone_are_fetched_on_every_machine(folder, cache, tmp_path, monkeypatch):
+    """What the first process has found elsewhere is fetched here, and is the same."""
+    from boxquery.training.pretrained import with_own_file
+    from tests.compare.fake_comparison import make_plan, write_config
+
+    plan, content = make_plan(), b"weights"
+    sha256 = hashlib.sha256(content).hexdigest()
+    weights = {"source": "timm/resnet10t.c3_in1k", "file": "/another/machine/model.safetensors", "sha256": sha256}
+    options = {"backbone": "resnet10t.c3_in1k"}
+    config = write_config(plan, plan.runs()[0], tmp_path / "run", pretrained=True, weights=weights, options=options)
+    monkeypatch.setattr(Hub, "files", {"model.safetensors": content})
+    with serving(monkeypatch):
+        own = with_own_file(config)
+        assert Path(own.weights["file"]).read_bytes() == content
+        assert with_own_file(own) == own
+        with pytest.raises(bq.UserError, match="the first process has other weights"):
+            with_own_file(replace(config, weights={**weights, "sha256": "0" * 64}))
 
 
 def test_more_than_200_mb_need_a_flag(folder, cache, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImp
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from boxquery.errors import UserError, first_line, printable
+from boxquery.locks import Lock
 
 #: seconds that the hub has for its first answer; HF_HUB_ETAG_TIMEOUT replaces it where a network is slower
 PATIENCE = 2.0
@@ -169,6 +170,20 @@ def fetch_file(repository: str, names: Sequence[str], say: Callable[[str], Any])
             except (HTTPError, OSError, RuntimeError) as error:
                 raise Unavailable(f"{missing}, and the download broke off ({first_line(error)[:80]}); try again") from error
     raise Unavailable(f"{missing}, and {constants.ENDPOINT} has none of {', '.join(names)} there")
+
+
+@contextmanager
+def one_at_a_time(name: str) -> Iterator[None]:
+    """Other processes that want the same wait until this one has it, and then find it in the cache."""
+    lock = None
+    with suppress(OSError):  # a cache that cannot be written to has what it has
+        if not constants.HF_HUB_OFFLINE:
+            lock = Lock.take(Path(constants.HF_HUB_CACHE) / ".locks" / f"boxquery--{name.replace('/', '--')}.lock", wait=-1)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            lock.release()
 
 
 def patience() -> float:

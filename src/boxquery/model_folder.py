@@ -20,7 +20,7 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import check_model
-from boxquery.hub import Unavailable, find_model
+from boxquery.hub import Unavailable, find_model, one_at_a_time
 from boxquery.models import create_model, preset
 from boxquery.models.interface import Model
 from boxquery.models.options import migrate_options
@@ -102,10 +102,11 @@ def find_folder(source: str | Path, *, download: bool = False, say: Callable[[st
     if (folder := Path(source)).is_dir():
         return folder
     try:
-        model = find_model(str(source))
-        if model.folder is not None:
-            say(f"{model}, from the hub's cache")
-        return model.fetch(large=download, say=say)
+        with one_at_a_time(str(source)):
+            model = find_model(str(source))
+            if model.folder is not None:
+                say(f"{model}, from the hub's cache")
+            return model.fetch(large=download, say=say)
     except Unavailable as error:
         raise Unavailable(f"{source}: no such folder here, and as a hub id: {error}") from error
 

@@ -47,7 +47,7 @@ from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.module import Training
 from boxquery.training.preflight import check, check_queries, report_data, report_findings
-from boxquery.training.pretrained import recorded_weights, with_weights
+from boxquery.training.pretrained import recorded_weights, with_own_file, with_weights
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
@@ -92,10 +92,10 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
             console.print(note, markup=False)
         weights = None
         if not resume:
-            # the first process asks the hub; the others find what it has found
-            config = everywhere(with_weights(config, _line(console)) if rank() == 0 else config)[0]
+            # the first process asks the hub; the others find what it has found, or fetch it where they are on another machine
+            config = with_own_file(everywhere(with_weights(config, _line(console)) if rank() == 0 else config)[0])
             if config.start_from and origin is None:
-                origin, _ = read_source(config.start_from)
+                origin, _ = read_source(config.start_from, download=requested.download)
         if state is None:
             weights = recorded_weights(config)
         if resume and state is None and config.start_from:

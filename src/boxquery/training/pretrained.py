@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from boxquery.errors import UserError
@@ -62,6 +63,22 @@ def with_weights(config: RunConfig, say: Callable[[str], Any]) -> RunConfig:
         options=config.options | changed,
         chosen=sorted({*config.chosen, *changed}),
     )
+
+
+def with_own_file(config: RunConfig) -> RunConfig:
+    """The same run, with the released weights that its first process has found as this machine's cache has them, fetched if need be.
+
+    Raises ``UserError`` where the hub now has others.
+    """
+    if config.pretrained is not True or Path(config.weights["file"]).exists():
+        return config
+    backbone = config.options.get("backbone", preset(config.model, config.preset, pretrained=True).options.backbone)
+    own = find_weights(backbone, True)
+    if own.sha256 != config.weights["sha256"]:
+        raise UserError(
+            f"{own}: the first process has other weights (sha256 {config.weights['sha256'][:12]}); copy its file of the hub's cache"
+        )
+    return replace(config, weights=asdict(own))
 
 
 def recorded_weights(config: RunConfig) -> BackboneWeights | None:
