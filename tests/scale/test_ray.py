@@ -6,6 +6,8 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from boxquery.cli import run as command_line
 from boxquery.cluster import ray_cluster
 from boxquery.compare.command import compare
 from boxquery.compare.results import finished
+from boxquery.scale.worker import ATTEMPTS, Attempts, Job, Worker
 from tests.compare.fake_comparison import make_plan, write_finished
 from tests.runtime import handmade
 
@@ -132,3 +135,18 @@ def test_a_comparison_on_a_cluster(cluster, tmp_path, capfd):
         assert "no such file" in (tmp_path / "state" / f"{planned.name}.log").read_text()
     assert not list((tmp_path / "state").glob("*.lock"))
     assert {line for line in capfd.readouterr().err.splitlines() if "failed" not in line and "started" not in line} == set()
+
+
+@pytest.mark.slow
+def test_a_shard_whose_workers_die_is_given_up_and_errors_come_back(cluster, work):
+    attempts = cluster.remote(num_cpus=0)(Attempts).remote()
+    options = {"threshold": 0.0, "nms": None, "max_detections": None, "batch_size": 1, "tiles": None, "overlap": 0.2, "classes": None}
+    job = Job(version("boxquery"), options, None, "cpu", "")
+    model = cluster.put({"model.onnx": (work / "model.onnx").read_bytes()})
+    shard = {"number": 0, "paths": [str(work / "photos/day/000.jpg")]}
+    for _ in range(ATTEMPTS):
+        assert json.loads(Worker(model, attempts, job)(shard)["lines"])["width"] == 2000
+    assert Worker(model, attempts, job)(shard) == {"lines": "", "wrong": "", "bug": ""}
+    other = Worker(model, attempts, replace(job, version="0.0"))
+    assert other({**shard, "number": 1})["wrong"].startswith(f"a worker has boxquery {version('boxquery')}, not 0.0")
+    assert "TypeError" in Worker(model, attempts, replace(job, options={"colour": "red"}))({**shard, "number": 2})["bug"]
