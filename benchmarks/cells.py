@@ -150,10 +150,11 @@ def three(value: float | None) -> str:
     return NOT_MEASURED if value is None else f"{value:.3f}"
 
 
-def put_into_page(page: Path, text: str) -> None:
-    """Between the page's two marks."""
-    marked = f"<!-- measured -->\n\n{text}\n\n<!-- end of what was measured -->"
-    atomic_write(page, re.sub(r"<!-- measured -->.*<!-- end of what was measured -->", lambda _: marked, page.read_text(), flags=re.S))
+def put_into_page(page: Path, text: str, part: str = "") -> None:
+    """Between the page's two marks; those of one part of it, where it has several."""
+    begin, end = f"<!-- measured{part and f' {part}'} -->", f"<!-- end of what was measured{part and f' {part}'} -->"
+    marked = f"{begin}\n\n{text}\n\n{end}"
+    atomic_write(page, re.sub(f"{begin}.*{end}", lambda _: marked, page.read_text(), flags=re.S))
 
 
 def svg(figure: Figure) -> str:

@@ -1017,7 +1017,7 @@ def killed() -> contextlib.AbstractContextManager:
 
 
 def benchmark(place: Place, *words: str) -> list[str]:
-    return ["benchmark", str(place.stock.model), "--device", "cpu", "--threads", "1", "--runs", "2", "--precision", "fp32", *words]
+    return ["benchmark", str(place.stock.model), "--device", "cpu", "--threads", "1", "--runs", "2", "--runtimes", "pytorch", *words]
 
 
 def measured_and_killed(place: Place) -> list[str]:

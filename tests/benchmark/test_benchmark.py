@@ -40,7 +40,7 @@ def job(source: str, photos: Path) -> Job:
 def test_numbers_come_with_their_conditions(model, photos, capsys):
     (photos / "d.png").write_bytes(b"no picture")
     words = ["benchmark", model, "--images", str(photos), "--runs", "4", "--batch-size", "2", "--threads", "1", "--precision", "fp32"]
-    assert run([*words, "--device", "cpu", "--json"]) == 0
+    assert run([*words, "--runtimes", "pytorch", "--device", "cpu", "--json"]) == 0
     captured = capsys.readouterr()
     told = json.loads(captured.out)
     (row,), known = told["runtimes"], told["conditions"]
@@ -84,7 +84,10 @@ def test_a_row_has_medians_percentiles_and_the_parts(model, photos):
     [
         (["detr", "--preset", "huge"], "huge"),
         (["dert"], "dert: no such folder"),
-        (["detr", "--precision", "int9"], "--precision int9: choose fp32 or bf16"),
+        (["detr", "--precision", "int9"], "--precision int9: choose among fp32, bf16, fp16, int8"),
+        (["detr", "--runtimes", "tensorrt"], "--runtimes tensorrt: choose among pytorch, onnxruntime, openvino"),
+        (["detr", "--runtimes", "pytorch", "--precision", "int8"], "--precision int8: choose among pytorch in fp32, bf16"),
+        (["model.onnx", "--precision", "fp32"], "model.onnx: an exported file has its own"),
         (["detr", "--runs", "0"], "runs=0"),
         (["detr", "--minutes", "-1"], "minutes=-1"),
         (["detr", "--images", "nothing.jpg"], "nothing.jpg"),

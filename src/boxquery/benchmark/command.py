@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,17 +15,16 @@ from rich.table import Table
 
 from boxquery.benchmark import machine
 from boxquery.benchmark.measure import Measured, measure
+from boxquery.benchmark.plan import Wanted, plan
 from boxquery.benchmark.process import PARTS, WARM_UP, Job
 from boxquery.data.images import Header, read_header
 from boxquery.errors import UserError, count
-from boxquery.flags import DEFAULT_PRESET, Device, Switch, check_model
+from boxquery.flags import Device, Switch
 from boxquery.limits import check_above_zero
 from boxquery.progress import stderr_console
 
 #: what is measured where nothing is named: what ``auto`` trains
 DEFAULT = "deformable-detr"
-#: classes of a model that is named, as many as COCO has
-CLASSES = 80
 #: width and height of the scene that is the image where none is given
 SCENE = (640, 480)
 #: images that are read of many
@@ -33,9 +33,6 @@ MOST_IMAGES = 64
 FEW = 20
 #: minutes where neither these nor runs are given
 MINUTES = 0.5
-
-#: what PyTorch computes in
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -66,6 +63,7 @@ def benchmark(
     runs: int | None = None,
     minutes: float | None = None,
     precision: list[str] | None = None,
+    runtimes: list[str] | None = None,
     device: Device = "auto",
     download: Switch = False,
 ) -> BenchmarkResult:
@@ -75,7 +73,8 @@ def benchmark(
     turn, so that whatever else the machine does meets all of them. What was measured under which conditions is printed with it.
 
     Args:
-        run: A run folder, a model folder (ours or one of transformers), a hub id, or a model's name, which gives random weights.
+        run: A run folder, a model folder (ours or one of transformers), a hub id, an exported file (.onnx, .xml), or a model's name, which
+            gives random weights.
         preset: Preset of a model that is named. Default: small.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         batch_size: Images that are predicted together.
@@ -83,7 +82,8 @@ def benchmark(
         images: Image files, folders or globs, separated by commas; at most 64 are used. Default: a built-in scene of 640 x 480 pixels.
         runs: Timed predictions per runtime. Default: as many as fit into the minutes.
         minutes: Duration of the timed predictions of all runtimes together, without loading and warming up. Default: 0.5.
-        precision: What to compute in, separated by commas: fp32, bf16. Default: fp32, and bf16 where the hardware multiplies it.
+        precision: What to compute in, separated by commas: fp32, fp16, bf16, int8. Default: fp32, and bf16 where the hardware has it.
+        runtimes: Which of pytorch, onnxruntime and openvino, separated by commas; exported files run on the CPU. Default: all installed.
         device: Where PyTorch runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
     """
@@ -95,12 +95,12 @@ def benchmark(
 
     load, threads = machine.load(), threads or machine.physical_cores()
     seconds = 60 * minutes if minutes is not None else 60 * MINUTES if runs is None else None
+    wanted = Wanted.of(runtimes, precision)
     with TemporaryDirectory(prefix="boxquery-benchmark-") as folder:
-        where, precisions = _precisions(precision, device)
         pictures = _pictures(images, Path(folder), say)
-        source = _source(run, preset, Path(folder), download, say)
-        jobs = [Job("pytorch", each, source, where, threads, image_size, batch_size, pictures) for each in precisions]
-        found = measure(jobs, runs, seconds, say)
+        make = partial(Job, threads=threads, image_size=image_size, batch_size=batch_size, images=pictures)
+        jobs, left_out = plan(run, preset, wanted, make, Path(folder), device=device, download=download, say=say)
+        found = [*measure(jobs, runs, seconds, say), *left_out]
     done, failed = [each for each in found if not each.failed], [each for each in found if each.failed]
     reasons = [f"{each.job} is left out: {each.failed}" for each in failed]
     if not done:
@@ -116,34 +116,6 @@ def benchmark(
             "conditions": _conditions(done, images is None, len(pictures), load),
         }
     )
-
-
-def _source(run: str, preset: str | None, folder: Path, download: bool, say: Callable[[str], None]) -> str:
-    """The run or model folder to load; a model that is named is made and saved. Raises ``UserError``."""
-    from boxquery.models import list_baselines, list_models
-
-    if run not in [*list_models(), *list_baselines()] or Path(run).is_dir():
-        if preset is not None:
-            raise UserError(f"--preset {preset}: {run} has its own; a preset is of a model's name: {', '.join(list_models())}")
-        check_model(run)
-        from boxquery.model_folder import find_folder
-
-        return str(find_folder(run, download=download, say=say))
-    import torch
-
-    from boxquery.data.preprocessing import Preprocessing
-    from boxquery.detector import Detector
-    from boxquery.model_folder import save
-    from boxquery.models import create_model
-    from boxquery.models import preset as preset_of
-
-    preset = preset or DEFAULT_PRESET
-    torch.manual_seed(0)
-    recipe = preset_of(run, preset).recipe
-    model = create_model(run, classes=CLASSES, preset=preset)
-    preprocessing = Preprocessing.of(recipe.image_size, square=recipe.square, normalize=recipe.normalize)
-    say(f"note: {run}, preset {preset}, {CLASSES} classes, with random weights: as fast as a trained one, but it detects nothing")
-    return str(save(Detector(model, [f"class {i}" for i in range(CLASSES)], range(CLASSES), preprocessing), folder / "model"))
 
 
 def _pictures(sources: Sequence[str] | None, folder: Path, say: Callable[[str], None]) -> tuple[Path, ...]:
@@ -171,17 +143,6 @@ def _pictures(sources: Sequence[str] | None, folder: Path, say: Callable[[str], 
     if len(files) > MOST_IMAGES:
         say(f"note: the first {MOST_IMAGES} of {len(files):,} images are used")
     return tuple(readable)
-
-
-def _precisions(given: Sequence[str] | None, device: str) -> tuple[str, list[str]]:
-    """The device, and the precisions that PyTorch is measured in. Raises ``UserError``."""
-    from boxquery.device import choose_device, has_fast_bf16
-
-    words = [name for word in given or () for name in word.split(",")]
-    if unknown := [word for word in words if word not in PRECISIONS]:
-        raise UserError(f"--precision {unknown[0]}: choose {' or '.join(PRECISIONS)}")
-    device = choose_device(device)
-    return device, list(dict.fromkeys(words)) or ["fp32", *(["bf16"] if has_fast_bf16(device) else [])]
 
 
 def _conditions(done: Sequence[Measured], scene: bool, images: int, load: float | None) -> dict[str, Any]:

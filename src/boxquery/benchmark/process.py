@@ -11,8 +11,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -20,11 +21,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from boxquery.data.images import Header, read_header
-from boxquery.data.preprocessing import Preprocessing
 from boxquery.errors import UserError
 
 if TYPE_CHECKING:
-    from boxquery.detector import Detector
+    from boxquery.runtime.predictor import Predictor
 
 #: predictions before the first that counts: they allocate memory and choose kernels
 WARM_UP = 3
@@ -36,9 +36,9 @@ class Job:
     """What a process measures.
 
     Attributes:
-        runtime: "pytorch".
-        precision: "fp32" or "bf16".
-        source: a run or model folder.
+        runtime: "pytorch", "onnxruntime" or "openvino".
+        precision: what it computes in; of an exported file its own.
+        source: a run or model folder, or an exported file.
         device: where it runs.
         threads: of its operators.
         image_size: short side of the model's input; None: the model's own.
@@ -158,7 +158,7 @@ def _serve(job: Job, pipe: Connection) -> None:
 class _Loaded:
     """A detector and what its measurement needs."""
 
-    predict: Callable[[list[Path]], Any]
+    predictor: Predictor
     stopwatch: _Stopwatch
     batches: list[list[Path]]
     inputs: list[tuple[int, int]]
@@ -167,20 +167,21 @@ class _Loaded:
 
     def run(self, number: int) -> Timing:
         """One prediction, from files to results."""
+        batch = self.batches[number % len(self.batches)]
         self.stopwatch.start()
-        self.predict(self.batches[number % len(self.batches)])
+        self.predictor.predict(batch, batch_size=len(batch))
         return self.stopwatch.stop()
 
 
 class _Stopwatch:
     """Reads both clocks at the beginning and end of a prediction, and of the model's part of it.
 
-    Args:
+    Attributes:
         synchronize: waits for the GPU, if there is one.
     """
 
-    def __init__(self, synchronize: Callable[[], None]):
-        self.synchronize = synchronize
+    def __init__(self) -> None:
+        self.synchronize: Callable[[], None] = lambda: None
         self.marks: list[tuple[float, float]] = []
 
     def start(self) -> None:
@@ -204,45 +205,72 @@ def _differences(marks: tuple[float, ...]) -> tuple[float, ...]:
 
 @contextmanager
 def _load(job: Job) -> Iterator[_Loaded]:
-    """The detector in PyTorch. Raises ``UserError``."""
+    """The detector of a job. Raises ``UserError``."""
+    import_module({"pytorch": "boxquery.model_folder"}.get(job.runtime, job.runtime))  # a library's own memory is not the model's
+    before, stopwatch = peak_memory(), _Stopwatch()
+    with _in_pytorch(job, stopwatch) if job.runtime == "pytorch" else _exported(job, stopwatch) as (predictor, versions, gpu_memory):
+        if job.image_size is not None:
+            predictor.image_size = job.image_size
+        batches, inputs = _batches(job, predictor)
+
+        def memory() -> Memory:
+            after = peak_memory()
+            return Memory(None if before is None or after is None else after - before, gpu_memory())
+
+        yield _Loaded(predictor, stopwatch, batches, inputs, versions, memory)
+
+
+#: a detector, versions of what it runs on, and what tells the peak of the GPU's memory
+_Opened = tuple["Predictor", dict[str, str], Callable[[], int | None]]
+
+
+@contextmanager
+def _in_pytorch(job: Job, stopwatch: _Stopwatch) -> Iterator[_Opened]:
     import torch
 
     from boxquery.model_folder import load
 
     torch.set_num_threads(job.threads)
-    on_gpu = job.device == "cuda"
-    before = peak_memory()
-    detector: Detector = load(job.source).to(job.device)
-    if job.image_size is not None:
-        detector.image_size = job.image_size
-    batches, inputs = _batches(job, detector.preprocessing)
-    stopwatch = _Stopwatch(torch.cuda.synchronize if on_gpu else lambda: None)
+    detector, versions, memory = load(job.source).to(job.device), {"torch": torch.__version__}, _no_gpu
+    if job.device == "cuda":
+        stopwatch.synchronize, memory = torch.cuda.synchronize, torch.cuda.max_memory_allocated
+        versions |= {"CUDA": str(torch.version.cuda), "GPU": torch.cuda.get_device_name()}
     detector.model.register_forward_pre_hook(stopwatch.mark)
     detector.model.register_forward_hook(stopwatch.mark)
-
-    def memory() -> Memory:
-        after = peak_memory()
-        grown = None if before is None or after is None else after - before
-        return Memory(grown, torch.cuda.max_memory_allocated() if on_gpu else None)
-
-    precision: AbstractContextManager = nullcontext()
-    if job.precision == "bf16":
-        precision = torch.autocast(job.device, torch.bfloat16)
-    with precision:
-        versions = {"torch": torch.__version__} | ({"CUDA": str(torch.version.cuda), "GPU": torch.cuda.get_device_name()} if on_gpu else {})
-        yield _Loaded(
-            lambda batch: detector.predict(batch, batch_size=len(batch)), stopwatch, batches, inputs, versions, memory
-        )  # fmt: skip
+    with torch.autocast(job.device, torch.bfloat16, enabled=job.precision == "bf16"):
+        yield detector, versions, memory
 
 
-def _batches(job: Job, preprocessing: Preprocessing) -> tuple[list[list[Path]], list[tuple[int, int]]]:
+@contextmanager
+def _exported(job: Job, stopwatch: _Stopwatch) -> Iterator[_Opened]:
+    from boxquery import runtime
+
+    detector = runtime.load(job.source, device=job.device, threads=job.threads)
+    run = detector.engine.run
+
+    def timed(*given: Any) -> Any:
+        stopwatch.mark()
+        found = run(*given)
+        stopwatch.mark()
+        return found
+
+    detector.engine = replace(detector.engine, run=timed)
+    name, _, version = detector.engine.runtime.partition(" ")
+    yield detector, {name: version}, _no_gpu
+
+
+def _no_gpu() -> int | None:
+    return None
+
+
+def _batches(job: Job, predictor: Predictor) -> tuple[list[list[Path]], list[tuple[int, int]]]:
     """A batch per image, of it and of the next ones of the same shape as the model sees them, in a circle; and these shapes."""
     shapes: dict[Path, tuple[int, int]] = {}
     for path in job.images:
         header = read_header(path)
         if not isinstance(header, Header):
             raise UserError(f"{path}: {header}; it was readable when the measurement began")
-        shapes[path] = preprocessing.size(header.height, header.width)
+        shapes[path] = predictor.resize.size(header.height, header.width)
     batches = []
     for path, shape in shapes.items():
         alike = [other for other, its in shapes.items() if its == shape]
