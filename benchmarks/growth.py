@@ -299,6 +299,7 @@ def exponent(line: list[tuple[int, Cost]], value: Callable[[Cost], float]) -> st
 def draw(known: Mapping[Point, Cost], quantity: str) -> str:
     """Seconds and megabytes against the quantity, both axes logarithmic, with dotted lines that are linear growth."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter, NullLocator
 
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -313,6 +314,11 @@ def draw(known: Mapping[Point, Cost], quantity: str) -> str:
                 color=f"C{names.index(model)}", label=name,
             )  # fmt: skip
         axis.set(xscale="log", yscale="log", xlabel=LABELS[quantity], ylabel=unit)
+        amounts = sorted({amount for line in lines.values() for amount, _ in line})
+        axis.xaxis.set_minor_locator(NullLocator())
+        axis.set_xticks(amounts, [f"{amount:,}" for amount in amounts], fontsize=8)
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         limits, edges = axis.get_ylim(), axis.get_xlim()
         for shift in range(-8, 12):
             axis.plot(edges, [10.0**shift, 10.0**shift * edges[1] / edges[0]], ":", color="0.82", lw=0.8, zorder=0)

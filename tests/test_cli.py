@@ -37,6 +37,7 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.cli import run; run(['compare', '--help'])",
         "from boxquery.cli import run; run(['check', '--help'])",
         "from boxquery.cli import run; run(['benchmark', '--help'])",
+        "from boxquery.cli import run; run(['benchmark', 'no.onnx'])",
         "from boxquery.cli import run; run(['models', 'deformable-detr'])",
         "from boxquery.report.page import write_report",
         "from boxquery.data.open import open_data; open_data('shapes')",

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,16 @@ import torch
 from PIL import Image
 
 import boxquery as bq
+from boxquery import runtime
 from boxquery.benchmark import machine
 from boxquery.benchmark.measure import Measured, measure
+from boxquery.benchmark.plan import Wanted, plan
 from boxquery.benchmark.process import Job, Memory, Timing, Worker
 from boxquery.cli import run
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.errors import UserError
+from boxquery.export.writer import export
+from tests.runtime import handmade
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +58,34 @@ def test_numbers_come_with_their_conditions(model, photos, capsys):
     assert known["input_sizes"] == [[64, 96], [96, 64]]
     assert (known["batch_size"], known["threads"], known["images"]) == (2, 1, "3 images")
     assert {"boxquery", "python", "torch"} <= known["versions"].keys()
+
+
+@pytest.mark.parametrize(("ending", "name"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
+def test_an_exported_file_is_measured_in_its_own_runtime_and_precision(ending, name, photos, tmp_path, capsys):
+    file = handmade.write(tmp_path / f"model{ending}", size=[64, 96])
+    assert run(["benchmark", str(file), "--images", str(photos), "--runs", "2", "--threads", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (row,) = told["runtimes"]
+    assert (row["runtime"], row["precision"], row["device"], row["runs"]) == (name, "fp32", "cpu", 2)
+    assert 0 < row["parts_ms"]["model"] < row["latency_ms"]["median"]
+    assert told["conditions"]["input_sizes"] == [[64, 96]]
+    assert name in told["conditions"]["versions"]
+    assert "torch" not in told["conditions"]["versions"]
+
+
+def test_a_model_is_exported_for_every_runtime_and_what_fails_is_left_out(model, tmp_path, monkeypatch):
+    def refuse_openvino(detector, path, **given):
+        if path.suffix == ".xml":
+            raise UserError("openvino 1.0 was never tried")
+        return export(detector, path, **given)
+
+    monkeypatch.setattr("boxquery.export.writer.export", refuse_openvino)
+    make = partial(Job, threads=1, image_size=None, batch_size=1, images=())
+    wanted = Wanted.of(["pytorch,onnxruntime", "openvino"], ["fp32"])
+    jobs, left_out = plan(model, None, wanted, make, tmp_path, device="cpu", download=False, say=lambda line: None)
+    assert [str(job) for job in jobs] == ["pytorch fp32", "onnxruntime fp32"]
+    assert [(str(each.job), each.failed) for each in left_out] == [("openvino fp32", "openvino 1.0 was never tried")]
+    assert runtime.load(jobs[1].source).classes == ["cat", "owl"]
 
 
 def test_a_process_that_is_killed_is_one_error_and_takes_no_other_with_it(model, photos):

@@ -231,7 +231,7 @@ def _in_pytorch(job: Job, stopwatch: _Stopwatch) -> Iterator[_Opened]:
     from boxquery.model_folder import load
 
     torch.set_num_threads(job.threads)
-    detector, versions, memory = load(job.source).to(job.device), {"torch": torch.__version__}, _no_gpu
+    detector, versions, memory = load(job.source).to(job.device), {"torch": str(torch.__version__)}, _no_gpu
     if job.device == "cuda":
         stopwatch.synchronize, memory = torch.cuda.synchronize, torch.cuda.max_memory_allocated
         versions |= {"CUDA": str(torch.version.cuda), "GPU": torch.cuda.get_device_name()}
