@@ -109,17 +109,29 @@ class Detector(_Evaluated, detector.Detector):
         """Upload to the hub; returns the address. Needs a login there."""
         return model_folder.push_to_hub(self, repo_id, private=private)
 
-    def export(self, path: str | Path, *, precision: str = "fp32", size: tuple[int, int] | None = None) -> dict[str, Any]:
+    def export(
+        self,
+        path: str | Path,
+        *,
+        precision: str = "fp32",
+        size: tuple[int, int] | None = None,
+        verify: str | Path | Data | None = None,
+        split: str = "val",
+    ) -> dict[str, Any]:
         """Write the model as a file that runs without Python or torch, with its post-processing, class names, threshold and preprocessing.
 
         Args:
             path: ``.onnx``, or ``.xml`` for OpenVINO, with its weights beside it in a file ``.bin``.
             precision: "fp32"; "fp16", weights stored in 16 bits; "bf16", computed in it on processors that can (OpenVINO only).
             size: (height, width) of every input, which is faster; None: any.
+            verify: a data set on which file and model are compared, image by image; None: they are not.
+            split: of that data.
 
-        Returns what the file says of itself, and its ``bytes``. Raises ``UserError``; then nothing is written.
+        Returns what the file says of itself, its ``bytes``, and as ``verified`` what ``boxquery.export.verify.verify`` found. Raises
+        ``UserError``, a ``CheckFailed`` where file and model differ too much; then nothing is written.
         """
-        return export(self, path, precision=precision, size=size)
+        data = open_data(verify) if isinstance(verify, str | Path) else verify
+        return export(self, path, precision=precision, size=size, data=data, split=split)
 
     def explain(self, source: ImageSource | Sequence[ImageSource], *, threshold: float | None = None) -> Any:
         """What every query attended to, how its box moved from layer to layer, and which queries competed for one object.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +22,8 @@ def export(
     out: Path,
     precision: Literal["fp32", "fp16", "bf16"] = "fp32",
     size: str | None = None,
+    verify: str | None = None,
+    split: str = "val",
     image_size: int | None = None,
     download: Switch = False,
 ) -> CommandResult:
@@ -34,6 +37,9 @@ def export(
         out: File to write, .onnx or .xml; OpenVINO has its weights beside it in a file .bin.
         precision: fp16 stores weights in half the space; bf16 also computes in it, on processors that can (OpenVINO only).
         size: Height and width that every image is resized to, as 480x640, which is faster. Default: any size, by the model's own rule.
+        verify: A data set on which file and model are compared: AP, outputs and latency. If they differ too much, the status is 1 and the
+            file is not written.
+        split: Split to verify on.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         download: Fetch a model from the hub also if it has more than 200 MB.
     """
@@ -43,15 +49,27 @@ def export(
     sides = None if size is None else parse_size(size)
     check_above_zero(image_size=image_size)
     check_model(run)
+    from boxquery.data.open import open_data
     from boxquery.export.writer import export
     from boxquery.model_folder import load
 
+    data = None if verify is None else open_data(verify)
+    for line in [] if data is None else data.messages():
+        print(line, file=sys.stderr)
+    if data is not None:
+        data.split(split)
     detector = load(run, download=download)
     if image_size is not None:
         detector.image_size = image_size
-    values = export(detector, out, precision=precision, size=sides)
+    values = export(detector, out, precision=precision, size=sides, data=data, split=split)
     shape = "any size" if sides is None else f"{sides[0]}x{sides[1]}"
     text = f"{out}: {values['model']} for {to} in {precision}, {shape}, {values['bytes'] / 1e6:.1f} MB, in {values['seconds']:.0f} seconds"
+    if (seen := values["verified"]) is not None:
+        text += (
+            f"\n{seen['images']:,} images of {verify}: AP {seen['AP_exported']:.4f}, of the model {seen['AP']:.4f}; "
+            f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
+            f"{seen['ms_exported']:.1f} ms per image, of the model {seen['ms']:.1f}"
+        )
     return CommandResult(values, text=text)
 
 

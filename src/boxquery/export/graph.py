@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from copy import deepcopy
 
@@ -56,9 +57,13 @@ def trace(graph: ExportGraph, size: tuple[int, int] | None) -> ExportedProgram:
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(graph, given, dynamic_shapes=({0: Dim.DYNAMIC, **sides}, {0: Dim.DYNAMIC}), strict=False)
+            program = torch.export.export(graph, given, dynamic_shapes=({0: Dim.DYNAMIC, **sides}, {0: Dim.DYNAMIC}), strict=False)
     except UserError:
         raise
     except Exception as error:
         hint = "" if size else "; a fixed --size HxW may do"
         raise UserError(f"{name}: torch cannot trace the model{hint} ({type(error).__name__}: {one_line(error)[:300]})") from error
+    # torch reports a side that became a constant, but not what is computed from one
+    if pinned := [guard for guard in getattr(program, "_guards_code", ()) if re.search(r" == \d+$", guard)]:
+        raise UserError(f"{name}: part of the graph would be that of one size ({pinned[0]}); give a fixed --size HxW")
+    return program

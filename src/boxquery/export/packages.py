@@ -7,11 +7,11 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 
 from boxquery.errors import UserError
-from boxquery.runtime.record import PRECISIONS
 
 ONNX, OPENVINO = "onnx", "openvino"
 #: what a file of a target ends in
 ENDINGS = {ONNX: ".onnx", OPENVINO: ".xml"}
+PRECISIONS = ("fp32", "fp16", "bf16")
 #: the first that has all operators of the family, GridSample and LayerNormalization among them
 OPSET = 18
 #: by target: packages, the oldest version known to work, and what is wrong with older ones
@@ -30,7 +30,9 @@ def check_combination(target: str, precision: str) -> None:
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision!r}: choose one of {', '.join(PRECISIONS)}")
     if (target, precision) == (ONNX, "bf16"):
-        raise UserError("--to onnx --precision bf16: onnxruntime has no bf16 kernels for CPUs; use --to openvino, or fp32 or int8")
+        raise UserError("--to onnx --precision bf16: onnxruntime has no bf16 kernels for CPUs; use --to openvino, or fp32")
+    if (target, precision) == (ONNX, "fp16"):
+        raise UserError("--to onnx --precision fp16: onnxruntime has few fp16 kernels for CPUs; use --to openvino, or fp32")
     installed = {"torch": version("torch")}
     if Version(installed["torch"]) < Version(TORCH):
         raise UserError(f"torch {installed['torch']} exports by another method; pip install 'torch>={TORCH}'")

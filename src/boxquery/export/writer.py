@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from boxquery.data.dataset import Data
 from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.export.graph import ExportGraph, trace
@@ -18,10 +19,25 @@ from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
 from boxquery.export.packages import ENDINGS, ONNX, check_combination
+from boxquery.export.verify import verify
 
 
-def export(detector: Detector, path: str | Path, *, precision: str = "fp32", size: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Write ``path``, or leave it as it was; see ``boxquery.api.Detector.export``. Returns what the file says of itself, and its bytes."""
+def export(
+    detector: Detector,
+    path: str | Path,
+    *,
+    precision: str = "fp32",
+    size: tuple[int, int] | None = None,
+    data: Data | None = None,
+    split: str = "val",
+) -> dict[str, Any]:
+    """Write ``path``, or leave it as it was; see ``boxquery.api.Detector.export``.
+
+    Args:
+        data: what the file is verified on before it takes its place; None: it is not.
+
+    Returns what the file says of itself, its ``bytes``, and as ``verified`` what ``verify`` found.
+    """
     path = Path(path)
     target = target_of(path)
     check_combination(target, precision)
@@ -37,11 +53,12 @@ def export(detector: Detector, path: str | Path, *, precision: str = "fp32", siz
             with tempfile.TemporaryDirectory() as other:
                 write_onnx(model, Path(other) / "model.onnx", values)
                 write_openvino(read_graph(Path(other) / "model.onnx"), folder / path.name, values, half=precision == "fp16")
+        verified = None if data is None else verify(graph, folder / path.name, data, split)
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == path.suffix)
         total = sum(file.stat().st_size for file in files)
         for file in files:
             os.replace(file, path.parent / file.name)
-    return {**values, "out": str(path), "bytes": total, "seconds": round(time.monotonic() - started, 1)}
+    return {**values, "out": str(path), "bytes": total, "seconds": round(time.monotonic() - started, 1), "verified": verified}
 
 
 def target_of(path: Path) -> str:

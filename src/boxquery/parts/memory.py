@@ -122,6 +122,13 @@ class Tokens(nn.Module):
         )
 
 
+def map_sizes(shapes: Sequence[tuple[int, int]], like: Tensor) -> Tensor:
+    """(height, width) of maps -> [L, 2] (width, height), in the dtype and on the device of ``like``."""
+    if torch.compiler.is_exporting():  # a tensor of numbers would be a constant of the graph
+        return torch.stack([torch.full((), side, dtype=like.dtype) for h, w in shapes for side in (w, h)]).view(-1, 2)
+    return like.new_tensor([(w, h) for h, w in shapes])
+
+
 def extent(padding: Tensor) -> tuple[Tensor, Tensor]:
     """[B, h, w] bool, True = padding -> valid columns and rows, int64 [B] each."""
     return (~padding[:, 0]).sum(-1), (~padding[:, :, 0]).sum(-1)

@@ -51,6 +51,9 @@ class TopKPruning:
 def topk_queries(scores: Tensor, first: int, count: int) -> Tensor:
     """Scores [B, Q, C] -> positions [B, first + count]: the ``first`` (training-only) queries, and of the others those with the highest
     score; on ties the earlier ones. They stay in their order."""
-    best = scores[:, first:].amax(-1).sort(descending=True, stable=True).indices[:, :count].sort().values
+    best = scores[:, first:].amax(-1)
+    # which of equal ones topk takes is open in torch, but not in exported graphs, which lack a stable sort
+    best = best.topk(count).indices if torch.compiler.is_exporting() else best.sort(descending=True, stable=True).indices[:, :count]
+    best = best.sort().values
     always = torch.arange(first, device=best.device).expand(best.shape[0], -1)
     return torch.cat((always, best + first), 1)

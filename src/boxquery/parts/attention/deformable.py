@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require, with_pos
 from boxquery.parts.linear import Linear
-from boxquery.parts.memory import Memory
+from boxquery.parts.memory import Memory, map_sizes
 from boxquery.parts.trace import LayerTrace
 
 
@@ -81,15 +81,14 @@ class DeformableAttention(nn.Module):
         reference = reference[:, :, None] * (ratios if reference.shape[-1] == 2 else torch.cat((ratios, ratios), -1))
         reference = _each_point(reference[:, :, None], self.points)
         if reference.shape[-1] == 2:
-            cells = reference.new_tensor([(w, h) for (h, w), points in zip(memory.shapes, self.points, strict=True) for _ in range(points)])
-            locations = reference + offsets / cells
+            locations = reference + offsets / _each_point(map_sizes(memory.shapes, reference), self.points)
         else:
             unit = _each_point(reference.new_tensor([[self.offset_scale / points] for points in self.points]), self.points)
             locations = reference[..., :2] + offsets * unit * reference[..., 2:]
         if trace is not None:
             trace.locations, trace.weights = _by_level(locations, self.points), _by_level(weights[..., None], self.points)[..., 0]
             if self.discrete:  # the centres of the cells that are read
-                sizes = locations.new_tensor([(w, h) for h, w in memory.shapes])[:, None]
+                sizes = map_sizes(memory.shapes, locations)[:, None]
                 trace.locations = (_nearest_cell(trace.locations, sizes) + 0.5) / sizes
         value = value.unflatten(-1, (self.heads, -1))
         return self.out_proj(multi_scale_sample(value, memory.shapes, locations, weights, self.points, self.discrete))
@@ -129,9 +128,8 @@ def multi_scale_sample(
 
 def _nearest(cells: Tensor, shape: tuple[int, int], locations: Tensor) -> Tensor:
     """Cells [N, K, h * w] at locations [N, P, Q, 2] -> [N, K, P, Q]; beyond the edge those at the edge."""
-    h, w = shape
-    column, row = _nearest_cell(locations, locations.new_tensor((w, h))).long().unbind(-1)
-    index = (row * w + column).flatten(1)[:, None].expand(-1, cells.shape[1], -1)
+    column, row = _nearest_cell(locations, map_sizes((shape,), locations)).long().unbind(-1)
+    index = (row * shape[1] + column).flatten(1)[:, None].expand(-1, cells.shape[1], -1)
     return cells.gather(2, index).unflatten(-1, locations.shape[1:3])
 
 

@@ -90,8 +90,9 @@ def weigh_rows_and_columns(row: Tensor, column: Tensor, value: Tensor) -> Tensor
 
     Returns [B, Q, H * K]. The longer side is summed first: the intermediate result has a vector per query and cell of the shorter one.
     """
-    cells = value.permute(0, 3, 2, 1, 4) if row.shape[-1] >= column.shape[-1] else value.permute(0, 3, 1, 2, 4)
-    first, second = (row, column) if row.shape[-1] >= column.shape[-1] else (column, row)
+    wide = torch.compiler.is_exporting() or row.shape[-1] >= column.shape[-1]  # one graph serves all shapes
+    cells = value.permute(0, 3, 2, 1, 4) if wide else value.permute(0, 3, 1, 2, 4)
+    first, second = (row, column) if wide else (column, row)
     between = (first @ cells.flatten(3)).unflatten(-1, (second.shape[-1], -1))
     return (second[..., None, :] @ between).squeeze(-2).transpose(1, 2).flatten(2)
 

@@ -18,7 +18,7 @@ from boxquery.parts.boxes import cxcywh_to_xyxy
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require, require_boxes
 from boxquery.parts.heads import MLP
 from boxquery.parts.linear import Linear
-from boxquery.parts.memory import Memory
+from boxquery.parts.memory import Memory, map_sizes
 from boxquery.parts.positions import sine
 from boxquery.parts.trace import LayerTrace
 
@@ -126,8 +126,7 @@ def crop(memory: Memory, box: Tensor) -> Tensor:
 
 def cells(memory: Memory) -> Tensor:
     """[B, 1, 2]: width and height of the unpadded image in cells of the only level."""
-    h, w = memory.shapes[0]
-    return memory.valid_ratios * memory.valid_ratios.new_tensor((w, h))
+    return memory.valid_ratios * map_sizes(memory.shapes, memory.valid_ratios)
 
 
 def gaussian(points: Tensor, scales: Tensor, memory: Memory) -> Tensor:

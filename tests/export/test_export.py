@@ -1,0 +1,163 @@
+"""Exported files give what the model gives, for any size and batch and in both runtimes, and a file that does not is not written."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import boxquery as bq
+from boxquery.api import Detector
+from boxquery.data.open import open_data
+from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.shapes.silhouettes import NAMES
+from boxquery.errors import CheckFailed, UserError
+from boxquery.export import packages, verify, writer
+from boxquery.export.graph import ExportGraph, trace
+from boxquery.export.metadata import metadata
+from boxquery.export.onnx import to_onnx, write_onnx
+from boxquery.export.openvino import read_graph, write_openvino
+from boxquery.export.verify import compare, run_file, run_graph
+from boxquery.runtime.exported import ExportedDetector
+from tests.training.runs import SMALL
+
+pytest.importorskip("onnxscript", reason="the extra export is not installed")
+pytest.importorskip("onnxruntime", reason="the extra export is not installed")
+pytest.importorskip("openvino", reason="the extra openvino is not installed")
+
+#: batches and shapes that no graph was traced with
+SHAPES = ((1, 64, 64), (3, 61, 95), (1, 130, 47))
+
+
+def detector(name: str, **options) -> Detector:
+    """One class has no name, as in an imported head."""
+    torch.manual_seed(0)
+    names = [*NAMES, None]
+    model = bq.create_model(name, classes=len(names), preset="tiny", **{**SMALL, **options})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    return Detector(model, names, [10 * i for i in range(len(names))], Preprocessing(64), 0.25)
+
+
+def written(made: Detector, folder: Path) -> tuple[ExportGraph, list[ExportedDetector]]:
+    """Both files from one trace, which is what takes time."""
+    graph = ExportGraph(made)
+    model = to_onnx(trace(graph, None))
+    write_onnx(model, folder / "model.onnx", metadata(made, "onnx", "fp32", None))
+    write_openvino(read_graph(folder / "model.onnx"), folder / "model.xml", metadata(made, "openvino", "fp32", None), half=False)
+    return graph, [ExportedDetector.open(folder / f"model{ending}", threads=1) for ending in (".onnx", ".xml")]
+
+
+def assert_equal(graph: ExportGraph, exported: ExportedDetector) -> None:
+    random = np.random.default_rng(0)
+    for batch, height, width in SHAPES:
+        images = random.integers(0, 256, (batch, 3, height, width), np.uint8)
+        sizes = np.array([[2 * height, 2 * width]] * batch)
+        ours, theirs = run_graph(graph, images, sizes), run_file(exported, images, sizes)
+        assert [each.shape for each in ours.values()] == [each.shape for each in theirs.values()]
+        for i in range(batch):
+            rows = [{name: each[i : i + 1] for name, each in side.items()} for side in (ours, theirs)]
+            assert compare(*rows, (2 * height, 2 * width)) == (pytest.approx(0, abs=1e-4), 0)
+        assert (theirs["scores"][:, :-1] >= theirs["scores"][:, 1:]).all()
+        assert theirs["labels"].max() < len(NAMES)
+        assert np.abs(theirs["class_scores"][..., -1]).max() == 0
+
+
+def test_softmax_and_pruned_queries_agree_on_any_size_and_batch_and_the_file_names_no_folder(tmp_path):
+    made = detector("detr", num_queries=[12, 7], decoder_layers=2)
+    graph, both = written(made, tmp_path)
+    for exported in both:
+        assert_equal(graph, exported)
+        assert (exported.classes, exported.ids, exported.threshold) == (made.classes, made.ids, made.threshold)
+        scene = np.random.default_rng(1).integers(0, 256, (90, 60, 3), np.uint8)
+        ours, theirs = made.predict(scene, threshold=0), exported.predict(scene, threshold=0)
+        np.testing.assert_allclose(theirs.boxes, ours.boxes, atol=1e-2)
+        np.testing.assert_array_equal(theirs.labels, ours.labels)
+    text = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(bq.__file__).parent).encode() not in text
+    data = open_data("shapes:size=64,train=2,val=3,test=2")
+    found = verify.verify(graph, tmp_path / "model.onnx", data, "val")
+    assert found["images"] == 3
+    assert found["AP"] == found["AP_exported"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["deformable-detr", "anchor-detr", "sam-detr"])
+def test_samples_of_several_levels_rows_and_columns_and_crops_agree_on_any_size_and_batch(name, tmp_path):
+    graph, both = written(detector(name), tmp_path)
+    for exported in both:
+        assert_equal(graph, exported)
+
+
+def test_queries_that_change_places_agree_and_others_are_counted():
+    boxes = np.random.default_rng(0).uniform(0, 100, (1, 6, 4)).astype(np.float32)
+    one = {"query_boxes": boxes, "class_scores": np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 6, 2)}
+    order = [0, 2, 1, 3, 4, 5]
+    swapped = {name: values[:, order] for name, values in one.items()}
+    assert compare(one, swapped, (100, 100)) == (0, 0)
+    swapped["class_scores"] = swapped["class_scores"] + np.array([0, 0, 0, 0, 5e-5, 2e-3], np.float32)[:, None]
+    difference, differing = compare(one, swapped, (100, 100))
+    assert difference == pytest.approx(5e-5, rel=0.01)
+    assert differing == 1
+
+
+def test_a_miss_leaves_what_was_there(tmp_path, monkeypatch):
+    """Whatever the comparison finds too different; the graph itself is not made here."""
+    (tmp_path / "model.onnx").write_text("older")
+    monkeypatch.setattr(writer, "trace", lambda graph, size: None)
+    monkeypatch.setattr(writer, "to_onnx", lambda program: None)
+    monkeypatch.setattr(writer, "write_onnx", lambda model, path, values: path.write_text(json.dumps(values)))
+
+    def too_far(*given):
+        raise CheckFailed("too far apart")
+
+    monkeypatch.setattr(writer, "verify", too_far)
+    with pytest.raises(CheckFailed, match="too far apart"):
+        detector("detr").export(tmp_path / "model.onnx", verify="shapes:size=64,train=2,val=2,test=2")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_text() == "older"
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        ({"path": "model.pt"}, r"model.pt: must end in .onnx \(onnx\) or .xml \(openvino\)"),
+        ({"path": "model.onnx", "precision": "bf16"}, "onnxruntime has no bf16 kernels for CPUs; use --to openvino"),
+        ({"path": "model.xml", "precision": "fp8"}, "choose one of fp32, fp16, bf16"),
+        ({"path": "model.xml", "size": (8, 64)}, "size=8x64: each side must have 16 to 8192 pixels"),
+    ],
+)
+def test_what_cannot_be_exported_is_named_before_anything_is_done(call, says, tmp_path):
+    path = tmp_path / call.pop("path")
+    with pytest.raises(UserError, match=says):
+        detector("detr").export(path, **call)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_baseline_is_named(tmp_path):
+    model = bq.create_model("fcos", classes=2, preset="tiny", backbone="resnet10t")
+    with pytest.raises(UserError, match="fcos has no queries"):
+        Detector(model, ["a", "b"], [1, 2], Preprocessing(64)).export(tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("package", "found", "says"),
+    [
+        ("onnxscript", None, r"--to onnx needs the package onnxscript: pip install 'boxquery\[export\]'"),
+        ("onnxruntime", "1.17.3", "onnxruntime 1.17.3 cannot read the graph's version; pip install 'onnxruntime>=1.22'"),
+        ("torch", "2.6.0", "torch 2.6.0 exports by another method; pip install 'torch>=2.9'"),
+    ],
+)
+def test_packages_that_are_missing_or_too_old_are_named(package, found, says, monkeypatch):
+    def installed(name: str) -> str:
+        if name == package and found is None:
+            raise PackageNotFoundError(name)
+        return found if name == package else version(name)
+
+    monkeypatch.setattr(packages, "version", installed)
+    with pytest.raises(UserError, match=says):
+        packages.check_combination("onnx", "fp32")
