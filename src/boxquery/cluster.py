@@ -70,7 +70,7 @@ def ray_cluster(workers: int | None, send: int = 0) -> Iterator[Any]:
         return
     with _folder() as folder:
         store = _MEMORY + 2 * send
-        with _without_stderr():
+        with _without_stderr(), _temporary_files_in(folder):
             ray.init(
                 "local", num_cpus=workers or cores(), include_dashboard=False, object_store_memory=store, _temp_dir=str(folder), **quiet
             )  # fmt: skip
@@ -129,6 +129,18 @@ def _without_stderr() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Processes that are started in this context have their temporary files there, so that what killed ones leave goes with the folder."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ.pop("TMPDIR")
+        os.environ.update({} if before is None else {"TMPDIR": before})
 
 
 @contextmanager
