@@ -11,6 +11,8 @@ from boxquery.limits import DEFAULT_OVERLAP, check_tiles
 
 #: IoU, in what two views both show, from which two boxes of a class are one object
 _AGREE = 0.5
+#: a box that is cut has to be so much surer than one that is not, which may be the whole image's, and coarse
+_CUT = 0.5
 #: share of a tile's side within which a box that ends near the border of its tile counts as cut by it
 _NEAR = 0.01
 
@@ -54,7 +56,8 @@ def merge_views(views: np.ndarray, found: Sequence[tuple[np.ndarray, np.ndarray,
 
     1. A box that its tile cuts, while another tile shows all of it and more, is left to that tile.
     2. Of boxes that agree the best one stays that no tile cuts, with the best score of all.
-    3. Where every one is cut, since the object is larger than the overlap and nothing was found in the whole image, their hull stays.
+    3. Where every one is cut, or those that are not have less than half of the score (as of what the whole image hardly shows), the hull of
+       the parts stays: the object is larger than the overlap.
 
     Args:
         views: of ``Tiles.views``: the whole image, then tiles.
@@ -70,7 +73,7 @@ def merge_views(views: np.ndarray, found: Sequence[tuple[np.ndarray, np.ndarray,
     merged: list[tuple[np.ndarray, float, int]] = []
     for label in np.unique(labels[kept]):
         mine = np.flatnonzero(kept & (labels == label))
-        mine = mine[np.lexsort((-scores[mine], cut[mine]))]
+        mine = mine[np.argsort(-scores[mine] * np.where(cut[mine], _CUT, 1), kind="stable")]
         merged += [(box, score, int(label)) for box, score in _merge(boxes[mine], scores[mine], view[mine], cut[mine], views)]
     merged.sort(key=lambda each: -each[1])
     return (
@@ -97,7 +100,7 @@ def _shown_better(boxes: np.ndarray, view: np.ndarray, cut: np.ndarray, views: n
 
 
 def _merge(boxes: np.ndarray, scores: np.ndarray, view: np.ndarray, cut: np.ndarray, views: np.ndarray) -> list[tuple[np.ndarray, float]]:
-    """Of one class, those that are not cut first, each by falling score."""
+    """Of one class, the best first."""
     free = np.ones(len(boxes), bool)
     merged = []
     for head in range(len(boxes)):
@@ -109,8 +112,9 @@ def _merge(boxes: np.ndarray, scores: np.ndarray, view: np.ndarray, cut: np.ndar
             more = np.flatnonzero(free & _agree(boxes, view, waiting.pop(), views))
             free[more] = False
             group += more.tolist()
-            waiting += more.tolist() if cut[head] else []  # a long object is a chain of parts
-        box = np.concatenate([boxes[group, :2].min(0), boxes[group, 2:].max(0)]) if cut[head] else boxes[head]
+            waiting += [int(i) for i in more if cut[i]] if cut[head] else []  # a long object is a chain of parts
+        parts = [i for i in group if cut[i]]
+        box = np.concatenate([boxes[parts, :2].min(0), boxes[parts, 2:].max(0)]) if cut[head] else boxes[head]
         merged.append((box, float(scores[group].max())))
     return merged
 
