@@ -21,6 +21,8 @@ sides run as they come: `transformers` with its own choice of attention (sdpa) a
 Repetitions are interleaved (ours, theirs, theirs, ours, ...) and timed as CPU time of this process; the ratio ours / theirs is the median
 over neighbours, so a machine that slows down for a while slows down both. Below 1 we are faster. Before timing, answers are compared.
 
+"exported" is benchmarks/exported.py: inference of our exported files beside transformers, eager and as ONNX.
+
 "diagnosis" is the hooks of `boxquery.training.module.Training` around a model that answers at once (its loss and terms are those of a real
 step, its gradients too), less the same without clocks, lists, the name of the step and the norm that is kept: a few in ten thousand of a
 step, which no difference between whole steps would show. The step is Deformable DETR's, preset `tiny`, four images of 160 pixels.
@@ -52,6 +54,7 @@ from tests.models.builders import batch, objects
 from tests.models.transformers_weights import labels, ours, theirs
 from torch import Tensor, nn
 
+import exported
 from boxquery.data.loading import Batch, generator
 from boxquery.models import create_model, preset
 from boxquery.models.base import DetectionTransformer
@@ -83,7 +86,7 @@ class Setting:
         return REAL_TIME.get(self.model)
 
 
-REAL_TIME = {"rt-detr": "RTDetr", "rt-detr-v2": "RTDetrV2", "d-fine": "DFine"}
+REAL_TIME = {name: exported.PEERS[name] for name in exported.REAL_TIME}
 SETTINGS = (
     Setting("detr paper", {"backbone": "resnet50"}, (320, 416), 7),
     Setting("deformable-detr paper", {"backbone": "resnet50"}, (320, 416), 7),
@@ -300,7 +303,7 @@ def diagnosis(repetitions: int) -> Watching:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="three repetitions each")
-    parser.add_argument("--only", default="", help='parts whose name starts with this, for example "detr paper" or "diagnosis"')
+    parser.add_argument("--only", default="", help='parts whose name starts with this, for example "detr paper", "diagnosis" or "exported"')
     given = parser.parse_args()
     torch.set_num_threads(1)
     watching = diagnosis(3 if given.quick else 25) if "diagnosis".startswith(given.only) else None
@@ -318,8 +321,12 @@ def main() -> None:
         for row in rows(setting, given.quick):
             found.append(row)
             print(f"{row.name:56}{row.ours_ms:8.1f}ms{row.theirs_ms:8.1f}ms{row.ratio:8.3f}   {row.low:.3f} .. {row.high:.3f}", flush=True)
+    beside = {}
+    for name in exported.PEERS if "exported".startswith(given.only) else ():
+        beside[name] = exported.measure(name, given.quick, exported.FILES)
+        exported.show(name, beside[name])
     told = {"ratio": "ours / theirs, median of neighbours", "rows": [asdict(row) for row in found]}
-    print(json.dumps(told | {"diagnosis": watching and asdict(watching)}))
+    print(json.dumps(told | {"diagnosis": watching and asdict(watching), "exported": beside}))
 
 
 if __name__ == "__main__":
