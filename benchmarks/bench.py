@@ -9,7 +9,7 @@ What is measured, for each model (DETR and Deformable DETR) at two sizes, in one
   (padded and masked); dropout at the same rate in the same places, batch norm and the shallow backbone frozen as published;
 - inference: forward of one image without padding, answers of the last layer (`last_only=True`; there `auxiliary_loss=False`), without
   post-processing;
-- each with the backbone, which is the same timm module on both sides, and without it: its maps are computed once and fed in.
+- each with the backbone, which is timm's module with the same weights on both sides, and without it: its maps are computed once and fed in.
 
 The real-time models (RT-DETR, RT-DETRv2, D-FINE) are those of `transformers`' default configurations, on two square images of 320 pixels
 without padding, training with about 200 noised queries on both sides. `transformers` has its own backbone there, which is part of what is
@@ -31,7 +31,6 @@ step, which no difference between whole steps would show. The step is Deformable
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import os
@@ -48,10 +47,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for what the tests share w
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import timm
 import torch
 import transformers
 from tests.models.builders import batch, objects
 from tests.models.transformers_weights import labels, ours, theirs
+from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 import exported
@@ -61,6 +62,7 @@ from boxquery.models.base import DetectionTransformer
 from boxquery.official.transformers import build
 from boxquery.official.transformers.config import Config
 from boxquery.optimization import training_step
+from boxquery.parts.backbone import Backbone
 from boxquery.training.config import RunConfig
 from boxquery.training.module import Training
 from boxquery.training.run_length import RunLength
@@ -130,8 +132,19 @@ def pair(setting: Setting) -> tuple[DetectionTransformer, nn.Module]:
     options = published | setting.options
     peer = theirs(setting.model, CLASSES, options)
     model = ours(setting.model, CLASSES, options, peer)
-    peer.model.backbone.model = copy.deepcopy(model.backbone.body)
+    peer.model.backbone.model = plain(model.backbone)
     return model, peer
+
+
+def plain(backbone: Backbone) -> nn.Module:
+    """timm's own module with the same weights, frozen as ours, whose convolutions apply the fixed norms themselves."""
+    stride = {} if backbone.channels_last else {"output_stride": 16}
+    body = timm.create_model(backbone.name, features_only=True, out_indices=tuple(range(-len(backbone.channels), 0)), **stride)
+    body.load_state_dict(backbone.body.state_dict(), strict=False)
+    body = freeze_batch_norm_2d(body)
+    for own, other in zip(body.parameters(), backbone.body.parameters(), strict=True):
+        own.requires_grad_(other.requires_grad)
+    return body
 
 
 @torch.no_grad()

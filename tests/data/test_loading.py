@@ -1,6 +1,7 @@
 """Batches: padding, masks, and images that do not depend on workers, order, cache or a resumed run."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from boxquery import UserError
 from boxquery.augment import Augment
 from boxquery.data import loading
 from boxquery.data.dataset import Record, Split
+from boxquery.data.images import read_image
 from boxquery.data.loading import Batch, DetectionDataset, EpochSampler, Item, collate, generator
 from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Preprocessing
@@ -150,7 +152,7 @@ def test_cache_changes_nothing_and_is_shared(split, workers):
 
 def test_cache_has_a_limit(split, monkeypatch):
     assert DetectionDataset(split, EvalTransform(Preprocessing(64)), cache=True).cache is not None
-    monkeypatch.setattr(loading, "CACHE_LIMIT", 1000)
+    monkeypatch.setattr(loading, "cache_limit", lambda: 1000)
     assert DetectionDataset(split, EvalTransform(Preprocessing(64)), cache=True).cache is None
     monkeypatch.undo()
     dataset = DetectionDataset(split, EvalTransform(Preprocessing(64)), cache=True)
@@ -251,3 +253,26 @@ def test_files_to_batches(tmp_path):
     result = batches(dataset, workers=2)
     assert len(result) == 2 * len(data.splits["train"])
     assert all(target["boxes"].shape == (len(target["labels"]), 4) for _, target in result.values())
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+@pytest.mark.parametrize("cache", [False, True])
+def test_an_image_much_larger_than_what_is_shown_is_read_smaller(tmp_path, name, cache):
+    """With its boxes; evaluation reads all of it."""
+    pixels = np.zeros((601, 803, 3), np.uint8)
+    pixels[300:, 400:] = 255
+    Image.fromarray(pixels).save(tmp_path / name)
+    box = np.array([[400, 300, 803, 601]], np.float32)
+    record = Record("a", tmp_path / name, 803, 601, box, np.zeros(1, np.int64), np.zeros(1, bool), np.ones(1, np.float32))
+    split = Split("train", [record], lambda record: read_image(record.path))
+    plain = Augment(scales=(1.0,), crop=0.0, flip=0.0)
+    dataset = DetectionDataset(split, TrainTransform(Preprocessing(64), plain), cache=cache)
+    assert dataset.shapes() == [(3, 151, 201)]
+    assert dataset._pixels(0).shape == (3, 151, 201)
+    sample = dataset[0, 0]
+    torch.testing.assert_close(sample["target"]["boxes"], torch.tensor([[0.749, 0.7496, 0.5019, 0.5008]]), atol=0.002, rtol=0)
+    whole = DetectionDataset(split, TrainTransform(Preprocessing(64), replace(plain, own=lambda *picture: picture[:3])))
+    assert whole.shapes() == [(3, 601, 803)]
+    assert (sample["image"] - whole[0, 0]["image"]).abs().mean() < 0.05
+    assert DetectionDataset(split, EvalTransform(Preprocessing(64)))[0]["image"].shape == sample["image"].shape
+    assert DetectionDataset(split, TrainTransform(Preprocessing(320), plain)).shapes() == [(3, 601, 803)]

@@ -10,8 +10,10 @@ from __future__ import annotations
 import hashlib
 import math
 import mmap
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
@@ -19,12 +21,13 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms.v2.functional import pil_to_tensor
 
-from boxquery.data.dataset import Split
+from boxquery.data.dataset import Record, Split
+from boxquery.data.images import read_image
 from boxquery.data.transforms import Labelled, ResizeTransform, TrainTransform, relative
 from boxquery.errors import UserError
 
-CACHE_LIMIT = 2**30
-"""Bytes of pixels up to which a split is kept in memory: decoded, and resized where they are the same in every epoch."""
+CACHE_SHARE = 0.25
+"""Share of the free memory that a split's pixels may fill: decoded, and resized where they are the same in every epoch."""
 GROUP_WINDOW = 16
 """Batches that images are exchanged between, to be with others of their shape."""
 _COUNT_LIMIT = 100_000  # a split of more images is not even measured
@@ -106,7 +109,7 @@ class DetectionDataset(Dataset[Sample]):
         split: records and their pixels.
         transform: applied to them; the random numbers of a ``TrainTransform`` depend on (``seed``, epoch, image id).
         seed: of the whole run.
-        cache: keep decoded images in memory if the whole split fits into ``CACHE_LIMIT``. Forked workers share them; under other
+        cache: keep decoded images in memory if the whole split fits into ``cache_limit()``. Forked workers share them; under other
             start methods each worker decodes for itself.
         strict: an image whose pixels cannot be read is fatal; else the next readable one replaces it (validation reads only the header).
     """
@@ -159,6 +162,8 @@ class DetectionDataset(Dataset[Sample]):
                 continue
             unreadable += skipped
             boxes, labels = torch.from_numpy(record.boxes[~record.ignore]), torch.from_numpy(record.labels[~record.ignore])
+            if isinstance(self.transform, TrainTransform) and pixels.shape[1:] != (record.height, record.width):
+                boxes = boxes * torch.tensor([pixels.shape[2] / record.width, pixels.shape[1] / record.height] * 2)
             return Labelled(pixels, boxes, labels), index
         raise UserError(f"no image of split {self.split.name!r} can be read: {skipped[0]}")
 
@@ -166,19 +171,61 @@ class DetectionDataset(Dataset[Sample]):
         """Uint8, of the shape in ``shapes``; not to be written to."""
 
         def read() -> Tensor:
-            image = self.split.read(index)
-            return pil_to_tensor(image) if isinstance(self.transform, TrainTransform) else self.transform.pixels(image)
+            if not isinstance(self.transform, TrainTransform):
+                return self.transform.pixels(self.split.read(index))
+            record = self.split[index]
+            factor = self.transform.reduction(record.height, record.width)
+            if factor == 1 or record.path is None:
+                return pil_to_tensor(self.split.read(index))
+            height, width = _reduced(record, factor)
+            # a JPEG comes at this size; of one a little smaller the decoder would not make less
+            image = read_image(record.path, at_least=max(height, width) - 2)
+            if image.size != (width, height):
+                whole = image if image.size == (record.width, record.height) else self.split.read(index)
+                image = whole.reduce(factor)
+            return pil_to_tensor(image)
 
         return read() if self.cache is None else self.cache.get(index, read)
 
     def shapes(self) -> list[tuple[int, int, int]]:
         """Of the pixels of each image: its own, or those that it is resized to where that is all that is done."""
         if isinstance(self.transform, TrainTransform):
-            return [(3, record.height, record.width) for record in self.split]
+            return [(3, *self._shown_size(record)) for record in self.split]
         return [(3, *self.transform.resize.size(record.height, record.width)) for record in self.split]
 
+    def _shown_size(self, record: Record) -> tuple[int, int]:
+        """Height and width of what a ``TrainTransform`` gets."""
+        assert isinstance(self.transform, TrainTransform)
+        factor = 1 if record.path is None else self.transform.reduction(record.height, record.width)
+        return _reduced(record, factor)
+
     def _fits_into_cache(self) -> bool:
-        return len(self.split) <= _COUNT_LIMIT and sum(map(math.prod, self.shapes())) <= CACHE_LIMIT
+        return len(self.split) <= _COUNT_LIMIT and sum(map(math.prod, self.shapes())) <= cache_limit()
+
+
+def _reduced(record: Record, factor: int) -> tuple[int, int]:
+    """Height and width of an image at one ``factor``-th of its size, as JPEG decoders and Pillow round."""
+    return -(-record.height // factor), -(-record.width // factor)
+
+
+def cache_limit() -> int:
+    """Bytes of pixels up to which a split is kept in memory: a share of what is free, on the machine and to its container; of 1 GiB where
+    the system does not tell."""
+    memory = _number("/proc/meminfo", r"MemAvailable: *(\d+) kB")
+    free = [memory * 1024] if memory is not None else []
+    for most, used in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        limit, now = (_number(f"/sys/fs/cgroup/{name}", r"(\d+)$") for name in (most, used))
+        if limit is not None and now is not None:
+            free.append(max(limit - now, 0))
+    return int(CACHE_SHARE * min(free, default=2**30))
+
+
+def _number(path: str, pattern: str) -> int | None:
+    try:
+        found = re.search(pattern, Path(path).read_text(encoding="ascii"), re.MULTILINE)
+    except OSError:
+        return None
+    return None if found is None else int(found[1])
 
 
 class PixelCache:

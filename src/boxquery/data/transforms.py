@@ -121,6 +121,15 @@ class TrainTransform:
         image = _jitter_colour(shown.image, augment.colour, generator)
         return Augmented(normalize(image, self.preprocessing), _centred(shown.fractions), shown.labels)
 
+    def reduction(self, height: int, width: int) -> int:
+        """1, 2, 4 or 8: by which an image may be read smaller (much faster), its longest side still twice that of what training shows of it
+        at its largest. 1 with a transform of the user's own, which may count in pixels."""
+        if self.augment.own is not None:
+            return 1
+        largest = round(self.preprocessing.image_size * max(*self.augment.scales, *self.augment.crop_short, 1.0))
+        shown = max(self.preprocessing.size(height, width, largest))
+        return next(factor for factor in (8, 4, 2, 1) if factor == 1 or max(height, width) >= 2 * shown * factor)
+
     def _single(self, picture: Labelled, augment: Augment, generator: torch.Generator) -> Shown:
         """One image flipped, cropped, and resized to the size of a training image, or to less on a canvas of that size."""
         image, boxes, labels = self._flip(picture, generator)

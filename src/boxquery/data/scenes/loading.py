@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from boxquery.boxes3d import rigid, transform, yaw_matrix
-from boxquery.data.loading import CACHE_LIMIT, Item, PixelCache, generator
+from boxquery.data.loading import Item, PixelCache, cache_limit, generator
 from boxquery.data.preprocessing import Preprocessing, Resize
 from boxquery.data.scenes.records import SceneRecord, SceneSplit
 from boxquery.data.transforms import normalize, recolour
@@ -231,7 +231,7 @@ class SceneDataset(Dataset[SceneSample]):
         transform: applied to them.
         augment: what training does before; None: nothing, as in evaluation.
         seed: of the whole run; random numbers depend on (``seed``, epoch, scene id).
-        cache: keep resized images in memory if the whole split fits into ``CACHE_LIMIT``; forked workers share them.
+        cache: keep resized images in memory if the whole split fits into ``cache_limit()``; forked workers share them.
         strict: a scene whose images cannot be read is fatal; else the next readable one replaces it.
     """
 
@@ -247,7 +247,7 @@ class SceneDataset(Dataset[SceneSample]):
     ):
         self.split, self.transform, self.augment, self.seed, self.strict = split, transform, augment, seed, strict
         shape = (len(split[0].cameras), 3, *transform.size)
-        self.cache = PixelCache([shape] * len(split)) if cache and len(split) * math.prod(shape) <= CACHE_LIMIT else None
+        self.cache = PixelCache([shape] * len(split)) if cache and len(split) * math.prod(shape) <= cache_limit() else None
         self._fill = [float(round(255 * value)) for value in transform.preprocessing.mean or (0.447, 0.447, 0.447)]
 
     def __len__(self) -> int:
