@@ -158,7 +158,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = {"peak GFLOP/s": peaks()}
     print(json.dumps(found))
-    for size in args.presets.split(","):
+    for size in filter(None, args.presets.split(",")):
         for name in args.only.split(",") if args.only else list_models():
             row = found[f"{name} {size} {args.precision}"] = measure(name, size, args.steps, args.precision)
             print(f"{name} {size} {args.precision}: {row['ms']} ms;", ", ".join(f"{k} {v}" for k, v in row["percent"].items()), flush=True)
