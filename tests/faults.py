@@ -26,6 +26,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from unittest import mock
 
@@ -1138,3 +1139,31 @@ cluster("--engine ray without its package (planted)", "pip install 'boxquery[ray
 cluster("an address where no cluster is", "no Ray cluster can be joined there", lambda p: by_ray(p, RAY_ADDRESS="127.0.0.1:9"))
 cluster("a bucket without anything", "nothing there; check the address", lambda p: by_ray(p, f"file://{p.root}/nothing"))
 cluster("a file system that nobody knows", "cannot be listed (Protocol not known: nosuch)", lambda p: by_ray(p, "nosuch://bucket/photos"))
+
+
+# -- exported files -------------------------------------------------------------------------------------------------------------------
+
+
+def export(place: Place, name: str = "model.onnx", *words: str) -> list[str]:
+    return ["export", str(place.stock.model), "--to", "onnx", "--out", str(place.root / name), *words]
+
+
+def without_onnxscript(place: Place) -> list[str]:
+    def installed(name: str) -> str:
+        if name == "onnxscript":
+            raise PackageNotFoundError(name)
+        return "99.0"
+
+    place.around.append(mock.patch("boxquery.export.packages.version", installed))
+    return export(place)
+
+
+def under_a_file(place: Place) -> list[str]:
+    (place.root / "file").write_text("here")
+    return export(place, "file/model.onnx")
+
+
+add("export", "a file of another runtime's ending", "refused", "ends in .onnx; choose another --out", lambda p: export(p, "model.xml"))
+add("export", "bf16 for a runtime without it", "refused", "no bf16 kernels for CPUs", lambda p: export(p, "m.onnx", "--precision", "bf16"))
+add("export", "a package that is missing (planted)", "refused", "pip install 'boxquery[export]'", without_onnxscript)
+add("export", "a file where the folder should be", "refused", "cannot be written (File exists)", under_a_file)
