@@ -85,9 +85,8 @@ def test_softmax_and_pruned_queries_agree_on_any_size_and_batch_and_the_file_nam
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["deformable-detr", "anchor-detr", "sam-detr"])
-def test_samples_of_several_levels_rows_and_columns_and_crops_agree_on_any_size_and_batch(name, tmp_path):
-    graph, both = written(detector(name), tmp_path)
+def test_samples_of_several_levels_agree_on_any_size_and_batch(tmp_path):
+    graph, both = written(detector("deformable-detr"), tmp_path)
     for exported in both:
         assert_equal(graph, exported)
 
