@@ -75,7 +75,7 @@ def test_each_video_begins_anew(tracker):
 
 def test_numbers_are_drawn_and_written():
     plain = found((4, 30, 0.9, 0))
-    followed = Result(plain.boxes, plain.scores, plain.labels, plain.names, plain.ids, plain.size, None, plain.image, np.array([7]))
+    followed = Result(plain.boxes, plain.scores, plain.labels, plain.names, plain.ids, plain.size, None, plain.image, tracks=np.array([7]))
     assert "track_id" not in plain.to_coco()[0]
     assert followed.to_coco()[0]["track_id"] == 7
     assert np.asarray(followed.draw()).tolist() != np.asarray(plain.draw()).tolist()
