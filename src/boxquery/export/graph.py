@@ -64,6 +64,6 @@ def trace(graph: ExportGraph, size: tuple[int, int] | None) -> ExportedProgram:
         hint = "" if size else "; a fixed --size HxW may do"
         raise UserError(f"{name}: torch cannot trace the model{hint} ({type(error).__name__}: {one_line(error)[:300]})") from error
     # torch reports a side that became a constant, but not what is computed from one
-    if pinned := [guard for guard in getattr(program, "_guards_code", ()) if re.search(r" == \d+$", guard)]:
+    if pinned := [guard for guard in getattr(program, "_guards_code", ()) if re.search(r" == \d+$", guard) and " % " not in guard]:
         raise UserError(f"{name}: part of the graph would be that of one size ({pinned[0]}); give a fixed --size HxW")
     return program
