@@ -139,7 +139,7 @@ def best_query(explanation: Explanation, box: np.ndarray, label: int) -> int:
 def encoded(detector: Detector, image) -> Iterator[tuple[Memory, DetectionTransformer]]:
     """The memory of an image, and the model."""
     model = detector.model.eval()
-    batch = detector.transform(torch.from_numpy(np.array(image)).permute(2, 0, 1))[None]
+    batch = detector.transform(image)[None]
     with torch.no_grad():
         yield model.encoder(model.tokens(model.neck(model.backbone(batch)), None, batch.shape[-2:])), model
 
