@@ -35,7 +35,7 @@ class Softmax:
         """[..., C + 1] -> [..., C] probabilities of real classes; all logits -inf (a dropped query): "no object"."""
         return finite_logits(logits).softmax(-1)[..., :-1]
 
-    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor | None) -> Tensor:
         """[L, B, Q, C + 1] -> [L, B, Q, N]."""
         return -columns_of(finite_logits(logits).softmax(-1), targets.labels)
 
@@ -73,7 +73,7 @@ class Focal:
         """[..., C] -> [..., C]."""
         return logits.sigmoid()
 
-    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor | None) -> Tensor:
         """[L, B, Q, C] -> [L, B, Q, N]: the positive term minus the negative term."""
         return self.pair_cost(columns_of(logits, targets.labels).sigmoid())
 
@@ -150,8 +150,9 @@ class PositionSupervised(Focal):
     exponent: float = 2.0
     modulation: float = 0.5
 
-    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor:
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor | None) -> Tensor:
         """[L, B, Q, C] and the GIoU [L, B, Q, N] -> [L, B, Q, N]."""
+        assert giou is not None
         present = torch.arange(giou.shape[-1]) < torch.tensor(targets.counts)[:, None]
         present = present.to(giou.device, non_blocking=True)[:, None] & ~is_dropped(logits)[..., None]
         share = ((giou + 1) / 2).clamp(min=0)

@@ -1,4 +1,4 @@
-"""The set criterion: match every layer's predictions to the objects, then class, L1 and GIoU losses on the pairs (DETR, section 3.1)."""
+"""The set criterion: match every layer's predictions to the objects, then class and box losses on the pairs (DETR, section 3.1)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Classification(Protocol):
     @property
     def known(self) -> Any: ...
     def scores(self, logits: Tensor) -> Tensor: ...
-    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor) -> Tensor: ...
+    def match_cost(self, logits: Tensor, targets: PaddedTargets, giou: Tensor | None) -> Tensor: ...
     def loss(
         self, logits: Tensor, targets: PaddedTargets, matches: Matches, normalizer: Tensor, quality: Callable[[], Tensor]
     ) -> Tensor: ...
@@ -84,7 +84,7 @@ class SetCriterion:
 
     Args:
         classification: ``Softmax`` or ``Focal``.
-        l1, giou: weights of the box terms, the same in matching and in the loss (5 and 2 in the whole family).
+        l1, giou: weights of the box terms that ``coder`` has, the same in matching and in the loss (5 and 2 on images in the whole family).
         class_agnostic_proposals: every object is class 0 for the encoder's proposals (Deformable DETR); False: its own class.
         coder: how boxes are compared.
         fine: losses of boxes that are distributions, where they are.
@@ -116,7 +116,8 @@ class SetCriterion:
         """[L, B, Q, C], [L, B, Q, 4] -> [L, B, Q, N]; no gradient."""
         with torch.no_grad():
             costs = self.coder.costs(boxes, targets.boxes.expand(len(boxes), -1, -1, -1))
-            total = self.classification.cost * self.classification.match_cost(logits, targets, -costs["giou"])
+            overlap = -costs["giou"] if "giou" in costs else None
+            total = self.classification.cost * self.classification.match_cost(logits, targets, overlap)
             for name, cost in costs.items():
                 total = total + self.weights[name] * cost
             return total

@@ -19,7 +19,7 @@ from boxquery.parts.output import LayerPredictions, Matches
 
 @dataclass(frozen=True)
 class PaddedTargets:
-    """The objects of a batch, padded: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh; N is the largest of ``counts``."""
+    """The objects of a batch, padded: ``labels`` int64 [B, N], ``boxes`` [B, N, 4] cxcywh (3-D: [B, N, 9]); N is the most of ``counts``."""
 
     labels: Tensor
     boxes: Tensor

@@ -17,12 +17,14 @@ from boxquery.errors import UserError
 from boxquery.flags import AUTO
 
 if TYPE_CHECKING:
-    from boxquery.models.base import DetectionTransformer
+    from boxquery.models.base import QueryTransformer
     from boxquery.models.interface import Model
     from boxquery.models.recipes import Preset
     from boxquery.parts.weights import BackboneWeights
 
 HERE = Path(__file__).parent
+#: folders of models, in it
+ROOMS = ("", "scenes", "baselines")
 
 
 class Paper(Protocol):
@@ -31,7 +33,7 @@ class Paper(Protocol):
     PRESETS: dict[str, Preset]
 
     @property
-    def build(self) -> Callable[[int, Any, BackboneWeights | None], DetectionTransformer]: ...
+    def build(self) -> Callable[[int, Any, BackboneWeights | None], QueryTransformer]: ...
 
 
 #: models registered by the user, by name
@@ -46,6 +48,11 @@ def list_models() -> list[str]:
 def papers() -> list[str]:
     """The library's own models, sorted; found by the line "Paper:" of their files, without importing them."""
     return sorted(path.stem.replace("_", "-") for path in HERE.glob("*.py") if "Paper:" in _docstring(path))
+
+
+def list_scene_models() -> list[str]:
+    """The models that take scenes of several cameras, sorted; ``create_model`` builds them like any other."""
+    return sorted(path.stem.replace("_", "-") for path in (HERE / "scenes").glob("*.py") if "Paper:" in _docstring(path))
 
 
 def list_baselines() -> list[str]:
@@ -65,7 +72,7 @@ def register(name: str, paper: Paper) -> None:
     """
     if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
         raise UserError(f"name={name!r}: must be lower-case words and numbers joined by hyphens")
-    if name in [AUTO, *papers(), *list_baselines()]:
+    if name in [AUTO, *papers(), *list_scene_models(), *list_baselines()]:
         raise UserError(f"name={name!r}: the library has a model of this name; choose another")
     known = getattr(paper, "PRESETS", None)
     if not isinstance(known, dict) or not known or not callable(getattr(paper, "build", None)):
@@ -78,7 +85,7 @@ def describe(name: str) -> str:
     if name in _own:
         return inspect.cleandoc(_own[name].__doc__ or "")
     file = f"{name.replace('-', '_')}.py"
-    return _docstring(next((path for path in (HERE / file, HERE / "baselines" / file) if path.is_file()), HERE / file))
+    return _docstring(next((path for path in [HERE / room / file for room in ROOMS] if path.is_file()), HERE / file))
 
 
 @cache
@@ -123,7 +130,7 @@ def create_model(
     """Build a model.
 
     Args:
-        name: from ``list_models()`` or ``boxquery.models.list_baselines()``.
+        name: from ``list_models()``, ``boxquery.models.list_scene_models()`` or ``boxquery.models.list_baselines()``.
         classes: a count, or a list of names.
         backbone: any timm feature extractor; None: the preset's.
         pretrained: True: the backbone's released weights, from the hub or its cache; or a file or folder of them. Stem, first stage and
@@ -164,7 +171,7 @@ def create_model(
 def _paper(name: str) -> Any:
     if name in _own:
         return _own[name]
-    for room, names in (("models", papers()), ("models.baselines", list_baselines())):
+    for room, names in (("models", papers()), ("models.scenes", list_scene_models()), ("models.baselines", list_baselines())):
         if name in names:
             return import_module(f"boxquery.{room}.{name.replace('-', '_')}")
     if name == AUTO:

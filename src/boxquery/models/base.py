@@ -1,12 +1,13 @@
 """The sentence that every paper of the family keeps: boxes come out of information exchanged between regions and objects.
 
-A paper's file builds a ``DetectionTransformer`` from parts and names its own queries, encoder, locate, cross-attention, refine and head.
+A paper's file builds a ``DetectionTransformer`` (of scenes a ``SceneTransformer``) from parts and names its own queries, encoder, locate,
+cross-attention, refine and head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -17,14 +18,14 @@ from boxquery.matching.dense import DenseHead
 from boxquery.matching.groups import FurtherQueries
 from boxquery.matching.one_to_many import OneToMany
 from boxquery.models.interface import Model
-from boxquery.models.postprocess import PostProcess
+from boxquery.models.postprocess import BestQueries, PostProcess
 from boxquery.parts.backbone import Backbone, Neck
 from boxquery.parts.boxes import nms_per_class
 from boxquery.parts.decoder_outputs import DecoderOutputs
 from boxquery.parts.geometry import Locate, OtherPosition, locate_at_position
 from boxquery.parts.heads import Head, Prediction
 from boxquery.parts.layers import DecoderLayer, Encoder
-from boxquery.parts.memory import Memory, Tokens
+from boxquery.parts.memory import Memory
 from boxquery.parts.output import Output, TrainingGroupOutput
 from boxquery.parts.pruning import Prune, keep_all
 from boxquery.parts.queries import ProposalQueries
@@ -39,7 +40,7 @@ def keep_reference(state: QueryState, prediction: Prediction, head: Head) -> Que
     return state
 
 
-class DetectionTransformer(Model):
+class QueryTransformer(Model):
     """Backbone, encoder, queries, decoder layers, heads: every model of the family is one of these, and one sentence::
 
         memory = encoder(tokens(neck(backbone(images)), mask))
@@ -50,6 +51,9 @@ class DetectionTransformer(Model):
             prediction = head(norm(state.content), state)
             state, prediction = prune(i, state, prediction)
             state = refine(state, prediction, head)
+
+    What its input is and what becomes of its boxes is said by ``DetectionTransformer``, for images, and by
+    ``boxquery.models.scenes.base.SceneTransformer``, for scenes of several cameras.
 
     Args:
         image: backbone, neck and tokens, which make the memory.
@@ -66,10 +70,13 @@ class DetectionTransformer(Model):
         low_lr_patterns: substrings of the names of parameters that the paper trains at a tenth of the learning rate.
     """
 
+    #: the class of ``postprocessor``
+    postprocessing: ClassVar[type[BestQueries]]
+
     def __init__(
         self,
         *,
-        image: tuple[Backbone, Neck, Tokens],
+        image: tuple[Backbone, Neck, nn.Module],
         encoder: Encoder,
         queries: nn.Module,
         layers: Sequence[nn.Module],
@@ -94,30 +101,8 @@ class DetectionTransformer(Model):
         self.one_to_many: OneToMany | None = None
         #: a training-only head on the encoder's tokens
         self.dense: DenseHead | None = None
-        self.postprocessor = PostProcess(criterion.classification, top_k)
+        self.postprocessor = self.postprocessing(criterion.classification, top_k)
         self.config = {}
-
-    def forward(
-        self,
-        images: Tensor,
-        mask: Tensor | None = None,
-        *,
-        targets: list[dict] | None = None,
-        trace: bool | Literal["decoder"] = False,
-        last_only: bool = False,
-    ) -> Output:
-        """images [B, 3, H, W] normalised floats, mask [B, H, W] bool (True = padding) or None -> ``Output``.
-
-        Args:
-            targets: per image ``{"labels": int64 [N], "boxes": [N, 4]}``; only training-only query groups are made from them.
-            trace: keep what each query did, and each region in the encoder; "decoder": without the encoder, whose attention is large.
-            last_only: predictions of the last layer alone (L = 1).
-        """
-        return self.forward_transformer(self.embed_image(images, mask), targets=targets, trace=trace, last_only=last_only)
-
-    def embed_image(self, images: Tensor, mask: Tensor | None = None) -> Memory:
-        """The first half of ``forward``: the image as tokens, before the encoder."""
-        return self.tokens(self.neck(self.backbone(images)), mask, images.shape[-2:])
 
     def forward_transformer(
         self,
@@ -127,7 +112,7 @@ class DetectionTransformer(Model):
         trace: bool | Literal["decoder"] = False,
         last_only: bool = False,
     ) -> Output:
-        """The second half of ``forward``: encoder and decoder, from what ``embed_image`` returns to the predictions."""
+        """The second half of ``forward``: encoder and decoder, from the memory to the predictions."""
         traces = Trace(decoder_only=trace == "decoder") if trace else NoTrace()
         outputs = DecoderOutputs(last_only and not trace)
         attended = None if self.one_to_many is None or targets is None else DecoderOutputs(last_only=False)
@@ -192,6 +177,40 @@ class DetectionTransformer(Model):
         """The weighted sum, and every unweighted term: ``{"class": [L], "l1": [L], "giou": [L], "proposals.class": [], ...}``."""
         return self.criterion(out, targets)
 
+    def query_parameters(self) -> list[nn.Parameter]:
+        """The queries' own parameters, not those of their networks; and those of an ``OtherPosition`` and of further queries."""
+        owners = (self.queries, *(part for part in self.modules() if isinstance(part, (OtherPosition, FurtherQueries))))
+        return [parameter for part in owners for parameter in part.parameters(recurse=False)]
+
+
+class DetectionTransformer(QueryTransformer):
+    """Images in, boxes in shares of the image out: ``tokens`` takes maps, a mask and the size of the images."""
+
+    postprocessing = PostProcess
+    postprocessor: PostProcess
+
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        targets: list[dict] | None = None,
+        trace: bool | Literal["decoder"] = False,
+        last_only: bool = False,
+    ) -> Output:
+        """images [B, 3, H, W] normalised floats, mask [B, H, W] bool (True = padding) or None -> ``Output``.
+
+        Args:
+            targets: per image ``{"labels": int64 [N], "boxes": [N, 4]}``; only training-only query groups are made from them.
+            trace: keep what each query did, and each region in the encoder; "decoder": without the encoder, whose attention is large.
+            last_only: predictions of the last layer alone (L = 1).
+        """
+        return self.forward_transformer(self.embed_image(images, mask), targets=targets, trace=trace, last_only=last_only)
+
+    def embed_image(self, images: Tensor, mask: Tensor | None = None) -> Memory:
+        """The first half of ``forward``: the image as tokens, before the encoder."""
+        return self.tokens(self.neck(self.backbone(images)), mask, images.shape[-2:])
+
     def postprocess(
         self, out: Output, sizes: list[tuple[int, int]], *, top_k: int | None = None, one_label: bool = False, nms: float | None = None
     ) -> list[dict]:
@@ -218,8 +237,3 @@ class DetectionTransformer(Model):
         measured = {"proposal_size": self.queries.size}
         self.config["options"] |= measured
         return measured
-
-    def query_parameters(self) -> list[nn.Parameter]:
-        """The queries' own parameters, not those of their networks; and those of an ``OtherPosition`` and of further queries."""
-        owners = (self.queries, *(part for part in self.modules() if isinstance(part, (OtherPosition, FurtherQueries))))
-        return [parameter for part in owners for parameter in part.parameters(recurse=False)]

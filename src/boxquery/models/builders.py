@@ -69,12 +69,18 @@ def image(
     return backbone, neck, Tokens(chosen_position(o, position), o.hidden_dim, levels, level_embedding)
 
 
-def pyramid(o: Options, weights: BackboneWeights | None, levels: int) -> Image:
-    """Backbone, feature pyramid and tokens without a position of the paper's own. Raises ``UserError`` where maps do not halve in size."""
+def pyramid_body(o: Options, weights: BackboneWeights | None, levels: int) -> Backbone:
+    """A backbone whose last maps halve in size, for a feature pyramid. Raises ``UserError`` where they do not."""
     backbone = Backbone(o.backbone, levels, weights, o.dilation, o.backbone_options)
     if any(coarse != 2 * fine for fine, coarse in pairwise(backbone.strides)):
         strides = ", ".join(map(str, backbone.strides))
         raise UserError(f"backbone {o.backbone!r} has maps of strides {strides}, and the pyramid's must double; choose another or levels=1")
+    return backbone
+
+
+def pyramid(o: Options, weights: BackboneWeights | None, levels: int) -> Image:
+    """Backbone, feature pyramid and tokens without a position of the paper's own."""
+    backbone = pyramid_body(o, weights, levels)
     return backbone, FeaturePyramid(backbone.channels, o.hidden_dim), Tokens(chosen_position(o, NoPosition(o.hidden_dim)), o.hidden_dim)
 
 

@@ -9,7 +9,7 @@ from boxquery.matching.classification import Focal, MatchabilityAware, PositionS
 from boxquery.matching.dense import DenseHead
 from boxquery.matching.groups import FurtherQueries
 from boxquery.matching.one_to_many import OneToMany
-from boxquery.models.base import DetectionTransformer, keep_reference
+from boxquery.models.base import QueryTransformer, keep_reference
 from boxquery.models.builders import denoising, keep_prediction
 from boxquery.models.options import Options
 from boxquery.parts.geometry import OtherPosition, RelativeBias
@@ -21,7 +21,7 @@ from boxquery.parts.queries import Queries, ReferencePointQueries
 CLASS_LOSSES = {"focal": Focal(), "vfl": Varifocal(), "mal": MatchabilityAware(), "position": PositionSupervised()}
 
 
-def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
+def apply(model: QueryTransformer, options: Options, classes: int) -> None:
     """Queries per layer, their position, the bias from box to pixel, and what ``teach`` adds; the defaults change nothing.
 
     (``position``, ``encoder`` and ``encoder_ffn`` are applied in ``builders``.)
@@ -49,7 +49,7 @@ def apply(model: DetectionTransformer, options: Options, classes: int) -> None:
     teach(model, o, classes)
 
 
-def teach(model: DetectionTransformer, o: Options, classes: int) -> None:
+def teach(model: QueryTransformer, o: Options, classes: int) -> None:
     """What training has beside the paper's model: the strategies of ``matching``, and another class loss."""
     if "denoising" in o.strategies and getattr(model.queries, "denoising", None) is None:
         if not isinstance(model.queries, Queries):

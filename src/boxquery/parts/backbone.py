@@ -144,19 +144,30 @@ class Neck(nn.Module):
 
 class FeaturePyramid(Neck):
     """Every map to ``dim`` features and added, enlarged, to the next finer one; then a 3 x 3 convolution each (FPN, Lin et al. 2017,
-    arXiv:1612.03144, section 3)."""
+    arXiv:1612.03144, section 3).
 
-    def __init__(self, channels: Sequence[int], dim: int):
+    Args:
+        coarser: further maps, each by a ReLU and a 3 x 3 convolution of stride 2 on the one before (FCOS, Tian et al. 2019,
+            arXiv:1904.01355, section 3.2).
+        finest: the finest map alone becomes an output, by a further 1 x 1 convolution (PETR).
+    """
+
+    def __init__(self, channels: Sequence[int], dim: int, *, coarser: int = 0, finest: bool = False):
         super().__init__(channels, dim)
-        self.outputs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels)
+        self.outputs = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in channels[: 1 if finest else None])
+        self.coarser = nn.ModuleList(nn.Conv2d(dim, dim, 3, stride=2, padding=1) for _ in range(coarser))
         for convolution in self.modules():
             if isinstance(convolution, nn.Conv2d):
                 assert convolution.bias is not None
                 nn.init.kaiming_uniform_(convolution.weight, a=1)
                 nn.init.zeros_(convolution.bias)
+        self.last = Convolution(dim, dim, 1) if finest else nn.Identity()
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
         out = super().forward(maps)
         for coarse, fine in pairwise(reversed(range(len(out)))):
             out[fine] = out[fine] + F.interpolate(out[coarse], size=out[fine].shape[-2:])
-        return [convolution(m) for convolution, m in zip(self.outputs, out, strict=True)]
+        out = [convolution(m) for convolution, m in zip(self.outputs, out, strict=False)]
+        for shrink in self.coarser:
+            out.append(shrink(out[-1].relu()))
+        return [self.last(m) for m in out]

@@ -29,7 +29,7 @@ class QueryGeometry:
         position: [B or 1, Q, D], added to content in cross-attention, or compared separately.
         self_position: [B or 1, Q, D], the same in self-attention; None: ``position``.
         axes: two [B or 1, Q, D], positions in x and in y, for row-column attention.
-        reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent.
+        reference: [B, Q, 2 or 4] point or box in [0, 1] of the unpadded extent; of scenes the point [B, Q, 3] in [0, 1] of the space.
         bias: [B or 1, H or 1, Q, S], added to the logits of cross-attention; only for attentions that have ``takes_bias``.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not attend.
     """

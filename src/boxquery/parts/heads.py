@@ -102,8 +102,19 @@ class TowerHead(Head):
         return self.classes(self.class_tower(content))
 
 
-def _tower(dim: int, layers: int) -> nn.Sequential:
-    return nn.Sequential(*(part for _ in range(layers) for part in (Linear(dim, dim, bias=False), nn.LayerNorm(dim), nn.ReLU())))
+class ClassTowerHead(Head):
+    """Class logits after two linear maps with layer norms; a box of the coder's by a 3-layer MLP (DETR3D, PETR)."""
+
+    def __init__(self, dim: int, columns: int, coder: BoxCoder):
+        super().__init__(dim, columns, zero_boxes=False, coder=coder)
+        self.class_tower = _tower(dim, 2, bias=True)
+
+    def logits(self, content: Tensor) -> Tensor:
+        return self.classes(self.class_tower(content))
+
+
+def _tower(dim: int, layers: int, bias: bool = False) -> nn.Sequential:
+    return nn.Sequential(*(part for _ in range(layers) for part in (Linear(dim, dim, bias=bias), nn.LayerNorm(dim), nn.ReLU())))
 
 
 class Prediction:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boxquery.parts.cameras import Cameras
+
 
 @dataclass(frozen=True)
 class Memory:
@@ -24,6 +26,7 @@ class Memory:
         valid_ratios: [B, L, 2], the share (of width, of height) of each level's map that is image and not padding.
         extents: [B, 2], (width, height) in pixels of the unpadded image.
         axes: for row-column attention, per level the positions of its columns [B, w, D] and of its rows [B, h, D].
+        cameras: of a scene. A map is then that of all V views, one below the other: ``shapes`` are (V * h, w).
     """
 
     tokens: Tensor
@@ -33,6 +36,7 @@ class Memory:
     valid_ratios: Tensor
     extents: Tensor
     axes: tuple[tuple[Tensor, Tensor], ...] = ()
+    cameras: Cameras | None = None
 
     def with_tokens(self, tokens: Tensor) -> Memory:
         return replace(self, tokens=tokens)
@@ -41,6 +45,11 @@ class Memory:
         """[B, S, ...] of any meaning -> per level [B, h, w, ...], without a copy."""
         parts = values.split([h * w for h, w in self.shapes], dim=1)
         return [part.unflatten(1, shape) for part, shape in zip(parts, self.shapes, strict=True)]
+
+    @property
+    def views(self) -> int:
+        """How many views a map has below each other; 1 for an image."""
+        return 1 if self.cameras is None else self.cameras.count
 
     def level(self, index: int) -> Memory:
         """One level alone."""

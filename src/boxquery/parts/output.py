@@ -21,7 +21,7 @@ class LayerPredictions:
 
     Attributes:
         logits: [L, B, N, C].
-        boxes: [L, B, N, 4], cxcywh in [0, 1] of the unpadded extent.
+        boxes: [L, B, N, 4], cxcywh in [0, 1] of the unpadded extent; of scenes [L, B, N, 10], see ``boxquery.parts.box_coder_3d``.
         raw: [L, B, N, numbers per box] from which the boxes were decoded, and ``anchor`` [B, N, 4], from which they were measured (cxcywh),
             where the loss needs them.
         initial: of a further head on the first layer (L = 1), which learns as every layer does.

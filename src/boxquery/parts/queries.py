@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boxquery.parts.boxes import chosen_rows
+from boxquery.parts.boxes import chosen_rows, inverse_sigmoid
 from boxquery.parts.heads import MLP, Head
 from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
@@ -84,9 +84,10 @@ class ReferencePointQueries(Queries):
     Args:
         content: "zero": content starts at zero and an MLP makes the point (Conditional DETR, section 3.3); "learned": content is learned
             with the position and a linear map makes the point (Deformable DETR, section 4.1).
+        coordinates: of the point.
     """
 
-    def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] = "zero"):
+    def __init__(self, count: int, dim: int, content: Literal["zero", "learned"] = "zero", coordinates: int = 2):
         super().__init__()
         self.dim, self.learned = dim, content == "learned"
         self.embedding: Tensor
@@ -94,11 +95,11 @@ class ReferencePointQueries(Queries):
         for name, values in self.draw(count).items():
             setattr(self, name, values)
         if self.learned:
-            self.reference_points = Linear(dim, 2)
+            self.reference_points = Linear(dim, coordinates)
             nn.init.xavier_uniform_(self.reference_points.weight)
             nn.init.zeros_(self.reference_points.bias)
         else:
-            self.reference = MLP(dim, dim, 2, 2)
+            self.reference = MLP(dim, dim, coordinates, 2)
 
     def draw(self, count: int) -> dict[str, Tensor]:
         if self.learned:
@@ -113,6 +114,29 @@ class ReferencePointQueries(Queries):
         else:
             position = rows.position.expand(batch, -1, -1)
             content, reference = torch.zeros_like(position, dtype=memory.tokens.dtype), self.reference(position)
+        return QueryState(content=content, position=position, reference=reference, box_anchor=reference)
+
+
+class SpacePointQueries(Queries):
+    """Learned points [Q, 3] in [0, 1] of the space, not logits, whose sine an MLP makes the position of; content is zero (PETR)."""
+
+    #: how far from 0 and 1 a point's logit is kept
+    EPS: ClassVar[float] = 1e-5
+
+    def __init__(self, count: int, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.points = self.draw(count)["points"]
+        self.position = MLP(3 * dim // 2, dim, dim, 2)
+
+    def draw(self, count: int) -> dict[str, Tensor]:
+        return {"points": nn.Parameter(torch.rand(count, 3))}
+
+    def make(self, memory: Memory, rows: Any, parts: int) -> QueryState:
+        points = rows.points.expand(memory.tokens.shape[0], -1, -1)
+        position = self.position(sine(points[..., [1, 0, 2]], self.dim // 2))
+        reference = inverse_sigmoid(points.clamp(0, 1), self.EPS)
+        content = torch.zeros_like(position, dtype=memory.tokens.dtype)
         return QueryState(content=content, position=position, reference=reference, box_anchor=reference)
 
 

@@ -35,8 +35,8 @@ class QueryState:
         position: [1 or B, Q, D], a learned or encoded position that does not change, where the paper has one.
         axes: two [1 or B, Q, D], the same for x and y separately, for row-column attention.
         reference: [B, Q, 2 or 4], the point or box from which ``locate`` makes positions: logits, unless the head's box coder has another
-            space.
-        box_anchor: [B, Q, 2 or 4], in the same space, from which the head measures; differs from ``reference`` in where gradients stop.
+            space; of scenes the point [B, Q, 3].
+        box_anchor: as ``reference`` and in the same space, from which the head measures; differs from it in where gradients stop.
         self_mask: [Q, Q] or [B, Q, Q] bool, True = may not attend.
         proposals: of a two-stage model.
         groups: training-only queries, in their order before the ordinary ones in every tensor here.

@@ -30,6 +30,7 @@ class LayerTrace:
         gaussian: per level [B, heads, Q, h, w], what multiplied the attention before it was normalised: in [0, 1] where it is a
             Gaussian, any positive number with ``relative_bias``; None where there is neither.
         locations, weights: [B, Q, heads, levels, points, 2] in [0, 1] of the padded map, and [B, Q, heads, levels, points].
+            Of a scene of V views, whose maps lie below each other, points are in [0, 1] of their own view, in equal parts for each view.
         salient_points: [B, Q, heads, 2] (x, y) in [0, 1] of the unpadded extent, where SAM-DETR's heads sampled their query features.
         alive: [B, Q] bool where queries were pruned before this layer; None: all were here. Row q is query q in every layer; a
             pruned one keeps its last box and reference, and zeros for everything else.
@@ -74,8 +75,8 @@ class LayerTrace:
         """Where ``query`` of ``image`` attended, as one map [h, w] over the unpadded image that sums to one; the mean of the heads.
 
         A dense cell spreads its weight evenly over the pixels of the map that it covers; a sampled point gives its weight to the cells
-        from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``. Raises
-        ``UserError`` for a query that was pruned before this layer.
+        from which it was interpolated. What lies outside the image or on padding is dropped, and its share is ``.lost``. Of a scene the
+        map is [V, h, w], over all views, and ``size`` that of each. Raises ``UserError`` for a query that was pruned before this layer.
         """
         if self.alive is not None and not self.alive[image, query]:
             raise UserError(f"query {query} was pruned before this layer and attended to nothing; choose an earlier layer")
@@ -87,22 +88,22 @@ class LayerTrace:
 
         A query that was pruned before this layer has a map of zeros, all of it lost.
         """
-        total: Tensor | float = 0.0
+        total, views = torch.zeros((), dtype=torch.float64), self.memory.views
         for level, (h, w) in enumerate(self.memory.shapes):
-            mass = self.masses(level, queries, image, heads)
+            mass = self.masses(level, queries, image, heads).unflatten(-2, (views, h // views))
             ratio = self.memory.valid_ratios[image, level].detach().cpu().double()
-            rows, columns = _cover(h, float(ratio[1]), size[0]), _cover(w, float(ratio[0]), size[1])
+            rows, columns = _cover(h // views, float(ratio[1]), size[0]), _cover(w, float(ratio[0]), size[1])
             total = total + rows.T @ mass @ columns
-        assert isinstance(total, Tensor)
-        kept = total.sum((-2, -1))
-        share = total / kept.clamp(min=torch.finfo(kept.dtype).tiny)[..., None, None]
-        return Heatmap(share.float(), lost=(1 - kept).clamp(0, 1))
+        kept = total.sum((-3, -2, -1))
+        share = total / kept.clamp(min=torch.finfo(kept.dtype).tiny)[..., None, None, None]
+        return Heatmap((share[..., 0, :, :] if self.memory.cameras is None else share).float(), lost=(1 - kept).clamp(0, 1))
 
     def masses(self, level: int, queries: Sequence[int] | Tensor, image: int = 0, heads: bool = True) -> Tensor:
         """float64 [n, heads, h, w] on the CPU: the share of each head's attention that falls on each cell of the level; without
         ``heads`` [n, h, w], their mean.
 
         Over all levels a head's shares sum to one, less what sampled points lose beyond the map's edges. Cells on padding are included.
+        Of a scene of V views h is V times that of each.
         """
         chosen = torch.as_tensor(queries, dtype=torch.long)
         if self.attention is not None:
@@ -118,17 +119,23 @@ class LayerTrace:
         h, w = self.memory.shapes[level]
         points = self.locations[image, chosen, :, level].detach().cpu().double()
         weight = self.weights[image, chosen, :, level].detach().cpu().double()
+        own = h // self.memory.views
+        first = (torch.arange(points.shape[-2]) // (points.shape[-2] // self.memory.views) * own).expand(weight.shape)
         if not heads:
-            points, weight = points.flatten(1, 2)[:, None], weight.flatten(1, 2)[:, None] / weight.shape[1]
-        cell = points * torch.tensor([w, h], dtype=torch.float64) - 0.5
+            points, first, weight = (
+                points.flatten(1, 2)[:, None],
+                first.flatten(1)[:, None],
+                weight.flatten(1, 2)[:, None] / weight.shape[1],
+            )
+        cell = points * torch.tensor([w, own], dtype=torch.float64) - 0.5
         low = cell.floor()
         mass = torch.zeros(*weight.shape[:2], h * w, dtype=torch.float64)
         for dx in (0, 1):
             for dy in (0, 1):
                 x, y = (low[..., 0] + dx).long(), (low[..., 1] + dy).long()
                 share = weight * (1 - (cell[..., 0] - x).abs()) * (1 - (cell[..., 1] - y).abs())
-                inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)
-                mass.scatter_add_(-1, torch.where(inside, y * w + x, 0), torch.where(inside, share, 0.0))
+                inside = (x >= 0) & (x < w) & (y >= 0) & (y < own)
+                mass.scatter_add_(-1, torch.where(inside, (first + y) * w + x, 0), torch.where(inside, share, 0.0))
         mass = mass.unflatten(-1, (h, w))
         return mass if heads else mass[:, 0]
 

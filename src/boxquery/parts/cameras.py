@@ -1,0 +1,70 @@
+"""The pinhole cameras of a scene: where points of space are in their views, and where in space cells of the views may be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: depth in metres below which a point is not in front of a camera (DETR3D)
+NEAR = 1e-5
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """Shapes: B scenes, V views of one size.
+
+    Attributes:
+        lidar2img: [B, V, 4, 4], from the frame of the vehicle to pixels: (u * depth, v * depth, depth, 1); an image reaches from 0 to its
+            width and height.
+        size: (height, width) of every view in pixels.
+        area: x, y, z at least and at most of the space in which objects are, in metres.
+    """
+
+    lidar2img: Tensor
+    size: tuple[int, int]
+    area: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        """V."""
+        return self.lidar2img.shape[1]
+
+    def metres(self, points: Tensor) -> Tensor:
+        """[..., 3] in [0, 1] of the space -> metres."""
+        low, high = limits(self.area, points)
+        return points * (high - low) + low
+
+    def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Q, 3] in metres -> where they are in each view, [B, V, Q, 2] (x, y) in [0, 1] of its width and height, and whether they are
+        inside it and in front of the camera, bool [B, V, Q]."""
+        matrix = self.lidar2img.to(points.dtype)
+        with torch.autocast(points.device.type, enabled=False):
+            seen = points[:, None] @ matrix[..., :3, :3].transpose(2, 3) + matrix[..., None, :3, 3]
+        depth = seen[..., 2:]
+        places = seen[..., :2] / depth.clamp(min=NEAR) / points.new_tensor(self.size[::-1])
+        return places, (depth[..., 0] > NEAR) & ((places > 0) & (places < 1)).all(-1)
+
+    def unproject(self, cells: tuple[int, int], depths: Tensor) -> Tensor:
+        """Points [B, V, h, w, K, 3] in metres at K depths [K] on the ray of every cell's first pixel, cells being (h, w) per view."""
+        (h, w), options = cells, {"device": depths.device, "dtype": depths.dtype}
+        y = torch.arange(h, **options) * (self.size[0] / h)
+        x = torch.arange(w, **options) * (self.size[1] / w)
+        d = depths.expand(h, w, -1)
+        points = torch.stack((x[None, :, None] * d, y[:, None, None] * d, d, torch.ones_like(d)), -1).flatten(0, 2)
+        with torch.autocast(depths.device.type, enabled=False):
+            inverse = torch.linalg.inv(self.lidar2img.to(depths.dtype))
+            return (points @ inverse[..., :3, :].transpose(2, 3)).unflatten(2, d.shape)
+
+
+def limits(area: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest corner [3] of an area."""
+    low, high = like.new_tensor(area).chunk(2)
+    return low, high
+
+
+def widened(area: Sequence[float]) -> tuple[float, ...]:
+    """The space around an area of which rays are described and detections kept: 10 m further to each side, 5 below and 7 above."""
+    return tuple(edge + margin for edge, margin in zip(area, (-10, -10, -5, 10, 10, 7), strict=True))
