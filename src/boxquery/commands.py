@@ -323,14 +323,14 @@ def models(name: str | None = None, /) -> CommandResult:
     Args:
         name: A model or baseline to describe. Default: list all.
     """
-    from boxquery.models import describe, list_baselines, papers
+    from boxquery.models import describe, list_baselines, list_scene_models, papers
 
-    family, baselines = papers(), list_baselines()
+    family, baselines, scenes = papers(), list_baselines(), list_scene_models()
     if name is not None:
         if name == AUTO:
             return CommandResult({"name": AUTO, "summary": _AUTO}, text=f"{AUTO}: {_AUTO}.")
-        if name not in [*family, *baselines]:
-            raise UserError(f"no model {name!r}; choose one of {', '.join(family)}, or a baseline: {', '.join(baselines)}")
+        if name not in [*family, *scenes, *baselines]:
+            raise UserError(f"no model {name!r}; choose one of {', '.join([*family, *scenes])}, or a baseline: {', '.join(baselines)}")
         values = _model(name)
         presets = [f"- {preset}: {_size(count)} at {count['image']}" for preset, count in values.get("sizes", {}).items()]
         return CommandResult(values, text="\n".join([describe(name), *(["", "Presets:", *presets] if presets else [])]))
@@ -346,9 +346,10 @@ def models(name: str | None = None, /) -> CommandResult:
     text = (
         "\nsize: parameters of preset paper; AP: published for it on COCO val2017 after that many epochs (its page says with what).\n"
         f"{AUTO}, the default of train: {_AUTO}.\n"
-        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
+        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)};\n"
+        f"and those that find 3-D boxes in scenes of several cameras, which can be built but not trained yet: {', '.join(scenes)}."
     )
-    return CommandResult({"models": rows, "baselines": baselines}, table, text)
+    return CommandResult({"models": rows, "baselines": baselines, "scenes": scenes}, table, text)
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -111,7 +111,24 @@ def differences(name: str) -> list[str]:
 
 
 def preset(name: str, size: str = "paper", *, pretrained: bool = False) -> Preset:
-    """Options and training recipe of a model's preset, as they are with or without released weights of the backbone; imports torch."""
+    """Options and training recipe of a model's preset, as they are with or without released weights of the backbone; imports torch.
+
+    Only of models of images, which can be trained: a ``UserError`` for those of scenes (``scene_preset``).
+    """
+    if name in list_scene_models():
+        raise UserError(
+            f"model {name!r} finds 3-D boxes in scenes of several cameras, not in images, and no command takes scenes yet "
+            f"(docs/surround.md); models of images: {', '.join(list_models())}"
+        )
+    return _preset(name, size, pretrained)
+
+
+def scene_preset(name: str, size: str = "paper", *, pretrained: bool = False) -> Preset:
+    """The same of a model of ``list_scene_models``."""
+    return _preset(name, size, pretrained)
+
+
+def _preset(name: str, size: str, pretrained: bool) -> Preset:
     presets = _paper(name).PRESETS
     if size not in presets:
         raise UserError(f"{name} has no preset {size!r}; choose one of {', '.join(presets)}")
@@ -144,7 +161,7 @@ def create_model(
     from boxquery.parts.weights import BackboneWeights, find_weights
 
     paper = _paper(name)
-    start = globals()["preset"](name, preset, pretrained=bool(pretrained)).options
+    start = _preset(name, preset, bool(pretrained)).options
     if backbone is not None:
         options["backbone"] = backbone
         if backbone != start.backbone:

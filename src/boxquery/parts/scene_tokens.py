@@ -58,13 +58,12 @@ class RayPosition(nn.Module):
         super().__init__()
         self.dim, self.area = dim, widened(area)
         self.ray, self.view = MLP(3 * depths, 4 * dim, dim, 2), MLP(3 * dim // 2, 4 * dim, dim, 2)
-        step = (self.area[3] - self.FIRST) / (depths * (depths + 1))
-        number = torch.arange(depths, dtype=torch.float64)
-        self.register_buffer("depths", (self.FIRST + step * number * (number + 1)).to(torch.get_default_dtype()), persistent=False)
+        self.depths = [self.FIRST + (self.area[3] - self.FIRST) * k * (k + 1) / (depths * (depths + 1)) for k in range(depths)]
 
     def forward(self, cameras: Cameras, cells: tuple[int, int]) -> Tensor:
         """[B, V, h, w, D], float32 at least."""
-        depths: Tensor = self.get_buffer("depths")
+        weight = next(self.ray.parameters())
+        depths = torch.tensor(self.depths, device=weight.device, dtype=torch.promote_types(weight.dtype, torch.float32))
         low, high = limits(self.area, depths)
         places = (cameras.unproject(cells, depths) - low) / (high - low)
         ray = self.ray(inverse_sigmoid(places.clamp(0, 1), self.EPS).flatten(-2))
