@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import boxquery as bq
-from boxquery.models import HERE, describe, differences, facts, list_baselines, sizes
+from boxquery.models import HERE, describe, differences, facts, list_baselines, list_scene_models, sizes
 from tests.models.builders import create
 
 ROOT = Path(__file__).parents[2]
@@ -44,9 +44,9 @@ def code_lines(path: Path) -> int:
 
 def test_files_are_read_once(monkeypatch):
     """Reading them for every model that is made took longer than making it."""
-    known = list_baselines()
+    known = list_baselines(), list_scene_models()
     monkeypatch.setattr(ast, "parse", None)
-    assert list_baselines() == known
+    assert (list_baselines(), list_scene_models()) == known
     assert create("detr").config["name"] == "detr"
     assert bq.list_models() == list(FILES)
 
