@@ -118,11 +118,7 @@ class ReferencePointQueries(Queries):
 
 
 class SpacePointQueries(Queries):
-    """Learned points [Q, 3] in [0, 1] of the space, not logits, whose sine an MLP makes the position of; content is zero (PETR).
-
-    Positions start with a variance of about 1, as DETR's do. Those of the authors' code start with a fortieth of it, from which all queries
-    attend to the same cells for long.
-    """
+    """Learned points [Q, 3] in [0, 1] of the space, not logits, whose sine an MLP makes the position of; content is zero (PETR)."""
 
     #: how far from 0 and 1 a point's logit is kept
     EPS: ClassVar[float] = 1e-5
@@ -132,9 +128,6 @@ class SpacePointQueries(Queries):
         self.dim = dim
         self.points = self.draw(count)["points"]
         self.position = MLP(3 * dim // 2, dim, dim, 2)
-        for layer, gain in zip(self.position.layers, (2.0, 2**0.5), strict=True):  # of sines, whose mean square is a half; after a ReLU
-            assert isinstance(layer, Linear)
-            nn.init.normal_(layer.weight, std=gain / layer.in_features**0.5)
 
     def draw(self, count: int) -> dict[str, Tensor]:
         return {"points": nn.Parameter(torch.rand(count, 3))}
