@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.data.loading import Batch
+from boxquery.data.scenes.loading import SceneBatch
 from boxquery.errors import UserError
 from boxquery.models.interface import Model
 from boxquery.models.recipes import Recipe
@@ -32,8 +33,8 @@ class StepResult(NamedTuple):
 
 
 def training_step(
-    model: Model, batch: Batch, optimizer: torch.optim.Optimizer, *, clip: float = 0.0, precision: str = "float32", share: float = 1.0,
-    first: bool = True, last: bool = True, backward: Callable[[Tensor], Any] = Tensor.backward,
+    model: Model, batch: Batch | SceneBatch, optimizer: torch.optim.Optimizer, *, clip: float = 0.0, precision: str = "float32",
+    share: float = 1.0, first: bool = True, last: bool = True, backward: Callable[[Tensor], Any] = Tensor.backward,
 ) -> StepResult:  # fmt: skip
     """Forward, loss, backward, and an update of the weights. Nothing here waits for the device.
 
@@ -46,7 +47,7 @@ def training_step(
     Raises ``NoLoss`` for an output that is not finite; gradients that are not finite are left to the caller.
     """
     with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
-        out = model(batch.images, batch.mask, targets=batch.targets)
+        out = model(*batch.inputs, targets=batch.targets)
         try:
             loss, terms = model.loss(out, batch.targets)
         except UserError as error:
@@ -98,7 +99,9 @@ class Optimization:
         """Updates so far."""
         return self.schedule.last_epoch
 
-    def step(self, batch: Batch, number: int, *, end: bool = False, backward: Callable[[Tensor], Any] = Tensor.backward) -> StepResult:
+    def step(
+        self, batch: Batch | SceneBatch, number: int, *, end: bool = False, backward: Callable[[Tensor], Any] = Tensor.backward
+    ) -> StepResult:
         """A training step on the batch with this number in its epoch, which may be the ``end`` of the epoch."""
         last = (number + 1) % self.accumulate == 0 or end
         result = training_step(

@@ -12,8 +12,14 @@ from torch import Tensor
 import boxquery as bq
 from boxquery.boxes3d import project, rigid, yaw_matrix
 from boxquery.cli import run
+from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.scenes import SceneDetections
+from boxquery.data.scenes.loading import SceneAugment, SceneDataset, SceneTransform, collate_scenes
+from boxquery.data.scenes.open import open_scenes
+from boxquery.evaluation.nuscenes import evaluate_scenes
 from boxquery.models import differences, facts, list_scene_models, scene_preset
 from boxquery.models.scenes.base import AREA, SceneTransformer
+from boxquery.optimization import training_step
 from boxquery.parts.box_coder_3d import Box3DCoder, to_boxes
 from boxquery.parts.cameras import Cameras
 from tests.models import slow_scenes as slow
@@ -371,6 +377,25 @@ def test_inputs_that_cannot_be():
     for given in ((images[0], lidar2img), (images, None), (images, lidar2img[:, :2])):
         with pytest.raises(bq.UserError, match="lidar2img"):
             build("petr")(*given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_training_step_of_images_takes_batches_of_scenes(name):
+    """Of the built-in scenes, whose velocities are not known."""
+    data = open_scenes("surround:train=2,val=1,test=1,width=80")
+    scenes = SceneDataset(data.split("train"), SceneTransform(Preprocessing(48), 48, 80, data.area), augment=SceneAugment())
+    model = bq.create_model(name, classes=data.names, preset="tiny", area=list(data.area))
+    optimizer = torch.optim.AdamW(model.parameters())
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    result = training_step(model, collate_scenes([scenes[0], scenes[1]]), optimizer, clip=35.0)
+    assert bool(result.loss.isfinite())
+    assert bool(result.norm > 0)
+    assert set(result.terms) == {"class", "l1"}
+    # what comes before the backbone's last norms, which start at zero, has no gradient yet
+    assert all("bn1.bias" in n for n, p in model.named_parameters() if torch.equal(p, before[n]))
+    found = model.eval()(*collate_scenes([scenes[0]]).inputs, last_only=True)
+    detections = {0: SceneDetections(**{k: v.detach().numpy() for k, v in model.postprocess(found)[0].items()})}
+    assert evaluate_scenes(list(data.split("train"))[:1], detections, data.protocol)["scenes"] == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

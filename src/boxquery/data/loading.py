@@ -65,6 +65,11 @@ class Batch:
     indices: list[int]
     unreadable: list[str] = field(default_factory=list)
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor | None]:
+        """What a model is called with."""
+        return self.images, self.mask
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The same batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -95,6 +95,11 @@ class SceneBatch:
     indices: list[int]
     unreadable: list[str] = field(default_factory=list)
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor]:
+        """What a model is called with."""
+        return self.images, self.lidar2img
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> SceneBatch:
         """The same batch on a device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
