@@ -261,10 +261,15 @@ def test_an_interrupted_predict_keeps_what_it_has_found(model, photos, monkeypat
     assert len(json.loads(Path("found/predictions.json").read_text())) == 5
 
 
-def test_every_repeated_option_arrives():
+@pytest.mark.parametrize("imported", [(), ("pydantic",)])
+def test_every_repeated_option_arrives(imported):
+    for name in imported:  # cyclopts uses it where it is there
+        pytest.importorskip(name)
     words = ["train", "x", "--option", "levels=3", "--option", "box-refine=false", "--option", "anchor_size=[0.1, 1.0e-2]"]
+    words += ["--schedule-steps", "700,32:900"]
     _, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
     assert bound.arguments["flags"].options == {"levels": 3, "box_refine": False, "anchor_size": [0.1, 0.01]}
+    assert bound.arguments["flags"].schedule_steps == {0: 700, 32: 900}
 
 
 def test_interrupted_is_130(monkeypatch, capsys):

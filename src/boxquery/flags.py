@@ -83,12 +83,19 @@ def _named(word: str, flag: str) -> tuple[str, Any]:
         raise ValueError(f"{flag} {word[:80]!r}: the value is not YAML ({first_line(error)})") from error
 
 
+class Word(str):
+    """A word of the command line that a converter makes something else of.
+
+    Where pydantic happens to be imported, cyclopts checks what was made against the flag's type. It has no schema for this one.
+    """
+
+
 if TYPE_CHECKING:
     Options = dict[str, Any] | None
     Augmentation = str | dict[str, Any] | Callable[..., Any] | None
 else:  # cyclopts hands a converter all repetitions of a flag only where it sees a list; of other types the last one wins
-    Options = Annotated[list[str] | None, Parameter(name="--option", converter=parse_options)]
-    Augmentation = Annotated[list[str] | None, Parameter(name="--augment", converter=parse_augment)]
+    Options = Annotated[list[Word] | None, Parameter(name="--option", converter=parse_options)]
+    Augmentation = Annotated[list[Word] | None, Parameter(name="--augment", converter=parse_augment)]
 
 
 def option_word(name: str, value: Any) -> str:

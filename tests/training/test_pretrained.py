@@ -36,7 +36,7 @@ OPTIONS: dict[str, Any] = {"backbone": NAME, "backbone_options": {}, "hidden_dim
 def file(tmp_path_factory) -> Path:
     torch.manual_seed(5)
     path = tmp_path_factory.mktemp("weights") / f"{NAME}.safetensors"
-    tensors = Backbone(NAME, 3).body.state_dict()
+    tensors = {name: value.contiguous() for name, value in Backbone(NAME, 3).body.state_dict().items()}
     for name, value in tensors.items():
         if name.endswith("bn2.weight"):
             value.fill_(0.5)  # of an untrained network 0, and frozen it would let no gradient pass
@@ -84,7 +84,8 @@ def test_released_weights_are_the_default(released, wanted, tmp_path):
 
 def test_a_preset_with_weights_is_another(tmp_path):
     """Its narrow backbone cannot have any: where there are weights it is a whole ResNet-18, at a tenth of the rate, also after a resume."""
-    save_file(Backbone("resnet18", 3).body.state_dict(), tmp_path / "resnet18.safetensors")
+    weights = {name: tensor.contiguous() for name, tensor in Backbone("resnet18", 3).body.state_dict().items()}
+    save_file(weights, tmp_path / "resnet18.safetensors")
     plain = {"model": "detr", "preset": "tiny", "image_size": 64, "batch_size": 4, "device": "cpu", "precision": "float32", "options": None}
     path = str(tmp_path / "resnet18.safetensors")
     det = train(tmp_path / "run", pretrained=path, **plain)

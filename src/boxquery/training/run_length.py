@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get
 from cyclopts import Parameter
 
 from boxquery.errors import UserError, count
+from boxquery.flags import Word
 from boxquery.limits import check_above_zero
 
 #: share of the minutes that is planned; the rest is for reading data, the last evaluation, the report, and a machine that slows down
@@ -31,7 +32,7 @@ def parse_schedule(kind: Any, tokens: Any) -> dict[int, int]:
 if TYPE_CHECKING:
     Schedule = int | dict[int, int] | None
 else:
-    Schedule = Annotated[int | None, Parameter(converter=parse_schedule)]
+    Schedule = Annotated[Word | None, Parameter(converter=parse_schedule)]
 
 
 class Costs(NamedTuple):
