@@ -36,7 +36,9 @@ def export(
         to: Runtime that the file is for.
         out: File to write, .onnx or .xml; OpenVINO has its weights beside it in a file .bin.
         precision: fp16 stores weights in half the space; bf16 also computes in it, on processors that can (OpenVINO only).
-        size: Height and width that every image is resized to, as 480x640, which is faster. Default: any size, by the model's own rule.
+        size: Height x width that every image is resized to, which is faster. Take those of most images once their short side is
+            the model's: images 640 wide and 480 high are 160x213 for a model of short side 160. Others are stretched. Default: any size,
+            by the model's own rule.
         verify: A data set on which file and model are compared: AP, outputs and latency. If they differ too much, the status is 1 and the
             file is not written.
         split: Split to verify on.
@@ -49,10 +51,12 @@ def export(
     sides = None if size is None else parse_size(size)
     check_above_zero(image_size=image_size)
     check_model(run)
+    from boxquery.compare.runner import stopping
     from boxquery.data.open import open_data
-    from boxquery.export.writer import export
+    from boxquery.export.writer import check_free, export
     from boxquery.model_folder import load
 
+    check_free(out)
     data = None if verify is None else open_data(verify)
     for line in [] if data is None else data.messages():
         print(line, file=sys.stderr)
@@ -61,7 +65,9 @@ def export(
     detector = load(run, download=download)
     if image_size is not None:
         detector.image_size = image_size
-    values = export(detector, out, precision=precision, size=sides, data=data, split=split)
+    print(f"tracing {detector.name}, about a minute", file=sys.stderr)
+    with stopping():
+        values = export(detector, out, precision=precision, size=sides, data=data, split=split)
     shape = "any size" if sides is None else f"{sides[0]}x{sides[1]}"
     text = f"{out}: {values['model']} for {to} in {precision}, {shape}, {values['bytes'] / 1e6:.1f} MB, in {values['seconds']:.0f} seconds"
     if (seen := values["verified"]) is not None:

@@ -1,6 +1,8 @@
 """Exported files give what the model gives, for any size and batch and in both runtimes, and a file that does not is not written."""
 
 import json
+import os
+import signal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -9,17 +11,19 @@ import pytest
 import torch
 
 import boxquery as bq
+from boxquery import cli
 from boxquery.api import Detector
 from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes.silhouettes import NAMES
 from boxquery.errors import CheckFailed, UserError
 from boxquery.export import packages, verify, writer
-from boxquery.export.graph import ExportGraph, trace
+from boxquery.export.graph import ExportGraph, pinned, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
 from boxquery.export.verify import compare, run_file, run_graph
+from boxquery.parts.queries import ProposalQueries
 from boxquery.runtime.exported import ExportedDetector
 from tests.training.runs import SMALL
 
@@ -29,6 +33,8 @@ pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 #: batches and shapes that no graph was traced with
 SHAPES = ((1, 64, 64), (3, 61, 95), (1, 130, 47))
+#: with proposals, fewer layers and levels than a model of the command ``train``
+TWO_STAGE = {"deformable-detr": {"two_stage": True, "encoder_layers": 1, "decoder_layers": 1}}
 
 
 def detector(name: str, **options) -> Detector:
@@ -51,9 +57,9 @@ def written(made: Detector, folder: Path) -> tuple[ExportGraph, list[ExportedDet
     return graph, [ExportedDetector.open(folder / f"model{ending}", threads=1) for ending in (".onnx", ".xml")]
 
 
-def assert_equal(graph: ExportGraph, exported: ExportedDetector) -> None:
+def assert_equal(graph: ExportGraph, exported: ExportedDetector, shapes=SHAPES) -> None:
     random = np.random.default_rng(0)
-    for batch, height, width in SHAPES:
+    for batch, height, width in shapes:
         images = random.integers(0, 256, (batch, 3, height, width), np.uint8)
         sizes = np.array([[2 * height, 2 * width]] * batch)
         ours, theirs = run_graph(graph, images, sizes), run_file(exported, images, sizes)
@@ -84,11 +90,59 @@ def test_softmax_and_pruned_queries_agree_on_any_size_and_batch_and_the_file_nam
     assert found["AP"] == found["AP_exported"]
 
 
-@pytest.mark.slow
-def test_samples_of_several_levels_agree_on_any_size_and_batch(tmp_path):
-    graph, both = written(detector("deformable-detr"), tmp_path)
+@pytest.mark.parametrize("name", ["deformable-detr", "rt-detr"])
+def test_proposals_and_samples_of_several_levels_agree_on_any_size_and_batch(name, tmp_path):
+    """What ``train`` makes without further options has proposals, as many as there are cells in small images."""
+    made = detector(name, **TWO_STAGE.get(name, {}))
+    assert isinstance(made.transformer.queries, ProposalQueries)
+    graph, both = written(made, tmp_path)
     for exported in both:
         assert_equal(graph, exported)
+
+
+@pytest.mark.parametrize("name", ["deformable-detr", "rt-detr"])
+def test_one_size_agrees_on_any_batch_and_stretches_other_images(name, tmp_path):
+    made = detector(name, **TWO_STAGE.get(name, {}))
+    graph = ExportGraph(made)
+    write_onnx(to_onnx(trace(graph, (64, 96))), tmp_path / "model.onnx", metadata(made, "onnx", "fp32", (64, 96)))
+    exported = ExportedDetector.open(tmp_path / "model.onnx", threads=1)
+    assert_equal(graph, exported, ((1, 64, 96), (3, 64, 96)))
+    scene = np.random.default_rng(1).integers(0, 256, (90, 60, 3), np.uint8)
+    assert exported.predict(scene, threshold=0).boxes.shape == (12, 4)
+
+
+@pytest.mark.parametrize(
+    ("branch", "says"),
+    [
+        (lambda batch, height, width: height // 8 == 9, True),
+        (lambda batch, height, width: (batch * min(0, 1 - min(40, height // 8))) % batch == 0, False),
+        (lambda batch, height, width: (8 * width + height // 9) % (2 * height) > 7, False),
+    ],
+)
+def test_what_is_computed_from_one_size_is_told_from_what_holds_for_all(branch, says):
+    class Branch(torch.nn.Module):
+        def forward(self, images, sizes):
+            return images + 1 if branch(images.shape[0], *images.shape[-2:]) else images + 2
+
+    side = torch.export.Dim.DYNAMIC
+    dims = {0: side, 2: side, 3: side}, {0: side}
+    program = torch.export.export(Branch(), (torch.zeros(2, 3, 72, 120), torch.zeros(2, 2)), dynamic_shapes=dims, strict=False)
+    assert pinned(program, 72, 120) == says
+
+
+def test_a_model_of_one_size_is_refused_without_torchs_own_words(monkeypatch):
+    graph = ExportGraph(detector("detr"))
+    monkeypatch.setattr("boxquery.export.graph.pinned", lambda *given: True)
+    monkeypatch.setattr(torch.export, "export", lambda *given, **options: None)
+    with pytest.raises(UserError, match=r"^detr: part of the graph would be that of one size; give a fixed --size HxW$"):
+        trace(graph, None)
+
+    def fails(*given, **options):
+        raise RuntimeError("could not guard on u0 + L['images'].size()[2] // 8")
+
+    monkeypatch.setattr(torch.export, "export", fails)
+    with pytest.raises(UserError, match=r"^detr: torch \S+ cannot trace the model \(RuntimeError\); give a fixed --size HxW$"):
+        trace(graph, None)
 
 
 def test_queries_that_change_places_agree_and_others_are_counted():
@@ -120,20 +174,109 @@ def test_a_miss_leaves_what_was_there(tmp_path, monkeypatch):
     assert (tmp_path / "model.onnx").read_text() == "older"
 
 
+def test_a_fixed_size_is_compared_on_the_same_pixels_and_the_usual_size_is_named(tmp_path, capsys):
+    made = detector("detr")
+    values = made.export(tmp_path / "model.onnx", size=(48, 80), verify="shapes:size=64,train=2,val=3,test=2")
+    seen = values["verified"]
+    assert (seen["usual_size"], seen["differing"]) == ([64, 64], 0)
+    assert seen["AP"] == pytest.approx(seen["AP_exported"], abs=1e-3)
+    said = capsys.readouterr().err
+    assert "note: the model has AP" in said
+    assert "--size 64x64 is that of 3 of 3 images" in said
+
+
+@pytest.fixture
+def without_a_trace(monkeypatch):
+    """The files are made of a tiny graph."""
+    import openvino
+    from openvino import opset13 as ops
+
+    def tiny(path):
+        given = ops.parameter([1, 2], np.float32)
+        return openvino.Model([ops.add(given, ops.constant(np.ones((1, 2), np.float32)))], [given])
+
+    monkeypatch.setattr(writer, "trace", lambda graph, size: None)
+    monkeypatch.setattr(writer, "to_onnx", lambda program: None)
+    monkeypatch.setattr(writer, "write_onnx", lambda model, path, values: path.write_text(json.dumps(values)))
+    monkeypatch.setattr(writer, "read_graph", tiny)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_weights_of_another_program_are_kept_and_those_of_an_export_replaced(tmp_path, without_a_trace):
+    made = detector("detr")
+    (tmp_path / "model.bin").write_text("firmware")
+    for foreign in (None, "<annotation/>"):
+        if foreign:
+            (tmp_path / "model.xml").write_text(foreign)
+        with pytest.raises(UserError, match=r"model.bin: belongs to no model that was exported as model.xml; move it"):
+            made.export(tmp_path / "model.xml")
+    assert (tmp_path / "model.bin").read_text() == "firmware"
+    (tmp_path / "model.bin").unlink()
+    made.export(tmp_path / "model.xml")
+    made.export(tmp_path / "model.xml", precision="fp16")
+    assert names(tmp_path) == ["model.bin", "model.xml"]
+    assert (tmp_path / "model.bin").stat().st_size == 4
+
+
+@pytest.mark.parametrize("older", [True, False])
+def test_both_files_of_openvino_are_replaced_or_neither(older, tmp_path, without_a_trace, monkeypatch):
+    made = detector("detr")
+    if older:
+        made.export(tmp_path / "model.xml", precision="fp16")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    replace = os.replace
+
+    def refused(source, target):
+        if Path(target) == tmp_path / "model.xml":
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    with pytest.raises(UserError, match=r"model.xml: cannot be written \(Permission denied\)"):
+        made.export(tmp_path / "model.xml")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_what_openvino_cannot_write_is_an_error_line(tmp_path, without_a_trace, monkeypatch):
+    import openvino
+
+    def full(*given, **options):
+        raise RuntimeError("Exception from src/core/src/pass/serialize.cpp:1:\nbasic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "save_model", full)
+    with pytest.raises(UserError, match=r"model.xml: OpenVINO cannot write it \(basic_ios::clear: iostream error\); make room"):
+        detector("detr").export(tmp_path / "model.xml")
+    assert not names(tmp_path)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="of POSIX signals")
+def test_a_termination_leaves_no_folder(tmp_path, without_a_trace, monkeypatch, capsys):
+    detector("detr").save(tmp_path / "run")
+    monkeypatch.setattr(writer, "to_onnx", lambda program: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.run(["export", str(tmp_path / "run"), "--to", "onnx", "--out", str(tmp_path / "out" / "model.onnx")]) == 130
+    assert "tracing detr, about a minute" in capsys.readouterr().err
+    assert not names(tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
         ({"path": "model.pt"}, r"model.pt: must end in .onnx \(onnx\) or .xml \(openvino\)"),
         ({"path": "model.onnx", "precision": "bf16"}, "onnxruntime has no bf16 kernels for CPUs; use --to openvino"),
         ({"path": "model.xml", "precision": "fp8"}, "choose one of fp32, fp16, bf16"),
+        ({"path": "folder.onnx"}, "folder.onnx: is a folder; give the name of a file"),
         ({"path": "model.xml", "size": (8, 64)}, "size=8x64: each side must have 16 to 8192 pixels"),
     ],
 )
 def test_what_cannot_be_exported_is_named_before_anything_is_done(call, says, tmp_path):
-    path = tmp_path / call.pop("path")
+    (tmp_path / "folder.onnx").mkdir()
+    path = tmp_path / call["path"]
     with pytest.raises(UserError, match=says):
-        detector("detr").export(path, **call)
-    assert not list(tmp_path.iterdir())
+        detector("detr").export(path, **{name: value for name, value in call.items() if name != "path"})
+    assert names(tmp_path) == ["folder.onnx"]
 
 
 def test_a_baseline_is_named(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from copy import deepcopy
 
@@ -12,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from boxquery.data.transforms import normalize
 from boxquery.detector import Detector
-from boxquery.errors import UserError, one_line
+from boxquery.errors import UserError
 from boxquery.parts.boxes import at_least_float32, cxcywh_to_xyxy
 
 INPUTS = ("images", "sizes")
@@ -61,9 +60,21 @@ def trace(graph: ExportGraph, size: tuple[int, int] | None) -> ExportedProgram:
     except UserError:
         raise
     except Exception as error:
-        hint = "" if size else "; a fixed --size HxW may do"
-        raise UserError(f"{name}: torch cannot trace the model{hint} ({type(error).__name__}: {one_line(error)[:300]})") from error
-    # torch reports a side that became a constant, but not what is computed from one
-    if pinned := [guard for guard in getattr(program, "_guards_code", ()) if re.search(r" == \d+$", guard) and " % " not in guard]:
-        raise UserError(f"{name}: part of the graph would be that of one size ({pinned[0]}); give a fixed --size HxW")
+        hint = "report it" if size else "give a fixed --size HxW"
+        raise UserError(f"{name}: torch {torch.__version__} cannot trace the model ({type(error).__name__}); {hint}") from error
+    if size is None and pinned(program, height, width):
+        raise UserError(f"{name}: part of the graph would be that of one size; give a fixed --size HxW")
     return program
+
+
+def pinned(program: ExportedProgram, height: int, width: int) -> bool:
+    """Whether something computed from the size of images became a constant of the size traced, which torch reports only of sides.
+
+    An equation among what torch assumed is then wrong for other sizes; those that hold for all of them cost nothing.
+    """
+    equations = [guard for guard in getattr(program, "_guards_code", ()) if " == " in guard]
+    for batch, h, w in ((1, height + 1, width + 2), (3, 2 * height + 3, width - 5), (5, width + 9, height), (2, 33, 47)):
+        images, sizes = torch.empty(batch, 3, h, w, device="meta"), torch.empty(batch, 2, device="meta")
+        if not all(eval(equation, {"torch": torch, "L": {"images": images, "sizes": sizes}}) for equation in equations):
+            return True
+    return False

@@ -19,7 +19,7 @@ NEEDED = {
     ONNX: {"onnx": ("1.18", "does not know the graph's version"), "onnxscript": ("0.5", "lacks operators"),
            "onnxruntime": ("1.22", "cannot read the graph's version")},
     OPENVINO: {"onnx": ("1.18", "does not know the graph's version"), "onnxscript": ("0.5", "lacks operators"),
-               "openvino": ("2025.2", "was never tried"), "nncf": ("2.17", "was never tried")},
+               "openvino": ("2025.2", "was never tried")},
 }  # fmt: skip
 #: of torch, whose exporter used another method before
 TORCH = "2.9"

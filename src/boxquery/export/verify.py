@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from boxquery.errors import CheckFailed
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, keep_labels
 from boxquery.export.graph import OUTPUTS, ExportGraph
-from boxquery.progress import Progress
+from boxquery.progress import Progress, note
 from boxquery.runtime.engines import Engine
 from boxquery.runtime.exported import ExportedDetector
 
@@ -33,17 +34,20 @@ Outputs = dict[str, np.ndarray]
 
 
 def verify(graph: ExportGraph, path: Path, data: Data, split: str) -> dict[str, Any]:
-    """Compare the file at ``path`` with the model that it was made of, image by image.
+    """Compare the file at ``path`` with the model that it was made of, image by image and on the same pixels.
 
-    Returns ``images``; ``AP`` and ``AP_exported``; ``difference``, the largest of a normalised box or a score among queries that agree;
-    ``differing``, the share of queries that do not, even with another one in place of their own; ``ms`` and ``ms_exported``, median
-    milliseconds per image without reading and resizing. Raises ``CheckFailed``, with these numbers, where they are too far apart.
+    Returns ``images``; ``AP`` and ``AP_exported``; ``AP_own_size``, the model's where every image is resized by its own rule, from which
+    a fixed size may differ, and ``usual_size``, [height, width] of most images by that rule; ``difference``, the largest of a normalised
+    box or a score among queries that agree; ``differing``, the share of queries that do not, even with another one in place of their own;
+    ``ms`` and ``ms_exported``, median milliseconds per image without reading and resizing. Raises ``CheckFailed``, with these numbers,
+    where they are too far apart.
     """
     exported = ExportedDetector.open(path, device="cpu")
     record = exported.record
     records = map_labels(data, split, exported.classes)
     own = Resize(record.preprocessing)
-    found: tuple[DetectionsByImage, DetectionsByImage] = ({}, {})
+    shapes: Counter[tuple[int, int]] = Counter()
+    found: tuple[DetectionsByImage, DetectionsByImage, DetectionsByImage] = ({}, {}, {})
     times: tuple[list[float], list[float]] = ([], [])
     worst, differing, queries = 0.0, 0, 0
     with Progress("verify", len(records)) as bar:
@@ -55,24 +59,32 @@ def verify(graph: ExportGraph, path: Path, data: Data, split: str) -> dict[str, 
             theirs = _timed(partial(run_file, exported), pixels, size, times[1])
             largest, apart = compare(ours, theirs, size[0])
             worst, differing, queries = max(worst, largest), differing + apart, queries + ours["class_scores"].shape[1]
-            if own.size(*size[0]) != pixels.shape[-2:]:  # the model itself keeps the aspect ratio
-                ours = run_graph(graph, own(image)[None], np.array(size))
-            for outputs, kept in ((ours, found[0]), (theirs, found[1])):
+            shapes[own.size(*size[0])] += 1
+            same = own.size(*size[0]) == pixels.shape[-2:]
+            unstretched = ours if same else run_graph(graph, own(image)[None], np.array(size))
+            for outputs, kept in zip((ours, theirs, unstretched), found, strict=True):
                 engine = Engine(record, lambda names, *_, outputs=outputs: [outputs[name] for name in names], "", "")
                 kept[i] = ExportedDetector(engine).detect(pixels, size)[0]
             bar.advance()
     aps = [_ap(records, each, data, exported) for each in found]
+    usual, often = shapes.most_common(1)[0]
+    if record.size is not None and set(shapes) != {record.size}:
+        height, width = record.size
+        advice = f"--size {usual[0]}x{usual[1]} is that of {often:,} of {len(records):,} images"
+        note(f"the model has AP {aps[0]:.4f} at {height}x{width}, {aps[2]:.4f} at the model's own size of each image; {advice}")
     values = {
         "images": len(records),
         "AP": aps[0],
         "AP_exported": aps[1],
+        "AP_own_size": aps[2],
+        "usual_size": list(usual),
         "difference": worst,
         "differing": differing / queries,
         "ms": _median(times[0]),
         "ms_exported": _median(times[1]),
     }
     lost, allowed = aps[0] - aps[1], AP_LOST[record.precision]
-    if record.precision == "fp32" and record.size is None:
+    if record.precision == "fp32":
         lost = abs(lost)
     if lost > allowed:
         raise CheckFailed(

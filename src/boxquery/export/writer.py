@@ -20,6 +20,7 @@ from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
 from boxquery.export.packages import ENDINGS, ONNX, check_combination
 from boxquery.export.verify import verify
+from boxquery.runtime.record import KEY
 
 
 def export(
@@ -42,6 +43,7 @@ def export(
     target = target_of(path)
     check_combination(target, precision)
     check_size(size)
+    check_free(path)
     started = time.monotonic()
     graph = ExportGraph(detector)
     values = metadata(detector, target, precision, size)
@@ -56,8 +58,7 @@ def export(
         verified = None if data is None else verify(graph, folder / path.name, data, split)
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == path.suffix)
         total = sum(file.stat().st_size for file in files)
-        for file in files:
-            os.replace(file, path.parent / file.name)
+        put_in_place(files, path.parent)
     return {**values, "out": str(path), "bytes": total, "seconds": round(time.monotonic() - started, 1), "verified": verified}
 
 
@@ -72,6 +73,38 @@ def target_of(path: Path) -> str:
 def check_size(size: tuple[int, int] | None) -> None:
     if size is not None and not all(16 <= side <= 8192 for side in size):
         raise UserError(f"size={size[0]}x{size[1]}: each side must have 16 to 8192 pixels")
+
+
+def check_free(path: Path) -> None:
+    """Raise ``UserError`` where a file to be written, or its weights in a ``.bin``, would take the place of something else."""
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    weights = path.with_suffix(".bin")
+    if target_of(path) == ONNX or not (weights.exists() or weights.is_symlink()):
+        return
+    if not path.is_file() or f"<{KEY} ".encode() not in path.read_bytes():
+        raise UserError(f"{weights}: belongs to no model that was exported as {path.name}; move it, or choose another --out")
+
+
+def put_in_place(files: list[Path], folder: Path) -> None:
+    """Move files into another folder, all or none: on an error what was there before is there again."""
+    *first, last = files
+    before: dict[Path, Path | None] = {}
+    try:
+        for file in first:
+            there, kept = folder / file.name, file.with_name(f"{file.name}.before")
+            before[there] = kept if there.exists() else None
+            if there.exists():
+                os.replace(there, kept)
+            os.replace(file, there)
+        os.replace(last, folder / last.name)
+    except BaseException:
+        for there, kept in before.items():
+            if kept is None:
+                there.unlink(missing_ok=True)
+            elif kept.exists():
+                os.replace(kept, there)
+        raise
 
 
 @contextmanager

@@ -298,10 +298,12 @@ class ProposalQueries(Queries):
         state, boxes = queries(best, self, 1)
         logits, boxes = (chosen_rows(logits, best), boxes) if every is None else (logits, every)
         state = replace(state, proposals=LayerPredictions(logits[None], self.head.coder.boxes(boxes)[None]))
+        if not further:
+            return state, state
         each = min(further, total - best.shape[1]) // parts
         others = scores.scatter(1, best, -torch.inf).topk(each * parts, 1).indices
         others = others.unflatten(1, (each, parts)).transpose(1, 2).flatten(1)
-        return state, queries(others, self.further, parts)[0] if further else state
+        return state, queries(others, self.further, parts)[0]
 
     def content_of(self, tokens: Tensor, rows: Any, parts: int) -> Tensor | None:
         """Content of the queries whose proposals come from ``tokens`` [B, N, D], those of each of equal ``parts`` in the order of their

@@ -15,8 +15,8 @@ from boxquery.runtime.record import KEY, Record
 
 #: names of outputs, images uint8 [B, 3, h, w], sizes int64 [B, 2] -> these outputs
 Run = Callable[[Sequence[str], np.ndarray, np.ndarray], list[np.ndarray]]
-#: how OpenVINO computes; left to itself it takes bf16 for a graph in fp32 wherever the processor has it
-_OPENVINO_PRECISION = {"fp32": "f32", "fp16": "f16", "bf16": "bf16", "int8": "f32"}
+#: how OpenVINO computes on a CPU; left to itself it takes bf16 for a graph in fp32 wherever the processor has it, and fp16 is of weights alone
+_OPENVINO_PRECISION = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 _LONGEST = 200
 
 
@@ -116,19 +116,19 @@ def _open_openvino(path: Path, device: str, threads: int) -> Engine:
             properties["INFERENCE_NUM_THREADS"] = threads
         request = core.compile_model(model, "CPU", properties).create_infer_request()
     except RuntimeError as error:
-        raise UserError(f"{path}: {runtime} cannot open it ({_reason(error)}); copy or export both files again") from error
+        raise UserError(f"{path}: {runtime} cannot open it ({reason(error)}); copy or export both files again") from error
 
     def run(names: Sequence[str], images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
         try:
             found = request.infer({"images": images, "sizes": sizes})
         except RuntimeError as error:
-            raise UserError(f"{path}: {runtime} failed on images of {_shape(images)} ({_reason(error)})") from error
+            raise UserError(f"{path}: {runtime} failed on images of {_shape(images)} ({reason(error)})") from error
         return [found[name] for name in names]
 
     return Engine(record, run, runtime, "cpu")
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """OpenVINO's last line that is not about its own source files."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
     return lines[-1][:_LONGEST] if lines else type(error).__name__
