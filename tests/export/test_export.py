@@ -34,7 +34,10 @@ pytest.importorskip("openvino", reason="the extra openvino is not installed")
 #: batches and shapes that no graph was traced with
 SHAPES = ((1, 64, 64), (3, 61, 95), (1, 130, 47))
 #: with proposals, fewer layers and levels than a model of the command ``train``
-TWO_STAGE = {"deformable-detr": {"two_stage": True, "encoder_layers": 1, "decoder_layers": 1}}
+TWO_STAGE = {
+    "deformable-detr": {"two_stage": True, "encoder_layers": 1, "decoder_layers": 1, "levels": 2},
+    "rt-detr": {"decoder_layers": 1},
+}
 
 
 def detector(name: str, **options) -> Detector:
@@ -90,19 +93,32 @@ def test_softmax_and_pruned_queries_agree_on_any_size_and_batch_and_the_file_nam
     assert found["AP"] == found["AP_exported"]
 
 
-@pytest.mark.parametrize("name", ["deformable-detr", "rt-detr"])
-def test_proposals_and_samples_of_several_levels_agree_on_any_size_and_batch(name, tmp_path):
-    """What ``train`` makes without further options has proposals, as many as there are cells in small images."""
-    made = detector(name, **TWO_STAGE.get(name, {}))
+@pytest.mark.parametrize("name", TWO_STAGE)
+def test_a_trace_of_proposals_is_that_of_any_size_and_batch(name):
+    """What ``train`` makes without further options has proposals."""
+    made = detector(name, **TWO_STAGE[name])
     assert isinstance(made.transformer.queries, ProposalQueries)
-    graph, both = written(made, tmp_path)
+    graph = ExportGraph(made)
+    traced = trace(graph, None).module()
+    for batch, height, width in SHAPES:
+        images, sizes = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8), torch.tensor([[height, width]] * batch)
+        with torch.inference_mode():
+            for ours, theirs in zip(graph(images, sizes), traced(images, sizes), strict=True):
+                torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWO_STAGE)
+def test_proposals_and_samples_of_several_levels_agree_on_any_size_and_batch(name, tmp_path):
+    graph, both = written(detector(name, **TWO_STAGE[name]), tmp_path)
     for exported in both:
         assert_equal(graph, exported)
 
 
-@pytest.mark.parametrize("name", ["deformable-detr", "rt-detr"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TWO_STAGE)
 def test_one_size_agrees_on_any_batch_and_stretches_other_images(name, tmp_path):
-    made = detector(name, **TWO_STAGE.get(name, {}))
+    made = detector(name, **TWO_STAGE[name])
     graph = ExportGraph(made)
     write_onnx(to_onnx(trace(graph, (64, 96))), tmp_path / "model.onnx", metadata(made, "onnx", "fp32", (64, 96)))
     exported = ExportedDetector.open(tmp_path / "model.onnx", threads=1)
