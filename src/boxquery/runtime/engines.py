@@ -15,7 +15,8 @@ from boxquery.runtime.record import KEY, Record
 
 #: names of outputs, images uint8 [B, 3, h, w], sizes int64 [B, 2] -> these outputs
 Run = Callable[[Sequence[str], np.ndarray, np.ndarray], list[np.ndarray]]
-#: how OpenVINO computes on a CPU; left to itself it takes bf16 for a graph in fp32 wherever the processor has it, and fp16 is of weights alone
+#: how OpenVINO computes on a CPU; left to itself it takes bf16 for a graph in fp32 wherever the processor has it. fp16 is how weights
+#: are stored
 _OPENVINO_PRECISION = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 _LONGEST = 200
 
