@@ -71,10 +71,10 @@ def export(
     shape = "any size" if sides is None else f"{sides[0]}x{sides[1]}"
     text = f"{out}: {values['model']} for {to} in {precision}, {shape}, {values['bytes'] / 1e6:.1f} MB, in {values['seconds']:.0f} seconds"
     if (seen := values["verified"]) is not None:
+        apart = f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
         text += (
             f"\n{seen['images']:,} images of {verify}: AP {seen['AP_exported']:.4f}, of the model {seen['AP']:.4f}; "
-            f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
-            f"{seen['ms_exported']:.1f} ms per image, of the model {seen['ms']:.1f}"
+            f"{apart if precision == 'fp32' else ''}{seen['ms_exported']:.1f} ms per image, of the model {seen['ms']:.1f}"
         )
     return CommandResult(values, text=text)
 
