@@ -28,7 +28,7 @@ from boxquery.parts.layers import DecoderLayer, Encoder
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import Output, TrainingGroupOutput
 from boxquery.parts.pruning import Prune, keep_all
-from boxquery.parts.queries import ProposalQueries
+from boxquery.parts.queries import LARGEST, ProposalQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.trace import NoTrace, Trace
 
@@ -233,7 +233,7 @@ class DetectionTransformer(QueryTransformer):
         if not isinstance(self.queries, ProposalQueries) or self.queries.size or not len(shares):
             return {}
         median = float(np.median(np.sqrt(shares.prod(1))))
-        self.queries.size = round(median / 2 ** ((self.config["options"]["levels"] - 1) / 2), 4)
+        self.queries.size = min(round(median / 2 ** ((self.config["options"]["levels"] - 1) / 2), 4), LARGEST)
         measured = {"proposal_size": self.queries.size}
         self.config["options"] |= measured
         return measured
