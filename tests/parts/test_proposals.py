@@ -137,3 +137,10 @@ def test_proposals_are_as_large_as_the_median_object_where_that_is_asked_for():
     levels = [level[level < 1].unique() for level in proposed.maps(widths)]
     assert [level.item() for level in levels] == pytest.approx([0.2, 0.4, 0.8])
     assert model.fit_to_data(shares * 160, shares / 2) == {}  # it stays what it is
+
+
+def test_proposals_of_objects_that_fill_the_image_leave_a_model_that_can_be_built_again():
+    model = bq.create_model("deformable-detr", classes=1, preset="tiny", proposal_size=0.0, levels=1)
+    measured = model.fit_to_data(np.full((3, 2), 160.0), np.ones((3, 2)))
+    assert measured == {"proposal_size": 0.9}
+    assert bq.create_model("deformable-detr", classes=1, preset="tiny", levels=1, **measured)

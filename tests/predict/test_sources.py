@@ -96,3 +96,15 @@ def test_what_is_no_image_is_counted():
 def test_numbers_that_json_readers_would_round_stay_text():
     pictures("12345678901234567890.png", "7.png")
     assert [id_ for _, _, id_ in found(".")] == ["12345678901234567890", 7]
+
+
+@pytest.mark.parametrize("address", ["http://[::1/x.jpg", "rtsp://[bad", "https://[1.2]/x.mp4"])
+def test_what_is_no_address_is_an_error_of_one_line(address, tmp_path, capsys):
+    from boxquery.cli import run
+
+    (tmp_path / "model").mkdir()
+    assert run(["predict", str(tmp_path / "model"), address, "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("error: ")
+    assert "\n" not in said
+    assert "no address" in said

@@ -12,7 +12,7 @@ from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from PIL import Image
 
@@ -57,9 +57,17 @@ def camera_of(word: str) -> str | None:
     return None if found is None else next((part for part in found.groups() if part), "0")
 
 
+def split_address(address: str) -> SplitResult:
+    """An address in its parts. Raises ``UserError``."""
+    try:
+        return urlsplit(address)
+    except ValueError as error:
+        raise UserError(f"{address}: no address ({error}); an IPv6 host stands in brackets, as in rtsp://[::1]/stream") from error
+
+
 def without_password(address: str) -> str:
-    """The address without the user and password in it, for files and messages."""
-    parts = urlsplit(address)
+    """The address without the user and password in it, for files and messages. Raises ``UserError``."""
+    parts = split_address(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit
 
 from PIL import Image
 
 from boxquery.data.images import IMAGE_SUFFIXES, read_image
-from boxquery.data.video import TIMEOUT, VIDEO_SUFFIXES, camera_of, is_stream, is_video_file, without_password
+from boxquery.data.video import TIMEOUT, VIDEO_SUFFIXES, camera_of, is_stream, is_video_file, split_address, without_password
 from boxquery.errors import UserError, one_line
 
 #: bytes of a picture at most
@@ -21,7 +20,7 @@ def is_web_image(address: str) -> bool:
     """Whether an address leads to a picture, and not to a video: by its ending, else by what the server says of it."""
     if not address.lower().startswith(("http://", "https://")):
         return False
-    suffix = PurePosixPath(urlsplit(address).path).suffix.lower()
+    suffix = PurePosixPath(split_address(address).path).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return True
     if suffix in VIDEO_SUFFIXES | _PLAYLISTS:
