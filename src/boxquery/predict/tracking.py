@@ -54,7 +54,8 @@ class Tracker:
         followed = self._tracker.update(found, timestamp=None if item.time is None else float(item.time))
         tracks = np.full(len(result), -1, np.int64)
         if len(followed):
-            tracks[followed.data["place"]] = followed.tracker_id
+            assert followed.tracker_id is not None
+            tracks[np.asarray(followed.data["place"])] = followed.tracker_id
         keep = np.flatnonzero((tracks >= 0) | (result.scores >= self.threshold))
         return replace(
             result,
