@@ -200,7 +200,7 @@ def test_wrong_arguments(tmp_path):
 def stand_in(queries=900, layers=6, heads=8, cells=(25, 42), factors=False):
     """What a paper's model would leave on an 800 x 1333 image, of noise: nothing that a page holds compresses worse."""
     rng = torch.Generator().manual_seed(0)
-    memory = SimpleNamespace(shapes=(cells,), valid_ratios=torch.ones(1, 1, 2))
+    memory = SimpleNamespace(shapes=(cells,), valid_ratios=torch.ones(1, 1, 2), views=1, cameras=None)
 
     def read():
         if factors:

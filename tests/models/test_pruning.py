@@ -14,6 +14,7 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.explain.relevance import relevance
 from boxquery.matching.classification import Focal, Softmax
 from boxquery.models.base import DetectionTransformer
+from boxquery.parts import linear
 from boxquery.parts.output import LayerPredictions, Output
 from boxquery.parts.state import QueryState
 from tests.models.builders import batch, create, objects, shaken, systems
@@ -24,10 +25,17 @@ SYSTEMS = systems()
 FEW = [s for s in SYSTEMS if s in bq.list_models() or s in ("deformable-detr-two-stage", "smca-detr-levels")]
 
 
+@pytest.fixture(autouse=True)
+def one_kind_of_product(monkeypatch):
+    """Which queries are kept turns on scores that nearly tie, and large products, of a batch, round differently from those of one image."""
+    monkeypatch.setattr(linear, "_has_slow_mkl", lambda: False)
+
+
 def build(system: str, numbers: list[int] = NUMBERS) -> DetectionTransformer:
     """Double precision, without dropout, every parameter away from its start value."""
     name, options = SYSTEMS[system]
-    return shaken(create(name, **{"hidden_dim": 32, "ffn_dim": 32, **options}, num_queries=numbers)).double()
+    by = 0.05 if name == "d-fine" else 0.02  # with less noise its queries tie to the last digit, and rounding says which are kept
+    return shaken(create(name, **{"hidden_dim": 32, "ffn_dim": 32, **options}, num_queries=numbers), by).double()
 
 
 def slow(
@@ -216,7 +224,10 @@ def test_trace_keeps_the_numbers(system):
             heatmaps = layer.heatmaps(range(layer.alive.shape[1]), (8, 8), image)
             assert not heatmaps.map[gone].any()
             assert heatmaps.lost[gone].tolist() == [1.0] * len(gone)
-            torch.testing.assert_close(heatmaps.map[here].sum((1, 2)), torch.ones(len(here)), atol=1e-4, rtol=0)
+            seen = (
+                torch.ones(len(here)) if not system.startswith("sparse-rcnn") else (heatmaps.lost[here] < 1).float()
+            )  # boxes may be outside
+            torch.testing.assert_close(heatmaps.map[here].sum((1, 2)), seen, atol=1e-4, rtol=0)
             sums = layer.self_attention[image].sum(-1)
             torch.testing.assert_close(sums[:, here], torch.ones_like(sums[:, here]), atol=1e-6, rtol=0)
             assert not layer.self_attention[image][:, gone].any()
@@ -305,7 +316,8 @@ def test_saved_loaded_and_explained(name, tmp_path):
     np.testing.assert_allclose(result.scores, story.scores[-1, story.found], atol=1e-6)
     kept = story.found[0]
     gone = int(np.flatnonzero(story.scores[-1] == 0)[0])
-    assert float(story.heatmap(kept).map.sum()) == pytest.approx(1, abs=1e-4)
+    assert name == "sparse-rcnn" or story.heatmap(kept).lost < 1  # whose boxes may lie outside the image
+    assert float(story.heatmap(kept).map.sum()) == pytest.approx(float(story.heatmap(kept).lost < 1), abs=1e-4)
     assert story.heatmap(gone, layer=0).map.shape == (64, 96)
     for wrong in (lambda: story.heatmap(gone), lambda: relevance(detector, photo, gone)):
         with pytest.raises(bq.UserError, match=f"query {gone} was pruned") as raised:
