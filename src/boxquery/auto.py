@@ -178,7 +178,7 @@ def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:
     square, of_square = _square(facts, given)
     image_size, of_size = fit_image_size(facts, processor, given, base.recipe, square)
     batch_size, of_batch = fit_batch_size(facts, processor, given, base.recipe, image_size)
-    lr, of_rate = fit_rate(facts, given, base.recipe, batch_size)
+    lr, of_rate = fit_rate(facts.objects, given, base.recipe, batch_size)
     epochs, of_length = fit_length(facts, given, base.recipe, batch_size)
     augment, of_augment = _augment(facts, processor, given, one_size=square or base.recipe.augment.scales == (1.0,))
     words = words_of(options)
@@ -298,11 +298,11 @@ def fit_batch_size(facts: DataFacts, processor: Processor, given: Given, recipe:
     return size, f"batches of {size}" + " on a GPU" * (size > recipe.batch_size)
 
 
-def fit_rate(facts: DataFacts, given: Given, recipe: Recipe, batch_size: int) -> tuple[float, str]:
-    """The learning rate, and why: the preset's, or a lower one where a step has few objects."""
+def fit_rate(objects: float, given: Given, recipe: Recipe, batch_size: int) -> tuple[float, str]:
+    """The learning rate, and why: the preset's, or a lower one where a step has few objects. ``objects`` per image, on average."""
     if given.lr is not None:
         return given.lr, f"learning rate {given.lr:g} as given"
-    objects = facts.objects * batch_size * given.processes * given.accumulate
+    objects *= batch_size * given.processes * given.accumulate
     if given.preset == "paper" or objects >= RATE_OBJECTS:
         return recipe.lr, f"learning rate {recipe.lr:g}"
     lr = float(f"{recipe.lr * (max(objects, 1) / RATE_OBJECTS) ** RATE_POWER:.1g}")

@@ -65,7 +65,10 @@ def demo(*, minutes: float = 5.6, out: Path | None = None, seed: int = 0, pretra
     if pretrained not in (True, False, "none"):
         raise UserError(f"demo: --pretrained takes no value, not {pretrained}")
     started = time.monotonic()
-    what, settings = "Deformable DETR (preset tiny) trained", {"model": "deformable-detr", "preset": "tiny", "pretrained": False}
+    what, settings = (
+        "Deformable DETR (preset tiny) trained",
+        {"model": "deformable-detr", "preset": "tiny", "lr": 1e-3, "pretrained": False},
+    )
     if pretrained is True:
         from boxquery.fine_tuning import DEMO_SIZE, RECIPE, STARTS
 

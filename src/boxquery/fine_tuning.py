@@ -106,7 +106,7 @@ def tune(facts: DataFacts, processor: Processor, given: Given, start: Start, fou
     square = recipe.square if given.square is None else given.square
     image_size, of_size = fit_image_size(facts, processor, given, recipe, square)
     batch_size, of_batch = fit_batch_size(facts, processor, given, recipe, image_size)
-    lr, of_rate = fit_rate(facts, given, recipe, batch_size)
+    lr, of_rate = fit_rate(facts.objects, given, recipe, batch_size)
     epochs, of_length = fit_length(facts, given, recipe, batch_size, LEAST_STEPS)
     asked = augment_parts(given.augment)
     augment: dict[str, Any] = {"level": "light"} | ({"scales": [1.0]} if square else {}) | asked

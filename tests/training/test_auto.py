@@ -34,10 +34,11 @@ from boxquery.auto import (
     choose,
 )  # fmt: skip
 from boxquery.cli import run
+from boxquery.data.shapes import shapes_data
 from boxquery.device import Processor
 from boxquery.models import preset, register
 from boxquery.training import settings
-from boxquery.training.config import RunConfig
+from boxquery.training.config import RunConfig, TrainFlags
 from boxquery.training.module import Training
 from boxquery.training.state import finished_epochs
 from tests.data.writers import drawn, write_coco
@@ -279,10 +280,30 @@ def test_a_budget_of_cpu_minutes_is_the_length(tmp_path):
 
 def test_a_named_model_has_its_preset_and_a_source_its_own(tmp_path, capsys):
     bq.train(scenes(), out=tmp_path / "first", model="detr", images_seen=8, **QUICK)
-    assert (RunConfig.read(tmp_path / "first").preset, RunConfig.read(tmp_path / "first").chosen) == ("small", [])
+    assert (RunConfig.read(tmp_path / "first").preset, RunConfig.read(tmp_path / "first").chosen) == ("small", ["lr"])
     bq.train(scenes(), out=tmp_path / "next", model="auto", start_from=tmp_path / "first", images_seen=8, device="cpu")
     assert RunConfig.read(tmp_path / "next").model == "detr"
     assert "auto: " not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "per_step"), [({}, 4), ({"batch_size": 1, "preset": "tiny"}, 1), ({"accumulate": 3}, 12), ({"batch_size": 50}, 12)]
+)
+def test_the_rate_of_a_named_model_falls_with_the_objects_of_a_step(tmp_path, capsys, flags, per_step):
+    data = shapes_data(train=12, val=2, test=2, size=64, objects=1)
+    bq.train(data, out=tmp_path / "run", model="detr", images_seen=12, **flags, **QUICK)
+    config, usual = RunConfig.read(tmp_path / "run"), preset("detr", flags.get("preset", "small")).recipe.lr
+    assert config.lr == pytest.approx(usual * (per_step / RATE_OBJECTS) ** auto.RATE_POWER, rel=0.1)
+    assert config.chosen == ["lr"]
+    assert f"learning rate {config.lr:g}, as a step has {per_step} object" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [{"lr": 2e-3}, {"preset": "paper", "options": {}}])
+def test_the_rate_that_is_given_or_published_stays(tmp_path, capsys, flags):
+    config = settings.resolve("shapes", *settings.with_rate(TrainFlags(model="detr", device="cpu", **flags), scenes(), print))
+    assert config.lr == flags.get("lr", preset("detr", "paper").recipe.lr)
+    assert config.chosen == []
+    assert not capsys.readouterr().out
 
 
 def choose_by_rank(out: Path) -> None:

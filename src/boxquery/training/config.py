@@ -48,7 +48,8 @@ class SharedFlags:
         square: Resize images to squares of --image-size, whatever their shape, so that no batch is padded. Default: auto's choice, or the
             preset's.
         batch_size: Images per batch of one process. Default: auto's choice, or the preset's.
-        lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's.
+        lr: Learning rate of the transformer; the backbone's keeps its ratio to it. Default: the preset's; of small and tiny a lower one
+            where a step has few objects.
         backbone_lr_factor: Learning rate of the backbone, as a factor on --lr. Default: the preset's (of small and tiny 1 from random
             weights, 0.1 from released ones).
         pretrained: Weights that the backbone starts from: auto (released ones if the hub or its cache has them, else random ones), required

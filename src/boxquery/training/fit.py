@@ -51,7 +51,7 @@ from boxquery.training.pretrained import recorded_weights, with_own_file, with_w
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
-from boxquery.training.settings import automatic, check_folder, check_names, like, new_folder, resolve, same
+from boxquery.training.settings import automatic, check_folder, check_names, like, new_folder, resolve, same, with_rate
 from boxquery.training.state import StateFiles, finished_epochs, latest_checkpoint, run_lock
 from boxquery.training.timing import announcement, evaluated_images, evaluation_seconds, measure_costs
 from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
@@ -134,7 +134,8 @@ def _new_config(
 ) -> tuple[RunConfig, Detector | None]:
     """The settings of a new run, chosen where they are not given, and what it starts from."""
     if requested.named_model is not None:
-        return resolve(data, requested, origin=origin), origin
+        requested, chosen = with_rate(requested, opened, _line(console))
+        return resolve(data, requested, chosen, origin), origin
     requested, choice, origin = automatic(requested, opened, _line(console))
     for line in choice.lines:
         console.print(line, markup=False)

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.augment import augment_parts, name_of
-from boxquery.auto import Choice, DataFacts, Given, choose
+from boxquery.auto import Choice, DataFacts, Given, choose, fit_rate
 from boxquery.data.dataset import Data
 from boxquery.detector import Detector
 from boxquery.device import Processor, choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, tune
-from boxquery.flags import DEFAULT_PRESET, check_workers
+from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS, check_workers
 from boxquery.model_folder import load
 from boxquery.models import preset
 from boxquery.models.recipes import recipe_of
@@ -36,9 +36,7 @@ def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> t
 
     Of several processes only the first one looks for a start, see ``boxquery.training.fit``. Raises ``UserError``.
     """
-    asked = Given(
-        **{flag.name: getattr(requested, flag.name) for flag in fields(Given) if flag.name != "processes"}, processes=world_size()
-    )
+    asked = _given(requested)
     facts, processor = DataFacts.of(data.splits["train"]), Processor.of(choose_device(requested.device))
     start = find_start(facts, processor, asked, say) if requested.pretrained == "auto" and rank() == 0 else None
     if start is not None:
@@ -54,6 +52,28 @@ def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> t
     choice = choose(facts, processor, asked)
     chosen = {name: value for name, value in choice.flags().items() if value is not None}
     return replace(requested, **chosen), choice, None
+
+
+def with_rate(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> tuple[TrainFlags, list[str]]:
+    """Flags with a learning rate for the objects of a step, as ``auto`` chooses it, where "small" or "tiny" is trained and none is given.
+
+    Also returns the names of the flags that were chosen. A published recipe keeps its own rate.
+    """
+    size = requested.preset or DEFAULT_PRESET
+    if requested.lr is not None or size not in OUR_PRESETS:
+        return requested, []
+    recipe, split = recipe_of(preset(requested.model, size), requested.recipe or "preset"), data.splits["train"]
+    objects = sum(int((~record.ignore).sum()) for record in split) / len(split)
+    lr, why = fit_rate(objects, _given(requested), recipe, min(requested.batch_size or recipe.batch_size, len(split)))
+    if lr == recipe.lr:
+        return requested, []
+    say(f"{why}; the preset's is {recipe.lr:g} (--lr)")
+    return replace(requested, lr=lr), ["lr"]
+
+
+def _given(requested: TrainFlags) -> Given:
+    own = {flag.name: getattr(requested, flag.name) for flag in fields(Given) if flag.name != "processes"}
+    return Given(**own, processes=world_size())
 
 
 def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin: Detector | None = None) -> RunConfig:
