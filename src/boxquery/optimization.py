@@ -126,12 +126,12 @@ def _lay_out_like_weights(optimizer: torch.optim.Optimizer) -> None:
 
 def parameter_groups(model: Model, recipe: Recipe) -> list[dict[str, Any]]:
     """Rates of transformer, backbone, what the paper trains more slowly (reference points, offsets), and what is learned per query."""
-    own = {id(parameter) for parameter in model.query_parameters()}
+    own, backbone = ({id(parameter) for parameter in part} for part in (model.query_parameters(), model.backbone.parameters()))
     groups: dict[str, list[nn.Parameter]] = {"transformer": [], "backbone": [], "slow": [], "queries": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             slow = any(part in name for part in model.low_lr_patterns)
-            kind = "backbone" if name.startswith("backbone.") else "slow" if slow else "queries" if id(parameter) in own else "transformer"
+            kind = "backbone" if id(parameter) in backbone else "slow" if slow else "queries" if id(parameter) in own else "transformer"
             groups[kind].append(parameter)
     rates = {
         "transformer": recipe.lr,

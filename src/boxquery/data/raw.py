@@ -87,6 +87,8 @@ class RawDataset:
         orphans: boxes that belong to no image: where each is, and why.
         absent: as in ``Data``.
         source: as in ``Data``; set by ``data.read``.
+        labelled: whether the images have annotations, without which they are of no use.
+        most_held_out: images that are held out as val at most, where the data has no split.
     """
 
     format: str
@@ -97,6 +99,8 @@ class RawDataset:
     orphans: list[tuple[str, Fault]] = field(default_factory=list)
     absent: dict[str, str] = field(default_factory=dict)
     source: str = ""
+    labelled: bool = True
+    most_held_out: float = math.inf
 
 
 def as_number(value: object) -> float:

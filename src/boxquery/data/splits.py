@@ -44,7 +44,7 @@ def make_splits(raw: RawDataset, seed: int, notes: list[str]) -> tuple[dict[str,
         if len(images := splits["train"]) < 2:
             absent["val"] = "one image cannot be split into train and val; add images or a val split"
         else:
-            train, val = _hold_out(images, seed, notes)
+            train, val = _hold_out(images, seed, notes, raw.most_held_out)
             splits = {"train": train, "val": val} | {name: splits[name] for name in splits if name != "train"}
             which = "no splits" if "" in found else "no images in val" if absent.pop("val", None) else "no val split"
             notes.append(
@@ -76,9 +76,9 @@ def _by_file_name(images: list[RawImage]) -> dict[str, list[RawImage]]:
     return splits if "train" in splits and len(splits) > 1 else {}
 
 
-def _hold_out(images: list[RawImage], seed: int, notes: list[str]) -> tuple[list[RawImage], list[RawImage]]:
+def _hold_out(images: list[RawImage], seed: int, notes: list[str], most: float) -> tuple[list[RawImage], list[RawImage]]:
     """Images to train on and to hold out. Files of equal content stay together: otherwise evaluation would be on known images."""
-    wanted = max(1, round(HELD_OUT * len(images)))
+    wanted = max(1, int(min(round(HELD_OUT * len(images)), most)))
     order = sorted(range(len(images)), key=lambda i: _random_key(seed, images[i].id))
     groups = equal_files(image.path for image in images if image.path is not None)
     twins = {path: group for group in groups for path in group}

@@ -148,14 +148,14 @@ def validate(raw: RawDataset, *, strict: bool = False, seed: int = 0) -> tuple[D
     for where, fault in raw.orphans:
         report.add(where, fault, boxes=1)
     records = {name: _valid_records(images, report, raw.source, strict) for name, images in splits.items()}
-    _fail_if_useless(report, records, raw.source, strict)
+    _fail_if_useless(report, records, raw, strict)
     notes += report.notes()
     unusable = {name: f"none of its {count(len(splits[name]), 'image')} can be used" for name, kept in records.items() if not kept}
     absent |= unusable
     if unusable:
         notes.append(f"no image of {' and '.join(unusable)} can be used: left out")
     records = {name: kept for name, kept in records.items() if kept}
-    notes += _notes_on_empty(records)
+    notes += _notes_on_empty(records) if raw.labelled else []
     if passed := _passed_over(record.path for kept in records.values() for record in kept):
         notes.append(
             f"{count(passed.total(), 'file')} beside the images passed over: {', '.join(f'{e} {n}' for e, n in passed.most_common())}"
@@ -334,19 +334,21 @@ def _passed_over(used: Iterable[Path | None]) -> Counter[str]:
     return passed
 
 
-def _fail_if_useless(report: ImportReport, records: dict[str, list[Record]], source: str, strict: bool) -> None:
-    """Raises ``UserError`` for too many problems, with ``strict`` for any, and where no image or box is left."""
+def _fail_if_useless(report: ImportReport, records: dict[str, list[Record]], raw: RawDataset, strict: bool) -> None:
+    """Raises ``UserError`` for too many problems, with ``strict`` for any, and where no image, or no box of labelled ones, is left."""
+    source = raw.source
     images = _in_common(report.problems, lambda problem: problem.images, report.images_total, "image", "images")
     boxes = _in_common(report.problems, lambda problem: problem.boxes, report.boxes_total, "box", "boxes")
+    boxes_kept = f"; {report.boxes()}" if raw.labelled else ""
     if strict and report.problems:
         both = "; ".join(filter(None, (images, boxes if any(not problem.images for problem in report.problems) else "")))
-        raise UserError(f"{source}: {both}, or go without --strict to have such cases skipped; {report.boxes()}")
-    fail_if_too_many(report.images_invalid, report.images_total, "images are invalid", f"{source}: ", f"{images}; {report.boxes()}")
+        raise UserError(f"{source}: {both}, or go without --strict to have such cases skipped{boxes_kept}")
+    fail_if_too_many(report.images_invalid, report.images_total, "images are invalid", f"{source}: ", f"{images}{boxes_kept}")
     fail_if_too_many(report.boxes_skipped, report.boxes_total, "boxes are invalid", f"{source}: ", f"{boxes}; {report.boxes()}")
     if not any(records.values()):
         raise UserError(f"{source}: no image can be used: {images}")
     trained = [record for kept in records.values() for record in kept]
-    if not any(len(record.boxes) for record in trained):
+    if raw.labelled and not any(len(record.boxes) for record in trained):
         raise UserError(f"{source}: no boxes in any image; check that the annotations belong to these images")
 
 

@@ -144,21 +144,31 @@ class SetCriterion:
             return self._loss(out, targets)
 
     def _loss(self, out: Output, targets: list[dict]) -> tuple[Tensor, dict[str, Tensor]]:
+        learned = self.learned(out, targets)
+        total, terms = self.total(learned)
+        if out.dense is not None:
+            for name, term in self.dense.terms(out.dense, learned[0][0].targets).items():
+                total = total + self.dense.weights[name] * term
+                terms[f"dense.{name}"] = term
+        return total, terms
+
+    def learned(self, out: Output, targets: list[dict]) -> list[tuple[Supervised, Pairs]]:
+        """All predictions and what each learns; the first are the ordinary queries."""
         padded = pad_targets(targets, out.boxes, out.boxes.shape[1], self.classes(out.logits))
         supervised = self.supervised(out, padded)
-        found = self.find(supervised, padded)
-        total, terms = out.boxes.new_zeros(()), {}
-        for s, pairs in zip(supervised, found, strict=True):
+        return list(zip(supervised, self.find(supervised, padded), strict=True))
+
+    def total(self, learned: Sequence[tuple[Supervised, Pairs]]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of their losses, and every unweighted term by name."""
+        ordinary = learned[0]
+        total, terms = ordinary[0].predictions.boxes.new_zeros(()), {}
+        for s, pairs in learned:
             kind = self.classification if s.matches is None else self.classification.known or self.classification
             # queries that know their object weigh matched and other queries as the ordinary ones do
-            weighed = (s, pairs) if s.matches is None else (supervised[0], found[0])
+            weighed = (s, pairs) if s.matches is None else ordinary
             for name, term in self.terms(s, pairs, kind, weighed).items():
                 total = total + s.weight * (kind.weight if name == "class" else self.weights[name]) * term.sum()
                 terms[f"{s.name}.{name}" if s.name else name] = term[0] if s.single else term
-        if out.dense is not None:
-            for name, term in self.dense.terms(out.dense, padded).items():
-                total = total + self.dense.weights[name] * term
-                terms[f"dense.{name}"] = term
         return total, terms
 
     def supervised(self, out: Output, targets: PaddedTargets) -> list[Supervised]:

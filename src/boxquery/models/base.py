@@ -117,7 +117,28 @@ class QueryTransformer(Model):
         outputs = DecoderOutputs(last_only and not trace)
         attended = None if self.one_to_many is None or targets is None else DecoderOutputs(last_only=False)
         memory = self.encoder(memory, traces)
-        state = self.queries(memory, targets)
+        state = self.decode(self.queries(memory, targets), memory, outputs, attended, traces)
+        every, alive = outputs.stacked()
+        completed = traces.complete(outputs.indices, every.boxes.unbind(), self.scores(every.logits).amax(-1).unbind()) if trace else None
+        dense = None if self.dense is None or targets is None else self.dense(memory)
+        rows, first = slice(-1 if last_only else None, None), state.training_only()
+        every = every.part(slice(None), rows)
+        extra = state.split_groups(every)
+        if attended is not None:
+            early, kept = attended.stacked()
+            early, kept = early.part(slice(first, None), rows), None if kept is None else kept[rows][:, :, first:]
+            extra["one-to-many"] = TrainingGroupOutput(early.logits, early.boxes, None, self.one_to_many, kept)
+        alive = None if alive is None else alive[rows][:, :, first:]
+        own = every.part(slice(first, None))
+        return Output(
+            own.logits, own.boxes, state.proposals, alive, extra, dense, completed, raw=own.raw, anchor=own.anchor, initial=own.initial
+        )
+
+    def decode(
+        self, state: QueryState, memory: Memory, outputs: DecoderOutputs, attended: DecoderOutputs | None, traces: Trace
+    ) -> QueryState:
+        """The decoder layers, from the first queries to the last, which are returned; their predictions go to ``outputs``, and those before
+        the feed-forward networks to ``attended``."""
         used = len(self.layers) if self.training else self.inference_layers
         for i, (layer, head) in enumerate(zip(self.layers[:used], self.layer_heads[:used], strict=True)):
             state, geometry = self.locate(state, memory, i)
@@ -135,21 +156,7 @@ class QueryTransformer(Model):
             if i + 1 < used:
                 state, prediction = self.prune(i, state, prediction)
                 state = self.refine(state, prediction, head)
-        every, alive = outputs.stacked()
-        completed = traces.complete(outputs.indices, every.boxes.unbind(), self.scores(every.logits).amax(-1).unbind()) if trace else None
-        dense = None if self.dense is None or targets is None else self.dense(memory)
-        rows, first = slice(-1 if last_only else None, None), state.training_only()
-        every = every.part(slice(None), rows)
-        extra = state.split_groups(every)
-        if attended is not None:
-            early, kept = attended.stacked()
-            early, kept = early.part(slice(first, None), rows), None if kept is None else kept[rows][:, :, first:]
-            extra["one-to-many"] = TrainingGroupOutput(early.logits, early.boxes, None, self.one_to_many, kept)
-        alive = None if alive is None else alive[rows][:, :, first:]
-        own = every.part(slice(first, None))
-        return Output(
-            own.logits, own.boxes, state.proposals, alive, extra, dense, completed, raw=own.raw, anchor=own.anchor, initial=own.initial
-        )
+        return state
 
     @property
     def locate(self) -> Locate:

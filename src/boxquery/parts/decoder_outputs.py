@@ -61,6 +61,16 @@ class DecoderOutputs:
         )
         return predictions, None if self.indices[-1] is None else torch.stack(alive[rows])
 
+    def contents(self) -> Tensor:
+        """[L, B, Q, D], what the predictions of the same layers were made from; zero of a pruned query."""
+        rows = slice(-1, None) if self.last_only else slice(None)
+        size = self.predictions[0].content.shape
+        out = []
+        for prediction, index in list(zip(self.predictions, self.indices, strict=True))[rows]:
+            content = prediction.content
+            out.append(content if index is None else _kept(content, index, [content.new_zeros(size)]))
+        return torch.stack(out)
+
 
 def _kept(values: Tensor, index: Tensor | None, before: list[Tensor]) -> Tensor:
     """Values [B, K, n] of the queries at ``index`` [B, K] -> of all queries, the others as ``before``; None: they are all."""

@@ -240,6 +240,10 @@ class ProposalQueries(Queries):
             still to be measured, and until then as published.
         peaks: proposals that score at least as high as their eight neighbours on the same level come before all others, since neighbours
             mostly propose the same object (as the peaks of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 3).
+
+    Attributes:
+        evenly: whether cells are chosen evenly all over the image instead of by score: for queries that are told what to look for, before
+            which no proposal is better than another.
     """
 
     def __init__(
@@ -257,7 +261,7 @@ class ProposalQueries(Queries):
     ):
         super().__init__()
         self.count, self.dim, self.head, self.denoising, self.peaks = count, dim, head, denoising, peaks
-        self.size = size
+        self.size, self.evenly = size, False
         self.kind, self.class_agnostic, self.learning = content, class_agnostic, learning
         self.memory_proj, self.memory_norm = Linear(dim, dim), nn.LayerNorm(dim)
         if content == "boxes":
@@ -286,7 +290,9 @@ class ProposalQueries(Queries):
         logits = self.head.classes(tokens)
         every = self.head.boxes(tokens) + anchors if self.learning == "all" else None
         scores, total = (logits[..., 0] if self.class_agnostic else logits.amax(-1)).detach(), logits.shape[1]
-        if self.peaks:
+        if self.evenly:
+            scores = spread(anchors.isinf().any(-1), scores)
+        elif self.peaks:
             scores = peaks_first(scores, memory, anchors.isinf().any(-1))
 
         def queries(cells: Tensor, rows: Any, parts: int) -> tuple[QueryState, Tensor]:
@@ -337,6 +343,14 @@ def peaks_first(scores: Tensor, memory: Memory, invalid: Tensor) -> Tensor:
     is_peak = (scores >= highest) & ~invalid
     spread = scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True) + 1
     return torch.where(is_peak, scores + spread, scores)
+
+
+def spread(invalid: Tensor, like: Tensor) -> Tensor:
+    """Scores [B, S] whose best cells, however many, are evenly spread over all valid ones: the fractional parts of multiples of the golden
+    ratio. ``like`` gives the dtype."""
+    exact = torch.promote_types(like.dtype, torch.float32)
+    place = torch.arange(invalid.shape[1], device=invalid.device, dtype=exact)
+    return (place * (math.sqrt(5) - 1) / 2 % 1).expand(invalid.shape).masked_fill(invalid, -1.0)
 
 
 def propose(memory: Memory, size: float = PROPOSAL_SIZE) -> tuple[Tensor, Tensor]:
