@@ -12,6 +12,7 @@ from boxquery.cli import run as command_line
 from boxquery.errors import CheckFailed
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis
+from boxquery.training.image_task import ImageTask
 from boxquery.training.module import Training
 from boxquery.training.run_length import RunLength
 from tests.check.planted import changed, pictures, write
@@ -34,7 +35,7 @@ FLOORS = {"floor": {"random": {"left": 100, "not_within": 50}}}
 @pytest.fixture
 def diagnosis(tmp_path, monkeypatch):
     monkeypatch.setattr("boxquery.training.diagnosis.measured", lambda name: FLOORS if name == "detr" else {})
-    return Diagnosis(tmp_path, CONFIG, scenes().splits["val"])
+    return Diagnosis(tmp_path, CONFIG, ImageTask(scenes()))
 
 
 def detections(spread: float, score: float, images: int = 6):
@@ -66,7 +67,7 @@ def test_ap_0_is_reported_after_the_floor_with_its_cause(diagnosis):
 
 
 def test_without_a_measured_floor_it_waits(tmp_path):
-    unknown = Diagnosis(tmp_path, replace(CONFIG, model="my-own"), scenes().splits["val"])
+    unknown = Diagnosis(tmp_path, replace(CONFIG, model="my-own"), ImageTask(scenes()))
     nothing = {"AP50": 0.0}
     assert unknown.after_evaluation({"step": 1999}, nothing, detections(0.2, 0.5)) == []
     (zero,) = unknown.after_evaluation({"step": 2000}, nothing, detections(0.2, 0.5))
@@ -85,7 +86,7 @@ def test_without_a_measured_floor_it_waits(tmp_path):
 )
 def test_losses_gradients_and_clocks(diagnosis, losses, norms, waiting, expected):
     assert names(diagnosis.after_epoch({"step": 50}, losses, norms, waiting, True)) == expected
-    assert names(Diagnosis(diagnosis.folder, CONFIG, scenes().splits["val"]).after_epoch({"step": 20}, losses, norms, 0.1, True)) == []
+    assert names(Diagnosis(diagnosis.folder, CONFIG, ImageTask(scenes())).after_epoch({"step": 20}, losses, norms, 0.1, True)) == []
 
 
 def test_the_first_epoch_may_wait(diagnosis):
@@ -97,7 +98,7 @@ def test_each_problem_is_reported_once_also_after_a_resume(diagnosis):
     found = list(found)
     assert names(diagnosis.add(found, 4)) == ["loss-rising", "loader-starving"]
     assert diagnosis.add(found, 5) == []
-    again = Diagnosis(diagnosis.folder, CONFIG, scenes().splits["val"])
+    again = Diagnosis(diagnosis.folder, CONFIG, ImageTask(scenes()))
     again.load_state_dict(json.loads(json.dumps(diagnosis.state_dict())))
     assert again.add(found, 6) == []
     again.write()

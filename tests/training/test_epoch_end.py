@@ -12,7 +12,8 @@ from boxquery.detector import Detector
 from boxquery.training.best_model import BestModel
 from boxquery.training.clock import Clock
 from boxquery.training.config import RunConfig
-from boxquery.training.evaluator import COLUMNS, Evaluator
+from boxquery.training.evaluator import Evaluator
+from boxquery.training.image_task import ImageTask
 from boxquery.training.metrics_table import MetricsTable
 from boxquery.training.run_length import RunLength
 
@@ -73,7 +74,7 @@ def test_a_plan_that_a_busy_start_made_is_corrected(now):
 def test_the_best_model_is_kept_and_patience_runs_out(tmp_path):
     data = scenes()
     model = bq.create_model("detr", classes=data.names, preset="tiny", **SMALL)
-    best = BestModel(tmp_path / "model", Detector(model, data.names, data.ids, Preprocessing(64)), patience=2)
+    best = BestModel(tmp_path / "model", Detector(model, data.names, data.ids, Preprocessing(64)), "AP", patience=2)
     for epoch, (ap, exhausted) in enumerate([(0.2, False), (0.1, False), (0.3, False), (0.3, False), (0.1, True)], 1):
         best.update(epoch, {"AP": ap, "best_threshold": ap}, model, write=True)
         assert best.exhausted == exhausted
@@ -84,7 +85,7 @@ def test_the_best_model_is_kept_and_patience_runs_out(tmp_path):
 @pytest.mark.parametrize("ap", [None, 0.0])
 def test_with_nothing_to_choose_by_the_last_model_is_kept(tmp_path, ap):
     data = scenes()
-    best = BestModel(tmp_path / "model", Detector(tiny_model(data), data.names, data.ids, Preprocessing(64)), patience=2)
+    best = BestModel(tmp_path / "model", Detector(tiny_model(data), data.names, data.ids, Preprocessing(64)), "AP", patience=2)
     for epoch in (1, 2, 3):
         last = tiny_model(data)
         best.update(epoch, {"AP": ap, "best_threshold": None}, last, write=True)
@@ -113,9 +114,9 @@ def test_an_evaluator_needs_a_model_alone():
     model = bq.create_model("detr", classes=data.names, preset="tiny", **SMALL)
     length = RunLength(epochs=1).with_data(3, 4)
     config = RunConfig(data="shapes", model="detr", preset="tiny", image_size=64, batch_size=4, lr=1e-3, length=length)
-    evaluator = Evaluator(config, Detector(model, data.names, data.ids, Preprocessing(64)), data.splits["val"], pytest.fail)
+    evaluator = Evaluator(config, Detector(model, data.names, data.ids, Preprocessing(64)), ImageTask(data), pytest.fail)
     metrics, found = evaluator.evaluate(model)
-    assert set(COLUMNS) <= metrics.keys()
+    assert set(ImageTask.columns) <= metrics.keys()
     assert list(found) == list(range(6))
     first, second = evaluator.alignment(model), evaluator.alignment(model)
     assert (first["query_changes"], second["query_changes"]) == (None, 0.0)

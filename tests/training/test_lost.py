@@ -24,6 +24,7 @@ from boxquery.locks import RUN_LOCK
 from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.fit import Run
+from boxquery.training.image_task import ImageTask
 from boxquery.training.module import Training
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.state import LAST, PREVIOUS, damage, latest_checkpoint, run_lock
@@ -303,8 +304,8 @@ def test_an_image_found_unreadable_while_training_is_named_and_skipped(photos, t
 def test_images_found_unreadable_are_known_after_a_resume(whole, capsys):
     """Also where nothing is read any more, so that the report of a run that died while it finished names them."""
     config, data = RunConfig.read(whole), scenes()
-    bar = LiveBar(Console(), config.length, Heartbeat(Console()))
-    made = [EpochEnd(whole, config, bq.load(whole), data.splits["val"], bar, EpochSampler(12, 0)) for _ in range(2)]
+    bar = LiveBar(Console(), config.length, Heartbeat(Console()), ImageTask(data))
+    made = [EpochEnd(whole, config, bq.load(whole), ImageTask(data), bar, EpochSampler(12, 0)) for _ in range(2)]
     made[0].skipped("val", "p.png: cannot be read")
     made[1].load_state_dict(json.loads(json.dumps(made[0].state_dict())))
     made[1].skipped("val", "p.png: cannot be read")

@@ -16,6 +16,7 @@ from boxquery.progress import stderr_console
 from boxquery.training.clock import Clock
 from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
+from boxquery.training.image_task import ImageTask
 from boxquery.training.module import Training
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs, RunLength
@@ -111,7 +112,7 @@ def test_interrupted_in_its_first_epoch_a_run_keeps_nothing_and_says_so(tmp_path
 
 def test_the_line_of_an_epoch_fits_a_terminal():
     console = Console(file=(shown := io.StringIO()), soft_wrap=True)
-    bar = LiveBar(console, RunLength(epochs=1000).with_data(3, 4), Heartbeat(console))
+    bar = LiveBar(console, RunLength(epochs=1000).with_data(3, 4), Heartbeat(console), ImageTask(scenes()))
     losses = {"loss": 12.345, "class": 1.234, "l1": 0.123, "giou": 0.456}
     bar.report({"epoch": 1000, **losses, "AP": 0.1234, "AP50": 0.5678, "seconds": 3600.0})
     assert shown.getvalue() == "epoch 1000/1000  loss 12.35  AP 0.123  AP50 0.568  60 min so far\n"
@@ -135,9 +136,9 @@ def test_on_a_terminal_the_bar_says_it_and_fits_80_columns():
     with Heartbeat(console, every=0.01) as heartbeat:
         time.sleep(0.05)
     assert file.getvalue() == ""
-    bar = LiveBar(console, RunLength(epochs=1000).with_data(1000, 16), heartbeat)
+    bar = LiveBar(console, RunLength(epochs=1000).with_data(1000, 16), heartbeat, ImageTask(scenes()))
     pace = "1.23e+03 images/s, 12 h 05 min left"
-    bar.progress.update(bar.task, completed=5000, description="epoch 1000/1000  loss 12.3  AP 0.123", pace=pace)
+    bar.progress.update(bar.shown, completed=5000, description="epoch 1000/1000  loss 12.3  AP 0.123", pace=pace)
     with bar.progress:
         pass
     shown = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for line in file.getvalue().splitlines()]
@@ -150,7 +151,8 @@ def test_a_changed_plan_is_said_with_its_reason_and_only_where_it_differs_by_muc
     long = RunLength(minutes=2).with_data(50, 4).plan(Costs(0.6, 0.6, 1.0, 0.0))
     run_config = config().with_length(long)
     end = EpochEnd.__new__(EpochEnd)
-    end.bar, end.clock, end.announced = LiveBar(console, long, Heartbeat(console)), Clock(long, False), (long.total_steps, 0.6)
+    end.bar = LiveBar(console, long, Heartbeat(console), ImageTask(scenes()))
+    end.clock, end.announced = Clock(long, False), (long.total_steps, 0.6)
     for factor in (1.1, 1.2, 1.5, 1.4, 1.6):
         end.clock.per_batch = 0.6 * factor
         end._announce(run_config.length.with_total_batches(int(long.total_batches / factor)))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from boxquery.data.dataset import Split
+from boxquery.data.dataset import AnySplit, Split
 from boxquery.data.loading import DetectionDataset, collate
 from boxquery.data.transforms import ResizeTransform
 from boxquery.detector import Detector
@@ -106,7 +106,7 @@ def measure_split(
     return _joined(parts, len(model.layers))
 
 
-def with_objects(split: Split, count: int) -> list[int]:
+def with_objects(split: AnySplit, count: int) -> list[int]:
     """Positions of at most ``count`` images with objects, spread evenly over the split; always the same ones."""
     full = [i for i, record in enumerate(split) if not record.ignore.all()]
     count = min(count, len(full))

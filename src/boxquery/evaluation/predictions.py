@@ -19,13 +19,14 @@ from boxquery.limits import MAX_DETECTIONS
 from boxquery.runtime.nms import nms_per_class
 
 if TYPE_CHECKING:
-    from boxquery.data.dataset import Split
+    from boxquery.data.dataset import AnySplit, Split
     from boxquery.runtime.predictor import Predictor
     from boxquery.runtime.tiles import Tiles
 
 DetectionsByImage = dict[int, ImageDetections]
 """Position in a split -> its detections."""
 T = TypeVar("T")
+S = TypeVar("S", bound="AnySplit")
 
 
 def warn_skipped(line: str) -> None:
@@ -127,7 +128,7 @@ def keep_labels(found: DetectionsByImage, labels: Sequence[int]) -> DetectionsBy
     return kept
 
 
-def drop_unreadable(split: Split, found: dict[int, T]) -> tuple[Split, dict[int, T]]:
+def drop_unreadable(split: S, found: dict[int, T]) -> tuple[S, dict[int, T]]:
     """The images of a split that have an entry in ``found``, and the entries by position among those.
 
     Raises ``UserError`` where more than a tenth have none, since they could not be read: AP would be that of another data set.

@@ -21,6 +21,8 @@ _OLD_NAMES = {
     "processor_seconds": "cpu_seconds", "ahead": "feasibility", "objects_an_image": "objects_per_image", "copies": "equal_images",
     "learn": "overfit",
 }  # fmt: skip
+DATA = "data.json"
+"""Facts of the data set, in a run's folder."""
 _DETECTIONS = ("boxes", "scores", "labels")
 
 
@@ -137,18 +139,13 @@ def data_facts(data: Data) -> dict[str, Any]:
     return facts | {"notes": data.notes, "skipped": data.skipped}
 
 
-def write_data(run: Path, data: Data) -> Path:
-    """Write ``data.json``: ``data_facts``."""
-    return write_json(run / "data.json", data_facts(data))
-
-
 def read_median_boxes(run: Path) -> ImageDetections | None:
     """The median boxes of the images that a run was trained on, from ``data.json``; None where it does not have them.
 
     Raises:
         UserError: the file cannot be read.
     """
-    found = read_mapping(run / "data.json").get("splits", {}).get("train", {}).get("median_boxes")
+    found = read_mapping(run / DATA).get("splits", {}).get("train", {}).get("median_boxes")
     if found is None:
         return None
     boxes, scores, labels = (np.array(found[key]) for key in _DETECTIONS)

@@ -1,14 +1,14 @@
-"""The best model of a run by AP, and how long it has been the best.
+"""The best model of a run by one metric (AP), and how long it has been the best.
 
 Of equal APs that of the later epoch is better, since it has learned for longer. An undefined AP (no boxes to find) counts as 0.
 """
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
-from boxquery.detector import Detector
 from boxquery.limits import DEFAULT_THRESHOLD
 from boxquery.model_folder import save
 from boxquery.models.interface import Model
@@ -18,30 +18,34 @@ class BestModel:
     """Keeps the best model of a run in a folder.
 
     Args:
-        detector: classes and preprocessing of the model.
+        detector: of the task; what belongs to the model.
+        better: the metric, the higher the better.
         patience: evaluations without a better AP after which the run stops; 0: none.
     """
 
-    def __init__(self, folder: Path, detector: Detector, patience: int):
-        self.folder, self.detector, self.patience = folder, detector, patience
+    def __init__(self, folder: Path, detector: Any, better: str, patience: int):
+        self.folder, self.detector, self.better, self.patience = folder, detector, better, patience
         self.best, self.epoch, self.waited = -1.0, 0, 0
 
     def update(self, epoch: int, metrics: dict[str, Any], model: Model, write: bool) -> None:
         """Compare the model of an epoch by its metrics with the best so far, and ``write`` it if it is better."""
-        score = metrics["AP"] or 0.0
+        score = metrics[self.better] or 0.0
         # patience is for an AP that does not improve, not for one that cannot
-        self.waited = 0 if score > self.best else self.waited + (metrics["AP"] is not None)
+        self.waited = 0 if score > self.best else self.waited + (metrics[self.better] is not None)
         if score >= self.best:
             self.best, self.epoch = score, epoch
             self.detector.threshold = DEFAULT_THRESHOLD if metrics["best_threshold"] is None else metrics["best_threshold"]
             if write:
-                d = self.detector
-                chosen = {"number": epoch, "kept": f"the highest AP on val: {score:.4f}" if score else "the last one: no AP to choose by"}
-                save(Detector(model, d.classes, d.ids, d.preprocessing, d.threshold), self.folder, epoch=chosen)
+                kept = f"the highest {self.better} on val: {score:.4f}" if score else f"the last one: no {self.better} to choose by"
+                detector = copy.copy(self.detector)
+                detector.model = model
+                save(detector, self.folder, epoch={"number": epoch, "kept": kept})
 
     def __str__(self) -> str:
         """For people: "the best model (epoch 7)"."""
-        return f"the best model (epoch {self.epoch})" if self.best > 0 else f"the last model (epoch {self.epoch}; no AP to choose by)"
+        if self.best > 0:
+            return f"the best model (epoch {self.epoch})"
+        return f"the last model (epoch {self.epoch}; no {self.better} to choose by)"
 
     @property
     def exhausted(self) -> bool:

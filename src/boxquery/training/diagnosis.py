@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from boxquery.check.findings import Finding
 from boxquery.check.floors import measured
-from boxquery.data.dataset import Split
 from boxquery.errors import UserError
-from boxquery.evaluation.predictions import DetectionsByImage
 from boxquery.files import write_json
 from boxquery.parts.output import Output
 from boxquery.training.config import RunConfig
+from boxquery.training.task import Found, Task
 
 FILE = "diagnosis.json"
 #: AP50 below which it counts as 0; "left AP 0" in the measured floors is twice this
@@ -89,9 +88,8 @@ class Diagnosis:
     ``{"findings": [{"name", "level", "text", "remedy", "epoch"}]}``
     """
 
-    def __init__(self, folder: Path, config: RunConfig, val: Split):
-        self.folder, self.config = folder, config
-        self.sizes = np.array([(r.width, r.height, r.width, r.height) for r in val], dtype=np.float64)
+    def __init__(self, folder: Path, config: RunConfig, task: Task):
+        self.folder, self.config, self.task = folder, config, task
         self.findings: list[dict[str, Any]] = []
         #: medians over the first steps of the run: loss, norm of the gradient
         self.first: dict[str, float] = {}
@@ -145,30 +143,30 @@ class Diagnosis:
             remedy = f"Too high a learning rate kills units ({lr:g} now); test what the model can learn: {self.test}."
             yield _warning("gradients-vanishing", text, remedy)
 
-    def after_evaluation(self, row: dict[str, Any], metrics: dict[str, Any], found: DetectionsByImage) -> list[Finding]:
+    def after_evaluation(self, row: dict[str, Any], metrics: dict[str, Any], found: Found) -> list[Finding]:
         """AP 0 with its likely cause, once the model has had the steps that it needs to leave it."""
         floor = {} if self.config.start_from else measured(self.config.model).get("floor", {})
         floor = floor.get("trained" if self.config.pretrained else "random", {})
         left, within = floor.get("left"), floor.get("not_within", 0)
-        if metrics["AP50"] is None or metrics["AP50"] >= ZERO or row["step"] < (left or 2 * within or UNMEASURED):
+        if (zero := metrics[self.task.zero]) is None or zero >= ZERO or row["step"] < (left or 2 * within or UNMEASURED):
             return []
         name, causes = self.config.model, list(self._causes(found))
         expected = f"on the built-in scenes {name} leaves it within {left}" if left else f"for {name} no floor was measured"
         expected += f" within {within}" * bool(within and not left)
         likely = " ".join(cause.text for cause in causes)
         likely = likely or "Boxes are predicted, but at wrong places or with wrong classes: look at the images in report.html."
-        zero = _warning("ap-zero", f"AP is still 0 after {row['step']} steps ({expected}). {likely}", f"Test it: {self.test}.")
-        return [zero, *causes]
+        text = f"{self.task.better} is still 0 after {row['step']} steps ({expected}). {likely}"
+        return [_warning("ap-zero", text, f"Test it: {self.test}."), *causes]
 
-    def _causes(self, found: DetectionsByImage) -> Iterator[Finding]:
-        spread = np.array([(boxes / self.sizes[i]).std(0).mean() for i, (boxes, _, _) in found.items() if len(boxes) > 1])
+    def _causes(self, found: Found) -> Iterator[Finding]:
+        spread = self.task.spreads(found)
         if len(spread) and (spread < ONE_BOX).mean() >= MOST:
-            text = f"Queries collapsed onto one box (they differ by {np.median(spread):.1%} of the image)."
+            text = f"Queries collapsed onto one box (they differ by {np.median(spread):.1%} of the {self.task.unit})."
             remedy = f"Usual in the first steps, later a sign of too high a learning rate or too few steps; test it: {self.test}."
             yield _warning("one-box", text, remedy)
-        best = np.array([scores.max(initial=0.0) for _, scores, _ in found.values()])
+        best = self.task.scores(found)
         if len(best) and (best < BACKGROUND).mean() >= MOST:
-            text = f"Everything is classified as background: the best score of an image is {np.median(best):.3f}."
+            text = f"Everything is classified as background: the best score of one {self.task.unit} is {np.median(best):.3f}."
             remedy = f"Labels may be missing or boxes may not belong to their images: {self.test} looks at both."
             yield _warning("all-background", text, remedy)
 

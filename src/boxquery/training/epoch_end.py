@@ -8,22 +8,21 @@ from typing import Any
 
 import lightning as L
 
-from boxquery.data.dataset import Split
 from boxquery.data.loading import Batch, EpochSampler
 from boxquery.data.validation import fail_if_too_many
-from boxquery.detector import Detector
 from boxquery.errors import count
 from boxquery.report.page import write_report
 from boxquery.training.best_model import BestModel
 from boxquery.training.clock import Clock
 from boxquery.training.config import RunConfig
 from boxquery.training.diagnosis import Diagnosis, NotFinite
-from boxquery.training.evaluator import COLUMNS, Evaluator
+from boxquery.training.evaluator import Evaluator
 from boxquery.training.metrics_table import MetricsTable
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
 from boxquery.training.run_length import RunLength
 from boxquery.training.state import LAST
+from boxquery.training.task import D, Task
 from boxquery.training.timing import counts_cpu
 
 #: factor by which the steps must differ from those last said for the new plan to be said
@@ -40,13 +39,13 @@ class EpochEnd(L.Callback):
         unreadable: images whose pixels could not be read, a line each, by split.
     """
 
-    def __init__(self, folder: Path, config: RunConfig, detector: Detector, val: Split, bar: LiveBar, sampler: EpochSampler):
-        self.folder, self.config, self.bar, self.sampler = folder, config, bar, sampler
+    def __init__(self, folder: Path, config: RunConfig, detector: D, task: Task[D], bar: LiveBar, sampler: EpochSampler):
+        self.folder, self.config, self.task, self.bar, self.sampler = folder, config, task, bar, sampler
         self.clock = Clock(config.length, counts_cpu(config))
-        self.evaluator = Evaluator(config, detector, val, lambda line: self.skipped("val", line))
-        self.best = BestModel(folder / "model", detector, config.patience)
+        self.evaluator = Evaluator(config, detector, task, lambda line: self.skipped("val", line))
+        self.best = BestModel(folder / "model", detector, task.better, config.patience)
         self.table = MetricsTable(folder / "metrics.csv")
-        self.diagnosis = Diagnosis(folder, config, val)
+        self.diagnosis = Diagnosis(folder, config, task)
         self.unreadable: dict[str, list[str]] = {"train": [], "val": []}
         #: epochs that this process has seen end
         self.seen = 0
@@ -117,11 +116,11 @@ class EpochEnd(L.Callback):
         self.seen, evaluation = self.seen + 1, 0.0
         if self.clock.is_due(epoch):
             start = self.clock.seconds()
-            self.bar.heartbeat.doing = f"epoch {epoch}: evaluating on {count(len(self.evaluator.val), 'val image')}"
+            self.bar.heartbeat.doing = f"epoch {epoch}: evaluating on {count(len(self.task.val), f'val {self.task.unit}')}"
             metrics, found = self.evaluator.evaluate(pl_module.best_guess)
             self.clock.evaluation = evaluation = self.clock.seconds() - start
             findings += self.diagnosis.after_evaluation(row, metrics, found)
-            row |= {name: metrics[name] for name in COLUMNS}
+            row |= {name: metrics[name] for name in self.task.columns}
             self.best.update(epoch, metrics, pl_module.best_guess, write=first)
         if first:  # no part of it waits for other processes
             row |= self.evaluator.alignment(pl_module.best_guess)
@@ -157,4 +156,4 @@ class EpochEnd(L.Callback):
             known.append(line)
             print(f"skipped: {line}", file=sys.stderr)  # by whichever process met it
             if split == "train":
-                fail_if_too_many(len(known), self.sampler.n, "training images cannot be read")
+                fail_if_too_many(len(known), self.sampler.n, f"training {self.task.unit}s cannot be read")

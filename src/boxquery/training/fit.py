@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import multiprocessing
 import pickle
 import warnings
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
@@ -23,49 +21,59 @@ from torch.utils.data import DataLoader
 from boxquery.augment import augment_parts, augmentation, name_of, recorded
 from boxquery.check.annotation_format import open_checked
 from boxquery.check.findings import Finding
-from boxquery.data.dataset import Data, Split
-from boxquery.data.loading import DetectionDataset, EpochSampler, collate
-from boxquery.data.preprocessing import Preprocessing, object_shares, object_sizes
-from boxquery.data.transforms import TrainTransform
+from boxquery.data.dataset import AnyData, Data
+from boxquery.data.loading import EpochSampler
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.errors import UserError, count, first_line
-from boxquery.evaluation.analysis import analyse
-from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note, median_boxes
-from boxquery.evaluation.metrics import evaluate, limits_note
-from boxquery.evaluation.predictions import drop_unreadable, predict_split
+from boxquery.evaluation.predictions import drop_unreadable, warn_skipped
 from boxquery.files import write_json
 from boxquery.flags import OUR_PRESETS
-from boxquery.model_folder import load
-from boxquery.models import create_model, preset
+from boxquery.models import preset
 from boxquery.models.recipes import recipe_of
 from boxquery.parts.weights import BackboneWeights
 from boxquery.progress import stderr_console
 from boxquery.report.page import write_report
-from boxquery.report.pictures import write_pictures
-from boxquery.report.run_files import write_analysis, write_data, write_evaluation
+from boxquery.report.run_files import DATA
 from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
 from boxquery.training.epoch_end import EpochEnd
+from boxquery.training.image_task import ImageTask
 from boxquery.training.module import Training
-from boxquery.training.preflight import check, check_queries, report_data, report_findings
+from boxquery.training.preflight import check, report_data, report_findings
 from boxquery.training.pretrained import recorded_weights, with_own_file, with_weights
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
-from boxquery.training.settings import automatic, check_folder, check_names, like, new_folder, resolve, same, with_rate
+from boxquery.training.settings import check_folder, check_names, like, new_folder, resolve, same
 from boxquery.training.state import StateFiles, finished_epochs, latest_checkpoint, run_lock
+from boxquery.training.task import Task
 from boxquery.training.timing import announcement, evaluated_images, evaluation_seconds, measure_costs
 from boxquery.transfer import TRANSFER_FILE, fingerprint, read_source, transfer
 
+Opener = Callable[[Any, RunFlags], tuple[Task[Any], list[Finding]]]
+"""From opened data, or what names it, and flags to the task, and what the raw files show."""
 
-def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool) -> Detector:
+
+def open_task(source: Any, flags: RunFlags) -> tuple[Task[Any], list[Finding]]:
+    """What is learned from data is decided by what they hold. Raises ``UserError``."""
+    if isinstance(source, Data):
+        return ImageTask(source), []
+    data, findings = open_checked(str(source), strict=flags.strict, images=flags.images, annotations=flags.annotations)
+    return ImageTask(data), findings
+
+
+def start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, opener: Opener = open_task) -> Any:
     """Train as requested. See ``boxquery.training.run.train``."""
     console = stderr_console(quiet=rank() > 0)
     with Heartbeat(console) as heartbeat:
-        return _start(source, out, requested, resume, console, heartbeat)
+        return _start(source, out, requested, resume, opener, console, heartbeat)
 
 
-def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, console: Console, heartbeat: Heartbeat) -> Detector:
-    data = source.source if isinstance(source, Data) else None if source is None else str(source)
+def _start(
+    source: Any, out: Path | None, requested: TrainFlags, resume: bool, opener: Opener, console: Console, heartbeat: Heartbeat
+) -> Any:
+    opened = isinstance(source, AnyData)
+    data = source.source if opened else None if source is None else str(source)
     # torchrun has started it again after one of its processes died: then it is resumed
     resume = resume or (attempt() > 0 and out is not None and (out / FILE).is_file())
     origin = None
@@ -80,10 +88,10 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
     config = same(RunConfig.read(out), data, requested, out) if resume and out is not None else None
     if config is None:
         check_names(requested)
-    opened, findings = (source, []) if isinstance(source, Data) else _open(config or requested, config.data if config else str(data))
-    report_data(console, opened)
+    task, findings = opener(source if opened else config.data if config else str(data), config or requested)
+    report_data(console, task)
     if config is None:
-        config, origin = _new_config(str(data), requested, opened, console, origin)
+        config, origin = _new_config(str(data), requested, task, console, origin)
     folder = out or new_folder(config)
     with run_lock(folder) if rank() == 0 else contextlib.nullcontext():
         join(config.device)
@@ -102,12 +110,12 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
             origin, config = _same_source(config), replace(config, frozen=False)
         if (own := augment_parts(requested.augment).get("own")) is not None and config.workers:
             _check_sendable(own)
-        run = Run(folder, config, opened, console, heartbeat, resume, weights, own)
+        run = Run(folder, config, task, console, heartbeat, resume, weights, own)
         if origin is not None:
             run.start_from(origin)
         run.plan()
         heartbeat.doing = "checking the data"
-        checked = check(run.config, run.model, opened, run.augment, findings) if state is None else None
+        checked = check(task, run.config, run.model, run.augment, findings) if state is None else None
         if not resume:
             run.begin()
         if checked is not None:
@@ -125,18 +133,14 @@ def _start(source: Any, out: Path | None, requested: TrainFlags, resume: bool, c
             raise KeyboardInterrupt(f"{what}\n{how}: {run.config.resume_command(folder)}") from None
 
 
-def _open(flags: RunFlags, data: str) -> tuple[Data, list[Finding]]:
-    return open_checked(data, strict=flags.strict, images=flags.images, annotations=flags.annotations)
-
-
 def _new_config(
-    data: str, requested: TrainFlags, opened: Data, console: Console, origin: Detector | None
+    data: str, requested: TrainFlags, task: Task, console: Console, origin: Detector | None
 ) -> tuple[RunConfig, Detector | None]:
     """The settings of a new run, chosen where they are not given, and what it starts from."""
     if requested.named_model is not None:
-        requested, chosen = with_rate(requested, opened, _line(console))
+        requested, chosen = task.with_rate(requested, _line(console))
         return resolve(data, requested, chosen, origin), origin
-    requested, choice, origin = automatic(requested, opened, _line(console))
+    requested, choice, origin = task.automatic(requested, _line(console))
     for line in choice.lines:
         console.print(line, markup=False)
     return resolve(data, requested, choice.chosen, origin), origin
@@ -144,10 +148,6 @@ def _new_config(
 
 def _line(console: Console) -> Callable[[str], None]:
     return lambda line: console.print(line, markup=False)
-
-
-def _scores(metrics: Mapping[str, Any]) -> str:
-    return "  ".join(f"{key} -" if metrics[key] is None else f"{key} {metrics[key]:.3f}" for key in ("AP", "AP50"))
 
 
 def _check_sendable(own: Callable[..., Any]) -> None:
@@ -172,7 +172,7 @@ def _same_source(config: RunConfig) -> Detector:
 
 
 class Run:
-    """Data, model and settings of one run.
+    """Task, model and settings of one run.
 
     Args:
         heartbeat: what is being done, for those without a terminal.
@@ -181,17 +181,16 @@ class Run:
     """
 
     def __init__(
-        self, folder: Path, config: RunConfig, data: Data, console: Console, heartbeat: Heartbeat, resume: bool,
+        self, folder: Path, config: RunConfig, task: Task[Any], console: Console, heartbeat: Heartbeat, resume: bool,
         weights: BackboneWeights | None = None, own: Callable[..., Any] | None = None,
     ):  # fmt: skip
-        self.folder, self.data, self.console, self.heartbeat = folder, data, console, heartbeat
+        self.folder, self.task, self.console, self.heartbeat = folder, task, console, heartbeat
         #: measured where minutes had to become steps
         self.costs: Costs | None = None
         #: what became of the model that it started from, if it did
         self.transferred: dict[str, Any] = {}
         torch.manual_seed(config.seed)
-        pretrained = weights or False
-        self.model = create_model(config.model, classes=data.names, preset=config.preset, pretrained=pretrained, **config.options)
+        self.model = task.build(config, weights)
         if config.frozen or config.pretrained:
             self.model.freeze()
         if config.freeze_backbone:
@@ -199,41 +198,38 @@ class Run:
         recipe = recipe_of(preset(config.model, config.preset, pretrained=bool(config.pretrained)), config.recipe)
         factor = config.backbone_lr_factor or recipe.backbone_lr / recipe.lr
         self.recipe = replace(recipe, lr=config.lr, backbone_lr=config.lr * factor)
-        train, self.val = data.splits["train"], data.splits["val"]
         preprocessing = Preprocessing.of(config.image_size, square=bool(config.square), normalize=config.normalize)
-        check_queries(self.model, train)
         if not resume:
-            size = max(min(config.batch_size, len(train) // config.world_size), 1)
-            length = config.length.with_data(max(len(train) // config.world_size // size, 1), size * config.world_size)
-            chosen = self.model.fit_to_data(np.concatenate(object_sizes(train, preprocessing)), np.concatenate(object_shares(train)))
+            each = len(task.train) // config.world_size
+            size = max(min(config.batch_size, each), 1)
+            length = config.length.with_data(max(each // size, 1), size * config.world_size)
+            chosen = {name: value for name, value in task.model_options().items() if name not in config.options}
+            chosen |= task.fit_to_data(self.model, preprocessing)
             options = config.options | chosen
-            values = augmentation(config.augment, recipe.augment).values() | {"own": None if own is None else name_of(own)}
+            values = augmentation(task.augment(config), recipe.augment).values() | {"own": None if own is None else name_of(own)}
             config = replace(
                 config, augmentation=values, batch_size=size, length=length, options=options, chosen=sorted({*config.chosen, *chosen})
             )
         self.config = config
         self.augment = recorded(config.augmentation, own)
-        transform = TrainTransform(preprocessing, self.augment, most_objects=self.model.num_queries_per_layer[-1])
-        self.train = DetectionDataset(train, transform, seed=config.seed, cache=True, strict=config.strict)
-        self.detector = Detector(self.model, data.names, data.ids, preprocessing)
+        self.train = task.dataset(config, self.model, preprocessing, self.augment)
+        self.detector = task.detector(self.model, preprocessing)
 
     def sampler(self) -> EpochSampler:
-        c, shapes = self.config, None
-        if self.recipe.group_shapes and not c.square:
-            ratios = [math.log(record.width / record.height) for record in self.train.split]
-            shapes = None if len(set(ratios)) == 1 else ratios
-        return EpochSampler(len(self.train), c.seed, rank(), c.world_size, shapes=shapes, group=c.batch_size * c.world_size)
+        c = self.config
+        shapes = self.task.shapes() if self.recipe.group_shapes and not c.square else None
+        return EpochSampler(len(self.task.train), c.seed, rank(), c.world_size, shapes=shapes, group=c.batch_size * c.world_size)
 
     def loader(self, sampler: EpochSampler) -> DataLoader:
         c = self.config
         return DataLoader(
-            self.train, c.batch_size, sampler=sampler, collate_fn=collate, drop_last=True, num_workers=c.workers,
+            self.train, c.batch_size, sampler=sampler, collate_fn=self.task.collate, drop_last=True, num_workers=c.workers,
             persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
         )  # fmt: skip
 
     def start_from(self, origin: Detector) -> None:
         """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
-        c, names = self.config, self.data.names
+        c, names = self.config, self.task.data.names
         found = transfer(origin.transformer, self.detector.transformer, origin.classes, names)
         frozen = bool(c.pretrained) or (
             found.backbone and (c.preset not in OUR_PRESETS or c.freeze_backbone or origin.model.config["frozen"])
@@ -259,7 +255,7 @@ class Run:
     def measure_costs(self) -> Costs:
         self.heartbeat.doing = "timing a few steps"
         with self._readers():
-            return measure_costs(self.config, self.recipe, self.model, self.loader(self.sampler()), self.detector, self.val)
+            return measure_costs(self.config, self.recipe, self.model, self.loader(self.sampler()), self.detector, self.task)
 
     def begin(self) -> None:
         """Say what will be trained, and write the configuration."""
@@ -280,21 +276,16 @@ class Run:
             self.folder.mkdir(parents=True, exist_ok=True)
             c.write(self.folder)
 
-    def limits(self, split: Split) -> list[str]:
-        """What recall on a split cannot exceed, and why."""
-        most = self.config.max_detections
-        return limits_note(split, most, self.model.num_queries_per_layer[-1] if self.model.has_queries else most)
-
-    def fit(self, state: Path | None) -> Detector:
+    def fit(self, state: Path | None) -> Any:
         """Train from a state, or from the beginning."""
         c = self.config
         if state is None and rank() == 0:
-            write_data(self.folder, self.data)
+            write_json(self.folder / DATA, self.task.facts())
             if self.transferred:
                 write_json(self.folder / TRANSFER_FILE, self.transferred)
-        module = Training(self.model, self.recipe, c, [r.id for r in self.data.splits["train"]])
-        bar, sampler = LiveBar(self.console, c.length, self.heartbeat), self.sampler()
-        end = EpochEnd(self.folder, c, self.detector, self.val, bar, sampler)
+        module = Training(self.model, self.recipe, c, [r.id for r in self.task.train])
+        bar, sampler = LiveBar(self.console, c.length, self.heartbeat, self.task), self.sampler()
+        end = EpochEnd(self.folder, c, self.detector, self.task, bar, sampler)
         # with the learning rate schedule, which is planned anew where minutes turn out to be more or fewer steps
         sampler.plain_from = lambda epoch: end.config.length.schedule_end(epoch) * (1 - self.augment.plain_end)
         if c.length.ends_by_clock:
@@ -302,7 +293,7 @@ class Run:
         if self.costs is not None:
             end.clock.per_batch = self.costs.later
         if c.length.minutes is not None:
-            end.clock.evaluation = evaluation_seconds(c, self.detector, self.val, evaluated_images(c), end.evaluator.images)
+            end.clock.evaluation = evaluation_seconds(c, self.detector, self.task, evaluated_images(c), end.evaluator.images)
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.ERROR)
         with warnings.catch_warnings():
@@ -324,7 +315,7 @@ class Run:
         if rank() == 0:
             self._note(end.unreadable)
             return self.finish(str(end.best))
-        return load(self.folder)
+        return self.task.load(self.folder)
 
     @contextlib.contextmanager
     def _readers(self) -> Iterator[None]:
@@ -339,37 +330,29 @@ class Run:
 
     def _note(self, unreadable: dict[str, list[str]]) -> None:
         """Into ``data.json``, and with it into the report, what only reading showed."""
-        lines = [f"{name} image {line}; skipped" for name, skipped in unreadable.items() for line in skipped]
+        lines = [f"{name} {self.task.unit} {line}; skipped" for name, skipped in unreadable.items() for line in skipped]
         if lines:
-            write_data(self.folder, replace(self.data, skipped=[*self.data.skipped, *lines]))
+            facts = self.task.facts()
+            write_json(self.folder / DATA, facts | {"skipped": [*facts["skipped"], *lines]})
 
-    def finish(self, kept: str) -> Detector:
+    def finish(self, kept: str) -> Any:
         """Evaluate the model that was kept, in words, on val and, where there is one, on test; write the report."""
-        best = load(self.folder)
+        task = self.task
+        best = task.load(self.folder)
         best.to(self.config.device)
-        medians = median_boxes(self.data.splits["train"], len(self.data.names))
         for name in ("val", "test"):
-            if name in self.data.splits:
-                split = self.data.splits[name]
-                limit = self.config.max_detections
-                self.heartbeat.doing = f"evaluating on {count(len(split), f'{name} image')}"
-                found = predict_split(
-                    best, split, batch_size=self.config.evaluation_batch, max_detections=limit, strict=self.config.strict
-                )  # fmt: skip
-                split, found = drop_unreadable(split, found)
-                metrics = evaluate(split, found, self.data.names, self.data.ids, max_detections=limit)
-                metrics["median_box"] = evaluate_median_boxes(medians, split, self.data.names, self.data.ids)
-                below = median_box_note(metrics)
-                write_evaluation(self.folder, name, {**metrics, "notes": self.limits(split) + below})
-                write_analysis(self.folder, name, analyse(split, found, self.data.names, metrics))
-                self.console.print(
-                    f"{name}, {kept}: {_scores(metrics)}; median box of each class in every image: {_scores(metrics['median_box'])}"
-                )
-                for line in below:
+            if name in task.data.splits:
+                split = task.data.splits[name]
+                self.heartbeat.doing = f"evaluating on {count(len(split), f'{name} {task.unit}')}"
+                found = task.predict(best, split, self.config, strict=self.config.strict, warn=warn_skipped)
+                end = task.close(self.folder, *drop_unreadable(split, found), best, self.config)
+                self.console.print(f"{name}, {kept}: {self._scores(end.metrics)}; {task.baseline}: {self._scores(end.baseline)}")
+                for line in end.warnings:
                     self.console.print(f"warning: {line}", markup=False)
-                if name == "val":
-                    write_pictures(self.folder, split, found, self.data.names, threshold=best.threshold)
         self.heartbeat.doing = "writing the report"
         page = write_report(self.folder)
         self.console.print(f"report: {page}", markup=False, soft_wrap=True)
         return best
+
+    def _scores(self, metrics: Mapping[str, Any]) -> str:
+        return "  ".join(f"{key} -" if metrics[key] is None else f"{key} {metrics[key]:.3f}" for key in self.task.shown)

@@ -14,6 +14,7 @@ from rich.table import Column
 
 from boxquery.pages.format import duration
 from boxquery.training.run_length import RunLength
+from boxquery.training.task import Task
 
 #: seconds after which a run that is not watched on a terminal says how far it is
 QUIET = 30.0
@@ -58,15 +59,16 @@ class Heartbeat:
 
 
 class LiveBar(L.Callback):
-    """Loss, AP, pace and time left of the whole run.
+    """Loss, metric, pace and time left of the whole run.
 
     Args:
         length: of the run, as planned.
         heartbeat: prints the same where no terminal shows it.
+        task: what is counted, and which metrics are shown.
     """
 
-    def __init__(self, console: Console, length: RunLength, heartbeat: Heartbeat):
-        self.console, self.length, self.heartbeat = console, length, heartbeat
+    def __init__(self, console: Console, length: RunLength, heartbeat: Heartbeat, task: Task):
+        self.console, self.length, self.heartbeat, self.task = console, length, heartbeat, task
         self.score, self.loss, self.looked = "", "", 0.0
         #: in all, as shown: within an epoch it stays, however often the run is planned anew
         self.epochs = length.total_epochs
@@ -75,7 +77,7 @@ class LiveBar(L.Callback):
         bar = BarColumn(bar_width=None, table_column=Column(ratio=1))
         shown = TextColumn("{task.description}", table_column=Column(no_wrap=True)), bar, TextColumn("{task.fields[pace]}")
         self.progress = Progress(*shown, console=console, disable=not console.is_terminal, expand=True)
-        self.task = self.progress.add_task("training", total=length.total_batches, pace="")
+        self.shown = self.progress.add_task("training", total=length.total_batches, pace="")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.done = self.before = trainer.current_epoch * self.length.epoch_batches
@@ -84,7 +86,7 @@ class LiveBar(L.Callback):
             self.console.print("the run was already complete: its model is evaluated and its report is written again")
         elif trainer.current_epoch:
             self.console.print(f"resuming after {trainer.current_epoch} of {self.length.total_epochs} epochs", highlight=False)
-        self.progress.update(self.task, completed=self.done)
+        self.progress.update(self.shown, completed=self.done)
         self.progress.start()
         self.heartbeat.doing = self.state
 
@@ -95,20 +97,20 @@ class LiveBar(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.done += 1
-        self.progress.advance(self.task)
+        self.progress.advance(self.shown)
         now = time.monotonic()
         if now - self.looked > (WATCHED if self.console.is_terminal else UNWATCHED):
             self.looked, self.loss = now, f"  loss {float(pl_module.sums['loss']) / (batch_idx + 1):.3g}"
             self.pace = (batch_idx + 1) * self.length.batch_images / max(now - self.epoch_started, 1e-9)
             description = f"epoch {self._of(trainer.current_epoch + 1)}{self.loss}{self.score}"
-            pace = f"{self.pace:.3g} images/s, {self._left()} left"
-            self.progress.update(self.task, total=self.length.total_batches, description=description, pace=pace)
+            pace = f"{self.pace:.3g} {self.task.unit}s/s, {self._left()} left"
+            self.progress.update(self.shown, total=self.length.total_batches, description=description, pace=pace)
 
     def state(self) -> str:
         """How far the run is, in a line."""
         length, epoch = self.length, self._of(self.done // self.length.epoch_batches + 1)
         line = f"epoch {epoch}  step {length.steps_after(self.done):,}/{length.total_steps:,}{self.loss}"
-        return f"{line}  {self.pace:.3g} images/s  {self._left()} left" if self.pace else line
+        return f"{line}  {self.pace:.3g} {self.task.unit}s/s  {self._left()} left" if self.pace else line
 
     def _left(self) -> str:
         """Until the last step, at the pace of this process, evaluations included."""
@@ -120,9 +122,9 @@ class LiveBar(L.Callback):
 
     def report(self, row: dict[str, Any]) -> None:
         """Print a finished epoch."""
-        found = f"  AP {row['AP']:.3f}" if row.get("AP") is not None else ""
-        self.score = found or self.score
-        found += f"  AP50 {row['AP50']:.3f}" if found else ""
+        better, *others = (f"  {name} {row[name]:.3f}" if row.get(name) is not None else "" for name in self.task.shown)
+        self.score = better or self.score
+        found = better + "".join(others)
         # its terms, which are those of the last layer and do not add up to it, are in metrics.csv
         loss = f"  loss {row['loss']:.2f}" if "loss" in row else ""
         self.console.print(f"epoch {self._of(row['epoch'])}{loss}{found}  {duration(row['seconds'])} so far", highlight=False)

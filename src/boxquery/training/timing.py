@@ -8,17 +8,12 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader
 
-from boxquery.data.dataset import Split
-from boxquery.data.loading import DetectionDataset
-from boxquery.detector import Detector
 from boxquery.errors import count
-from boxquery.evaluation.metrics import evaluate
-from boxquery.evaluation.predictions import predict_split
 from boxquery.models.interface import Model
 from boxquery.models.recipes import Recipe
 from boxquery.optimization import Optimization
@@ -27,6 +22,7 @@ from boxquery.training.config import RunConfig
 from boxquery.training.evaluator import Evaluator
 from boxquery.training.processes import everywhere
 from boxquery.training.run_length import Costs
+from boxquery.training.task import D, Task
 
 #: batches that are not timed (allocators, caches and workers start in them), and those that are, at most, each twice
 WARM_UP, TIMED = 4, 12
@@ -69,7 +65,7 @@ def _effort(config: RunConfig) -> _Effort:
     return _Effort(WARM_UP, batches, (length.minutes or 0) * 60 * share / 2, evaluated_images(config))
 
 
-def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataLoader, detector: Detector, val: Split) -> Costs:
+def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataLoader, detector: D, task: Task[D]) -> Costs:
     """What a run costs here, from a few steps of a copy of its model; carefully where minutes become steps, quickly where a run's length is
     known. No random number of the run is drawn."""
     effort = _effort(config)
@@ -80,10 +76,10 @@ def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataL
             copied, recipe, {0: TIMED_CPU}, average=average, precision=config.precision, accumulate=config.length.accumulate
         )
         first, later = _batch_seconds(config, optimization, loader, effort)
-        evaluation = evaluation_seconds(config, detector, val, effort.images)
+        evaluation = evaluation_seconds(config, detector, task, effort.images)
         closing = 0.0
         if later * config.length.epoch_batches < SHORT_EPOCH:
-            closing = _closing_seconds(config, optimization, Evaluator(config, detector, val, lambda line: None))
+            closing = _closing_seconds(config, optimization, Evaluator(config, detector, task, lambda line: None))
         detector.model = model
     return Costs(first, later, evaluation, closing)
 
@@ -163,17 +159,14 @@ def _closing_seconds(config: RunConfig, optimization: Optimization, evaluator: E
     return now() - started
 
 
-def evaluation_seconds(config: RunConfig, detector: Detector, val: Split, images: int, cached: DetectionDataset | None = None) -> float:
-    """What an evaluation on all of ``val`` takes, from one on a few of its ``images`` (of ``cached``, where they are kept)."""
-    few = range(min(len(val), images))
+def evaluation_seconds(config: RunConfig, detector: D, task: Task[D], images: int, cached: Any = None) -> float:
+    """What an evaluation on all of val takes, from one on a few of its ``images`` (of ``cached``, where they are kept)."""
+    few = range(min(len(task.val), images))
     detector.to(config.device)
     now, started = clock(config), 0.0
     for _ in range(2):  # the first pass is slower than all that follow
         started = now()
-        found = predict_split(
-            detector, val, batch_size=config.evaluation_batch, only=few, cached=cached, max_detections=config.max_detections,
-            warn=lambda line: None,
-        )  # fmt: skip
-        evaluate([val[i] for i in few], found, [str(name) for name in detector.classes], detector.ids, max_detections=config.max_detections)
+        found = task.predict(detector, task.val, config, only=few, cached=cached, warn=lambda line: None)
+        task.evaluate([task.val[i] for i in few], found, config)
     detector.model.train()
-    return (now() - started) / len(few) * len(val)
+    return (now() - started) / len(few) * len(task.val)
