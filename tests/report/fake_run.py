@@ -9,8 +9,9 @@ from PIL import Image, ImageDraw
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.evaluation.metrics import evaluate
+from boxquery.files import write_json
 from boxquery.report.pictures import write_pictures
-from boxquery.report.run_files import write_data, write_evaluation
+from boxquery.report.run_files import DATA, data_facts, write_evaluation
 
 NAMES = ["disc", "square", "triangle", "<script>alert('x')</script>", "a & b"]
 INKS = [(198, 92, 60), (64, 120, 170), (90, 150, 80), (200, 160, 60), (130, 90, 160)]
@@ -91,7 +92,7 @@ def make_run(run: Path, *, epochs: int = 50, images: int = 60) -> Path:
     data.notes.append("No test list was given: 10 % of the images, chosen with seed 0, are the test split.")
     data.skipped.extend(f"annotations/train.json: image {i}, box {i % 4}: width 0; left out" for i in range(7))
     data.skipped.append("train/<b>odd</b>.jpg: cannot be read; left out")
-    write_data(run, data)
+    write_json(run / DATA, data_facts(data))
     for name in ("val", "test"):
         predictions = make_predictions(splits[name], 5)
         result = evaluate(splits[name], predictions, NAMES, ids)

@@ -9,7 +9,7 @@ import pytest
 from boxquery.data.dataset import Data
 from boxquery.errors import UserError
 from boxquery.files import atomic_write, write_json
-from boxquery.report.run_files import read_run, write_data, write_evaluation
+from boxquery.report.run_files import data_facts, read_run, write_evaluation
 
 from .fake_run import NAMES, make_split
 
@@ -47,14 +47,14 @@ def test_evaluations_of_splits_stand_beside_each_other(tmp_path):
 def test_data_facts(tmp_path):
     split = make_split("train", 30, 1)
     data = Data("here", "yolo", NAMES, list(range(5)), {"train": split}, ["a note"], ["a line"])
-    facts = json.loads(write_data(tmp_path, data).read_text())
+    facts = data_facts(data)
     train = facts["splits"]["train"]
     assert train["images"] == 30
     assert train["objects"] == sum(train["per_class"]) == sum(int((~record.ignore).sum()) for record in split)
     assert len(train["per_class"]) == 5
     assert (facts["format"], facts["names"], facts["notes"], facts["skipped"]) == ("yolo", NAMES, ["a note"], ["a line"])
     empty = Data("here", "yolo", [], [], {"train": make_split("train", 0, 1)})
-    assert json.loads(write_data(tmp_path, empty).read_text())["splits"]["train"]["images"] == 0
+    assert data_facts(empty)["splits"]["train"]["images"] == 0
 
 
 @pytest.mark.parametrize("name", ["processor_seconds", "cpu_seconds"])
