@@ -18,7 +18,20 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.models import describe, differences
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("check", "train", "evaluate", "predict", "explain", "compare", "benchmark", "export", "models", "demo", "import-official")
+COMMANDS = (
+    "check",
+    "train",
+    "pretrain",
+    "evaluate",
+    "predict",
+    "explain",
+    "compare",
+    "benchmark",
+    "export",
+    "models",
+    "demo",
+    "import-official",
+)
 
 
 def loaded_by(code: str) -> set[str]:
@@ -295,7 +308,7 @@ def test_the_readme_names_commands_that_exist():
 
 
 def test_public_names_are_a_checked_list():
-    assert bq.__all__ == ["Detector", "Result", "UserError", "create_model", "list_models", "load", "load_official", "train"]
+    assert bq.__all__ == ["Detector", "Result", "UserError", "create_model", "list_models", "load", "load_official", "pretrain", "train"]
     for name in bq.__all__:
         assert getattr(bq, name).__doc__
 

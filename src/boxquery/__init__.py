@@ -15,6 +15,7 @@ _HOME = {
     "Detector": "boxquery.api",
     "load": "boxquery.api",
     "train": "boxquery.api",
+    "pretrain": "boxquery.api",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

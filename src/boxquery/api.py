@@ -18,6 +18,7 @@ from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predic
 from boxquery.explain.explanation import explain
 from boxquery.export.writer import export
 from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
+from boxquery.pretraining import command
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page
 from boxquery.report.run_files import read_median_boxes
@@ -167,3 +168,4 @@ def _public(make: Callable[P, detector.Detector]) -> Callable[P, Detector]:
 
 load = _public(model_folder.load)
 train = _public(run.train)
+pretrain = _public(command.pretrain)

@@ -29,6 +29,7 @@ app = App(
 #: where a command is, by its name, and what it takes where that may be left out or repeated, which cyclopts calls ARGS
 COMMANDS = {
     "train": ("boxquery.training.run:command", "[DATA]"),
+    "pretrain": ("boxquery.pretraining.command:command", "[IMAGES]"),
     "check": ("boxquery.check.command:check", ""),
     "explain": ("boxquery.explain.command:explain", "RUN IMAGES..."),
     "compare": ("boxquery.compare.command:compare", "[DATA]"),

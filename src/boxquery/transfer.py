@@ -192,7 +192,8 @@ def transfer(
         source_classes, target_classes: class names, one per logit column; None for a column without a name, which matches nothing.
 
     - Class rows (heads of all layers, or a shared one, and the label embeddings of denoising) are matched by name (``match_names``), a
-      softmax's "no object" with its like. Columns of a two-stage model's proposal head have no names, the first is "an object": by number.
+      softmax's "no object" with its like, unless no class of the source has a name (as after pre-training without labels). Columns of a
+      two-stage model's proposal head have no names, the first is "an object": by number.
     - Queries go by number; of fewer, the first ones are kept (they were initialised at random, so any choice is as good). Anchors and
       patterns are stored separately, so patterns stay patterns.
     - Levels are matched by backbone stage. A learned table of positions is resampled.
@@ -205,7 +206,7 @@ def transfer(
     for model, classes in ((source, source_classes), (target, target_classes)):
         if len(classes) != model.config["classes"]:
             raise UserError(f"the model has {model.config['classes']} classes, but {len(classes)} names were given")
-    copier = _Copier(source, target, match_names(target_classes, source_classes))
+    copier = _Copier(source, target, match_names(target_classes, source_classes), named=any(source_classes))
     changed = changed_options(source.config["options"], target.config["options"])
     pairs = zip(target_classes, copier.classes, strict=True)
     return Transfer(
@@ -226,8 +227,8 @@ Rows = tuple[int, list[int]]
 class _Copier:
     """Copies tensors of one model to another, row by row."""
 
-    def __init__(self, source: DetectionTransformer, target: DetectionTransformer, classes: list[int]):
-        self.source, self.target, self.classes = source, target, classes
+    def __init__(self, source: DetectionTransformer, target: DetectionTransformer, classes: list[int], *, named: bool):
+        self.source, self.target, self.classes, self.named = source, target, classes, named
         self.theirs, self.ours = source.state_dict(), target.state_dict()
         # levels are matched by backbone stage, counted from the last
         ours, theirs, shift = len(target.neck.projections), len(source.neck.projections), source.neck.inputs - target.neck.inputs
@@ -301,6 +302,7 @@ class _Copier:
             return None
         if kind in ("classes", "columns"):
             no_object = [len(theirs) - len(ours) + i for i in range(len(self.classes), len(ours))]  # comes after the classes
+            no_object = no_object if self.named else [-1] * len(no_object)
             return [(len(theirs), [*self.classes, *no_object])]
         by_number = [i if i < len(theirs) else -1 for i in range(len(ours))]
         return [(len(theirs), self.levels if kind == "levels" else by_number)]

@@ -74,7 +74,7 @@ def test_a_plan_that_a_busy_start_made_is_corrected(now):
 def test_the_best_model_is_kept_and_patience_runs_out(tmp_path):
     data = scenes()
     model = bq.create_model("detr", classes=data.names, preset="tiny", **SMALL)
-    best = BestModel(tmp_path / "model", Detector(model, data.names, data.ids, Preprocessing(64)), "AP", patience=2)
+    best = BestModel(tmp_path / "model", Detector(model, data.names, data.ids, Preprocessing(64)), ImageTask(data), patience=2)
     for epoch, (ap, exhausted) in enumerate([(0.2, False), (0.1, False), (0.3, False), (0.3, False), (0.1, True)], 1):
         best.update(epoch, {"AP": ap, "best_threshold": ap}, model, write=True)
         assert best.exhausted == exhausted
@@ -85,7 +85,7 @@ def test_the_best_model_is_kept_and_patience_runs_out(tmp_path):
 @pytest.mark.parametrize("ap", [None, 0.0])
 def test_with_nothing_to_choose_by_the_last_model_is_kept(tmp_path, ap):
     data = scenes()
-    best = BestModel(tmp_path / "model", Detector(tiny_model(data), data.names, data.ids, Preprocessing(64)), "AP", patience=2)
+    best = BestModel(tmp_path / "model", Detector(tiny_model(data), data.names, data.ids, Preprocessing(64)), ImageTask(data), patience=2)
     for epoch in (1, 2, 3):
         last = tiny_model(data)
         best.update(epoch, {"AP": ap, "best_threshold": None}, last, write=True)

@@ -16,7 +16,7 @@ from boxquery.pretraining.patches import PatchDataset
 
 @torch.inference_mode()
 def find_patches(
-    model: PatchDetection, dataset: PatchDataset, only: Sequence[int], *, batch_size: int, device: torch.device, warn: Callable[[str], None]
+    model: PatchDetection, dataset: PatchDataset, only: Sequence[int], *, batch_size: int, warn: Callable[[str], None]
 ) -> DetectionsByImage:
     """Position in the split -> every query's box in pixels, its score, and the patch that it was told to look for.
 
@@ -25,7 +25,7 @@ def find_patches(
         only: positions.
         warn: called once for each image that cannot be read, which has no entry.
     """
-    model.eval()
+    device = next(model.eval().parameters()).device
     found: DetectionsByImage = {}
     for batch in read_batches(dataset, only, batch_size=batch_size, warn=warn):
         sizes = [(dataset.split[i].height, dataset.split[i].width) for i in batch.indices]

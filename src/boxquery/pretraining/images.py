@@ -14,7 +14,7 @@ from boxquery.data.raw import RawDataset, RawImage
 from boxquery.data.shapes import WORD
 from boxquery.data.validation import fail_if_too_many, validate
 from boxquery.errors import UserError, count
-from boxquery.predict.sources import find_images
+from boxquery.predict.sources import Source, find_images
 from boxquery.pretraining.patches import LEAST, too_small, with_patches
 
 #: images that are held out at most, to see how well patches are found in new images
@@ -54,15 +54,22 @@ def open_images(source: str | Data, patches: int, *, strict: bool = False) -> Da
     return replace(data, names=names, ids=list(range(1, patches + 1)), splits=splits)
 
 
-def _found(source: str, strict: bool) -> Data:
-    """All images of a folder, valid ones and those that are held out, without objects."""
-    sources, notes = find_images([source])
-    images = [RawImage(each.id, Path(each.path), each.name) for each in sources if not is_of_masks(PurePath(each.name).parts[:-1])]
-    if masks := len(sources) - len(images):
+def find_unlabelled(source: str) -> tuple[list[Source], list[str]]:
+    """The images of a folder or glob, without masks, and notes on what was decided. Raises ``UserError`` where there is none."""
+    found, notes = find_images([source])
+    images = [each for each in found if not is_of_masks(PurePath(each.name).parts[:-1])]
+    if masks := len(found) - len(images):
         notes.append(f"{count(masks, 'image')} in folders of masks left out")
-    others = Counter(split_name(part) for image in images for part in PurePath(image.where).parts[:-1])
+    others = Counter(split_name(part) for image in images for part in PurePath(image.name).parts[:-1])
     if held := {name: others[name] for name in ("val", "test") if others[name]}:
         where = " and ".join(f"{number:,} of {name}" for name, number in held.items())
         notes.append(f"images of all folders are used, {where} too: a model that is evaluated on them later has seen them, though no label")
+    return images, notes
+
+
+def _found(source: str, strict: bool) -> Data:
+    """All images of a folder, to learn from and held out, without objects."""
+    found, notes = find_unlabelled(source)
+    images = [RawImage(each.id, Path(each.path), each.name) for each in found]
     raw = RawDataset("images", [], [], {"": images}, notes, source=source, labelled=False, most_held_out=MOST_HELD_OUT)
     return validate(raw, strict=strict)[0]

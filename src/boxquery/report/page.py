@@ -30,7 +30,8 @@ def write_report(folder: Path) -> Path:
     """
     run = read_run(folder)
     model, source = run.config.get("model") or folder.resolve().name, run.config.get("data") or run.data.get("source")
-    title = f"{model} on {_last_part(source)}" if source else str(model)
+    how = "pre-trained on" if run.config.get("patches") else "on"
+    title = f"{model} {how} {_last_part(source)}" if source else str(model)
     return atomic_write(folder / "report.html", render("report.html", title=title, run=run, **sections.values(run)))
 
 

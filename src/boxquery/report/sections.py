@@ -23,6 +23,8 @@ _CURVES = (
     ("Terms of the loss", "not weighted", ("class", "l1", "giou")),
     ("Learning rate", "", ("lr",)),
     ("Duplicate rate", "", ("duplicate_rate",)),
+    ("Patches found", "mean IoU of each patch with the box that its queries are most sure of", ("iou",)),
+    ("Features", "distance of reconstructed features from those of patches, last layer", ("feature",)),
 )
 _ALIGNMENT = (
     ("inside", "Attention inside the object", "share of it; dashed: if it were even", {"even": "inside_even"}),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.limits import DEFAULT_THRESHOLD
-from boxquery.model_folder import save
 from boxquery.models.interface import Model
+from boxquery.training.task import Task
 
 
 class BestModel:
@@ -19,12 +19,12 @@ class BestModel:
 
     Args:
         detector: of the task; what belongs to the model.
-        better: the metric, the higher the better.
+        task: has the metric, the higher the better, and writes models.
         patience: evaluations without a better AP after which the run stops; 0: none.
     """
 
-    def __init__(self, folder: Path, detector: Any, better: str, patience: int):
-        self.folder, self.detector, self.better, self.patience = folder, detector, better, patience
+    def __init__(self, folder: Path, detector: Any, task: Task, patience: int):
+        self.folder, self.detector, self.task, self.better, self.patience = folder, detector, task, task.better, patience
         self.best, self.epoch, self.waited = -1.0, 0, 0
 
     def update(self, epoch: int, metrics: dict[str, Any], model: Model, write: bool) -> None:
@@ -39,7 +39,7 @@ class BestModel:
                 kept = f"the highest {self.better} on val: {score:.4f}" if score else f"the last one: no {self.better} to choose by"
                 detector = copy.copy(self.detector)
                 detector.model = model
-                save(detector, self.folder, epoch={"number": epoch, "kept": kept})
+                self.task.save(detector, self.folder, epoch={"number": epoch, "kept": kept})
 
     def __str__(self) -> str:
         """For people: "the best model (epoch 7)"."""

@@ -148,6 +148,10 @@ class TrainFlags(LengthFlags, RunFlags):
             raise UserError(f"patience={self.patience}: must be 0 or more")
         check_seed(self.seed)
 
+    def recorded(self) -> dict[str, Any]:
+        """What ``config.yaml`` has of these flags beside those of every run."""
+        return {}
+
     def words(self) -> Iterator[str]:
         """The command line that gives these flags; those at their default are left out."""
         for flag in fields(self):
@@ -167,6 +171,48 @@ class TrainFlags(LengthFlags, RunFlags):
                 yield from [f"{name}={text}"] if text.startswith("-") else [name, text]
 
 
+#: a flag that a command does not have
+Absent = Parameter(parse=False, show=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainFlags(TrainFlags):
+    """The flags of ``boxquery pretrain``, which are the keywords of ``boxquery.pretrain``.
+
+    Attributes:
+        start_from: Trained model to start from: a run or model folder, one of transformers, a hub id, or a paper's checkpoint. Options not
+            given are taken from the source.
+        model: Model to train; `boxquery models` lists them. With --from or --teacher it is that one's; otherwise it must be given.
+        preset: Size and recipe: paper, small, tiny, or a further size that is published, see `boxquery models NAME`. Default: small, or
+            that of --from or --teacher.
+        augment: What is done to training images besides cutting patches out: scales, flip, vertical_flip and colour as name=value,
+            repeatable. Default: the preset's scales, nothing else.
+        patches: Random patches per image that queries are told to find.
+        train_backbone: Train the backbone even where it starts from trained weights. Default: it is frozen there, as published, and trained
+            where it starts from random ones.
+    """
+
+    start_from: Annotated[str | None, Parameter(name="--from")] = None
+    model: Annotated[str, Parameter(show_default=False)] = AUTO
+    preset: str | None = None
+    augment: Augmentation = None
+    patches: int = 10
+    train_backbone: Switch = False
+    annotations: Annotated[str | None, Absent] = None
+    images: Annotated[str | None, Absent] = None
+    max_detections: Annotated[int, Absent] = MAX_DETECTIONS
+
+    def check(self) -> None:
+        """Raise ``UserError`` for values that no run can have."""
+        super().check()
+        check_above_zero(patches=self.patches)
+        if self.train_backbone and self.freeze_backbone:
+            raise UserError("--train-backbone and --freeze-backbone exclude each other; give one of them")
+
+    def recorded(self) -> dict[str, Any]:
+        return {"patches": self.patches, "train_backbone": self.train_backbone}
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(RunFlags):
     """A run, complete: written to ``config.yaml`` before the first step.
@@ -183,6 +229,7 @@ class RunConfig(RunFlags):
         frozen: whether stem, first stage and batch norm of the backbone keep what the source had.
         normalize: whether pixels are normalised: as in what it starts from, or as the preset has it.
         world_size: number of processes.
+        patches, train_backbone: of a run that learns from images without labels, see ``PretrainFlags``; 0: of any other.
     """
 
     data: str
@@ -203,6 +250,8 @@ class RunConfig(RunFlags):
     lr: float = field()
     workers: int = 0
     world_size: int = 1
+    patches: int = 0
+    train_backbone: bool = False
     length: RunLength
 
     @property
@@ -210,15 +259,25 @@ class RunConfig(RunFlags):
         """Images that are evaluated together: no gradients are kept, so that at least four fit."""
         return max(self.batch_size, 4)
 
+    @property
+    def verb(self) -> str:
+        """The command that such runs are made by."""
+        return "pretrain" if self.patches else "train"
+
+    def flags(self, length: LengthFlags) -> TrainFlags:
+        """Those of the run, wherever that is, with a length."""
+        own: dict[str, Any] = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"workers": None}
+        own |= {flag.name: getattr(length, flag.name) for flag in fields(LengthFlags)}
+        return PretrainFlags(**own, patches=self.patches, train_backbone=self.train_backbone) if self.patches else TrainFlags(**own)
+
     def command(self, out: Path | str, length: LengthFlags | None = None) -> str:
         """The command line that repeats the run, wherever that is; or one like it of another length."""
-        own = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"device": "auto", "workers": None}
-        flags = TrainFlags(**own, **vars(length or self.length.as_flags()))
-        return shlex.join(["boxquery", "train", self.data, *flags.words(), "--out", str(out)])
+        flags = replace(self.flags(length or self.length.as_flags()), device="auto")
+        return shlex.join(["boxquery", self.verb, self.data, *flags.words(), "--out", str(out)])
 
     def resume_command(self, out: Path | str) -> str:
         """The command line that resumes the run."""
-        return shlex.join(["boxquery", "train", self.data, "--out", str(out), "--resume"])
+        return shlex.join(["boxquery", self.verb, self.data, "--out", str(out), "--resume"])
 
     def places(self) -> list[str]:
         """The words of a command line that say where images and annotations are, if the user did."""
@@ -256,8 +315,7 @@ class RunConfig(RunFlags):
 
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have; how many workers are too many is up to the machine that resumes it."""
-        flags = {flag.name: getattr(self, flag.name) for flag in fields(RunFlags)} | {"workers": None}
-        TrainFlags(**flags, **{flag.name: getattr(self.length, flag.name) for flag in fields(LengthFlags)}).check()
+        self.flags(self.length).check()
         recorded(self.augmentation)
         length = self.length
         check_above_zero(

@@ -93,7 +93,7 @@ class Diagnosis:
         self.findings: list[dict[str, Any]] = []
         #: medians over the first steps of the run: loss, norm of the gradient
         self.first: dict[str, float] = {}
-        self.test = shlex.join(["boxquery", "check", config.data, *config.places(), "--model", config.model, "--overfit"])
+        self.test = shlex.join(task.test(config))
 
     def state_dict(self) -> dict[str, Any]:
         return {"findings": self.findings, "first": self.first}

@@ -43,7 +43,7 @@ class EpochEnd(L.Callback):
         self.folder, self.config, self.task, self.bar, self.sampler = folder, config, task, bar, sampler
         self.clock = Clock(config.length, counts_cpu(config))
         self.evaluator = Evaluator(config, detector, task, lambda line: self.skipped("val", line))
-        self.best = BestModel(folder / "model", detector, task.better, config.patience)
+        self.best = BestModel(folder / "model", detector, task, config.patience)
         self.table = MetricsTable(folder / "metrics.csv")
         self.diagnosis = Diagnosis(folder, config, task)
         self.unreadable: dict[str, list[str]] = {"train": [], "val": []}

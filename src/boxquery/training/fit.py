@@ -229,7 +229,7 @@ class Run:
 
     def start_from(self, origin: Detector) -> None:
         """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
-        c, names = self.config, self.task.data.names
+        c, names = self.config, self.detector.classes
         found = transfer(origin.transformer, self.detector.transformer, origin.classes, names)
         frozen = bool(c.pretrained) or (
             found.backbone and (c.preset not in OUR_PRESETS or c.freeze_backbone or origin.model.config["frozen"])

@@ -9,7 +9,7 @@ from rich.console import Console
 from boxquery.augment import Augment
 from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult
-from boxquery.errors import UserError, count
+from boxquery.errors import UserError
 from boxquery.models.interface import Model
 from boxquery.training.config import RunConfig
 from boxquery.training.processes import rank
@@ -21,8 +21,7 @@ def report_data(console: Console, task: Task) -> None:
     data = task.data
     counts = ", ".join(f"{len(split)} {name}" for name, split in data.splits.items())
     number = sum(map(len, data.splits.values()))
-    classes = f"{count(len(data.names), 'class', 'classes')}: {', '.join(data.names[:12])}"
-    console.print(f"{data.source}: {data.format}, {counts} {task.unit}{'s' * (number != 1)}, {classes}", markup=False)
+    console.print(f"{data.source}: {data.format}, {counts} {task.unit}{'s' * (number != 1)}, {task.contents}", markup=False)
     for line in data.messages():
         console.print(line, style="yellow" if line.startswith("skipped") else "", markup=False)
     task.check_data()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
@@ -17,6 +17,8 @@ from boxquery.training.config import TrainFlags
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
     from boxquery.detector import Detector
+
+F = TypeVar("F", bound=TrainFlags)
 
 
 def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = None, resume: bool = False, **flags: Any) -> Detector:
@@ -33,19 +35,7 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
     Returns the best model. The run folder then holds ``config.yaml``, ``metrics.csv``, ``model/``, ``last.ckpt`` and ``report.html``.
     Under ``torchrun`` every process calls this and each takes its share. Raises ``UserError``.
     """
-    known = inspect.signature(TrainFlags).parameters
-    if unknown := sorted(flags.keys() - known):
-        close = difflib.get_close_matches(unknown[0], known, 1)
-        meant = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}; a model's own options go into options={{...}}"
-        raise UserError(f"train() has no keyword {', '.join(unknown)}; {meant}")
-    flags = {name: value for name, value in flags.items() if value is not None}
-    flags |= {name: str(flags[name]) for name in ("start_from", "images", "annotations") if name in flags}
-    if isinstance(weights := flags.get("pretrained"), str | Path):
-        flags["pretrained"] = pretrained_of(str(weights))
-    if "augment" in flags:
-        flags["augment"] = augment_parts(flags["augment"])
-    requested = TrainFlags(**flags)
-    requested.check()
+    requested = flags_of(TrainFlags, "train", flags)
     if data is None and not resume and requested.pretrained not in (True, False, "auto"):
         raise UserError(f"--pretrained took {requested.pretrained} as weights; write DATA before the flags, or --pretrained=required")
     if data is None and not resume:
@@ -53,6 +43,24 @@ def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = 
     from boxquery.training.fit import start
 
     return start(data, None if out is None else Path(out), requested, resume)
+
+
+def flags_of(kind: type[F], function: str, keywords: dict[str, Any]) -> F:
+    """The flags that keywords of a function are; ``None`` is not given. Raises ``UserError`` for unknown ones and values that cannot be."""
+    known = inspect.signature(kind).parameters
+    if unknown := sorted(keywords.keys() - known):
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        meant = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}; a model's own options go into options={{...}}"
+        raise UserError(f"{function}() has no keyword {', '.join(unknown)}; {meant}")
+    given: dict[str, Any] = {name: value for name, value in keywords.items() if value is not None}
+    given |= {name: str(given[name]) for name in ("start_from", "images", "annotations") if name in given}
+    if isinstance(weights := given.get("pretrained"), str | Path):
+        given["pretrained"] = pretrained_of(str(weights))
+    if "augment" in given:
+        given["augment"] = augment_parts(given["augment"])
+    requested = kind(**given)
+    requested.check()
+    return requested
 
 
 _own = [p for p in inspect.signature(train).parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -19,7 +19,7 @@ from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS, check_workers
 from boxquery.model_folder import load
 from boxquery.models import preset
 from boxquery.models.recipes import recipe_of
-from boxquery.training.config import FILE, RunConfig, RunFlags, TrainFlags
+from boxquery.training.config import FILE, PretrainFlags, RunConfig, RunFlags, TrainFlags
 from boxquery.training.processes import rank, world_size
 from boxquery.training.run_length import LengthFlags, RunLength
 from boxquery.transfer import changed_options, check_same_model
@@ -100,7 +100,7 @@ def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin
     length = RunLength(**long)
     if length.ends_by_clock and world_size() > 1:
         raise UserError("--clock cpu counts the time of one process; with several give --clock wall")
-    return RunConfig(**values, data=data, world_size=world_size(), length=length, chosen=list(chosen))
+    return RunConfig(**values, **requested.recorded(), data=data, world_size=world_size(), length=length, chosen=list(chosen))
 
 
 def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
@@ -122,6 +122,8 @@ def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
 def same(config: RunConfig, data: str | None, requested: TrainFlags, folder: Path) -> RunConfig:
     """The run's own settings, except for where it runs and how it reads. Raises ``UserError`` where the flags contradict them."""
     known = vars(config.length) | vars(config)
+    if bool(config.patches) != isinstance(requested, PretrainFlags):
+        raise UserError(f"{folder} is a run of boxquery {config.verb}; resume it with {config.resume_command(folder)}")
     given = {flag.name: value for flag in fields(requested) if (value := getattr(requested, flag.name)) not in (None, flag.default)}
     for name, asked in {**({} if data is None else {"data": data}), **given}.items():
         # the clock is of no use once minutes have become steps

@@ -14,7 +14,8 @@ from boxquery.augment import Augment
 from boxquery.check.run_checks import CheckResult
 from boxquery.data.dataset import AnyData, AnySplit
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
+from boxquery.model_folder import save
 from boxquery.models import create_model
 from boxquery.models.interface import Model
 from boxquery.parts.weights import BackboneWeights
@@ -94,6 +95,11 @@ class Task(ABC, Generic[D]):
         """Flags with a learning rate that suits the data, of a model that is named, and the names of those that were chosen here."""
         return requested, []
 
+    @property
+    def contents(self) -> str:
+        """What the data hold beside their splits, in words."""
+        return f"{count(len(self.data.names), 'class', 'classes')}: {', '.join(self.data.names[:12])}"
+
     def check_data(self) -> None:
         """Raises ``UserError`` where nothing can be trained or evaluated on the data."""
         self.data.training_split()
@@ -136,9 +142,17 @@ class Task(ABC, Generic[D]):
     def check(self, config: RunConfig, model: Model, augment: Augment, findings: Sequence[Any], *, picture: bool) -> CheckResult:
         """What is wrong with the data, and what will go wrong. Raises nothing; ``findings`` are those of opening the data."""
 
+    def test(self, config: RunConfig) -> list[str]:
+        """The words of a command that shows whether the model can learn at all."""
+        return ["boxquery", "check", config.data, *config.places(), "--model", config.model, "--overfit"]
+
     @abstractmethod
     def detector(self, model: Model, preprocessing: Preprocessing) -> D:
         """The model with what belongs to it."""
+
+    def save(self, detector: D, folder: Path, *, epoch: Mapping[str, Any]) -> None:
+        """Write the model of an epoch, see ``boxquery.model_folder.save``."""
+        save(detector, folder, epoch=epoch)  # pyright: ignore[reportArgumentType]
 
     @abstractmethod
     def load(self, folder: Path) -> D:
