@@ -358,7 +358,7 @@ def test_configuration_builds_the_model_again(name):
         ("petr", {"depths": 0}, "depths=0"),
         ("detr3d", {"cameras": 0}, "cameras=0"),
         ("detr3d", {"matching": "denoising"}, "denoising"),
-        ("detr3d", {"class_loss": "vfl"}, "class_loss='vfl'"),
+        ("detr3d", {"class_loss": "position"}, "class_loss='position'"),
         ("detr3d", {"dilation": True}, "strides"),
         ("detr3d", {"relative_bias": True}, "relative_bias=True"),
     ],
@@ -390,7 +390,7 @@ def test_the_training_step_of_images_takes_batches_of_scenes(name):
     result = training_step(model, collate_scenes([scenes[0], scenes[1]]), optimizer, clip=35.0)
     assert bool(result.loss.isfinite())
     assert bool(result.norm > 0)
-    assert set(result.terms) == {"class", "l1"}
+    assert set(result.terms) == {"class", "l1", "dense.class", "dense.place", "dense.depth", "dense.box"}
     # what comes before the backbone's last norms, which start at zero, has no gradient yet
     assert all("bn1.bias" in n for n, p in model.named_parameters() if torch.equal(p, before[n]))
     found = model.eval()(*collate_scenes([scenes[0]]).inputs, last_only=True)

@@ -37,6 +37,14 @@ class Classification(Protocol):
     ) -> Tensor: ...
 
 
+class DenseLoss(Protocol):
+    """What the predictions of all tokens learn (``Output.dense``): ``TaskAlignedLoss``, or of scenes ``PerspectiveLoss``."""
+
+    @property
+    def weights(self) -> dict[str, float]: ...
+    def terms(self, out: Any, targets: PaddedTargets) -> dict[str, Tensor]: ...
+
+
 #: names of terms that have no layers
 PROPOSALS, INITIAL = "proposals", "initial"
 
@@ -89,7 +97,7 @@ class SetCriterion:
         coder: how boxes are compared.
         fine: losses of boxes that are distributions, where they are.
         joint: box losses of every layer, the proposals and the initial predictions use the pairs of all of them (D-FINE, section 4.2).
-        dense: assignment and losses of a dense head, where the model has one.
+        dense: assignment and losses of a dense head, where the model has one, and of what cells propose in scenes.
     """
 
     def __init__(
@@ -102,7 +110,7 @@ class SetCriterion:
         coder: BoxCoder = SigmoidBoxCoder(),  # noqa: B008
         fine: FineGrainedLoss | None = None,
         joint: bool = False,
-        dense: TaskAlignedLoss = TaskAlignedLoss(),  # noqa: B008
+        dense: DenseLoss = TaskAlignedLoss(),  # noqa: B008
     ):
         self.classification, self.coder, self.class_agnostic_proposals = classification, coder, class_agnostic_proposals
         self.fine, self.joint, self.dense = fine, joint, dense

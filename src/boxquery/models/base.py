@@ -120,7 +120,7 @@ class QueryTransformer(Model):
         state = self.decode(self.queries(memory, targets), memory, outputs, attended, traces)
         every, alive = outputs.stacked()
         completed = traces.complete(outputs.indices, every.boxes.unbind(), self.scores(every.logits).amax(-1).unbind()) if trace else None
-        dense = None if self.dense is None or targets is None else self.dense(memory)
+        dense = state.proposed if self.dense is None or targets is None else self.dense(memory)
         rows, first = slice(-1 if last_only else None, None), state.training_only()
         every = every.part(slice(None), rows)
         extra = state.split_groups(every)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from boxquery.parts.box_coder import BoxCoder
-from boxquery.parts.boxes import at_least_float32, clamp_logits
+from boxquery.parts.boxes import at_least_float32, clamp_logits, inverse_sigmoid
 from boxquery.parts.cameras import limits
 
 #: the columns of x, y and z in the code
@@ -29,11 +29,13 @@ class Box3DCoder(BoxCoder):
         area: x, y, z at least and at most.
         eps: how far from 0 and 1 an anchor is kept (see ``clamp_logits``).
         velocity: weight of the two numbers of the velocity in the loss; they do not count in matching.
+        near: metres between centres at which the quality of a box is 1 / e.
     """
 
     area: Sequence[float]
     eps: float = 1e-5
     velocity: float = 0.2
+    near: float = 4.0
     size = 10
 
     def decode(self, raw: Tensor, anchor: Tensor | None) -> Tensor:
@@ -66,7 +68,58 @@ class Box3DCoder(BoxCoder):
         return {"l1": torch.cat((distance[..., :8], self.velocity * distance[..., VELOCITY]), -1)}
 
     def quality(self, boxes: Tensor, targets: Tensor) -> Tensor:
-        raise NotImplementedError("no loss of 3-D boxes depends on their overlap")
+        """Of matched pairs, [P, 10] and [P, 9] -> [P] in [0, 1]: how near the centres are on the plane, which is what detection counts."""
+        return (-(boxes[..., :2] - targets[..., :2]).norm(dim=-1) / self.near).exp()
+
+
+@dataclass(frozen=True)
+class PolarBox3DCoder(Box3DCoder):
+    """The head's numbers are as seen from the vehicle, so that they are what an image shows, in whichever direction it was taken: a centre
+    moves along the line from the vehicle, by a share of its distance, and to the left of it; heading and velocity are measured against it.
+
+    Args:
+        step: by what share of its distance, and by how many metres upwards, the number 1 moves a centre.
+        unit: share of an object's distance that counts as much as a metre does in ``Box3DCoder``.
+    """
+
+    step: float = 0.1
+    unit: float = 0.1
+
+    def decode(self, raw: Tensor, anchor: Tensor | None) -> Tensor:
+        """As ``Box3DCoder.decode``."""
+        assert anchor is not None
+        raw, anchor = at_least_float32(raw, anchor)
+        low, high = limits(self.area, raw)
+        point = anchor.sigmoid() * (high - low) + low
+        distance = point[..., :2].norm(dim=-1, keepdim=True).clamp(min=1.0)
+        along = point[..., :2] / distance
+        move = self.step * raw[..., CENTRE]
+        centre = torch.cat((point[..., :2] + turned(move[..., :2], along) * distance, point[..., 2:] + move[..., 2:]), -1)
+        x, y, z = inverse_sigmoid((centre - low) / (high - low), self.eps).unbind(-1)
+        heading = turned(raw[..., 6:8].flip(-1), along).flip(-1)
+        velocity = turned(raw[..., VELOCITY], along)
+        return torch.cat((torch.stack((x, y), -1), raw[..., 2:4], z[..., None], raw[..., 5:6], heading, velocity), -1)
+
+    def costs(self, boxes: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """As ``Box3DCoder.costs``, in shares of the objects' distances."""
+        apart = (boxes[..., :, None, :8] - self.compared(targets)[..., None, :, :8]).abs()
+        return {"l1": (apart * self.shares(targets)[..., None, :, :8]).sum(-1)}
+
+    def terms(self, boxes: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """As ``Box3DCoder.terms``, in shares of the objects' distances."""
+        return {"l1": super().terms(boxes, targets)["l1"] * self.shares(targets)}
+
+    def shares(self, targets: Tensor) -> Tensor:
+        """Boxes [..., 9] -> [..., 10], 1 but for x and y: there ``unit`` of an object's distance from the vehicle counts 1."""
+        share = 1 / (self.unit * targets[..., :2].norm(dim=-1, keepdim=True).clamp(min=1.0))
+        one = torch.ones_like(share)
+        return torch.cat((share, share, one.expand(*share.shape[:-1], 8)), -1)
+
+
+def turned(pair: Tensor, along: Tensor) -> Tensor:
+    """(x, y) [..., 2] in a frame whose x axis is ``along`` [..., 2] -> in the frame that ``along`` is in."""
+    (x, y), (cosine, sine) = pair.unbind(-1), along.unbind(-1)
+    return torch.stack((cosine * x - sine * y, sine * x + cosine * y), -1)
 
 
 def to_boxes(codes: Tensor) -> Tensor:

@@ -40,12 +40,25 @@ class Cameras:
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """[B, Q, 3] in metres -> where they are in each view, [B, V, Q, 2] (x, y) in [0, 1] of its width and height, and whether they are
         inside it and in front of the camera, bool [B, V, Q]."""
+        places, depth = self.seen(points)
+        return places, (depth > NEAR) & ((places > 0) & (places < 1)).all(-1)
+
+    def seen(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, Q, 3] in metres -> the same places, and depths [B, V, Q] in metres along each camera's axis."""
         matrix = self.lidar2img.to(points.dtype)
         with torch.autocast(points.device.type, enabled=False):
             seen = points[:, None] @ matrix[..., :3, :3].transpose(2, 3) + matrix[..., None, :3, 3]
-        depth = seen[..., 2:]
-        places = seen[..., :2] / depth.clamp(min=NEAR) / points.new_tensor(self.size[::-1])
-        return places, (depth[..., 0] > NEAR) & ((places > 0) & (places < 1)).all(-1)
+        return seen[..., :2] / seen[..., 2:].clamp(min=NEAR) / points.new_tensor(self.size[::-1]), seen[..., 2]
+
+    def rays(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Places (x, y) [B, V, N, 2] in [0, 1] of each view -> where its rays start, [B, V, 1, 3] in metres, and directions [B, V, N, 3]:
+        the point at a depth is start + depth * direction."""
+        with torch.autocast(places.device.type, enabled=False):
+            matrix = self.lidar2img.to(places.dtype)
+            inverse = torch.linalg.inv(matrix[..., :3, :3])
+            pixels = places * places.new_tensor(self.size[::-1])
+            directions = torch.cat((pixels, torch.ones_like(pixels[..., :1])), -1) @ inverse.transpose(2, 3)
+            return -(matrix[..., None, :3, 3] @ inverse.transpose(2, 3)), directions
 
     def unproject(self, cells: tuple[int, int], depths: Tensor) -> Tensor:
         """Points [B, V, h, w, K, 3] in metres at K depths [K] on the ray of every cell's first pixel, cells being (h, w) per view."""

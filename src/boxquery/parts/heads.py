@@ -105,8 +105,8 @@ class TowerHead(Head):
 class ClassTowerHead(Head):
     """Class logits after two linear maps with layer norms; a box of the coder's by a 3-layer MLP (DETR3D, PETR)."""
 
-    def __init__(self, dim: int, columns: int, coder: BoxCoder):
-        super().__init__(dim, columns, zero_boxes=False, coder=coder)
+    def __init__(self, dim: int, columns: int, coder: BoxCoder, zero_boxes: bool = False):
+        super().__init__(dim, columns, zero_boxes=zero_boxes, coder=coder)
         self.class_tower = _tower(dim, 2, bias=True)
 
     def logits(self, content: Tensor) -> Tensor:

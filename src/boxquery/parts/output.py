@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from boxquery.parts.cameras import Cameras
 from boxquery.parts.trace import Trace
 
 
@@ -168,6 +169,27 @@ class DensePredictions:
 
 
 @dataclass(frozen=True)
+class PerspectivePredictions:
+    """What the cells of the finest level propose: S cells of all V views, view by view and row by row.
+
+    Attributes:
+        logits: [B, S, C].
+        codes: [B, S, 10], boxes in the frame of the vehicle (``boxquery.parts.box_coder_3d``).
+        places: [B, S, 2] (x, y), where the middle of the box's lower face is in the cell's view, in [0, 1] of it; depths: [B, S], how far
+            away that is along the camera's axis, in metres.
+        cells: (h, w) of a view.
+        cameras: of the scenes.
+    """
+
+    logits: Tensor
+    codes: Tensor
+    places: Tensor
+    depths: Tensor
+    cells: tuple[int, int]
+    cameras: Cameras
+
+
+@dataclass(frozen=True)
 class Output(LayerPredictions):
     """What ``model(images, mask)`` returns; shapes as in ``LayerPredictions`` with N = Q ordinary queries, the last row is final.
 
@@ -176,12 +198,12 @@ class Output(LayerPredictions):
         alive: [L, B, Q] bool where queries are pruned between layers: a pruned query keeps its last box and has logits of -inf.
         extra: predictions that only training uses, by the name of their strategy: those of training-only queries, and further ones of the
             ordinary queries.
-        dense: of a training-only head on the encoder's tokens, where the model has one.
+        dense: of a training-only head on the encoder's tokens, where the model has one; or what the cells of scenes propose.
         trace: what each query did, with ``trace=True``.
     """
 
     proposals: LayerPredictions | None = None
     alive: Tensor | None = None
     extra: dict[str, TrainingGroupOutput] = field(default_factory=dict)
-    dense: DensePredictions | None = None
+    dense: DensePredictions | PerspectivePredictions | None = None
     trace: Trace | None = None

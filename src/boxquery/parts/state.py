@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boxquery.parts.boxes import chosen_rows
-from boxquery.parts.output import LayerPredictions, QueryGroup, TrainingGroupOutput
+from boxquery.parts.output import LayerPredictions, PerspectivePredictions, QueryGroup, TrainingGroupOutput
 
 
 class Previous(Protocol):
@@ -42,6 +42,7 @@ class QueryState:
         groups: training-only queries, in their order before the ordinary ones in every tensor here.
         query_index: [B, Q] int64, which queries of the first layer these are, in rising order; None: all.
         previous: the predictions of the layer before, where they are used.
+        proposed: what all cells propose, where queries of scenes are the best of these.
     """
 
     content: Tensor
@@ -54,6 +55,7 @@ class QueryState:
     groups: tuple[QueryGroup, ...] = ()
     query_index: Tensor | None = None
     previous: Previous | None = None
+    proposed: PerspectivePredictions | None = None
 
     def with_content(self, content: Tensor) -> QueryState:
         return replace(self, content=content)

@@ -11,15 +11,18 @@ from torch import Tensor
 from boxquery.errors import UserError
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
+from boxquery.matching.perspective import PerspectiveLoss
 from boxquery.models.base import QueryTransformer
 from boxquery.models.options import Options, check_least
 from boxquery.models.postprocess import ScenePostProcess
 from boxquery.models.recipes import NARROW_RESNET10, NARROW_RESNET18, TINY_DATA, Preset, Recipe, narrow
-from boxquery.parts.box_coder_3d import Box3DCoder
+from boxquery.parts.box_coder_3d import Box3DCoder, PolarBox3DCoder
 from boxquery.parts.cameras import Cameras, limits, widened
+from boxquery.parts.heads import ClassTowerHead
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import Output
+from boxquery.parts.perspective import PerspectiveHead, PerspectiveQueries
 
 #: nuScenes' in DETR3D and PETR
 AREA = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
@@ -34,12 +37,14 @@ ONLY: dict[str, Any] = {
 class SceneOptions(Options):
     """``levels``: maps of the image; the backbone's last, as a pyramid.
     ``area``: x, y, z at least and at most of the space that boxes are in, in metres; six numbers.
+    ``two_stage``: queries start from boxes that the cells of the finest map propose; False: as published.
     """
 
     num_queries: int | list[int] = 900
     encoder_layers: int = 0
     levels: int = 1
     area: list[float] = field(default_factory=lambda: list(AREA))
+    two_stage: bool = False
 
     def check(self) -> None:
         for name, only in ONLY.items():
@@ -48,8 +53,10 @@ class SceneOptions(Options):
         super().check()
         if refused := self.strategies - {"group", "hybrid"}:
             raise UserError(f"matching={self.matching!r}: {min(refused)} needs boxes in an image; several cameras allow group and hybrid")
-        if self.class_loss not in ("paper", "focal"):
-            raise UserError(f"class_loss={self.class_loss!r}: depends on the overlap with boxes in an image; several cameras allow focal")
+        if self.class_loss == "position":
+            raise UserError("class_loss='position': depends on boxes in an image; several cameras allow focal, vfl and mal")
+        if self.two_stage and (added := self.strategies & {"group", "hybrid"}):
+            raise UserError(f"matching={self.matching!r}: {min(added)} has more learned queries; two_stage=True has proposals instead")
         check_least(1, levels=self.levels)
         numbers = [value for value in self.area if isinstance(value, (int, float))]
         if len(numbers) != 6 or len(self.area) != 6 or any(low >= high for low, high in zip(numbers[:3], numbers[3:], strict=True)):
@@ -127,7 +134,22 @@ class SceneTransformer(QueryTransformer):
 
 def criterion(coder: Box3DCoder) -> SetCriterion:
     """Focal classes, and L1 on the code."""
-    return SetCriterion(Focal(), l1=0.25, coder=coder)
+    return SetCriterion(Focal(), l1=0.25, coder=coder, dense=PerspectiveLoss(coder))
+
+
+def box_coder(o: SceneOptions) -> Box3DCoder:
+    """As published, or from the proposals."""
+    return PolarBox3DCoder(tuple(o.area)) if o.two_stage else Box3DCoder(tuple(o.area))
+
+
+def head(o: SceneOptions, classes: int, coder: Box3DCoder) -> ClassTowerHead:
+    """Of a decoder layer; with proposals its boxes begin where these are."""
+    return ClassTowerHead(o.hidden_dim, classes, coder, zero_boxes=o.two_stage)
+
+
+def proposals(o: SceneOptions, classes: int) -> PerspectiveQueries:
+    """Queries at the best of what cells propose."""
+    return PerspectiveQueries(o.queries, o.hidden_dim, PerspectiveHead(o.hidden_dim, classes, o.area))
 
 
 def no_encoder() -> Encoder:
@@ -140,20 +162,30 @@ RECIPE = Recipe(
     epochs=24, batch_size=1, lr=2e-4, backbone_lr=2e-5, weight_decay=0.01, decay="cosine", warmup=500 / (24 * 28130 / 8), clip=35.0
 )
 
-#: what "small" and "tiny" change, beside the backbone
-SMALL_SCENES: dict[str, Any] = {"decoder_layers": 3, "hidden_dim": 128, "heads": 4, "ffn_dim": 256, "dropout": 0.0}
+#: what "small" and "tiny" change, beside the backbone: queries start from what cells propose, and scores say how near a box is
+SMALL_SCENES: dict[str, Any] = {
+    "two_stage": True, "decoder_layers": 3, "hidden_dim": 128, "heads": 4, "ffn_dim": 256, "dropout": 0.0, "class_loss": "mal",
+}  # fmt: skip
+
+#: of "small" and "tiny": nothing is thrown away where maps shrink, so that what is left of a place in them is finer than a cell; and blocks
+#: learn from the first step on
+FINE: dict[str, Any] = {"replace_stem_pool": True, "avg_down": True, "zero_init_last": False}
+
+#: a stem of half the width of "small", and a last stage no wider than the one before
+TINY_BACKBONE: dict[str, Any] = {**NARROW_RESNET10, "channels": (32, 64, 128, 128), "stem_width": 8}
 
 
-def presets(options: SceneOptions, recipe: Recipe, **own: Any) -> dict[str, Preset]:
+def presets(options: SceneOptions, recipe: Recipe, lr: float, **own: Any) -> dict[str, Preset]:
     """A paper's sizes: "paper", and "small" and "tiny", which are ours.
 
     Args:
-        own: options of "small" and "tiny" beside ``SMALL_SCENES``.
+        lr: of "small" and "tiny".
+        own: options of these beside ``SMALL_SCENES``.
     """
     small = replace(options, **{**SMALL_SCENES, **own})
-    ours = replace(TINY_DATA, image_size=96, batch_size=2, clip=1.0)
+    ours = replace(TINY_DATA, image_size=96, batch_size=1, lr=lr, backbone_lr=lr, clip=1.0, ema=0.998)
     return {
         "paper": Preset(options, recipe),
-        "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18),
-        "tiny": narrow(replace(small, num_queries=50), ours, **NARROW_RESNET10),
+        "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18, **FINE),
+        "tiny": narrow(replace(small, num_queries=50, decoder_layers=2, hidden_dim=96), ours, **TINY_BACKBONE, **FINE),
     }

@@ -23,12 +23,12 @@ from dataclasses import dataclass, replace
 
 from boxquery.models.builders import decoder, pyramid_body
 from boxquery.models.options import check_least
-from boxquery.models.scenes.base import RECIPE, SceneOptions, SceneTransformer, criterion, no_encoder, presets
+from boxquery.models.scenes.base import RECIPE, SceneOptions, SceneTransformer, box_coder, criterion, head, no_encoder, presets, proposals
 from boxquery.parts.attention.dense import SelfAttention
 from boxquery.parts.attention.projected import ProjectedAttention
 from boxquery.parts.backbone import FeaturePyramid
-from boxquery.parts.box_coder_3d import CENTRE, Box3DCoder
-from boxquery.parts.heads import ClassTowerHead, Head, Prediction
+from boxquery.parts.box_coder_3d import CENTRE
+from boxquery.parts.heads import Head, Prediction
 from boxquery.parts.layers import DecoderLayer, Residual, reset_transformer
 from boxquery.parts.queries import ReferencePointQueries
 from boxquery.parts.scene_tokens import SceneTokens
@@ -51,7 +51,7 @@ class DETR3DOptions(SceneOptions):
         check_least(1, cameras=self.cameras)
 
 
-PRESETS = presets(DETR3DOptions(), replace(RECIPE, image_size=900), levels=3)
+PRESETS = presets(DETR3DOptions(), replace(RECIPE, image_size=900), lr=3e-3, levels=3)
 
 
 def refine_centre(state: QueryState, prediction: Prediction, head: Head) -> QueryState:
@@ -78,15 +78,15 @@ def build(classes: int, options: DETR3DOptions, weights: BackboneWeights | None)
     neck = FeaturePyramid(backbone.channels, dim, coarser=max(o.levels - 3, 0))
     layers = layers_of(o)
     reset_transformer(*layers)
-    coder = Box3DCoder(tuple(o.area))
+    coder = box_coder(o)
     return SceneTransformer(
         image=(backbone, neck, SceneTokens()),
         encoder=no_encoder(),
         # locate: at the point that is made from the position
-        queries=ReferencePointQueries(o.queries, dim, "learned", coordinates=3),
+        queries=proposals(o, classes) if o.two_stage else ReferencePointQueries(o.queries, dim, "learned", coordinates=3),
         layers=layers,
         refine=refine_centre,
-        heads=[ClassTowerHead(dim, classes, coder) for _ in layers],
+        heads=[head(o, classes, coder) for _ in layers],
         criterion=criterion(coder),
         top_k=300,
     )

@@ -22,11 +22,9 @@ from torch import nn
 
 from boxquery.models.builders import decoder, pyramid_body
 from boxquery.models.options import check_least
-from boxquery.models.scenes.base import RECIPE, SceneOptions, SceneTransformer, criterion, no_encoder, presets
+from boxquery.models.scenes.base import RECIPE, SceneOptions, SceneTransformer, box_coder, criterion, head, no_encoder, presets, proposals
 from boxquery.parts.attention.dense import DenseAttention, SelfAttention
 from boxquery.parts.backbone import FeaturePyramid
-from boxquery.parts.box_coder_3d import Box3DCoder
-from boxquery.parts.heads import ClassTowerHead
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.queries import SpacePointQueries
 from boxquery.parts.scene_tokens import RayPosition, SceneTokens
@@ -47,7 +45,7 @@ class PETROptions(SceneOptions):
         check_least(1, depths=self.depths)
 
 
-PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), levels=3, depths=16)
+PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), lr=2e-3, levels=3, depths=16)
 
 
 def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -> SceneTransformer:
@@ -59,14 +57,14 @@ def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -
     # cross-attention: every query attends to every cell of every camera
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), lambda layer: DenseAttention(dim, o.heads, o.dropout))
     reset_transformer(*layers)
-    coder = Box3DCoder(tuple(o.area))
+    coder = box_coder(o)
     return SceneTransformer(
         image=(backbone, neck, tokens),
         encoder=no_encoder(),
-        queries=SpacePointQueries(o.queries, dim),
+        queries=proposals(o, classes) if o.two_stage else SpacePointQueries(o.queries, dim),
         layers=layers,
         norm=nn.LayerNorm(dim),
-        heads=[ClassTowerHead(dim, classes, coder)],
+        heads=[head(o, classes, coder)],
         criterion=criterion(coder),
         top_k=300,
     )
