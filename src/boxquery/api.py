@@ -118,21 +118,28 @@ class Detector(_Evaluated, detector.Detector):
         size: tuple[int, int] | None = None,
         verify: str | Path | Data | None = None,
         split: str = "val",
+        calibrate: str | Path | Data | None = None,
+        calibration_images: int | None = None,
     ) -> dict[str, Any]:
         """Write the model as a file that runs without Python or torch, with its post-processing, class names, threshold and preprocessing.
 
         Args:
             path: ``.onnx``, or ``.xml`` for OpenVINO, with its weights beside it in a file ``.bin``.
-            precision: "fp32"; "fp16", weights stored in 16 bits; "bf16", computed in it on processors that can (OpenVINO only).
+            precision: "fp32"; "fp16", weights stored in 16 bits; "bf16", computed in it on processors that can (both OpenVINO only);
+                "int8", large products in 8 bits.
             size: (height, width) of every input, which is faster; None: any.
             verify: a data set on which file and model are compared, image by image; None: they are not.
             split: of that data.
+            calibrate: images on which int8 measures ranges: a data set, of which it takes the training split, or a folder of images.
+            calibration_images: how many of them; None: 100.
 
         Returns what the file says of itself, its ``bytes``, and as ``verified`` what ``boxquery.export.verify.verify`` found. Raises
         ``UserError``, a ``CheckFailed`` where file and model differ too much; then nothing is written.
         """
         data = open_data(verify) if isinstance(verify, str | Path) else verify
-        return export(self, path, precision=precision, size=size, data=data, split=split)
+        return export(
+            self, path, precision=precision, size=size, data=data, split=split, calibrate=calibrate, calibration_images=calibration_images
+        )
 
     def explain(self, source: ImageSource | Sequence[ImageSource], *, threshold: float | None = None) -> Any:
         """What every query attended to, how its box moved from layer to layer, and which queries competed for one object.

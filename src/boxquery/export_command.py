@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from boxquery.commands import CommandResult
-from boxquery.errors import UserError
-from boxquery.export.packages import ENDINGS, check_combination
+from boxquery.errors import UserError, count
+from boxquery.export.packages import ENDINGS, check_calibration, check_combination
 from boxquery.flags import Switch, check_model
 from boxquery.limits import check_above_zero
 
@@ -20,10 +20,12 @@ def export(
     *,
     to: Literal["onnx", "openvino"],
     out: Path,
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32",
+    precision: Literal["fp32", "fp16", "bf16", "int8"] = "fp32",
     size: str | None = None,
     verify: str | None = None,
     split: str = "val",
+    calibrate: str | None = None,
+    calibration_images: int | None = None,
     image_size: int | None = None,
     download: Switch = False,
 ) -> CommandResult:
@@ -35,19 +37,23 @@ def export(
         run: A run folder, a model folder (ours or one of transformers) or a hub id.
         to: Runtime that the file is for.
         out: File to write, .onnx or .xml; OpenVINO has its weights beside it in a file .bin.
-        precision: fp16 stores weights in half the space; bf16 also computes in it, on processors that can (OpenVINO only).
+        precision: fp16 stores weights in half the space; bf16 also computes in it, on processors that can (both OpenVINO only). int8
+            computes large products in 8 bits, by ranges that it measures on the images of --calibrate.
         size: Height x width that every image is resized to, which is faster. Take those of most images once their short side is
             the model's: images 640 wide and 480 high are 160x213 for a model of short side 160. Others are stretched. Default: any size,
             by the model's own rule.
         verify: A data set on which file and model are compared: AP, outputs and latency. If they differ too much, the status is 1 and the
             file is not written.
         split: Split to verify on.
+        calibrate: Images for --precision int8, like those to come: a data set, of which it takes the training split, or a folder of images.
+        calibration_images: Number of images that are taken from --calibrate, evenly spaced. Default: 100.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         download: Fetch a model from the hub also if it has more than 200 MB.
     """
     if out.suffix != ENDINGS[to]:
         raise UserError(f"{out}: a file for {to} ends in {ENDINGS[to]}; choose another --out or --to")
     check_combination(to, precision)
+    check_calibration(precision, calibrate, calibration_images)
     sides = None if size is None else parse_size(size)
     check_above_zero(image_size=image_size)
     check_model(run)
@@ -67,9 +73,14 @@ def export(
         detector.image_size = image_size
     print(f"tracing {detector.name}, about a minute", file=sys.stderr)
     with stopping():
-        values = export(detector, out, precision=precision, size=sides, data=data, split=split)
+        values = export(
+            detector, out, precision=precision, size=sides, data=data, split=split, calibrate=calibrate,
+            calibration_images=calibration_images,
+        )  # fmt: skip
     shape = "any size" if sides is None else f"{sides[0]}x{sides[1]}"
-    text = f"{out}: {values['model']} for {to} in {precision}, {shape}, {values['bytes'] / 1e6:.1f} MB, in {values['seconds']:.0f} seconds"
+    ranges = "" if values["calibration_images"] is None else f" (ranges of {count(values['calibration_images'], 'image')})"
+    text = f"{out}: {values['model']} for {to} in {precision}{ranges}, {shape}, {values['bytes'] / 1e6:.1f} MB, "
+    text += f"in {values['seconds']:.0f} seconds"
     if (seen := values["verified"]) is not None:
         apart = f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
         text += (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import boxquery as bq
 from boxquery import cli
@@ -17,7 +19,7 @@ from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.shapes.silhouettes import NAMES
 from boxquery.errors import CheckFailed, UserError
-from boxquery.export import packages, verify, writer
+from boxquery.export import int8, packages, verify, writer
 from boxquery.export.graph import ExportGraph, pinned, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
@@ -125,6 +127,95 @@ def test_one_size_agrees_on_any_batch_and_stretches_other_images(name, tmp_path)
     assert_equal(graph, exported, ((1, 64, 96), (3, 64, 96)))
     scene = np.random.default_rng(1).integers(0, 256, (90, 60, 3), np.uint8)
     assert exported.predict(scene, threshold=0).boxes.shape == (12, 4)
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Of several shapes, and one that is no image."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, shape in enumerate([(90, 60), (60, 100), (64, 64), (80, 70)]):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (*shape, 3), np.uint8)).save(folder / f"{i}.png")
+    (folder / "5.png").write_text("none")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def traced() -> tuple[Detector, object]:
+    made = detector("detr")
+    return made, to_onnx(trace(ExportGraph(made), None))
+
+
+def test_int8_is_near_in_both_runtimes_for_any_size_and_batch(tmp_path, photos, traced, capsys):
+    made, model = traced
+    quantised, used = int8.quantize(model, int8.calibration_images(photos, None), made.resize)
+    assert used == 4
+    said = capsys.readouterr().err
+    assert "5.png: not an image" in said
+    assert "note: --calibrate: all 5 images of the folder" in said
+    assert {"QuantizeLinear", "DequantizeLinear"} <= {node.op_type for node in quantised.graph}
+    values = metadata(made, "onnx", "int8", None, used)
+    write_onnx(quantised, tmp_path / "model.onnx", values)
+    write_openvino(read_graph(tmp_path / "model.onnx"), tmp_path / "model.xml", values, half=False)
+    graph = ExportGraph(made)
+    for ending in (".onnx", ".xml"):
+        exported = ExportedDetector.open(tmp_path / f"model{ending}", threads=1)
+        assert exported.record.precision == "int8"
+        for batch, height, width in SHAPES:
+            images = np.random.default_rng(0).integers(0, 256, (batch, 3, height, width), np.uint8)
+            sizes = np.array([[height, width]] * batch)
+            ours, theirs = run_graph(graph, images, sizes), run_file(exported, images, sizes)
+            assert 1e-6 < np.abs(ours["class_scores"] - theirs["class_scores"]).max() < 0.05
+            assert np.abs(ours["query_boxes"] - theirs["query_boxes"]).max() < 0.05 * max(height, width)
+
+
+def test_int8_of_images_none_of_which_can_be_read(tmp_path, photos, traced):
+    made, model = traced
+    with pytest.raises(UserError, match="none of the images could be read"):
+        int8.quantize(model, int8.calibration_images(photos / "5.png", None), made.resize)
+
+
+def test_what_makes_coordinates_stays_in_float32(traced):
+    chosen = int8.in_8_bits(traced[1])
+    assert [name for name in chosen if "backbone" in name]
+    assert [name for name in chosen if "layers.0.ffn.linear1" in name]
+    assert not [name for name in chosen if "heads" in name]
+    modules = [
+        f"model.{name}/MatMul" for name, _ in detector("deformable-detr", **TWO_STAGE["deformable-detr"]).transformer.named_modules()
+    ]
+    kept = [name for name in modules if int8.FLOAT.search(name)]
+    assert {part for name in kept for part in name.replace("/", ".").split(".")} >= {
+        "heads",
+        "queries",
+        "sampling_offsets",
+        "attention_weights",
+    }
+    assert not [name for name in kept if re.search("value_proj|out_proj|ffn|backbone|neck", name)]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"precision": "int8"}, "give --calibrate DATA"),
+        ({"calibrate": "photos"}, "--calibrate is of use to int8 alone"),
+        ({"calibration_images": 5}, "--calibration-images is of use to int8 alone"),
+        ({"precision": "int8", "calibrate": "photos", "calibration_images": 0}, "calibration_images=0"),
+        ({"precision": "int8", "calibrate": "empty"}, "empty: no image or video there"),
+        ({"precision": "int8", "calibrate": "nowhere"}, "nowhere: no such image or folder"),
+    ],
+)
+def test_int8_and_its_images_go_together(given, says, tmp_path, photos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=says):
+        detector("detr").export(tmp_path / "model.onnx", **given)
+    assert names(tmp_path) == ["empty", "photos"]
+
+
+def test_a_data_set_is_calibrated_on_its_training_images():
+    images = int8.calibration_images("shapes:size=64,train=7,val=3,test=2", 3)
+    data = open_data("shapes:size=64,train=7,val=3,test=2").split("train")
+    assert [read() for read in images] == [data.read(i) for i in (0, 2, 4)]
 
 
 @pytest.mark.parametrize(
@@ -282,7 +373,7 @@ def test_a_termination_leaves_no_folder(tmp_path, without_a_trace, monkeypatch, 
     [
         ({"path": "model.pt"}, r"model.pt: must end in .onnx \(onnx\) or .xml \(openvino\)"),
         ({"path": "model.onnx", "precision": "bf16"}, "onnxruntime has no bf16 kernels for CPUs; use --to openvino"),
-        ({"path": "model.xml", "precision": "fp8"}, "choose one of fp32, fp16, bf16"),
+        ({"path": "model.xml", "precision": "fp8"}, "choose one of fp32, fp16, bf16, int8"),
         ({"path": "folder.onnx"}, "folder.onnx: is a folder; give the name of a file"),
         ({"path": "model.xml", "size": (8, 64)}, "size=8x64: each side must have 16 to 8192 pixels"),
     ],

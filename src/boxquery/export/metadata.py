@@ -13,7 +13,9 @@ from boxquery.runtime.record import FORMAT
 RUNTIMES = {ONNX: {"onnxruntime": ">=1.18"}, OPENVINO: {"openvino": ">=2025.0"}}
 
 
-def metadata(detector: Detector, target: str, precision: str, size: tuple[int, int] | None) -> dict[str, Any]:
+def metadata(
+    detector: Detector, target: str, precision: str, size: tuple[int, int] | None, calibration_images: int | None = None
+) -> dict[str, Any]:
     """Plain values; ``size`` is the fixed (height, width) or None, ``top_k`` the detections per image where a query may have several
     classes."""
     model = detector.transformer
@@ -34,6 +36,7 @@ def metadata(detector: Detector, target: str, precision: str, size: tuple[int, i
         "size": None if size is None else list(size),
         "batch": None,
         "precision": precision,
+        "calibration_images": calibration_images,
         "opset": OPSET,
         "runtime": RUNTIMES[target],
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 import warnings
@@ -23,9 +24,10 @@ MOST = 2**31 - 2**24
 
 
 def to_onnx(program: ExportedProgram) -> Any:
-    """An ``onnx_ir.Model``, without the traces of this machine's folders that torch writes into it. Raises ``UserError``."""
+    """An ``onnx_ir.Model`` whose nodes are called as their modules, without the traces of this machine's folders that torch writes into it.
+    Raises ``UserError``."""
     try:
-        with warnings.catch_warnings(), _silent("torch.onnx", "onnxscript", "onnx_ir"):
+        with warnings.catch_warnings(), silent("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=OUTPUTS, verbose=False, optimize=True
@@ -37,7 +39,8 @@ def to_onnx(program: ExportedProgram) -> Any:
     model = made.model
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
+    for number, node in enumerate(model.graph.all_nodes()):
+        node.name = f"{_module(node)}/{node.op_type}_{number}"
         node.metadata_props.clear()
         node.doc_string = None
     for value in (*model.graph.inputs, *model.graph.outputs, *model.graph.initializers.values()):
@@ -45,8 +48,14 @@ def to_onnx(program: ExportedProgram) -> Any:
     return model
 
 
+def _module(node: Any) -> str:
+    """The innermost module in which a node was traced, as ``model.layers.0.ffn.linear1``; empty where torch does not say."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return str(scopes[-2]) if len(scopes) > 1 else ""
+
+
 @contextmanager
-def _silent(*names: str) -> Iterator[None]:
+def silent(*names: str) -> Iterator[None]:
     """Loggers without their warnings, which are of use to those who write exporters alone."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -7,11 +7,14 @@ from importlib.metadata import PackageNotFoundError, version
 from packaging.version import Version
 
 from boxquery.errors import UserError
+from boxquery.limits import check_above_zero
 
 ONNX, OPENVINO = "onnx", "openvino"
 #: what a file of a target ends in
 ENDINGS = {ONNX: ".onnx", OPENVINO: ".xml"}
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+#: on which int8 measures ranges, where no number is given
+CALIBRATION_IMAGES = 100
 #: the first that has all operators of the family, GridSample and LayerNormalization among them
 OPSET = 18
 #: by target: packages, the oldest version known to work, and what is wrong with older ones
@@ -21,6 +24,8 @@ NEEDED = {
     OPENVINO: {"onnx": ("1.18", "does not know the graph's version"), "onnxscript": ("0.5", "lacks operators"),
                "openvino": ("2025.2", "was never tried")},
 }  # fmt: skip
+#: what makes int8, for both targets
+QUANTISER = "onnxruntime"
 #: of torch, whose exporter used another method before
 TORCH = "2.9"
 
@@ -37,10 +42,23 @@ def check_combination(target: str, precision: str) -> None:
     if Version(installed["torch"]) < Version(TORCH):
         raise UserError(f"torch {installed['torch']} exports by another method; pip install 'torch>={TORCH}'")
     extra = "export" if target == ONNX else "openvino"
-    for package, (oldest, why) in NEEDED[target].items():
+    needed, what = NEEDED[target], f"--to {target}"
+    if precision == "int8" and QUANTISER not in needed:
+        needed, extra, what = {**needed, QUANTISER: NEEDED[ONNX][QUANTISER]}, f"{extra},export", f"{what} --precision int8"
+    for package, (oldest, why) in needed.items():
         try:
             found = version(package)
         except PackageNotFoundError:
-            raise UserError(f"--to {target} needs the package {package}: pip install 'boxquery[{extra}]'") from None
+            raise UserError(f"{what} needs the package {package}: pip install 'boxquery[{extra}]'") from None
         if Version(found) < Version(oldest):
             raise UserError(f"{package} {found} {why}; pip install '{package}>={oldest}'")
+
+
+def check_calibration(precision: str, calibrate: object, images: int | None) -> None:
+    """Raise ``UserError`` where int8 has no images to measure ranges on, or another precision has some."""
+    if precision == "int8" and calibrate is None:
+        raise UserError("int8 measures ranges on images: give --calibrate DATA, a data set or a folder of images like those to come")
+    if precision != "int8" and (calibrate is not None or images is not None):
+        flag = "--calibrate" if calibrate is not None else "--calibration-images"
+        raise UserError(f"{flag} is of use to int8 alone, and the precision is {precision}; add --precision int8, or leave it out")
+    check_above_zero(calibration_images=images)

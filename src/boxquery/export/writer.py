@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.data.dataset import Data
+from boxquery.data.preprocessing import Resize
 from boxquery.detector import Detector
 from boxquery.errors import UserError
+from boxquery.export import int8
 from boxquery.export.graph import ExportGraph, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
-from boxquery.export.packages import ENDINGS, ONNX, check_combination
+from boxquery.export.packages import ENDINGS, ONNX, check_calibration, check_combination
 from boxquery.export.verify import verify
 from boxquery.runtime.record import KEY
 
@@ -31,24 +33,31 @@ def export(
     size: tuple[int, int] | None = None,
     data: Data | None = None,
     split: str = "val",
+    calibrate: str | Path | Data | None = None,
+    calibration_images: int | None = None,
 ) -> dict[str, Any]:
     """Write ``path``, or leave it as it was; see ``boxquery.api.Detector.export``.
 
     Args:
         data: what the file is verified on before it takes its place; None: it is not.
+        calibrate, calibration_images: on what int8 measures ranges, and on how many of these images.
 
     Returns what the file says of itself, its ``bytes``, and as ``verified`` what ``verify`` found.
     """
     path = Path(path)
     target = target_of(path)
     check_combination(target, precision)
+    check_calibration(precision, calibrate, calibration_images)
     check_size(size)
     check_free(path)
     started = time.monotonic()
+    images = None if calibrate is None else int8.calibration_images(calibrate, calibration_images)
     graph = ExportGraph(detector)
-    values = metadata(detector, target, precision, size)
     with beside(path) as folder:
-        model = to_onnx(trace(graph, size))
+        model, used = to_onnx(trace(graph, size)), None
+        if images is not None:
+            model, used = int8.quantize(model, images, Resize(detector.preprocessing, size))
+        values = metadata(detector, target, precision, size, used)
         if target == ONNX:
             write_onnx(model, folder / path.name, values)
         else:
