@@ -794,14 +794,14 @@ option("an option that is a YAML tag", "--option", "--option", "levels=!!python/
 option("an option of broken YAML", "--option", "--option", "levels=[1")
 option("epochs in words", "--epochs", "--epochs", "many")
 option("no epochs", "epochs=0", "--epochs", "0")
-option("a negative batch", "batch_size=-1", "--batch-size", "-1")
+option("a negative batch", "--batch-size=-1", "--batch-size", "-1")
 option("negative minutes", "minutes=-1.0", "--minutes", "-1")
 option("minutes that are NaN", "minutes=nan", "--minutes", "nan")
 option("infinite minutes", "minutes=inf", "--minutes", "inf")
 option("a rate of 0", "lr=0", "--lr", "0")
 option("a rate that is NaN", "lr=nan", "--lr", "nan")
 option("an infinite rate", "lr=inf", "--lr", "inf")
-option("images of 3 pixels", "image_size=3", "--image-size", "3")
+option("images of 3 pixels", "--image-size=3", "--image-size", "3")
 option("a device that does not exist", 'Choose from: "auto", "cpu", "cuda"', "--device", "tpu")
 option("a precision that does not exist", 'Choose from: "auto", "float32"', "--precision", "fp8")
 option("negative patience", "patience=-2", "--patience", "-2")
@@ -827,7 +827,7 @@ add(
     "threshold=nan",
     lambda p: [*p.predict(p.stock.photos / "JPEGImages/p000.png"), "--threshold", "nan"],
 )
-add("options", "a batch of 0 in evaluation", "refused", "batch_size=0", lambda p: [*p.evaluate(p.stock.photos), "--batch-size", "0"])
+add("options", "a batch of 0 in evaluation", "refused", "--batch-size=0", lambda p: [*p.evaluate(p.stock.photos), "--batch-size", "0"])
 add(
     "options",
     "a fault, and --strict",
@@ -1104,13 +1104,23 @@ def half(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def flipped(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 1
+    path.write_bytes(content)
+
+
 exported("an .onnx file that is cut short", "cannot open it", spoil=half)
-exported("weights in a .bin that is cut short", "cannot open it", spoil=lambda p: half(p.with_suffix(".bin")), ending=".xml")
+exported("weights in a .bin that is cut short", "it or its .bin is damaged", spoil=lambda p: half(p.with_suffix(".bin")), ending=".xml")
 exported("an .xml without its .bin", "model.bin must lie beside it", spoil=lambda p: p.with_suffix(".bin").unlink(), ending=".xml")
 exported("an .xml that is another document", "not a model of OpenVINO", spoil=lambda p: p.write_text("<annotation/>"), ending=".xml")
 exported("an ONNX file of another program", "not exported by boxquery", record=None)
 exported("a file of a newer boxquery", "format 2 is of a newer boxquery, this one reads up to 1", format=2)
 exported("a record that was edited", "its record cannot be read", threshold="half")
+exported("a flipped bit in a file", "it is damaged or was edited", spoil=flipped)
+exported("weights that are no numbers", "no finite numbers", factor=float("nan"))
+exported("a record of other classes than its graph's", "names 1 classes, its graph has 3", classes=["cat"], ids=[1])
+exported("a number in the record that no computer holds", "longest_ratio=1e+308", preprocessing={"image_size": 64, "longest_ratio": 1e308})
 exported("another size than the one it was exported for", "exported for 64x96 alone", "--image-size", "80", size=[64, 96])
 exported("onnxruntime is not installed (planted)", "needs the package onnxruntime: pip install", missing="onnxruntime")
 exported("OpenVINO is not installed (planted)", "needs the package openvino: pip install", missing="openvino", ending=".xml")
@@ -1167,3 +1177,5 @@ add("export", "a file of another runtime's ending", "refused", "ends in .onnx; c
 add("export", "bf16 for a runtime without it", "refused", "no bf16 kernels for CPUs", lambda p: export(p, "m.onnx", "--precision", "bf16"))
 add("export", "a package that is missing (planted)", "refused", "pip install 'boxquery[export]'", without_onnxscript)
 add("export", "a file where the folder should be", "refused", "cannot be written (File exists)", under_a_file)
+add("export", "int8 without images", "refused", "give --calibrate DATA", lambda p: export(p, "m.onnx", "--precision", "int8"))
+add("export", "images for a precision without ranges", "refused", "of use to int8 alone", lambda p: export(p, "m.onnx", "--calibrate", "x"))

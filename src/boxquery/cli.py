@@ -62,7 +62,7 @@ def run(arguments: Sequence[str]) -> int:
         elif result is not None and hasattr(result, "show"):
             result.show()
     except UserError as error:
-        return _failed(error.line(), error.status)
+        return _failed(_with_flag(error.line(), words), error.status)
     except UnknownCommandError:
         close = difflib.get_close_matches(words[0], _commands(), 1)
         return _failed(f"no command {words[0]!r};{f' did you mean {close[0]}?' if close else ''} commands: {', '.join(_commands())}")
@@ -85,6 +85,13 @@ def docs_folder() -> Path:
 
 def _commands() -> list[str]:
     return [name for name in app if not name.startswith("-")]
+
+
+def _with_flag(line: str, words: Sequence[str]) -> str:
+    """A message about ``batch_size=0`` names the flag, ``--batch-size=0``, where that was given."""
+    name, equals, rest = line.partition("=")
+    flag = f"--{name.replace('_', '-')}"
+    return f"{flag}={rest}" if equals and any(word.partition("=")[0] == flag for word in words) else line
 
 
 def _failed(line: str, status: int = 2) -> int:

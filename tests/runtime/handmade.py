@@ -9,6 +9,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from boxquery.data.preprocessing import Preprocessing
+from boxquery.runtime import seal
+from boxquery.runtime.engines import openvino_core
 
 QUERIES, CLASSES = 6, ["cat", None, "owl"]
 _chance = np.random.default_rng(5)
@@ -25,16 +27,21 @@ def record(**changes: Any) -> dict[str, Any]:
     return {
         "format": 1, "boxquery": "0.1.0", "model": "detr", "preset": "tiny", "classes": CLASSES, "ids": [17, 18, 90], "threshold": 0.1,
         "preprocessing": Preprocessing(64).to_dict(), "queries": QUERIES, "top_k": 10, "has_no_object": False, "size": None, "batch": None,
-        "precision": "fp32", "opset": 18, "runtime": {"onnxruntime": ">=1.18"}, **changes,
+        "precision": "fp32", "opset": 18, "runtime": {"onnxruntime": ">=1.18"}, seal.KEY: seal.EMPTY, **changes,
     }  # fmt: skip
 
 
 def write(path: Path, **changes: Any) -> Path:
-    """An .onnx, or an .xml with its .bin; ``changes`` of the record, or ``record=None`` for a file that has none."""
+    """An .onnx, or an .xml with its .bin; ``changes`` of the record, or ``record=None`` for a file that has none.
+
+    The graph's own ``sides`` are those that the record says, unless they are given; ``crc32=None`` is a file from before check sums;
+    ``factor`` of the scores.
+    """
+    sides, factor = changes.pop("sides", None), np.float32(changes.pop("factor", 1))
     values = changes.pop("record", record(**changes))
-    height, width = values["size"] if values and values["size"] else ("height", "width")
+    height, width = sides or (values["size"] if values and values["size"] else ("height", "width"))
     constants = {
-        "corners": corners()[None], "factors": FACTORS[None], "most": np.float32(255), "count": np.array([QUERIES]),
+        "corners": corners()[None], "factors": factor * FACTORS[None], "most": np.float32(255), "count": np.array([QUERIES]),
         "order": np.array([1, 0, 1, 0]), "one": np.array([1]), "axes": np.array([1, 2, 3]), "last": np.array([2]),
         "four": np.array([1, 1, 4]),
     }  # fmt: skip
@@ -76,8 +83,19 @@ def write(path: Path, **changes: Any) -> Path:
     else:
         import openvino
 
-        read = openvino.Core().read_model(model.SerializeToString())
+        read = openvino_core().read_model(model.SerializeToString())
         if values is not None:
             read.set_rt_info(json.dumps(values), ["boxquery"])
         openvino.save_model(read, path, compress_to_fp16=False)
+    if values is not None and seal.KEY in values and values[seal.KEY]:
+        seal.seal(path)
     return path
+
+
+def write_other(path: Path) -> None:
+    """An .onnx that has a record of ours, and another graph."""
+    (x, y) = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 3]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "other", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {"boxquery": json.dumps(record(crc32=None))})
+    onnx.save(model, path)

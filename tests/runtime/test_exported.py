@@ -179,3 +179,107 @@ def test_evaluation_is_that_of_its_detections(tmp_path):
     assert metrics["median_box"] is None
     assert metrics["detections"] > metrics["images"]
     assert 0 <= metrics["AP"] < 0.2
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_damaged_copy_is_not_used(ending, tmp_path, photo):
+    path = handmade.write(tmp_path / f"model{ending}")
+    files = [path] if ending == ".onnx" else [path, path.with_suffix(".bin")]
+    chance = np.random.default_rng(0)
+    for file in files:
+        whole = file.read_bytes()
+        for _ in range(30):
+            spoilt = bytearray(whole)
+            place = int(chance.integers(len(whole)))
+            spoilt[place] ^= 1 << int(chance.integers(8))
+            if b"crc32" not in spoilt:
+                continue  # its key itself is hit: a file from before check sums
+            file.write_bytes(spoilt)
+            with pytest.raises(bq.UserError, match=r"check sum|cannot open it|cannot be read|not exported by|not a model"):
+                runtime.load(path).predict(photo)
+        file.write_bytes(whole)
+    assert len(runtime.load(path).predict(photo, threshold=0)) == handmade.QUERIES
+
+
+def test_a_file_from_before_check_sums(path, tmp_path, photo):
+    older = handmade.write(tmp_path / f"model{path.suffix}", crc32=None)
+    assert np.array_equal(runtime.load(older).predict(photo).boxes, runtime.load(path).predict(photo).boxes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"size": [64]}, "size should be two sides"),
+        ({"size": "96"}, "size should be two sides"),
+        ({"size": [64, 1e9]}, "size should be two sides"),
+        ({"size": [8, 64]}, "size should be two sides"),
+        ({"classes": "cat"}, "classes should be a list of words"),
+        ({"classes": ["cat", 1, "owl"]}, "classes should be a list of words"),
+        ({"classes": ["cat", "owl"]}, "2 classes and 3 ids"),
+        ({"classes": ["cat", "owl"], "ids": [1, 2]}, "names 2 classes, its graph has 3"),
+        ({"ids": [1, 2, 3.5]}, "ids should be a list of whole numbers"),
+        ({"ids": [1, 2, 10**400]}, "ids should be a list of whole numbers"),
+        ({"queries": 0}, "queries should be a whole number above 0"),
+        ({"queries": True}, "queries should be"),
+        ({"top_k": 1.5}, "top_k should be"),
+        ({"top_k": float("inf")}, "top_k should be"),
+        ({"has_no_object": "no"}, "has_no_object should be true or false"),
+        ({"format": 0}, "format should be a number from 1"),
+        ({"format": "1"}, "format should be a number from 1"),
+        ({"threshold": float("nan")}, "threshold=nan"),
+        ({"threshold": 10**400}, "must be from 0 to 1"),
+        ({"model": None}, "model should be a word"),
+        ({"precision": ["fp32"]}, "precision should be one of"),
+        ({"preprocessing": [1]}, "preprocessing"),
+        ({"preprocessing": {**Preprocessing(64).to_dict(), "longest_ratio": 1e308}}, "longest_ratio=1e.308: must be a number from 1 to"),
+        ({"record": [1, 2]}, "cannot be read"),
+        ({"record": {"format": 1}}, "cannot be read"),
+        ({"size": [64, 96], "sides": (64, 64)}, r"record says size \[64, 96\], its graph 64 x 64"),
+        ({"sides": (64, 64)}, r"record says size null, its graph 64 x 64"),
+    ],
+)
+def test_a_record_that_was_edited(changes, says, tmp_path):
+    sides = changes.get("sides") or ("height", "width")
+    with pytest.raises(bq.UserError, match=says) as caught:
+        runtime.load(handmade.write(tmp_path / "model.onnx", **{"crc32": None, "sides": sides, **changes}))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_graph_that_gives_no_numbers(ending, tmp_path, photo):
+    with pytest.raises(bq.UserError, match="no finite numbers, in fp16"):
+        runtime.load(handmade.write(tmp_path / f"model{ending}", precision="fp16", factor=np.nan)).predict(photo)
+
+
+def test_a_graph_that_is_not_ours(tmp_path):
+    handmade.write_other(tmp_path / "other.onnx")
+    with pytest.raises(bq.UserError, match="its graph has no input 'images' of uint8 and 4 dimensions"):
+        runtime.load(tmp_path / "other.onnx")
+    (tmp_path / "folder.onnx").mkdir()
+    with pytest.raises(bq.UserError, match="not a file"):
+        runtime.load(tmp_path / "folder.onnx")
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_broken_file_prints_nothing_of_its_own(ending, tmp_path, capfd):
+    path = handmade.write(tmp_path / f"model{ending}", crc32=None)
+    path.write_bytes(b"<net name='x' <" if ending == ".xml" else path.read_bytes()[:-700])
+    with pytest.raises(bq.UserError, match="cannot open it" if ending == ".onnx" else "or damaged \\(not well-formed"):
+        runtime.load(path)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_an_xml_with_a_long_comment(tmp_path, photo):
+    path = handmade.write(tmp_path / "model.xml", crc32=None)
+    head, _, rest = path.read_text().partition("?>")
+    path.write_text(f"{head}?><!--{'x' * 9000}-->{rest}")
+    assert len(runtime.load(path).predict(photo, threshold=0)) == handmade.QUERIES
+
+
+@pytest.mark.parametrize("threads", ["2", 1.5, True, 10**11])
+def test_threads_that_cannot_be(path, threads, monkeypatch):
+    with pytest.raises(bq.UserError, match=r"threads=.*: must be a whole number from 1 to 1024"):
+        runtime.load(path, threads=threads)
+    monkeypatch.setenv("OMP_NUM_THREADS", "99999999999")
+    with pytest.raises(bq.UserError, match=r"OMP_NUM_THREADS=9+: an exported model runs on at most 1024 threads"):
+        runtime.load(path)

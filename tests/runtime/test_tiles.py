@@ -167,3 +167,9 @@ def test_evaluation_looks_at_the_same_tiles():
     assert (list(found), len(result), said, done) == ([1], 3, ["broken: cannot be read"], [1, 1])
     with pytest.raises(UserError, match="broken"):
         predict_split(finder, split, tiles=Tiles(128), strict=True)
+
+
+def test_boxes_that_end_where_a_tile_does_are_counted():
+    boxes = np.array([[40, 20, 100, 60], [0, 0, 30, 30], [80, 10, 99, 50], [60, 70, 200, 90], [170, 50, 200, 80]], np.float32)
+    assert Tiles(100, 0.2).count_cut(100, 200, boxes) == 1  # of the tiles from 0, 50 and 100 on
+    assert Tiles(300, 0.2).count_cut(100, 200, boxes) == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -15,7 +14,7 @@ from boxquery.errors import UserError
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-#: limit of what is subtracted from pixels in 0..1 and multiplied with them, beyond which a float has no digit left for them
+#: limit of what is subtracted from pixels in 0..1 and multiplied with them, beyond which a float has no digit left for them; and of a ratio
 MOST = 1e6
 INTERPOLATIONS = ("bilinear", "bicubic")
 
@@ -45,8 +44,8 @@ class Preprocessing:
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int) or isinstance(self.image_size, bool) or not 16 <= self.image_size <= 8192:
             raise UserError(f"image_size={self.image_size} is out of range; choose 16 to 8192 pixels for the shortest side")
-        if not 1 <= self.longest_ratio < math.inf:
-            raise UserError(f"preprocessing: longest_ratio={self.longest_ratio}: must be a finite number from 1 on")
+        if not 1 <= self.longest_ratio <= MOST:
+            raise UserError(f"preprocessing: longest_ratio={self.longest_ratio}: must be a number from 1 to {MOST:g}")
         if not isinstance(self.square, bool):
             raise UserError(f"preprocessing: square={self.square!r}: must be true or false")
         if (self.mean is None) != (self.std is None) or not all(len(values) == 3 for values in (self.mean, self.std) if values is not None):

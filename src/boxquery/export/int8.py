@@ -17,7 +17,7 @@ from boxquery.data.images import read_image
 from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Resize
 from boxquery.errors import UserError, count, one_line
-from boxquery.export.onnx import silent
+from boxquery.export.onnx import check_fits, silent
 from boxquery.export.packages import CALIBRATION_IMAGES
 from boxquery.predict.sources import find_images
 from boxquery.progress import Progress, note
@@ -74,6 +74,7 @@ def quantize(model: Any, images: list[ReadImage], resize: Resize) -> tuple[Any, 
     import onnxruntime
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
+    check_fits(model)
     with tempfile.TemporaryDirectory() as folder, silent("", "onnx_ir"):
         float32, folded, int8 = (Path(folder) / f"{name}.onnx" for name in ("float32", "folded", "int8"))
         onnx_ir.save(model, float32)
@@ -87,8 +88,9 @@ def quantize(model: Any, images: list[ReadImage], resize: Resize) -> tuple[Any, 
         with Progress("calibrate", len(images)) as bar:
             inputs = _Inputs(images, resize, bar)
             try:
-                quantize_static(
-                    folded, int8, inputs, op_types_to_quantize=[*_PRODUCTS, *_BETWEEN], nodes_to_quantize=chosen, per_channel=True,
+                quantize_static(  # which asks a reader for ``get_next`` alone
+                    folded, int8, inputs,  # pyright: ignore[reportArgumentType]
+                    op_types_to_quantize=[*_PRODUCTS, *_BETWEEN], nodes_to_quantize=chosen, per_channel=True,
                     quant_format=QuantFormat.QDQ, weight_type=QuantType.QInt8, activation_type=QuantType.QUInt8,
                 )  # fmt: skip
             except (ValueError, RuntimeError) as error:

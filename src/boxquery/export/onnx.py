@@ -17,6 +17,7 @@ from torch.export import ExportedProgram
 from boxquery.errors import UserError, one_line
 from boxquery.export.graph import INPUTS, OUTPUTS
 from boxquery.export.packages import OPSET
+from boxquery.runtime import seal
 from boxquery.runtime.record import KEY
 
 #: bytes that one file of ONNX may have
@@ -68,12 +69,18 @@ def silent(*names: str) -> Iterator[None]:
             logger.setLevel(level)
 
 
+def check_fits(model: Any) -> None:
+    """Raise ``UserError`` for an ``onnx_ir.Model`` that is too large for one file."""
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size > MOST:
+        raise UserError(f"the weights have {size / 1e9:.1f} GB, and one file of ONNX holds 2; use --to openvino")
+
+
 def write_onnx(model: Any, path: Path, values: dict[str, Any]) -> None:
     """Write an ``onnx_ir.Model`` and its metadata. Raises ``UserError`` if it is too large for one file."""
     import onnx_ir
 
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size > MOST:
-        raise UserError(f"{path.name}: the weights have {size / 1e9:.1f} GB, and one file of ONNX holds 2; use --to openvino")
-    model.metadata_props[KEY] = json.dumps(values)
+    check_fits(model)
+    model.metadata_props[KEY] = json.dumps({**values, seal.KEY: seal.EMPTY})
     onnx_ir.save(model, path)
+    seal.seal(path)

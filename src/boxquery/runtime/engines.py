@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import numpy as np
 
 from boxquery.errors import UserError, one_line
 from boxquery.runtime.record import KEY, Record
+from boxquery.runtime.seal import check_seal
 
 #: names of outputs, images uint8 [B, 3, h, w], sizes int64 [B, 2] -> these outputs
 Run = Callable[[Sequence[str], np.ndarray, np.ndarray], list[np.ndarray]]
@@ -19,6 +22,17 @@ Run = Callable[[Sequence[str], np.ndarray, np.ndarray], list[np.ndarray]]
 #: are stored
 _OPENVINO_PRECISION = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32"}
 _LONGEST = 200
+_MOST_THREADS = 1024
+#: a graph's inputs and outputs that are used: type as NumPy calls it, and rank
+_INPUTS = {"images": ("uint8", 4), "sizes": ("int64", 2)}
+_OUTPUTS = {
+    "boxes": ("float32", 3), "scores": ("float32", 2), "labels": ("int64", 2), "class_scores": ("float32", 3),
+    "query_boxes": ("float32", 3),
+}  # fmt: skip
+#: what OpenVINO and onnxruntime call these types
+_TYPES = {"u8": "uint8", "i64": "int64", "f32": "float32", "tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float)": "float32"}
+#: name of an input or output -> its type, and its shape with None for a dimension that may vary
+Ports = dict[str, tuple[str, list[int | None]]]
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,8 @@ def open_file(path: Path, device: str, threads: int | None) -> Engine:
     if path.suffix.lower() not in openers:
         raise UserError(f"{path}: must be an exported model, .onnx or .xml; boxquery export makes one from a run")
     if not path.is_file():
-        raise UserError(f"{path}: no such file; give a model that boxquery export has written")
+        what = "not a file" if path.exists() else "no such file"
+        raise UserError(f"{path}: {what}; give a model that boxquery export has written")
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={device!r}: an exported model runs on auto, cpu or cuda")
     return openers[path.suffix.lower()](path, device, _threads(threads))
@@ -46,11 +61,31 @@ def open_file(path: Path, device: str, threads: int | None) -> Engine:
 def _threads(given: int | None) -> int:
     """Threads of an operator: as given, else as OMP_NUM_THREADS says; 0 leaves it to the runtime."""
     if given is not None:
-        if given < 1:
-            raise UserError(f"threads={given}: must be at least 1")
+        if not isinstance(given, int) or isinstance(given, bool) or not 1 <= given <= _MOST_THREADS:
+            raise UserError(f"threads={given!r}: must be a whole number from 1 to {_MOST_THREADS}")
         return given
     first = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    if first.isdecimal() and (len(first) > 4 or int(first) > _MOST_THREADS):
+        raise UserError(f"OMP_NUM_THREADS={first[:40]}: an exported model runs on at most {_MOST_THREADS} threads; set it to less")
     return int(first) if first.isdecimal() else 0
+
+
+def _check_graph(path: Path, record: Record, inputs: Ports, outputs: Ports) -> None:
+    """Raise ``UserError`` for a graph that is not of the agreed inputs and outputs, or not as its record says."""
+    for kind, wanted, there in (("input", _INPUTS, inputs), ("output", _OUTPUTS, outputs)):
+        for name, (type_, rank) in wanted.items():
+            if name not in there or there[name][0] != type_ or len(there[name][1]) != rank:
+                raise UserError(f"{path}: its graph has no {kind} {name!r} of {type_} and {rank} dimensions; export it again from its run")
+    if other := sorted(inputs.keys() - _INPUTS.keys()):
+        raise UserError(f"{path}: its graph has a further input {other[0]!r}; export it again from its run")
+    sides, said = inputs["images"][1][2:], record.size or (None, None)
+    if any(side is not None and side != length for side, length in zip(sides, said, strict=True)):
+        height, width = (side or "any" for side in sides)
+        size = list(record.size) if record.size else "null"
+        raise UserError(f"{path}: its record says size {size}, its graph {height} x {width}; export it again from its run")
+    known = outputs["class_scores"][1][2]
+    if known not in (None, len(record.classes)):
+        raise UserError(f"{path}: its record names {len(record.classes)} classes, its graph has {known}; export it again from its run")
 
 
 def _open_onnx(path: Path, device: str, threads: int) -> Engine:
@@ -66,6 +101,7 @@ def _open_onnx(path: Path, device: str, threads: int) -> Engine:
         providers.insert(0, "CUDAExecutionProvider")
     elif device == "cuda":
         raise UserError(f"device='cuda': this {runtime} has no CUDA provider; pip install onnxruntime-gpu in its place, or use cpu")
+    check_seal(path)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -74,7 +110,8 @@ def _open_onnx(path: Path, device: str, threads: int) -> Engine:
         errors.RuntimeException, errors.NoSuchFile, errors.EPFail,
     )  # fmt: skip
     try:
-        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        # with the processor alone there is nothing to fall back to, but onnxruntime would print that it does
+        session = onnxruntime.InferenceSession(path, options, providers=providers, enable_fallback=len(providers) > 1)
         text = session.get_modelmeta().custom_metadata_map.get(KEY)
     except (*broken, RuntimeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: {runtime} cannot open it ({one_line(error)[:_LONGEST]}); copy or export it again") from error
@@ -87,7 +124,16 @@ def _open_onnx(path: Path, device: str, threads: int) -> Engine:
         except broken as error:
             raise UserError(f"{path}: {runtime} failed on images of {_shape(images)} ({one_line(error)[:_LONGEST]})") from error
 
-    return Engine(Record.read(text, path), run, runtime, "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu")
+    record = Record.read(text, path)
+    _check_graph(path, record, _onnx_ports(session.get_inputs()), _onnx_ports(session.get_outputs()))
+    return Engine(record, run, runtime, "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu")
+
+
+def _onnx_ports(ports: Sequence[Any]) -> Ports:
+    return {
+        str(port.name): (_TYPES.get(port.type, str(port.type)), [length if isinstance(length, int) else None for length in port.shape])
+        for port in ports
+    }
 
 
 def _open_openvino(path: Path, device: str, threads: int) -> Engine:
@@ -101,11 +147,10 @@ def _open_openvino(path: Path, device: str, threads: int) -> Engine:
     weights = path.with_suffix(".bin")
     if not weights.is_file():
         raise UserError(f"{path}: its weights are missing: {weights.name} must lie beside it")
-    with open(path, "rb") as file:
-        head = file.read(4096)
-    if b"<net " not in head:  # what is not its own, OpenVINO would try to read as a model of TensorFlow
+    if _root(path) != "net":  # what is not its own, OpenVINO would try to read as a model of TensorFlow
         raise UserError(f"{path}: not a model of OpenVINO; give one that boxquery export has written")
-    core = openvino.Core()
+    check_seal(path)
+    core = openvino_core()
     try:
         model = core.read_model(path)
         record = Record.read(str(model.get_rt_info([KEY]).value) if model.has_rt_info([KEY]) else None, path)
@@ -115,6 +160,7 @@ def _open_openvino(path: Path, device: str, threads: int) -> Engine:
         }
         if threads:
             properties["INFERENCE_NUM_THREADS"] = threads
+        _check_graph(path, record, _openvino_ports(model.inputs), _openvino_ports(model.outputs))
         request = core.compile_model(model, "CPU", properties).create_infer_request()
     except RuntimeError as error:
         raise UserError(f"{path}: {runtime} cannot open it ({reason(error)}); copy or export both files again") from error
@@ -127,6 +173,38 @@ def _open_openvino(path: Path, device: str, threads: int) -> Engine:
         return [found[name] for name in names]
 
     return Engine(record, run, runtime, "cpu")
+
+
+@cache
+def openvino_core() -> Any:
+    """The one that every file is read and compiled by. With the last reference to a core OpenVINO unloads its libraries, whose threads may
+    still run, and the process crashes some time later."""
+    import openvino
+
+    return openvino.Core()
+
+
+def _root(path: Path) -> str:
+    """What an XML file's outermost element is called. Raises ``UserError`` for a file that is no XML, or not all of it."""
+    names: list[str] = []
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = lambda name, attributes: names.append(name) if not names else None
+    try:
+        with open(path, "rb") as file:
+            parser.ParseFile(file)
+    except expat.ExpatError as error:
+        raise UserError(f"{path}: not a model of OpenVINO, or damaged ({error}); copy or export it again") from error
+    return names[0]
+
+
+def _openvino_ports(ports: Sequence[Any]) -> Ports:
+    found: Ports = {}
+    for port in ports:
+        type_ = str(port.element_type.get_type_name())
+        shape = [length.get_length() if length.is_static else None for length in port.partial_shape]
+        for name in port.names:
+            found[name] = _TYPES.get(type_, type_), shape
+    return found
 
 
 def reason(error: Exception) -> str:

@@ -60,16 +60,28 @@ class ExportedDetector(Predictor):
             raise UserError(f"images of {images.shape[-2]}x{images.shape[-1]}: this model was exported for {height}x{width} alone")
         originals = np.array(sizes, np.int64).reshape(-1, 2)
         if one_label or self.record.has_no_object:
-            columns = self.engine.run(("boxes", "scores", "labels"), images, originals)
+            columns = self._run(("boxes", "scores", "labels"), images, originals)
+            if columns[2].size and not 0 <= columns[2].min() <= columns[2].max() < len(self.classes):
+                raise UserError(f"{self.name}: its graph gives labels beyond its {len(self.classes)} classes; export it again from its run")
             found = [Detections(*(column[:top_k] for column in image)) for image in zip(*columns, strict=True)]
         else:
-            count = top_k or self.record.top_k or self.record.queries
-            columns = self.engine.run(("query_boxes", "class_scores"), images, originals)
+            count = top_k or self.record.top_k
+            columns = self._run(("query_boxes", "class_scores"), images, originals)
             found = [best_classes(boxes, scores, count) for boxes, scores in zip(*columns, strict=True)]
         if nms is None:
             return found
         kept = [nms_per_class(*image, nms) for image in found]
         return [Detections(*(column[rows] for column in image)) for image, rows in zip(found, kept, strict=True)]
+
+    def _run(self, names: Sequence[str], images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+        """Outputs of the graph. Raises ``UserError`` where they are no numbers."""
+        columns = self.engine.run(names, images, sizes)
+        if not all(np.isfinite(column).all() for column in columns):
+            raise UserError(
+                f"{self.name}: its graph gives boxes or scores that are no finite numbers, in {self.record.precision}; "
+                "export it again from its run, in fp32"
+            )
+        return columns
 
 
 def best_classes(boxes: np.ndarray, scores: np.ndarray, count: int) -> Detections:

@@ -50,28 +50,48 @@ class Record:
             raise UserError(f"{path}: not exported by boxquery, so classes and preprocessing are not known; export it from its run")
         try:
             values: dict[str, Any] = json.loads(text)
+            _expect(values, "format", "a number from 1", _is_whole(values["format"], 1))
             if values["format"] > FORMAT:
                 raise UserError(f"format {values['format']} is of a newer boxquery, this one reads up to {FORMAT}; update it")
-            classes, ids, size = list(values["classes"]), list(values["ids"]), values["size"]
-            if len(classes) != len(ids) or not all(name is None or isinstance(name, str) for name in classes):
-                raise TypeError("classes should be words, and as many as ids")
-            if values["precision"] not in PRECISIONS:
-                raise TypeError(f"precision {values['precision']!r}")
-            check_threshold(float(values["threshold"]))
+            classes, ids, size, threshold = values["classes"], values["ids"], values["size"], values["threshold"]
+            words = isinstance(classes, list) and all(name is None or isinstance(name, str) for name in classes)
+            _expect(values, "classes", "a list of words and null", words)
+            _expect(values, "ids", "a list of whole numbers", isinstance(ids, list) and all(_is_whole(id_, -(2**63)) for id_ in ids))
+            if len(classes) != len(ids):
+                raise TypeError(f"{len(classes)} classes and {len(ids)} ids should be as many")
+            sides = isinstance(size, list) and len(size) == 2 and all(_is_whole(side, 16, 8192) for side in size)
+            _expect(values, "size", "two sides of 16 to 8192 pixels, or null", size is None or sides)
+            _expect(values, "precision", f"one of {', '.join(PRECISIONS)}", values["precision"] in PRECISIONS)
+            _expect(values, "model", "a word", isinstance(values["model"], str))
+            for name in ("queries", "top_k"):
+                _expect(values, name, "a whole number above 0", _is_whole(values[name], 1))
+            _expect(values, "has_no_object", "true or false", isinstance(values["has_no_object"], bool))
+            number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+            _expect(values, "threshold", "a number", number)
+            check_threshold(threshold)
             return cls(
-                model=str(values["model"]),
+                model=values["model"],
                 classes=classes,
-                ids=[int(id_) for id_ in ids],
-                threshold=float(values["threshold"]),
+                ids=ids,
+                threshold=float(threshold),
                 preprocessing=Preprocessing.from_dict(values["preprocessing"]),
-                queries=int(values["queries"]),
-                top_k=int(values["top_k"]),
-                has_no_object=bool(values["has_no_object"]),
-                size=None if size is None else (int(size[0]), int(size[1])),
+                queries=values["queries"],
+                top_k=values["top_k"],
+                has_no_object=values["has_no_object"],
+                size=None if size is None else (size[0], size[1]),
                 precision=values["precision"],
             )
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
-        except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-            why = f"{type(error).__name__}: {first_line(error)}"
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            why = f"{type(error).__name__}: {first_line(error)[:200]}"
             raise UserError(f"{path}: its record cannot be read ({why}); export it again from its run") from error
+
+
+def _is_whole(value: object, least: int, most: int = 2**63 - 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _expect(values: dict[str, Any], name: str, what: str, holds: bool) -> None:
+    if not holds:
+        raise TypeError(f"{name} should be {what}, not {repr(values[name])[:80]}")

@@ -42,6 +42,18 @@ class Tiles:
         tiles = [(x, y, x + wide, y + high) for y in ys for x in xs]
         return np.array([(0, 0, width, height), *(tiles if len(tiles) > 1 else [])], np.int64)
 
+    def count_cut(self, height: int, width: int, boxes: np.ndarray) -> int:
+        """How many of the boxes [N, 4] in an image end where every tile does that holds them: parts, perhaps, of what is larger than the
+        overlap."""
+        views = self.views(height, width).astype(np.float64)
+        cut, whole = np.zeros(len(boxes), bool), np.zeros(len(boxes), bool)
+        for frame in views[1:]:
+            near = _NEAR * (frame[2:] - frame[:2]).max()
+            inside = (boxes[:, :2] >= frame[:2] - near).all(1) & (boxes[:, 2:] <= frame[2:] + near).all(1)
+            ends = _is_cut(boxes, np.broadcast_to(frame, boxes.shape), views[0])
+            cut, whole = cut | inside & ends, whole | inside & ~ends
+        return int((cut & ~whole).sum())
+
     def _starts(self, length: int) -> list[int]:
         room = max(length - self.side, 0)
         steps = -(-room // max(1, int(self.side * (1 - self.overlap))))
