@@ -234,6 +234,7 @@ def predict(
     from boxquery.predict.summary import Summary
     from boxquery.predict.tracking import Tracker, require_trackers
     from boxquery.predict.watch import WatchedFolders
+    from boxquery.runtime.tiles import Tiles
 
     if not sources:
         raise UserError("predict: name images, videos, folders or globs to look at")
@@ -268,7 +269,8 @@ def predict(
     tracker = Tracker(detector.min_score(threshold)) if track else None
     options["classes"] = None if classes is None else _split_names(classes, detector.classes)
     predict = partial(detector.predict, **options | ({} if tracker is None else {"threshold": tracker.least}))
-    summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes))
+    cut = None if tiles is None else Tiles(tiles, overlap).count_cut
+    summary = Summary(detector.min_score(threshold), given=threshold is not None, named=any(detector.classes), count_cut=cut)
     writer = ResultWriter(folder, kinds, detector.classes, frame_pictures=save is not None)
     finished = look_at(predict, found, writer, summary, every=every, tracker=tracker)
     if finished.interrupted:
@@ -314,7 +316,7 @@ def _found(summary: Summary, folder: Path, kinds: Sequence[Kind], rate: float, n
         "out": str(folder),
         "saved": {kind: str(folder / PLACES[kind]) for kind in kinds},
     }
-    _warn(f"note: {note}" for note in [*summary.remarks_notes(), *(summary.duplicates_note() if nms is None else [])])
+    _warn(f"note: {note}" for note in [*summary.remarks_notes(), *(summary.duplicates_note() if nms is None else []), *summary.cut_note()])
     places = ", ".join(PLACES[kind] + "/" * (folder / PLACES[kind]).is_dir() for kind in kinds)
     lines = [*summary.lines(), f"{rate:.1f} images per second; see {folder}: {places}"]
     return CommandResult(values, text="\n".join(lines))

@@ -41,7 +41,7 @@ def write_film(
     with av.open(str(path), "w", options={"movflags": "faststart"} if index_first and path.suffix == ".mp4" else {}) as container:
         stream = container.add_stream(codec, rate=RATE)
         stream.width = stream.height = SIDE
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
         stream.codec_context.time_base = Fraction(1, RATE if path.suffix == ".avi" else 100)  # which has no uneven times
         stream.codec_context.gop_size = 5
         if turned:

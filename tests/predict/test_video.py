@@ -6,6 +6,7 @@ import threading
 from fractions import Fraction
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import unquote
 
 import av
 import numpy as np
@@ -14,7 +15,8 @@ from PIL import Image
 
 from boxquery.cli import run
 from boxquery.data import video
-from boxquery.data.video import Video, camera_of, is_stream, without_password
+from boxquery.data.video import Video, ascii_address, camera_of, is_stream, without_password
+from boxquery.data.web import read_web_image
 from boxquery.errors import UserError
 from boxquery.predict import video_output
 from boxquery.predict.sources import find_sources
@@ -83,6 +85,31 @@ def test_what_is_no_video_is_refused():
         list(Video(cut(write_film(Path("short.mp4")), 0.5)))
 
 
+def test_frames_keep_their_numbers_after_damaged_ones():
+    content = bytearray(write_film(Path("film.avi"), codec="mjpeg").read_bytes())
+    starts = [place for place in range(len(content)) if content[place : place + 3] == b"\xff\xd8\xff"]
+    assert len(starts) == FRAMES
+    for number in (6, 7):
+        content[starts[number] : starts[number + 1] - 8] = bytes(starts[number + 1] - 8 - starts[number])
+    Path("film.avi").write_bytes(content)
+    film = Video(Path("film.avi"))
+    frames = list(film)
+    assert [frame.number for frame in frames] == [*range(6), *range(8, FRAMES)]
+    assert left_edges(frames) == [2 * frame.number for frame in frames]
+    assert film.remark.startswith("18 frames could be read, and 2 damaged parts left out")
+
+
+def test_a_file_with_sound_alone_is_named():
+    with av.open("sound.mp4", "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        frame.rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    with pytest.raises(UserError, match=r"^sound.mp4: has sound alone, no pictures; name a video$"):
+        Video(Path("sound.mp4"))
+
+
 @pytest.mark.parametrize(
     ("word", "camera"),
     [("camera", "0"), ("camera:1", "1"), ("camera:/dev/video2", "/dev/video2"), ("webcam", "0"), ("/dev/video3", "3"), ("0", "0"),
@@ -123,7 +150,7 @@ class Server(ThreadingHTTPServer):
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            path = Path(self.path.lstrip("/"))
+            path = Path(unquote(self.path.lstrip("/")))
             if not path.is_file():
                 return self.send_error(404)
             content = path.read_bytes()
@@ -143,6 +170,17 @@ def web(here):
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
+
+
+def test_addresses_in_other_letters(web):
+    assert ascii_address("rtsp://me:gehe%20im@b\xfccher.example:554/stra\xdfe 1?x=\xe9") == (
+        "rtsp://me:gehe%20im@xn--bcher-kva.example:554/stra%C3%9Fe%201?x=%C3%A9"
+    )
+    assert ascii_address("http://[::1]:80/\xe9") == "http://[::1]:80/%C3%A9"
+    with pytest.raises(UserError, match="no address"):
+        ascii_address("http://" + "\xfc" * 70 + ".example/")
+    Image.new("RGB", (8, 6)).save("a caf\xe9.png")
+    assert read_web_image(f"{web}/a caf\xe9.png").size == (8, 6)
 
 
 def test_sources_on_the_web(web, monkeypatch):
@@ -286,6 +324,13 @@ def test_a_stream_that_breaks_off_and_one_that_is_not_there(predict, web):
     assert status == 2
     assert "rtsp://127.0.0.1:9/live: cannot be opened (Connection refused); check the address and the network" in err.splitlines()[-1]
     assert not Path("none").exists()
+
+
+def test_one_source_that_cannot_be_read_is_named_once(predict):
+    Path("a.mp4").write_text("no film")
+    status, _, err = predict("a.mp4", "--out", "out")
+    assert status == 2
+    assert err.count("cannot be opened") == 1
 
 
 def test_a_video_that_cannot_be_read_among_images(predict):

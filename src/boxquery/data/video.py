@@ -12,11 +12,11 @@ from fractions import Fraction
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 from PIL import Image
 
-from boxquery.errors import UserError, count
+from boxquery.errors import UserError, count, one_line
 
 VIDEO_SUFFIXES = frozenset({
     ".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".wmv", ".flv", ".3gp", ".ogv", ".mjpeg",
@@ -35,7 +35,7 @@ _TURN = {90: Image.Transpose.ROTATE_90, 180: Image.Transpose.ROTATE_180, 270: Im
 
 
 class Frame(NamedTuple):
-    """Upright RGB pixels; the frame's number from 0, those that were passed over counted; seconds since the first frame."""
+    """Upright RGB pixels; the frame's number from 0, those that were passed over or damaged counted; seconds since the first frame."""
 
     image: Image.Image
     number: int
@@ -63,6 +63,23 @@ def split_address(address: str) -> SplitResult:
         return urlsplit(address)
     except ValueError as error:
         raise UserError(f"{address}: no address ({error}); an IPv6 host stands in brackets, as in rtsp://[::1]/stream") from error
+
+
+def ascii_address(address: str) -> str:
+    """The address as servers are asked for it: a host in other letters as IDNA has it, spaces and letters of the path in UTF-8 with percent
+    signs. Raises ``UserError``."""
+    if address.isascii() and " " not in address:
+        return address
+    parts = split_address(address)
+    user, at, host = parts.netloc.rpartition("@")
+    name, colon, port = host.partition(":") if not host.startswith("[") else (host, "", "")
+    try:
+        host = name if name.isascii() else name.encode("idna").decode()
+    except UnicodeError as error:
+        raise UserError(f"{without_password(address)}: no address ({one_line(error)}); check the name of the host") from error
+    safe = "%/:?@!$&'()*+,;=~[]"
+    netloc = f"{quote(user, safe)}{at}{host}{colon}{port}"
+    return parts._replace(netloc=netloc, path=quote(parts.path, safe), query=quote(parts.query, safe), fragment="").geturl()
 
 
 def without_password(address: str) -> str:
@@ -114,15 +131,18 @@ class Video:
                 if not stat.S_ISREG(os.stat(source).st_mode):  # reading from a pipe may never end
                     raise UserError(f"{self.name}: is not a file")
         else:
-            self.name, place, remedy = without_password(source), source, "check the address and the network"
+            self.name, place, remedy = without_password(source), ascii_address(source), "check the address and the network"
             options = {"rtsp_transport": "tcp"} if place.startswith("rtsp") else {}
         try:
             self._container: Any = av.open(place, format=form, options=options, timeout=TIMEOUT if remote else None)
         except (av.FFmpegError, OSError) as error:
             raise UserError(f"{self.name}: cannot be opened ({error.strerror or error}); {remedy}") from error
         if not self._container.streams.video:
+            has_sound = bool(self._container.streams.audio)
             self._container.close()
-            raise UserError(f"{self.name}: no video in it; {remedy}")
+            raise UserError(
+                f"{self.name}: has sound alone, no pictures; name a video" if has_sound else f"{self.name}: no video in it; {remedy}"
+            )
         self._stream: Any = self._container.streams.video[0]
         self._stream.thread_type = "SLICE" if remote else "AUTO"  # which decodes frames ahead
         self.rate = Fraction(self._stream.average_rate or self._stream.guessed_rate or 25)
@@ -136,17 +156,19 @@ class Video:
         self._container.close()
 
     def __iter__(self) -> Iterator[Frame]:
-        number, first, last = -1, None, Fraction(0)
+        read, first, last = 0, None, Fraction(0)
         self._damaged, self._lost = 0, ""
         with closing(self._container):
-            for number, frame in enumerate(self._decoded()):
+            for frame in self._decoded():
+                number = read + self._damaged  # a frame that is damaged has its number, too
+                read += 1
                 stamp = number / self.rate if frame.pts is None else frame.pts * Fraction(frame.time_base or self.time_base)
                 first = stamp if first is None else first
                 last = max(last, stamp - first)
                 if number % self.every == 0:
                     yield Frame(_upright(frame), number, stamp - first)
-        self.remark = self._ending(number + 1, float(last + (last / number if number > 0 else 1 / self.rate)))
-        if number < 0:
+        self.remark = self._ending(read, float(last + (last / (read - 1) if read > 1 else 1 / self.rate)))
+        if not read:
             raise UserError(f"{self.name}: no frame can be decoded{self._lost and f' ({self._lost})'}; it is damaged or cut short")
 
     def _decoded(self) -> Iterator[Any]:

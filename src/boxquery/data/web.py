@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from boxquery.data.images import IMAGE_SUFFIXES, read_image
-from boxquery.data.video import TIMEOUT, VIDEO_SUFFIXES, camera_of, is_stream, is_video_file, split_address, without_password
+from boxquery.data.video import TIMEOUT, VIDEO_SUFFIXES, ascii_address, camera_of, is_stream, is_video_file, split_address, without_password
 from boxquery.errors import UserError, one_line
 
 #: bytes of a picture at most
@@ -58,7 +58,7 @@ def _fetch(address: str, most: int) -> tuple[str, bytes]:
     from http.client import HTTPException
 
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "boxquery"})
+        request = urllib.request.Request(ascii_address(address), headers={"User-Agent": "boxquery"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return response.headers.get_content_type(), response.read(most)
     except (OSError, HTTPException, ValueError) as error:  # URLError is an OSError

@@ -48,10 +48,12 @@ class Reader:
             except UserError as error:
                 failed = error
                 self.summary.unreadable += 1
+                if self.number == 1:  # which is the error itself
+                    raise
                 self.progress.warn(f"skipped: {error.line()}")
                 self.progress.advance()
         if failed is not None and self.summary.unreadable == self.number:
-            raise UserError(failed.line() if self.number == 1 else f"none of {self.number} images could be read") from failed
+            raise UserError(f"none of {self.number} images could be read") from failed
 
     def _read(self, source: Source) -> Iterator[tuple[Item, Image.Image]]:
         if source.has_frames:

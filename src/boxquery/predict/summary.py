@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from boxquery.data.images import Header
 from boxquery.data.raw import Fault
@@ -13,7 +16,7 @@ from boxquery.limits import DEFAULT_THRESHOLD
 from boxquery.predict.sources import Item
 from boxquery.result import Result
 
-#: duplicates are mentioned from this share of the boxes, and this number
+#: duplicates and boxes that tiles cut are mentioned from this share of the boxes, and this number
 _SHARE, _NUMBER = 0.1, 3
 
 
@@ -24,11 +27,12 @@ class Summary:
         threshold: minimum score of the detections.
         given: whether the user chose it.
         named: whether a class of the model has a name; those without are not counted.
+        count_cut: where an image was looked at in tiles: its height and width, and boxes [N, 4] -> how many end where a tile does.
     """
 
-    def __init__(self, threshold: float, given: bool, named: bool = True):
-        self.threshold, self.given, self.named = threshold, given, named
-        self.images = self.frames = self.empty = self.unreadable = self.duplicates = 0
+    def __init__(self, threshold: float, given: bool, named: bool = True, count_cut: Callable[[int, int, np.ndarray], int] | None = None):
+        self.threshold, self.given, self.named, self.count_cut = threshold, given, named, count_cut
+        self.images = self.frames = self.empty = self.unreadable = self.duplicates = self.cut = 0
         self.tracks: set[tuple[str, int]] = set()
         self.classes: Counter[str] = Counter()
         self.remarks: defaultdict[str, list[str]] = defaultdict(list)
@@ -47,6 +51,8 @@ class Summary:
             self.tracks.update((item.sequence, track) for track in result.tracks.tolist() if track >= 0)
         self.empty += not len(result)
         self.duplicates += int(overlapped(result.boxes, result.labels).sum())
+        if self.count_cut is not None:
+            self.cut += self.count_cut(*result.size, result.boxes)
         self.classes.update(result.names)
 
     @property
@@ -78,6 +84,13 @@ class Summary:
             return []
         share = f"{self.duplicates:,} of {count(self.objects, 'box', 'boxes')} ({self.duplicates / self.objects:.0%})"
         return [f"{share} overlap a better one of their class with an IoU above {IOU_DUPLICATE}; --nms {IOU_DUPLICATE} removes them"]
+
+    def cut_note(self) -> list[str]:
+        """Whether so many boxes end where a tile does that objects may be larger than what tiles have in common."""
+        if self.cut < max(_NUMBER, _SHARE * self.objects):
+            return []
+        share = f"{self.cut:,} of {count(self.objects, 'box', 'boxes')}"
+        return [f"{share} end at the border of a tile and may be parts of larger objects; a larger --overlap or --tiles shows these whole"]
 
     def lines(self) -> list[str]:
         """For people."""
