@@ -8,7 +8,9 @@ Published architecture (ResNet-50; D-FINE L), the same random weights on both si
 for this size alone. All of a model's variants are loaded in one process and run in turn, in another order every round; milliseconds are the
 median CPU time, and `faster` is by how much transformers' eager model is slower, the median over rounds, with quartiles. Ours take uint8
 pixels and end with boxes in pixels, so normalisation and post-processing are in their time; those of transformers take normalised floats
-and end with logits. What a precision costs in AP is measured where there are trained weights: docs/export.md.
+and end with logits. int8 is quantised on real images. With random weights there is no AP to lose: `scores` and `boxes` are how far those
+of our files are from the eager model's on real images, the 95th percentile over queries by index (of models that choose proposals,
+those that tie change places). What a precision costs in AP is measured where there are trained weights: benchmarks/agreement.py.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
+import onnx_ir
 import onnxruntime
 import openvino
 import torch
@@ -36,14 +39,19 @@ import transformers
 from torch import Tensor, nn
 
 from boxquery.benchmark.machine import processor
-from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.preprocessing import Preprocessing, Resize
 from boxquery.detector import Detector
+from boxquery.export import int8
+from boxquery.export.onnx import write_onnx
 from boxquery.export.writer import export
 from boxquery.files import write_json
 from boxquery.models import preset
 from boxquery.models.interface import Model
 from boxquery.official.transformers import build
 from boxquery.official.transformers.config import Config
+from boxquery.runtime.engines import openvino_core
+from boxquery.runtime.exported import ExportedDetector
+from boxquery.runtime.record import KEY
 from cells import DOCS, put_into_page
 
 RESULTS = DOCS / "experiments" / "results" / "exported.json"
@@ -66,10 +74,14 @@ SIZE, QUICK = (480, 640), (160, 192)
 ROUNDS, QUICK_ROUNDS = 5, 3
 EAGER = "transformers, eager"
 #: how OpenVINO computes; it reads the same graph as from the .xml that export makes of it
-HINTS = {"fp32": "f32", "bf16": "bf16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
+#: real images, on which int8 measures ranges and outputs are compared, and how many
+PHOTOS, PHOTO_COUNT = Path(os.environ.get("BOXQUERY_SHARED", "/work/shared")) / "datasets" / "raccoon", 8
 #: of the exported file, what prediction needs
 OUTPUTS = ["boxes", "scores", "labels"]
-Run = Callable[[], Any]
+#: and what is compared
+COMPARED = ["class_scores", "query_boxes"]
+Run = Callable[..., Any]
 
 
 def peer_of(name: str) -> nn.Module:
@@ -115,21 +127,22 @@ def export_theirs(peer: nn.Module, images: Tensor, path: Path) -> None:
 
 
 def in_onnxruntime(path: Path, given: Sequence[np.ndarray], outputs: list[str] | None = None) -> Run:
+    """Runs on what is ``given``, or on what the call gives."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    named = dict(zip((each.name for each in session.get_inputs()), given, strict=True))
-    return lambda: session.run(outputs, named)
+    names = [each.name for each in session.get_inputs()]
+    return lambda other=given: session.run(outputs, dict(zip(names, other, strict=True)))
 
 
 def in_openvino(path: Path, given: Sequence[np.ndarray], outputs: list[str], hint: str) -> Run:
-    core = openvino.Core()
+    core = openvino_core()
     model = core.read_model(path)
-    kept = [port for port in model.outputs if {*outputs} & port.get_names()]
+    kept = [next(port for port in model.outputs if name in port.get_names()) for name in outputs]
     part = openvino.Model([port.get_node() for port in kept], model.get_parameters(), "part")
     properties = {"INFERENCE_PRECISION_HINT": hint, "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
     request = core.compile_model(part, "CPU", properties).create_infer_request()
-    return lambda: request.infer(list(given), share_outputs=True)
+    return lambda other=given: [values.copy() for values in request.infer(list(other), share_outputs=True).values()]
 
 
 def variants(name: str, size: tuple[int, int], files: Path) -> Iterator[tuple[str, Run]]:
@@ -148,10 +161,41 @@ def variants(name: str, size: tuple[int, int], files: Path) -> Iterator[tuple[st
     preprocessing = Preprocessing.of(min(size), square=recipe.square, normalize=recipe.normalize)
     detector = Detector(model, [f"class {i}" for i in range(CLASSES)], range(CLASSES), preprocessing)
     pixels = [np.zeros((1, 3, *size), np.uint8), np.array([size], np.int64)]
-    path = made(files / f"{name}-boxquery-{size[0]}x{size[1]}.onnx", lambda path: export(detector, path, size=size))
-    yield "boxquery, onnxruntime fp32", in_onnxruntime(path, pixels, OUTPUTS)
+    path = made(ours_at(name, size, files, "fp32"), lambda path: export(detector, path, size=size))
+    small = made(ours_at(name, size, files, "int8"), lambda small: quantized(path, small, size))
+    for precision, each in (("fp32", path), ("int8", small)):
+        yield f"boxquery, onnxruntime {precision}", in_onnxruntime(each, pixels, OUTPUTS)
     for precision, hint in HINTS.items():
-        yield f"boxquery, openvino {precision}", in_openvino(path, pixels, OUTPUTS, hint)
+        yield f"boxquery, openvino {precision}", in_openvino(small if precision == "int8" else path, pixels, OUTPUTS, hint)
+
+
+def ours_at(name: str, size: tuple[int, int], files: Path, precision: str) -> Path:
+    return files / f"{name}-boxquery-{size[0]}x{size[1]}{'-int8' * (precision == 'int8')}.onnx"
+
+
+def quantized(path: Path, small: Path, size: tuple[int, int]) -> None:
+    """An exported file in int8, without tracing the model again."""
+    resize = Resize(ExportedDetector.open(path, device="cpu").preprocessing, size)
+    model, used = int8.quantize(onnx_ir.load(path), int8.calibration_images(PHOTOS, PHOTO_COUNT), resize)
+    values = json.loads(model.metadata_props[KEY])
+    write_onnx(model, small, {**values, "precision": "int8", "calibration_images": used})
+
+
+def differences(name: str, size: tuple[int, int], files: Path) -> dict[str, dict[str, float]]:
+    """By variant of ours, how far ``scores`` and normalised ``boxes`` are from those of onnxruntime in fp32, which are the model's."""
+    opened = {f"boxquery, onnxruntime {each}": in_onnxruntime(ours_at(name, size, files, each), [], COMPARED) for each in ("fp32", "int8")}
+    opened |= {
+        f"boxquery, openvino {each}": in_openvino(ours_at(name, size, files, each), [], COMPARED, hint) for each, hint in HINTS.items()
+    }
+    resize = Resize(Preprocessing(min(size)), size)
+    given = [[resize(read())[None], np.array([[1, 1]])] for read in int8.calibration_images(PHOTOS, PHOTO_COUNT)[::2]]
+    wanted, *_ = ([run(each) for each in given] for run in opened.values())
+    return {variant: _far([run(each) for each in given], wanted) for variant, run in opened.items()}
+
+
+def _far(found: Sequence[Sequence[np.ndarray]], wanted: Sequence[Sequence[np.ndarray]]) -> dict[str, float]:
+    apart = [[np.abs(a - b).max(-1) for a, b in zip(one, other, strict=True)] for one, other in zip(found, wanted, strict=True)]
+    return {key: float(f"{np.quantile([each[i] for each in apart], 0.95):.2g}") for i, key in enumerate(("scores", "boxes"))}
 
 
 def made(path: Path, make: Callable[[Path], Any]) -> Path:
@@ -178,7 +222,7 @@ def in_turn(runs: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
     return times
 
 
-def rows(times: Mapping[str, list[float]]) -> list[dict[str, Any]]:
+def rows(times: Mapping[str, list[float]], far: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
     found = []
     for name, own in times.items():
         faster = [base / each for base, each in zip(times[EAGER], own, strict=True)]
@@ -186,7 +230,7 @@ def rows(times: Mapping[str, list[float]]) -> list[dict[str, Any]]:
         found.append({
             "variant": name,
             "ms": round(statistics.median(own), 1),
-            "faster": round(middle, 2), "low": round(low, 2), "high": round(high, 2),
+            "faster": round(middle, 2), "low": round(low, 2), "high": round(high, 2), **far.get(name, {}),
         })  # fmt: skip
     return found
 
@@ -197,21 +241,24 @@ def measure(name: str, quick: bool, files: Path) -> list[dict[str, Any]]:
     size, rounds = (QUICK, QUICK_ROUNDS) if quick else (SIZE, ROUNDS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return rows(in_turn(dict(variants(name, size, files)), rounds))
+        times = in_turn(dict(variants(name, size, files)), rounds)
+        return rows(times, differences(name, size, files))
 
 
 def show(name: str, found: Sequence[Mapping[str, Any]]) -> None:
-    print(f"\n{name:42}{'CPU ms':>10}{'faster':>9}   quartiles")
+    print(f"\n{name:42}{'CPU ms':>10}{'faster':>9}   quartiles      scores and boxes differ by")
     for row in found:
-        print(f"  {row['variant']:40}{row['ms']:10.1f}{row['faster']:8.2f}x   {row['low']:.2f} .. {row['high']:.2f}", flush=True)
+        far = f"   {row['scores']:.1e} {row['boxes']:.1e}" if "scores" in row else ""
+        print(f"  {row['variant']:40}{row['ms']:10.1f}{row['faster']:8.2f}x   {row['low']:.2f} .. {row['high']:.2f}{far}", flush=True)
 
 
 def table(models: Mapping[str, Any]) -> str:
     """Markdown: a row per model, and by variant CPU milliseconds and how many times faster than transformers' eager model it is."""
-    heads = [row["variant"] for row in next(iter(models.values()))]
+    heads = [row["variant"] for row in max(models.values(), key=len)]
     lines = [f"| {' | '.join(['CPU ms', *heads])} |", "|---" * (len(heads) + 1) + "|"]
     for name in PEERS:
-        cells = [f"{row['ms']:.0f} ({row['faster']:.2f}x)" for row in models.get(name, ())] or ["not measured"] + ["-"] * (len(heads) - 1)
+        there = {row["variant"]: f"{row['ms']:.0f} ({row['faster']:.2f}x)" for row in models.get(name, ())}
+        cells = [there.get(head, "not measured") for head in heads]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
