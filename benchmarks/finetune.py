@@ -34,7 +34,7 @@ RESULTS = DOCS / "experiments" / "results" / "finetuning.json"
 SETS = {"raccoon": (20, 50, 160), "bccd": (20, 50, 200), "cards": (20, 50, 200)}
 STARTS = {"random": "random weights", "scenes": "from scenes", "frozen": "from scenes, backbone frozen"}
 #: CPU seconds of a cell, and of the model that is trained on scenes
-SECONDS, SCENES_SECONDS = 90, 1200
+SECONDS, SCENES_SECONDS = 60, 1200
 SETTINGS: dict[str, Any] = {"model": "deformable-detr", "preset": "tiny", "image_size": 160, "square": True, "lr": 5e-4, "clock": "cpu",
                             "device": "cpu", "workers": 0, "pretrained": False, "force": True}  # fmt: skip
 
@@ -74,6 +74,15 @@ def train_on_scenes(seconds: int, cell: Scenes, out: Path) -> None:
     bq.train("shapes:train=8000", **SETTINGS, minutes=seconds / 60 / PLANNED, seed=0, out=out)
 
 
+def scenes_model(runs: Path, seconds: int = SCENES_SECONDS) -> Path:
+    """The run that others start from, trained where it is not there yet."""
+    source = runs / str(Scenes())
+    if not (source / "report.html").is_file():
+        print(f"scenes: training for {seconds} CPU s", flush=True)
+        cells.run_apart(partial(train_on_scenes, seconds), Scenes(), source)
+    return source
+
+
 def curve(out: Path) -> list[list[float]]:
     """CPU seconds and AP of every evaluation."""
     with (out / "metrics.csv").open() as file:
@@ -82,10 +91,7 @@ def curve(out: Path) -> list[list[float]]:
 
 def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results: Path, seconds: int) -> None:
     """Train those of the cells that are not measured, after the model that they start from."""
-    source = runs / str(Scenes())
-    if not (source / "model").is_dir():
-        print(f"scenes: training for {seconds} CPU s", flush=True)
-        cells.run_apart(partial(train_on_scenes, seconds), Scenes(), source)
+    source = scenes_model(runs, seconds)
 
     def describe(cell: Cell, out: Path) -> tuple[str, dict[str, Any], dict[str, Any]]:
         found = read_run(out) | {"curve": curve(out), "scenes_seconds": seconds}

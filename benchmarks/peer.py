@@ -1,4 +1,4 @@
-"""Our default beside ultralytics' YOLO26n, from random weights, on one thread, for the same CPU seconds.
+"""Our default beside ultralytics' YOLO26n, without released weights, on one thread, for the same CPU seconds.
 
     python benchmarks/peer.py raccoon=path/to/raccoon bccd=path/to/bccd cards=path/to/cards        # resumable
     python benchmarks/peer.py raccoon=path/to/raccoon --seconds 500 --seeds 0 --only yolo26n       # a part of it
@@ -11,7 +11,8 @@ are not. Each number of seconds is a run of its own, since the learning rate sch
 
 - ours: ``boxquery train DATA --model auto --minutes M --clock cpu``, with M such that the CPU seconds are spent (the command by itself
   plans for 90 % of M). ``--model``, ``--preset`` and ``--option`` put another model in its place. It evaluates once, at the end, within
-  its seconds: what is reported is the last model, and nothing was chosen on the split that it is reported on.
+  its seconds: what is reported is the last model, and nothing was chosen on the split that it is reported on. It starts from random
+  weights as the peer does, or with ``--scenes`` as it does by itself: from the drawn scenes of benchmarks/bundled.py.
 - YOLO26n (benchmarks/peer_yolo.py): its package's defaults, batch 16, installed into ``--runs``/venv. The long side of its input is ours,
   rounded up to its stride of 32, so ours must have been measured first; that of "yolo26n 320" is 320 pixels. Its schedule is one of
   epochs; their number is planned from timed batches, which are not counted. Without validation while it trains; the moving average of the
@@ -121,8 +122,8 @@ def run_ours(data: str, val: Split, out: Path, seconds: float, seed: int, args: 
     from boxquery.evaluation.predictions import predict_split
 
     command = [sys.executable, "-m", "boxquery", "train", data, "--model", args.model, "--minutes", str(seconds / 60 / PLANNED),
-               "--clock", "cpu", "--val-every", "1000000", "--pretrained", "none", "--device", "cpu", "--seed", str(seed),
-               "--out", str(out)]  # fmt: skip
+               "--clock", "cpu", "--val-every", "1000000", "--pretrained", "auto" if args.scenes else "none", "--device", "cpu",
+               "--seed", str(seed), "--out", str(out)]  # fmt: skip
     command += [word for name in ("preset", "image_size", "batch_size") if (value := getattr(args, name)) is not None
                 for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
     command += [word for option in args.option for word in ("--option", option)]
@@ -238,7 +239,7 @@ def input_of_ours(results: Mapping[str, Any], name: str, where: str, ours: str) 
 
 def systems(args: argparse.Namespace, only: str | None) -> list[str]:
     """Those that are measured, ours first."""
-    ours = " ".join([args.model, *([args.preset] if args.preset else []), *args.option])
+    ours = " ".join([args.model, *([args.preset] if args.preset else []), *args.option, *(["from scenes"] if args.scenes else [])])
     return [ours, PEER, WIDE[0]] if only is None else [ours if only == "auto" else only]
 
 
@@ -317,6 +318,9 @@ def main() -> None:
     parser.add_argument("--option", action="append", default=[], help="an option of it as name=value; may be repeated")
     parser.add_argument("--image-size", type=int, help="of our model, and with it of the peer (default: its own choice)")
     parser.add_argument("--batch-size", type=int, help="of our model (default: its own choice)")
+    parser.add_argument(
+        "--scenes", action="store_true", help="ours starts from the drawn scenes that come with the library, as is its default"
+    )
     parser.add_argument("--peer-batch", type=int, default=16, help="of the peer (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/peer"), help="folder of the runs (default: %(default)s)")
     parser.add_argument("--venv", type=Path, help="environment of the peer (default: venv in --runs)")

@@ -85,9 +85,10 @@ def test_tables_give_means_over_seeds_and_name_what_is_missing(peer):
 
 
 def test_our_place_can_be_taken_by_any_model(peer):
-    args = SimpleNamespace(model="fcos", preset="tiny", option=["levels=2"])
+    args = SimpleNamespace(model="fcos", preset="tiny", option=["levels=2"], scenes=False)
     assert peer.systems(args, None) == ["fcos tiny levels=2", peer.PEER, peer.WIDE[0]]
     assert [peer.systems(args, only) for only in ("auto", peer.PEER)] == [["fcos tiny levels=2"], [peer.PEER]]
+    assert peer.systems(SimpleNamespace(model="auto", preset=None, option=[], scenes=True), "auto") == ["auto from scenes"]
 
 
 def test_the_peer_has_our_image_size_in_multiples_of_its_stride(peer):

@@ -1,6 +1,7 @@
-"""Where ``--model auto`` starts from weights that were trained on COCO: which, of what size, and how they are trained on.
+"""Where ``--model auto`` starts from weights that were trained on COCO: which, of what size, and how they are trained on; and from which
+where there are none.
 
-Of the numbers here none is measured: such weights could not be fetched where this was written. Imports no torch until it chooses.
+Of the numbers for weights of COCO none is measured: they could not be fetched where this was written. Imports no torch until it chooses.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from boxquery.auto import (
     left_open,
     words_of,
 )
+from boxquery.data.builtin import names_scenes
+from boxquery.data.shapes import WORD
 from boxquery.flags import option_word
 from boxquery.hub import HubModel, Unavailable, find_model
 from boxquery.models import preset as known_preset
@@ -34,6 +37,8 @@ from boxquery.models.recipes import recipe_of
 if TYPE_CHECKING:
     from boxquery.device import Processor
 
+#: the model that comes with the library, trained on drawn scenes, and the paper and preset that it is
+SHAPES, SHAPES_IS = "shapes", ("deformable-detr", "tiny")
 #: value of ``--recipe``, see ``boxquery.models.recipes.FINE_TUNING``
 RECIPE = "fine-tuning"
 
@@ -130,3 +135,15 @@ def tune(facts: DataFacts, processor: Processor, given: Given, start: Start, fou
             f"auto: fine-tuning (--recipe); {of_length}; augmentation {', '.join(words)} (--augment)",
         ],
     )
+
+
+def from_shapes(choice: Choice, given: Given, source: str) -> Choice:
+    """The same choice, started from the model that was trained on drawn scenes, where it is of that size and no option was given.
+
+    The scenes themselves, as ``source`` of the data, are learned from random weights.
+    """
+    if (choice.model, choice.preset) != SHAPES_IS or given.options or names_scenes(source, WORD):
+        return choice
+    first, *others = choice.lines
+    start = f"{first}; it starts from weights that learned drawn scenes and come with boxquery (--from; --pretrained none: random)"
+    return replace(choice, start_from=SHAPES, chosen=sorted([*choice.chosen, "start_from"]), lines=[start, *others])

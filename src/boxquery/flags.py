@@ -16,6 +16,8 @@ from boxquery.errors import UserError, first_line
 
 #: in place of a model's name, and where none is named: the model is chosen for the data and the processor
 AUTO = "auto"
+#: models that come with the library, by the name that stands for their folder, and where these are below the package
+BUNDLED = {"shapes": "weights/shapes"}
 #: the preset of a model that is named without one
 DEFAULT_PRESET = "small"
 #: the presets that no paper published
@@ -151,5 +153,5 @@ def check_model(source: str, *, exported: bool = False) -> None:
         return
     if os.path.isfile(source):
         raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
-    if not os.path.isdir(source) and not is_hub_id(source):
+    if not os.path.isdir(source) and source not in BUNDLED and not is_hub_id(source):
         raise UserError(f"{source}: no such folder; give a run folder, a model folder or a hub id (owner/name)")

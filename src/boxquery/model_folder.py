@@ -19,7 +19,7 @@ from boxquery.data.preprocessing import Preprocessing
 from boxquery.detector import Detector
 from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
-from boxquery.flags import check_model
+from boxquery.flags import BUNDLED, check_model
 from boxquery.hub import Unavailable, find_model, one_at_a_time
 from boxquery.models import create_model, preset
 from boxquery.models.interface import Model
@@ -70,7 +70,9 @@ def push_to_hub(detector: Detector, repo_id: str, *, private: bool = False) -> s
 
 
 def load(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> Detector:
-    """Load a detector from a run folder, a model folder, a folder of Hugging Face's transformers, or a hub id of either.
+    """Load a detector from a run folder, a model folder, a folder of Hugging Face's transformers, a hub id of either, or ``shapes``.
+
+    ``shapes`` is the model that comes with the library, trained on drawn scenes (docs/transfer.md).
 
     Args:
         download: fetch a model from the hub also if it has more than 200 MB.
@@ -101,6 +103,8 @@ def find_folder(source: str | Path, *, download: bool = False, say: Callable[[st
     check_model(str(source))
     if (folder := Path(source)).is_dir():
         return folder
+    if str(source) in BUNDLED:
+        return bundled(str(source))
     try:
         with one_at_a_time(str(source)):
             model = find_model(str(source))
@@ -109,6 +113,11 @@ def find_folder(source: str | Path, *, download: bool = False, say: Callable[[st
             return model.fetch(large=download, say=say)
     except Unavailable as error:
         raise Unavailable(f"{source}: no such folder here, and as a hub id: {error}") from error
+
+
+def bundled(name: str) -> Path:
+    """Where a model that comes with the library is; benchmarks/bundled.py makes it."""
+    return Path(__file__).parent / BUNDLED[name]
 
 
 def migrate(config: dict[str, Any]) -> dict[str, Any]:

@@ -15,16 +15,20 @@ from huggingface_hub import constants
 import boxquery as bq
 from boxquery.auto import FEW, LARGE_MEMORY, MANY, MANY_CORES, DataFacts, Given
 from boxquery.cli import run
+from boxquery.data.open import open_data
 from boxquery.device import Processor
-from boxquery.fine_tuning import CPU_SIZE, LEAST_STEPS, STARTS, find_start, fitting, tune
+from boxquery.fine_tuning import CPU_SIZE, LEAST_STEPS, SHAPES, SHAPES_IS, STARTS, find_start, fitting, tune
 from boxquery.hub import LARGE, HubModel
 from boxquery.models import preset
 from boxquery.models.recipes import FINE_TUNING
 from boxquery.official.transformers import list_kinds
 from boxquery.training.config import RunConfig
 from boxquery.training.fit import Run
+from tests.data.writers import drawn, write_coco
 from tests.models.transformers_folders import model, save
 from tests.test_hub import at, put
+
+from .runs import rows
 
 CPU, GPU = Processor("cpu", 2), Processor("cuda", 8, LARGE_MEMORY)
 #: of what every run here is, so that it takes a second
@@ -133,6 +137,59 @@ def test_without_weights_it_is_the_recipe_from_random_ones(cache, capsys):
     name = STARTS["nano"].name
     assert lines == [f"note: no weights trained on COCO to start from: {name} is not in the hub's cache, and HF_HUB_OFFLINE is set"]
     assert RunConfig.read(Path("run")).recipe == "preset"
+
+
+@pytest.fixture
+def photographs(cache) -> str:
+    """A data set that is no scenes to boxquery."""
+    return str(write_coco(cache.parent / "photographs", drawn(open_data(SCENES))))
+
+
+def test_without_weights_of_coco_it_starts_from_drawn_scenes(photographs, capsys):
+    """Said in a line, recorded, and repeated by the command."""
+    assert run(["train", photographs, "--out", "run", *QUICK]) == 0
+    said = capsys.readouterr().err
+    assert "it starts from weights that learned drawn scenes and come with boxquery (--from; --pretrained none: random)" in said
+    config, before = RunConfig.read(Path("run")), bq.load(SHAPES).model.state_dict()
+    assert (config.start_from, config.recipe, config.model, config.preset) == (SHAPES, "preset", *SHAPES_IS)
+    assert "start_from" in config.chosen
+    assert json.loads(Path("run/transfer.json").read_text())["from"] == SHAPES
+    name, near = "backbone.body.layer1.0.conv1.weight", {}
+    for start in (SHAPES, None):
+        detector = bq.load("run") if start else bq.train(photographs, out="random", **given_quick(), pretrained=False)
+        near[start] = float((detector.model.state_dict()[name] - before[name]).abs().mean())
+    assert near[SHAPES] < 0.1 * near[None]
+    command = config.command(Path("again"))
+    assert run(shlex.split(command)[1:]) == 0
+    assert [row["loss"] for row in rows(Path("again"))] == [row["loss"] for row in rows(Path("run"))]
+
+
+def given_quick() -> dict[str, Any]:
+    return {"image_size": 64, "epochs": 1, "batch_size": 4, "device": "cpu", "precision": "float32"}
+
+
+@pytest.mark.parametrize("more", [["--pretrained", "none"], ["--option", "decoder_layers=1"], ["--model", "deformable-detr"]])
+def test_random_weights_are_had_by_asking(photographs, monkeypatch, capsys, more):
+    monkeypatch.setattr(Run, "fit", lambda self, state: self.detector)
+    assert run(["train", photographs, "--out", "run", *QUICK, *more]) == 0
+    assert "drawn scenes" not in capsys.readouterr().err
+    assert RunConfig.read(Path("run")).start_from is None
+
+
+def test_the_bundled_model_is_one_like_any_other(photographs, monkeypatch, capsys):
+    """It is named by a word; a folder of that name wins; and other sizes take over what fits."""
+    monkeypatch.setattr(Run, "fit", lambda self, state: self.detector)
+    assert bq.load(SHAPES).classes == ["circle", "square", "triangle", "star", "cross"]
+    assert run(["train", photographs, "--from", SHAPES, "--preset", "small", "--out", "small", *QUICK]) == 0
+    assert "classes taken over: " in capsys.readouterr().err
+    Path(SHAPES).mkdir()
+    with pytest.raises(bq.UserError, match="neither a run nor a model folder"):
+        bq.load(SHAPES)
+
+
+def test_check_says_that_training_starts_from_drawn_scenes(photographs, capsys):
+    assert run(["check", photographs, "--json"]) in (0, 1)
+    assert "it starts from weights that learned drawn scenes" in capsys.readouterr().err
 
 
 def test_a_broken_file_in_the_cache_stops_nothing(folder, cache, monkeypatch, capsys):

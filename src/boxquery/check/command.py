@@ -18,7 +18,7 @@ from rich.table import Table
 
 from boxquery.augment import augment_parts, augmentation
 from boxquery.auto import DataFacts, Given, choose
-from boxquery.fine_tuning import find_start, tune
+from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_seed
 from boxquery.limits import check_above_zero
 
@@ -133,7 +133,9 @@ def check(
         opened, findings = open_checked(data, strict=strict, images=images, annotations=annotations)
         train = opened.split("train")
         if model == AUTO:
-            flags = _automatic(train, Given(preset=preset, options=options, image_size=image_size, epochs=epochs, augment=augment))
+            flags = _automatic(
+                train, Given(preset=preset, options=options, image_size=image_size, epochs=epochs, augment=augment), opened.source
+            )
         shown = augmentation(flags.pop("augment"), known_preset(flags["model"], flags["preset"]).recipe.augment)
         plan = plan_for(**flags, classes=len(opened.names), images=len(train))
         picture = "if needed" if out is None else "always"
@@ -174,7 +176,7 @@ def _range(percentiles: dict[str, float]) -> str:
     return f"{low:g}" if low == high else f"{low:g} to {high:g} (median {middle:g})"
 
 
-def _automatic(train: Split, given: Given) -> dict[str, Any]:
+def _automatic(train: Split, given: Given, source: str) -> dict[str, Any]:
     """The flags that ``auto`` chooses on this machine and that a check depends on; says so on stderr."""
     from boxquery.device import Processor, choose_device
     from boxquery.progress import stderr_console
@@ -182,7 +184,7 @@ def _automatic(train: Split, given: Given) -> dict[str, Any]:
     console = stderr_console()
     facts, processor = DataFacts.of(train), Processor.of(choose_device("auto"))
     start = find_start(facts, processor, given, lambda line: console.print(line, markup=False))
-    choice = choose(facts, processor, given) if start is None else tune(facts, processor, given, *start)
+    choice = from_shapes(choose(facts, processor, given), given, source) if start is None else tune(facts, processor, given, *start)
     for line in choice.lines:
         console.print(line, markup=False)
     return {name: value for name, value in choice.flags().items() if name not in ("lr", "recipe")}

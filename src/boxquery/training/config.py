@@ -90,8 +90,9 @@ class ModelFlags:
     """Which model is trained; ``None`` is not given.
 
     Attributes:
-        start_from: Trained model to start from: a run or model folder, one of transformers, a hub id, or a paper's checkpoint. Classes are
-            matched by name and may differ, as may any option. Options not given are taken from the source.
+        start_from: Trained model to start from: a run or model folder, one of transformers, a hub id, a paper's checkpoint, or shapes,
+            which comes along. Classes are matched by name and may differ, as may any option. Options not given are taken from the source.
+            Default: auto's choice, or none.
         model: Model to train; `boxquery models` lists them. auto chooses model, preset, options, image size, batch size, length and
             augmentation for the data and the processor, and says so; flags that are given win. With --from it is the source's model.
         preset: Size and recipe: paper, small, tiny, or a further size that is published, see `boxquery models NAME`; with --from the recipe

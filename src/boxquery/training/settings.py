@@ -14,7 +14,7 @@ from boxquery.data.dataset import Data
 from boxquery.detector import Detector
 from boxquery.device import Processor, choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
-from boxquery.fine_tuning import find_start, tune
+from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS, check_workers
 from boxquery.model_folder import load
 from boxquery.models import preset
@@ -50,8 +50,10 @@ def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> t
             choice = tune(facts, processor, asked, *start)
             return like(origin, replace(requested, **choice.flags())), choice, origin
     choice = choose(facts, processor, asked)
+    if requested.pretrained == "auto":
+        choice = from_shapes(choice, asked, data.source)
     chosen = {name: value for name, value in choice.flags().items() if value is not None}
-    return replace(requested, **chosen), choice, None
+    return replace(requested, **chosen), choice, load(choice.start_from) if choice.start_from else None
 
 
 def with_rate(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> tuple[TrainFlags, list[str]]:
