@@ -19,7 +19,7 @@ from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
 from boxquery.parts.output import PerspectivePredictions
 from boxquery.parts.positions import sine
-from boxquery.parts.queries import Queries
+from boxquery.parts.queries import Queries, before_others
 from boxquery.parts.state import QueryState
 
 
@@ -109,8 +109,7 @@ class PerspectiveQueries(Queries):
         scores = at_least_float32(proposed.logits.detach().amax(-1))[0]
         maps = scores.unflatten(1, (-1, *proposed.cells)).flatten(0, 1)
         peaks = (maps >= F.max_pool2d(maps[:, None], 3, 1, 1)[:, 0]).view_as(scores)
-        scores = torch.where(peaks, scores + (scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True) + 1), scores)
-        best = scores.topk(torch.sym_min(self.count, scores.shape[1]), 1).indices
+        best = before_others(scores, peaks).topk(torch.sym_min(self.count, scores.shape[1]), 1).indices
         low, high = limits(self.head.area, proposed.codes)
         centres = chosen_rows(proposed.codes[..., (0, 1, 4)].detach(), best)
         points = ((centres - low) / (high - low)).clamp(0, 1)

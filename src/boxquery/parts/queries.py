@@ -340,9 +340,13 @@ def peaks_first(scores: Tensor, memory: Memory, invalid: Tensor) -> Tensor:
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     maps = memory.maps(scores.masked_fill(invalid, -torch.inf))
     highest = torch.cat([F.max_pool2d(level, 3, 1, 1).flatten(1) for level in maps], 1)
-    is_peak = (scores >= highest) & ~invalid
+    return before_others(scores, (scores >= highest) & ~invalid)
+
+
+def before_others(scores: Tensor, chosen: Tensor) -> Tensor:
+    """Scores [B, S] in which those that are ``chosen`` (bool) rank before all others; else in their order."""
     spread = scores.amax(1, keepdim=True) - scores.amin(1, keepdim=True) + 1
-    return torch.where(is_peak, scores + spread, scores)
+    return torch.where(chosen, scores + spread, scores)
 
 
 def spread(invalid: Tensor, like: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ Published: 34.7 mAP and 42.2 NDS on nuScenes val in 24 epochs at 1600 x 900 (DET
 Licence: written from the paper; the authors' code (MIT) served as reference for numbers only
 
 Differs from DETR in:
-- queries: learned content as well as position; a point in space made from the position
+- queries: learned content as well as position; a point in space made from the position; with `two_stage`, boxes that cells propose
 - encoder: none; strides 8 to 64 of every camera, each level added to the next finer one
 - locate: at the reference point
 - cross-attention: bilinear samples where cameras see the point, weighed by sigmoids; the point itself is added through a small network

@@ -11,7 +11,7 @@ Published: 31.7 mAP and 36.7 NDS on nuScenes val in 24 epochs at 1408 x 512 (PET
 Licence: written from the paper; the authors' code (Apache-2.0) served as reference for numbers only
 
 Differs from DETR in:
-- queries: learned points in space, whose sine an MLP makes the position of
+- queries: learned points in space, whose sine an MLP makes the position of; with `two_stage`, boxes that cells propose
 - encoder: none; the finest map of a pyramid, of all cameras at once; a cell's position is made of the points on its ray
 - head: sigmoid focal classes without "no object", after two maps with layer norms; 3-D boxes, centres measured from the query's point
 """
