@@ -45,7 +45,7 @@ class PETROptions(SceneOptions):
         check_least(1, depths=self.depths)
 
 
-PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), lr=2e-3, levels=3, depths=16)
+PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), levels=3, depths=16)
 
 
 def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -> SceneTransformer:
