@@ -118,19 +118,19 @@ def table(results: Mapping[str, Any]) -> str:
         for images in sizes:
             facts = results["sets"].get(f"{name}, {images}")
             fixed = NOT_MEASURED if facts is None else three(facts["median_box"]["AP"])
-            found = [_cell(_of(rows, name, images, start)) for start in STARTS]
+            found = [spread(_of(rows, name, images, start)) for start in STARTS]
             lines.append(f"| {name} | {images} | {' | '.join(found)} | {fixed} |")
     if lengths := sorted({row["scenes_seconds"] for row in rows.values()}):
         lines += ["", f"The model that they start from was trained on scenes for {' and '.join(map(str, lengths))} CPU s."]
     return "\n".join(lines)
 
 
-def _cell(rows: Sequence[Mapping[str, Any]]) -> str:
+def spread(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The mean AP of the last epochs of several seeds, and the lowest and highest."""
     if not rows:
         return NOT_MEASURED
     values = [row["AP_last"] for row in rows]
-    spread = f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else ""
-    return f"{mean(values):.3f}{spread}"
+    return f"{mean(values):.3f}" + (f" ({min(values):.3f} to {max(values):.3f})" if len(values) > 1 else "")
 
 
 def draw(path: Path, results: Mapping[str, Any]) -> None:

@@ -1179,3 +1179,28 @@ add("export", "a package that is missing (planted)", "refused", "pip install 'bo
 add("export", "a file where the folder should be", "refused", "cannot be written (File exists)", under_a_file)
 add("export", "int8 without images", "refused", "give --calibrate DATA", lambda p: export(p, "m.onnx", "--precision", "int8"))
 add("export", "images for a precision without ranges", "refused", "of use to int8 alone", lambda p: export(p, "m.onnx", "--calibrate", "x"))
+
+
+# -- learning without labels ----------------------------------------------------------------------------------------------------------
+
+
+def pretrain(place: Place, *words: str) -> list[str]:
+    return ["pretrain", str(place.stock.photos), *over(*words), "--out", str(place.out)]
+
+
+def with_a_strip(place: Place) -> list[str]:
+    photos = Path(shutil.copytree(place.stock.photos, place.root / "photos"))
+    Image.new("RGB", (300, 12)).save(photos / "JPEGImages" / "strip.png")
+    return ["pretrain", str(photos), *over("--patches", "3"), "--out", str(place.out)]
+
+
+def labels_of_another(place: Place) -> list[str]:
+    place.out.mkdir()
+    (place.out / "pseudo-labels.json").write_text('{"info": {"threshold": 0.9}}')
+    return ["pretrain", str(place.stock.photos), "--teacher", str(place.stock.model), "--out", str(place.out), "--device", "cpu"]
+
+
+add("pretrain", "a model without queries", "refused", "has no queries that could be told", lambda p: pretrain(p, "--model", "fcos"))
+add("pretrain", "more patches than queries", "refused", "more than the 9 queries", pretrain)
+add("pretrain", "an image that has no room for patches", "named", "no room for patches", with_a_strip)
+add("pretrain", "labels of another teacher", "refused", "of another teacher, threshold or folder", labels_of_another)
