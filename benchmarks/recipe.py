@@ -22,8 +22,10 @@ against its parent; what passed goes to three seeds on all seven sets. AP is tha
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import re
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -39,6 +41,7 @@ from boxquery.data.shapes import shapes_data
 from boxquery.data.splits import equal_files
 from boxquery.training.run_length import PLANNED
 from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, three
+from finetune import scenes_model
 from recipe_variants import VARIANTS, changes, paper, settings
 
 PAGE, RESULTS = DOCS / "experiments" / "recipe.md", DOCS / "experiments" / "results" / "recipe.json"
@@ -93,9 +96,20 @@ def train(paths: Mapping[str, str], cell: Cell, out: Path) -> None:
     import boxquery as bq
     from boxquery.models import register
 
-    register("rung", paper(cell.variant))
+    register("rung", rung := paper(cell.variant))
+    start = {"start_from": _renamed(scenes_model(out.parent), out.parent / f"{out.name}-start")} if VARIANTS[cell.variant].start else {}
     bq.train(held_out(cell.set, paths.get(cell.set, "")), model="rung", preset="small", minutes=cell.seconds / 60 / PLANNED, clock="cpu",
-             seed=cell.seed, device="cpu", workers=0, pretrained=False, force=True, out=out)  # fmt: skip
+             lr=rung.PRESETS["small"].recipe.lr, seed=cell.seed, device="cpu", workers=0, pretrained=False, force=True, out=out,
+             **start)  # fmt: skip
+
+
+def _renamed(source: Path, copy: Path) -> Path:
+    """The model of a run as one of the variants', which have a name of their own."""
+    shutil.copytree(source / "model", copy, dirs_exist_ok=True)
+    config = json.loads((copy / "config.json").read_text())
+    config["model"] |= {"name": "rung", "preset": "small"}
+    (copy / "config.json").write_text(json.dumps(config))
+    return copy
 
 
 def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results: Path) -> None:

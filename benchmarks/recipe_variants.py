@@ -42,6 +42,7 @@ class Variant:
         options, recipe: fields of the model's options and of its ``Recipe``, in place of the parent's.
         why: what is expected of it, for the table.
         model, preset: of a root, the library's model that it is; any but the first has that preset of today.
+        start: what training starts from in place of random weights: "scenes", the model of benchmarks/finetune.py.
     """
 
     parent: str | None
@@ -50,6 +51,7 @@ class Variant:
     why: str = ""
     model: str = MODEL
     preset: str = "small"
+    start: str = ""
 
 
 VARIANTS: dict[str, Variant] = {
@@ -96,6 +98,7 @@ VARIANTS: dict[str, Variant] = {
         options={"proposal_size": 0.0},
         why="first boxes as large as the median object in place of .05, .1 and .2 of the image",
     ),
+    "mosaic-scenes": Variant("tiny-mosaic", start="scenes", why="weights that have learned on drawn scenes what an object and a box are"),
     "mosaic-all": Variant("tiny-mosaic", recipe={"augment": replace(MOSAIC, mosaic=1.0)}, why="no image without other ones"),
     "d-fine": Variant(None, recipe=TINY_MOSAIC, model="d-fine", preset="tiny", why="the recipe of tiny-mosaic with another model"),
     "rt-detr": Variant(None, recipe=TINY_MOSAIC, model="rt-detr", preset="tiny", why="the recipe of tiny-mosaic with another model"),
@@ -112,6 +115,7 @@ def lineage(name: str) -> list[Variant]:
 def settings(name: str) -> dict[str, Any]:
     """Everything that a variant changes of the root, as JSON has it: recorded with its cells, which count only while it is the same."""
     merged = {key: value for rung in lineage(name) for key, value in {**rung.options, **rung.recipe}.items()}
+    merged |= {"start": VARIANTS[name].start} if VARIANTS[name].start else {}
     return json.loads(json.dumps({key: _plain(value) for key, value in merged.items()}))
 
 
@@ -148,6 +152,7 @@ def changes(name: str) -> str:
             words += [f"augment {part}={each}" for part, each in asdict(value).items() if _listed(each) != _listed(start[part])]
         else:
             words.append(f"{key}={value}")
+    words += [f"started from {own.start}"] if own.start else []
     return ", ".join(words) or "nothing"
 
 
