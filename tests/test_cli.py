@@ -308,7 +308,18 @@ def test_the_readme_names_commands_that_exist():
 
 
 def test_public_names_are_a_checked_list():
-    assert bq.__all__ == ["Detector", "Result", "UserError", "create_model", "list_models", "load", "load_official", "pretrain", "train"]
+    assert bq.__all__ == [
+        "Detector",
+        "Result",
+        "SceneDetector",
+        "UserError",
+        "create_model",
+        "list_models",
+        "load",
+        "load_official",
+        "pretrain",
+        "train",
+    ]
     for name in bq.__all__:
         assert getattr(bq, name).__doc__
 

@@ -13,6 +13,7 @@ _HOME = {
     "create_model": "boxquery.models",
     "load_official": "boxquery.official",
     "Detector": "boxquery.api",
+    "SceneDetector": "boxquery.api",
     "load": "boxquery.api",
     "train": "boxquery.api",
     "pretrain": "boxquery.api",

@@ -8,23 +8,33 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from boxquery import detector, model_folder
+import numpy as np
+
+from boxquery import detector, model_folder, scene_detector
 from boxquery.data.classes import map_labels, match_names, matching_notes
 from boxquery.data.dataset import Data
 from boxquery.data.open import open_data
+from boxquery.data.scenes.open import open_scenes
+from boxquery.data.scenes.records import SceneData
+from boxquery.evaluation.fixed_boxes import evaluate_fixed_boxes, fixed_boxes_note
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note
 from boxquery.evaluation.metrics import evaluate, limits_note
+from boxquery.evaluation.nuscenes import evaluate_scenes
 from boxquery.evaluation.predictions import drop_unreadable, keep_labels, predict_split
+from boxquery.evaluation.scene_predictions import predict_scenes, with_labels_of, with_shuffled_calibration
+from boxquery.evaluation.scene_predictions import without_camera as without_camera_of
 from boxquery.explain.explanation import explain
+from boxquery.explain.scenes import SceneExplanation, explain_scene
 from boxquery.export.writer import export
 from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold
 from boxquery.pretraining import command
 from boxquery.progress import Progress
-from boxquery.report.page import new_evaluation, write_evaluation_page
-from boxquery.report.run_files import read_median_boxes
+from boxquery.report.page import new_evaluation, write_evaluation_page, write_scene_evaluation_page
+from boxquery.report.run_files import read_fixed_boxes, read_median_boxes
 from boxquery.runtime import exported
-from boxquery.runtime.predictor import ImageSource, Predictor
+from boxquery.runtime.predictor import ImageSource, Predictor, to_pil
 from boxquery.runtime.tiles import Tiles
+from boxquery.scene_detector import check_matrices
 from boxquery.training import run
 
 P = ParamSpec("P")
@@ -160,19 +170,106 @@ class ExportedDetector(_Evaluated, exported.ExportedDetector):
     __doc__ = exported.ExportedDetector.__doc__
 
 
-def _public(make: Callable[P, detector.Detector]) -> Callable[P, Detector]:
-    """The same function, returning the ``Detector`` of this module."""
+class SceneDetector(scene_detector.SceneDetector):
+    __doc__ = scene_detector.SceneDetector.__doc__
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors``, which ``boxquery.load`` reads. Raises ``UserError``."""
+        return model_folder.save(self, folder)
+
+    def evaluate(
+        self,
+        data: str | Path | SceneData,
+        *,
+        split: str = "val",
+        out: str | Path | None = None,
+        without_camera: str | None = None,
+        shuffle_calibration: bool = False,
+        batch_size: int = 4,
+        workers: int = 0,
+        strict: bool = False,
+        progress: bool = False,
+    ) -> dict[str, Any]:
+        """mAP, NDS and the errors of nuScenes on a split of a data set; classes are matched by name.
+
+        Args:
+            out: a folder for ``evaluation.html`` with pictures, and the numbers as CSV and JSON.
+            without_camera: the name of a camera whose images the model is not given.
+            shuffle_calibration: give each image the calibration of another camera of its scene.
+            strict: a scene that cannot be read is fatal; otherwise it is named on stderr and left out.
+            progress: show on stderr how far it is.
+
+        Returns what ``boxquery.evaluation.nuscenes.evaluate_scenes`` does; ``fixed_boxes``: ``mAP`` and ``NDS`` of the same boxes in every
+        scene, or None where the detector is not from a run that knows them; and ``notes``.
+
+        Raises ``UserError`` if the data lacks the split or the camera, or has a class that the detector does not know.
+        """
+        folder = None if out is None else new_evaluation(Path(out))
+        opened = open_scenes(data, strict=strict) if isinstance(data, str | Path) else data
+        scenes = opened.split(split)
+        if without_camera is not None:
+            scenes = without_camera_of(scenes, without_camera, blind="cameras" in self.model.config["options"])
+        if shuffle_calibration:
+            scenes = with_shuffled_calibration(scenes)
+        with_labels_of({}, self.classes, opened)  # which refuses data of other classes before the long part
+        with Progress("evaluate", len(scenes)) if progress else nullcontext() as bar:
+            found = predict_scenes(
+                self, scenes, batch_size=batch_size, workers=workers, strict=strict, done=bar.advance if bar else lambda count: None
+            )
+        scenes, found = drop_unreadable(scenes, found)
+        found = with_labels_of(found, self.classes, opened)
+        metrics = evaluate_scenes(scenes, found, opened.protocol)
+        fixed = read_fixed_boxes(self.run) if self.run else None
+        if fixed is not None:
+            fixed = with_labels_of({0: fixed}, self.classes, opened)[0]
+        metrics["fixed_boxes"] = None if fixed is None else evaluate_fixed_boxes(fixed, scenes, opened.protocol)
+        metrics["notes"] = fixed_boxes_note(metrics)
+        if folder is not None:
+            title = f"{self.run or self.name} on {split} of {opened.source}"
+            write_scene_evaluation_page(folder, title, scenes, found, opened, metrics)
+        return metrics
+
+    def explain(
+        self, images: Sequence[ImageSource], lidar2img: np.ndarray, *, threshold: float | None = None, cameras: Sequence[str] = ()
+    ) -> SceneExplanation:
+        """From which pixels of which cameras the query of each detection read; the arguments are those of ``predict``."""
+        pictures = [to_pil(image) for image in images]
+        return explain_scene(self, pictures, check_matrices(lidar2img, len(pictures)), threshold=threshold, cameras=cameras)
+
+
+def _public(base: detector.Detector) -> Detector:
+    public = Detector(base.model, base.classes, base.ids, base.preprocessing, base.threshold)
+    public.run = base.run
+    return public
+
+
+def _public_scenes(base: scene_detector.SceneDetector) -> SceneDetector:
+    public = SceneDetector(base.model, base.classes, base.ids, base.preprocessing, base.size, base.threshold)
+    public.run = base.run
+    return public
+
+
+def _returning(make: Callable[P, model_folder.Loaded]) -> Callable[P, Detector | SceneDetector]:
+    """The same function, returning the ``Detector`` or ``SceneDetector`` of this module."""
 
     @wraps(make)
-    def made(*args: P.args, **kwargs: P.kwargs) -> Detector:
+    def made(*args: P.args, **kwargs: P.kwargs) -> Detector | SceneDetector:
         base = make(*args, **kwargs)
-        public = Detector(base.model, base.classes, base.ids, base.preprocessing, base.threshold)
-        public.run = base.run
-        return public
+        return _public_scenes(base) if isinstance(base, scene_detector.SceneDetector) else _public(base)
 
     return made
 
 
-load = _public(model_folder.load)
-train = _public(run.train)
-pretrain = _public(command.pretrain)
+load = _returning(model_folder.open_model)
+train = _returning(run.train)
+pretrain = _returning(command.pretrain)
+
+
+def load_images(source: str, *, download: bool = False) -> Detector:
+    """``load`` for a model of images. Raises ``UserError`` for one of scenes."""
+    return _public(model_folder.load(source, download=download))
+
+
+def load_scenes(source: str, *, download: bool = False) -> SceneDetector:
+    """``load`` for a model of scenes. Raises ``UserError`` for one of images."""
+    return _public_scenes(model_folder.load_scenes(source, download=download))

@@ -38,7 +38,7 @@ COMMANDS = {
     "predict": ("boxquery.commands:predict", "RUN IMAGES..."),
     "benchmark": ("boxquery.benchmark.command:benchmark", "[RUN|MODEL]"),
     "export": ("boxquery.export_command:export", ""),
-    "models": ("boxquery.commands:models", "[NAME]"),
+    "models": ("boxquery.models_command:models", "[NAME]"),
     "import-official": ("boxquery.import_command:import_official", ""),
 }
 for name, (place, takes) in COMMANDS.items():

@@ -1,53 +1,29 @@
-"""The commands demo, evaluate, predict and models. Imports no torch: ``--help`` must be instant."""
+"""The commands demo, evaluate and predict. Imports no torch: ``--help`` must be instant."""
 
 from __future__ import annotations
 
 import json
-import re
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
-from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from boxquery.cluster import Engine
+from boxquery.command_result import CommandResult
 from boxquery.errors import UserError
-from boxquery.flags import AUTO, Device, Pretrained, Switch, check_model, is_exported
+from boxquery.flags import Device, Pretrained, Switch, check_model, is_exported
 from boxquery.limits import DEFAULT_OVERLAP, MAX_DETECTIONS, check_above_zero, check_nms, check_threshold, check_tiles
 
 if TYPE_CHECKING:
     from boxquery.api import Detector
     from boxquery.predict.outputs import Kind
     from boxquery.predict.summary import Summary
-
-_AUTO = "model, preset, options, image size, batch size, length and augmentation are chosen for the data and the processor"
-
-
-@dataclass(frozen=True)
-class CommandResult:
-    """What a command prints: plain values with ``--json``, else a table and text."""
-
-    values: dict[str, Any]
-    table: Table | None = None
-    text: str = ""
-
-    def summary(self) -> dict[str, Any]:
-        return self.values
-
-    def show(self) -> None:
-        console = Console(highlight=False)
-        if self.table is not None:
-            console.print(self.table)
-        if self.text:
-            console.print(self.text, markup=False, soft_wrap=not console.is_terminal)
 
 
 def demo(*, minutes: float = 5.6, out: Path | None = None, seed: int = 0, pretrained: Pretrained = "none") -> None:
@@ -103,6 +79,8 @@ def evaluate(
     overlap: float = DEFAULT_OVERLAP,
     batch_size: int = 8,
     workers: int = 0,
+    without_camera: str | None = None,
+    shuffle_calibration: Switch = False,
     device: Device = "auto",
     download: Switch = False,
     strict: Switch = False,
@@ -112,10 +90,11 @@ def evaluate(
     """Print AP as pycocotools defines it, per class, with duplicates, false positives on empty images and the best threshold.
 
     AP counts several classes per query, as COCO defines it; what is measured at one threshold counts the best one, as predict gives it.
+    Of scenes of several cameras it prints nuScenes' mAP, NDS and errors.
 
     Args:
         run: A run folder, a model folder (ours or one of transformers), an exported model (.onnx or .xml) or a hub id.
-        data: A data set in COCO, Pascal VOC or YOLO layout, or the word ``shapes``.
+        data: A data set in COCO, Pascal VOC or YOLO layout, or the word ``shapes``; nuScenes' folder, or the word ``surround``.
         split: Split to evaluate on.
         out: Folder for a page with confusion matrix, precision by recall, errors by type and pictures, and its numbers as CSV and JSON.
         threshold: Score from which detections count for precision, recall and duplicates. Default: the one with the best F1 on this split.
@@ -127,6 +106,8 @@ def evaluate(
         overlap: Share of a tile that neighbours have in common.
         batch_size: Images per batch.
         workers: Processes that read images; 0 reads them in the main one.
+        without_camera: Of scenes: name of a camera whose images the model is not given.
+        shuffle_calibration: Of scenes: give each image the calibration of another camera.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
         strict: Treat invalid boxes and images as errors instead of skipping them.
@@ -134,8 +115,20 @@ def evaluate(
         annotations: Folder or file of the annotations, where it is not found by itself. Relative to the data or the working directory.
     """
     from boxquery.data.open import open_data
+    from boxquery.data.scenes.open import holds_scenes, only_images
 
     check_threshold(threshold)
+    if holds_scenes(data):
+        flags = {"threshold": threshold, "nms": nms, "classes": classes, "image_size": image_size, "tiles": tiles, "images": images}
+        only_images(flags | {"annotations": annotations}, data)
+        from boxquery.scene_commands import evaluate_scenes
+
+        return evaluate_scenes(
+            run, data, split=split, out=out, batch_size=batch_size, workers=workers, without_camera=without_camera,
+            shuffle_calibration=shuffle_calibration, device=device, download=download, strict=strict,
+        )  # fmt: skip
+    if without_camera is not None or shuffle_calibration:
+        raise UserError(f"--without-camera and --shuffle-calibration are of scenes of several cameras, and {data} holds images")
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size)
     check_tiles(tiles, overlap)
@@ -194,6 +187,7 @@ def predict(
     watch: Switch = False,
     engine: Engine = "local",
     workers: int | None = None,
+    split: str = "val",
     device: Device = "auto",
     download: Switch = False,
     save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
@@ -205,7 +199,8 @@ def predict(
 
     Args:
         run: A run folder, a model folder (ours or one of transformers), an exported model (.onnx or .xml) or a hub id.
-        sources: Image and video files, folders (searched recursively), globs, cameras (camera:0) or addresses (rtsp://, http://).
+        sources: Image and video files, folders (searched recursively), globs, cameras (camera:0) or addresses (rtsp://, http://). Of a
+            model of several cameras nuScenes' folder, or the word ``surround``.
         out: Folder to write to. Default: predictions, or the first of predictions-2, predictions-3, ... that is free.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
         nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
@@ -221,6 +216,7 @@ def predict(
         engine: Where it runs: in this process, or in workers of the Ray cluster at RAY_ADDRESS (or of this machine), which also read
             addresses (s3://, gs://), write json and csv, and continue what was stopped (docs/scale.md).
         workers: With --engine ray, how many. Default: as many as there are GPUs, or else cores.
+        split: Of a data set of scenes, which split to look at.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
         save: What to write, separated by commas: pictures (with boxes), video (with boxes), json (COCO's result format), txt (YOLO's lines,
@@ -228,6 +224,7 @@ def predict(
             of videos.
     """
     from boxquery import runtime
+    from boxquery.data.scenes.open import holds_scenes, only_images
     from boxquery.predict.outputs import ResultWriter, check_kinds, chosen_kinds, new_folder
     from boxquery.predict.run import run as look_at
     from boxquery.predict.sources import find_sources
@@ -239,6 +236,15 @@ def predict(
     if not sources:
         raise UserError("predict: name images, videos, folders or globs to look at")
     check_threshold(threshold)
+    if holds_scenes(sources[0]):
+        flags = {"nms": nms, "classes": classes, "image_size": image_size, "tiles": tiles, "track": track, "watch": watch}
+        only_images(flags | {"workers": workers, "engine": engine != "local", "every": every > 1}, sources[0])
+        from boxquery.scene_commands import predict_scenes
+
+        return predict_scenes(
+            run, sources, split=split, out=out, threshold=threshold, max_detections=max_detections, batch_size=batch_size, save=save,
+            device=device, download=download,
+        )  # fmt: skip
     check_nms(nms)
     check_above_zero(max_detections=max_detections, image_size=image_size, batch_size=batch_size, every=every)
     check_tiles(tiles, overlap)
@@ -322,60 +328,11 @@ def _found(summary: Summary, folder: Path, kinds: Sequence[Kind], rate: float, n
     return CommandResult(values, text="\n".join(lines))
 
 
-def models(name: str | None = None, /) -> CommandResult:
-    """List the models, or describe one: its paper, how it differs from DETR, and its presets.
-
-    Args:
-        name: A model or baseline to describe. Default: list all.
-    """
-    from boxquery.models import describe, list_baselines, list_scene_models, papers
-
-    family, baselines, scenes = papers(), list_baselines(), list_scene_models()
-    if name is not None:
-        if name == AUTO:
-            return CommandResult({"name": AUTO, "summary": _AUTO}, text=f"{AUTO}: {_AUTO}.")
-        if name not in [*family, *scenes, *baselines]:
-            raise UserError(f"no model {name!r}; choose one of {', '.join([*family, *scenes])}, or a baseline: {', '.join(baselines)}")
-        values = _model(name)
-        presets = [f"- {preset}: {_size(count)} at {count['image']}" for preset, count in values.get("sizes", {}).items()]
-        return CommandResult(values, text="\n".join([describe(name), *(["", "Presets:", *presets] if presets else [])]))
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1)
-    table.add_column("model", no_wrap=True)
-    table.add_column("in one line")
-    for column in ("size", "AP", "epochs"):
-        table.add_column(column, justify="right", no_wrap=True)
-    rows = [_model(each) for each in family]
-    for row in rows:
-        ap, epochs = re.findall(r"([\d.]+) AP in (\d+) epochs", row["published"])[0]
-        table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
-    text = (
-        "\nsize: parameters of preset paper; AP: published for it on COCO val2017 after that many epochs (its page says with what).\n"
-        f"{AUTO}, the default of train: {_AUTO}.\n"
-        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)};\n"
-        f"and those that find 3-D boxes in scenes of several cameras, which can be built but not trained yet: {', '.join(scenes)}."
-    )
-    return CommandResult({"models": rows, "baselines": baselines, "scenes": scenes}, table, text)
-
-
-def _model(name: str) -> dict[str, Any]:
-    """What is known of a model: plain values."""
-    from boxquery.models import describe, differences, facts, papers, sizes
-
-    lines = {key.lower().replace("-", "_"): value for key, value in facts(name).items()}
-    values = {"name": name, "summary": describe(name).splitlines()[0].partition(": ")[2], **lines}
-    return {**values, "sizes": sizes(name), "differs_from_detr_in": differences(name)} if name in papers() else values
-
-
-def _size(count: dict[str, Any]) -> str:
-    gflops = count["gflops"]
-    return f"{count['parameters'] / 1e6:.1f} M parameters, {gflops:.{0 if gflops >= 10 else 1}f} G multiply-adds"
-
-
 def _load(run: str, device: str, download: bool) -> Detector:
-    from boxquery.api import load
+    from boxquery.api import load_images
     from boxquery.device import choose_device
 
-    return load(run, download=download).to(choose_device(device))
+    return load_images(run, download=download).to(choose_device(device))
 
 
 def _split_names(words: Sequence[str], classes: Sequence[str | None]) -> list[str]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from boxquery.commands import CommandResult
+from boxquery.command_result import CommandResult
 from boxquery.errors import UserError, count
 from boxquery.export.packages import ENDINGS, check_calibration, check_combination
 from boxquery.flags import Switch, check_model

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from boxquery.commands import CommandResult
+from boxquery.command_result import CommandResult
 from boxquery.errors import UserError
 from boxquery.flags import Options, Switch, is_hub_id
 from boxquery.limits import check_above_zero

@@ -21,16 +21,18 @@ from boxquery.errors import UserError, first_line
 from boxquery.files import atomic_write
 from boxquery.flags import BUNDLED, check_model
 from boxquery.hub import Unavailable, find_model, one_at_a_time
-from boxquery.models import create_model, preset
+from boxquery.models import create_model, list_scene_models, preset
 from boxquery.models.interface import Model
 from boxquery.models.options import migrate_options
 from boxquery.official import is_real
 from boxquery.official.checkpoint import open_checkpoint
 from boxquery.official.coco import CATEGORIES, ROWS
 from boxquery.progress import note
+from boxquery.scene_detector import SceneDetector
 from boxquery.transformers_folder import open_folder, read_config
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+Loaded = Detector | SceneDetector
 #: version of ``config.json``, see ``migrate``
 FORMAT = 3
 CHECK_SUM = "crc32"
@@ -38,7 +40,7 @@ CHECK_SUM = "crc32"
 writes several in any order and equal weights would become different files."""
 
 
-def save(detector: Detector, folder: str | Path, *, epoch: Mapping[str, Any] | None = None) -> Path:
+def save(detector: Loaded, folder: str | Path, *, epoch: Mapping[str, Any] | None = None) -> Path:
     """Write ``config.json`` and ``model.safetensors``, each atomically. Raises ``UserError`` if they cannot be written.
 
     Args:
@@ -54,6 +56,7 @@ def save(detector: Detector, folder: str | Path, *, epoch: Mapping[str, Any] | N
         "ids": detector.ids,
         "preprocessing": detector.preprocessing.to_dict(),
         "threshold": detector.threshold,
+        **({"size": list(detector.size)} if isinstance(detector, SceneDetector) else {}),
         **({"epoch": dict(epoch)} if epoch else {}),
     }
     atomic_write(folder / WEIGHTS, to_bytes(weights, metadata={CHECK_SUM: _check_sum(weights)}))
@@ -61,7 +64,7 @@ def save(detector: Detector, folder: str | Path, *, epoch: Mapping[str, Any] | N
     return folder
 
 
-def push_to_hub(detector: Detector, repo_id: str, *, private: bool = False) -> str:
+def push_to_hub(detector: Loaded, repo_id: str, *, private: bool = False) -> str:
     """Upload to the hub; returns the address. Needs a login there."""
     api = HfApi()
     api.create_repo(repo_id, private=private, exist_ok=True)
@@ -70,6 +73,23 @@ def push_to_hub(detector: Detector, repo_id: str, *, private: bool = False) -> s
 
 
 def load(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> Detector:
+    """``open_model`` for a model of images. Raises ``UserError`` for one of scenes."""
+    detector = open_model(source, download=download, say=say)
+    if not isinstance(detector, Detector):
+        raise UserError(f"{source}: {detector.name} finds 3-D boxes in scenes of several cameras; this needs a model of images")
+    return detector
+
+
+def load_scenes(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> SceneDetector:
+    """``open_model`` for a model of scenes. Raises ``UserError`` for one of images."""
+    detector = open_model(source, download=download, say=say)
+    if not isinstance(detector, SceneDetector):
+        names = " or ".join(list_scene_models())
+        raise UserError(f"{source}: {detector.name} finds boxes in images; scenes of several cameras need {names}")
+    return detector
+
+
+def open_model(source: str | Path, *, download: bool = False, say: Callable[[str], Any] = note) -> Loaded:
     """Load a detector from a run folder, a model folder, a folder of Hugging Face's transformers, a hub id of either, or ``shapes``.
 
     ``shapes`` is the model that comes with the library, trained on drawn scenes (docs/transfer.md).
@@ -134,7 +154,7 @@ def migrate(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _build(path: Path) -> Detector:
+def _build(path: Path) -> Loaded:
     """The detector that ``config.json`` describes, with random weights. Raises ``UserError``."""
     try:
         config = migrate(json.loads(path.read_text(encoding="utf-8")))
@@ -144,7 +164,10 @@ def _build(path: Path) -> Detector:
         model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **made["options"])
         if made["frozen"]:
             model.freeze()
-        return Detector(model.eval(), classes, config["ids"], Preprocessing.from_dict(config["preprocessing"]), config["threshold"])
+        parts = model.eval(), classes, config["ids"], Preprocessing.from_dict(config["preprocessing"])
+        if model.task == "boxes3d":
+            return SceneDetector(*parts, tuple(config["size"]), config["threshold"])
+        return Detector(*parts, config["threshold"])
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError, RuntimeError, OSError) as error:

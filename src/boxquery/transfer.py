@@ -21,10 +21,9 @@ from rich.text import Text
 from torch import Tensor
 
 from boxquery.data.classes import match_names
-from boxquery.detector import Detector
 from boxquery.errors import UserError
-from boxquery.model_folder import CONFIG, WEIGHTS, load, open_official
-from boxquery.models.base import DetectionTransformer
+from boxquery.model_folder import CONFIG, WEIGHTS, Loaded, open_model, open_official
+from boxquery.models.base import QueryTransformer
 from boxquery.official import list_official
 from boxquery.official.checkpoint import UNSEEN
 from boxquery.parts.attention.deformable import DeformableAttention
@@ -129,7 +128,7 @@ class Transfer:
 
 def read_source(
     source: str | Path, model: str = "", options: Mapping[str, Any] | None = None, *, download: bool = False
-) -> tuple[Detector, list[str]]:
+) -> tuple[Loaded, list[str]]:
     """Load what ``--from`` names: a run folder, a model folder, a hub id, or a paper's released checkpoint. Nothing in it is executed.
 
     Args:
@@ -142,7 +141,7 @@ def read_source(
     path = Path(source)
     if not path.is_file():
         lines: list[str] = []
-        return load(source, download=download, say=lines.append), lines
+        return open_model(source, download=download, say=lines.append), lines
     if any((path.parent / file).is_file() for file in (CONFIG, "config.yaml")) and path.name in (CONFIG, WEIGHTS, "last.ckpt"):
         raise UserError(f"{path}: give the folder of the run or model, not a file in it")
     if not model:
@@ -158,7 +157,7 @@ def read_source(
     return detector, notes
 
 
-def fingerprint(detector: Detector) -> str:
+def fingerprint(detector: Loaded) -> str:
     """SHA-256 of model name, class names and all tensors: equal if a transfer would give the same."""
     digest = hashlib.sha256(json.dumps([detector.model.config["name"], detector.classes]).encode())
     for name, value in sorted(detector.model.state_dict().items()):
@@ -173,7 +172,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
 
 
-def check_same_model(source: DetectionTransformer, name: str) -> None:
+def check_same_model(source: QueryTransformer, name: str) -> None:
     """Raises ``UserError`` if the source is another model, whose tensors have another meaning."""
     if (theirs := source.config["name"]) != name:
         raise UserError(
@@ -183,7 +182,7 @@ def check_same_model(source: DetectionTransformer, name: str) -> None:
 
 @torch.no_grad()
 def transfer(
-    source: DetectionTransformer, target: DetectionTransformer, source_classes: Sequence[str | None], target_classes: Sequence[str | None]
+    source: QueryTransformer, target: QueryTransformer, source_classes: Sequence[str | None], target_classes: Sequence[str | None]
 ) -> Transfer:
     """Copy what ``source`` has learned into ``target``; the source is not changed.
 
@@ -227,7 +226,7 @@ Rows = tuple[int, list[int]]
 class _Copier:
     """Copies tensors of one model to another, row by row."""
 
-    def __init__(self, source: DetectionTransformer, target: DetectionTransformer, classes: list[int], *, named: bool):
+    def __init__(self, source: QueryTransformer, target: QueryTransformer, classes: list[int], *, named: bool):
         self.source, self.target, self.classes, self.named = source, target, classes, named
         self.theirs, self.ours = source.state_dict(), target.state_dict()
         # levels are matched by backbone stage, counted from the last
@@ -264,6 +263,8 @@ class _Copier:
         kind = next((kind for pattern, kind in COUNTED if re.fullmatch(pattern, name)), "")
         if kind == "proposal columns" and not self.target.criterion.class_agnostic_proposals:
             kind = "columns"
+        if kind == "samples" and not isinstance(self.target.get_submodule(name.rsplit(".", 2)[0]), DeformableAttention):
+            kind = ""  # DETR3D's, of cameras
         rows = self._rows(kind, name, origin, ours, theirs)
         if rows is None:
             group.note("some have another shape")

@@ -17,7 +17,7 @@ from boxquery.data.scenes import SceneDetections
 from boxquery.data.scenes.loading import SceneAugment, SceneDataset, SceneTransform, collate_scenes
 from boxquery.data.scenes.open import open_scenes
 from boxquery.evaluation.nuscenes import evaluate_scenes
-from boxquery.models import differences, facts, list_scene_models, scene_preset
+from boxquery.models import differences, facts, list_scene_models, preset
 from boxquery.models.scenes.base import AREA, SceneTransformer
 from boxquery.optimization import training_step
 from boxquery.parts.box_coder_3d import Box3DCoder, to_boxes
@@ -213,14 +213,14 @@ def test_every_preset_learns(name, size):
     model = bq.create_model(name, classes=CLASSES, preset=size, **few)
     images, lidar2img = torch.randn(1, 6, 3, 64, 64), rig(1, 6).float()
     out = model(images, lidar2img)
-    queries = 20 if size == "paper" else scene_preset(name, size).options.num_queries
-    layers = 1 if size == "paper" else scene_preset(name, size).options.decoder_layers
+    queries = 20 if size == "paper" else preset(name, size).options.num_queries
+    layers = 1 if size == "paper" else preset(name, size).options.decoder_layers
     assert out.logits.shape == (layers, 1, queries, CLASSES)
     assert out.boxes.shape == (layers, 1, queries, 10)
     loss, _ = model.loss(out, objects(2, dtype=torch.float32))
     loss.backward()
     assert bool(loss.isfinite())
-    assert scene_preset(name).options == type(scene_preset(name).options)()
+    assert preset(name).options == type(preset(name).options)()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -406,13 +406,13 @@ def test_every_file_says_what_it_is(name):
     named = [bullet.partition(":")[0] for bullet in differences(name)]
     assert named == [h for h in ("queries", "encoder", "locate", "cross-attention", "refine", "head") if h in named]
     assert name not in bq.list_models()
-    assert scene_preset(name).options.area == list(AREA)
+    assert preset(name).options.area == list(AREA)
 
 
 def test_commands_that_take_images_say_so(capsys):
     for command in (["train", "shapes", "--model", "petr", "--preset", "tiny", "--epochs", "1"], ["check", "shapes", "--model", "detr3d"]):
         assert run(command) == 2
-        assert re.fullmatch(r"error: model '(petr|detr3d)' finds 3-D boxes in scenes of several cameras, .*\n", capsys.readouterr().err)
+        assert re.fullmatch(r"error: model '(petr|detr3d)' finds 3-D boxes in scenes of several cameras .*\n", capsys.readouterr().err)
     assert run(["models", "petr"]) == 0
     assert "Differs from DETR in:" in capsys.readouterr().out
     assert run(["models", "--json"]) == 0

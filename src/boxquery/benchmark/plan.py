@@ -119,8 +119,9 @@ def _export(source: str, file: Path, precision: str) -> None:
 
 def _source(run: str, preset: str | None, folder: Path, download: bool, say: Callable[[str], None]) -> str:
     """The run or model folder to load; a model that is named is made and saved. Raises ``UserError``."""
-    from boxquery.models import list_baselines, list_models
+    from boxquery.models import check_image_model, list_baselines, list_models
 
+    check_image_model(run)
     if run not in [*list_models(), *list_baselines()] or Path(run).is_dir():
         if preset is not None:
             raise UserError(f"--preset {preset}: {run} has its own; a preset is of a model's name: {', '.join(list_models())}")

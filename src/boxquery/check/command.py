@@ -18,6 +18,8 @@ from rich.table import Table
 
 from boxquery.augment import augment_parts, augmentation
 from boxquery.auto import DataFacts, Given, choose
+from boxquery.data.scenes.open import holds_scenes, only_images
+from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_seed
 from boxquery.limits import check_above_zero
@@ -36,7 +38,7 @@ class ShownCheck:
     """A check as text, as JSON, and as an exit status."""
 
     result: CheckResult
-    plan: FeasibilityPlan
+    plan: FeasibilityPlan | None
     messages: list[str]
     written: list[Path]
 
@@ -49,27 +51,21 @@ class ShownCheck:
 
     def show(self) -> None:
         console = Console(soft_wrap=True, highlight=False)
-        facts, at_size = self.result.facts["data"], self.result.facts["feasibility"]
+        facts = self.result.facts["data"]
         splits, names = facts["splits"], facts["names"]
         table = Table(title=escape(f"{facts['source']} ({facts['format']})"), title_justify="left")
         table.add_column("")
         for name in splits:
             table.add_column(name, justify="right")
-        for key, title in (("images", "images"), ("empty_images", "without boxes"), ("objects", "boxes"), ("ignored", "ignored boxes")):
+        unit = "images" if self.plan else "scenes"
+        for key, title in (("images", unit), ("empty_images", "without boxes"), ("objects", "boxes"), ("ignored", "ignored boxes")):
             table.add_row(title, *(f"{split[key]:,}" for split in splits.values()))
         for i, name in enumerate(names[:_CLASSES]):
             table.add_row(escape(f"  {name}"), *(f"{split['per_class'][i]:,}" for split in splits.values()))
         if len(names) > _CLASSES:
             table.add_row(f"  and {len(names) - _CLASSES} more classes", *[""] * len(splits))
         console.print(table)
-        side, number = at_size["side_percentiles"], at_size["objects_per_image"]
-        lines = [
-            f"For {self.plan.model} ({self.plan.preset}) at {at_size['image_size']} px: objects measure {_range(side)} px, a cell of the "
-            f"feature map {at_size['cell']} px, {at_size['below_a_cell']:.0%} of the objects are smaller; {_range(number)} objects per "
-            f"training image, the model predicts at most {at_size['queries']}.",
-            *self.messages,
-        ]
-        for line in lines:
+        for line in [self._objects(), *self.messages]:
             console.print(line, markup=False, style="yellow" if line.startswith("skipped") else None)
         for level, line in self.result.lines():
             console.print(line, markup=False, style=_STYLES[level])
@@ -79,6 +75,19 @@ class ShownCheck:
             files = ", ".join(sorted(path.name for path in self.written))
             console.print(f"written to {self.result.folder}: {files}", markup=False)
         console.print(f"{self.result.seconds:.1f} s")
+
+    def _objects(self) -> str:
+        """How many objects there are, and of images how large, in a line."""
+        if self.plan is None:
+            at_size = self.result.facts["scenes"]
+            return f"{_range(at_size['objects_per_scene'])} objects per training scene, the model predicts at most {at_size['queries']}."
+        at_size = self.result.facts["feasibility"]
+        side, number = at_size["side_percentiles"], at_size["objects_per_image"]
+        return (
+            f"For {self.plan.model} ({self.plan.preset}) at {at_size['image_size']} px: objects measure {_range(side)} px, a cell of the "
+            f"feature map {at_size['cell']} px, {at_size['below_a_cell']:.0%} of the objects are smaller; {_range(number)} objects per "
+            f"training image, the model predicts at most {at_size['queries']}."
+        )
 
 
 def check(
@@ -102,7 +111,8 @@ def check(
     2: the data cannot be read.
 
     Args:
-        data: Data set in COCO, Pascal VOC or YOLO layout, or shapes for the built-in scenes.
+        data: Data set in COCO, Pascal VOC or YOLO layout, or shapes for the built-in scenes; nuScenes' folder, or surround for those of
+            several cameras.
         model: Model to be trained; `boxquery models` lists them. auto chooses as `train` does, for this machine.
         preset: Size and recipe of the model: paper, small, tiny, or a further size that is published, see `boxquery models NAME`. Default:
             auto's choice, or small.
@@ -121,13 +131,19 @@ def check(
     """
     from boxquery.check.annotation_format import open_checked
     from boxquery.check.run_checks import run_checks
+    from boxquery.models import check_image_model
     from boxquery.models import preset as known_preset
 
     check_above_zero(epochs=epochs, image_size=image_size)
     check_seed(seed)
     flags: dict[str, Any] = {"model": model, "preset": preset or DEFAULT_PRESET, "options": options or {}}
     flags |= {"image_size": image_size, "epochs": epochs, "augment": augment_parts(augment)}
+    if holds_scenes(data):
+        only_images({"images": images, "annotations": annotations, "augment": augment, "image_size": image_size, "epochs": epochs}, data)
+        with _progress_bar() as progress:
+            return _check_scenes(data, model, preset or DEFAULT_PRESET, options or {}, overfit, out, strict, seed, progress)
     if model != AUTO:
+        check_image_model(model)
         known_preset(model, flags["preset"])  # a misspelt name is refused before the data is read
     with _progress_bar() as progress:
         opened, findings = open_checked(data, strict=strict, images=images, annotations=annotations)
@@ -159,6 +175,39 @@ def check(
 
         written = [*result.write(out), write_check(out)]
     return ShownCheck(result, plan, opened.messages(), written)
+
+
+def _check_scenes(
+    data: str, model: str, preset: str, options: dict[str, Any], overfit: bool, out: Path | None, strict: bool, seed: int,
+    progress: Callable[[str, int, int], Any],
+) -> ShownCheck:  # fmt: skip
+    """The same of scenes of several cameras."""
+    from boxquery.check.scenes import check_scenes
+    from boxquery.data.scenes.open import open_scenes
+    from boxquery.models import check_scene_model, list_scene_models
+    from boxquery.models import preset as known_preset
+
+    if model == AUTO:
+        raise UserError(f"{data} holds scenes of several cameras: name a model with --model: {' or '.join(list_scene_models())}")
+    check_scene_model(model)
+    queries = known_preset(model, preset).options.num_queries
+    opened = open_scenes(data, strict=strict)
+    opened.training_split()
+    most = options.get("num_queries", queries)
+    result = check_scenes(opened, [], queries=most[-1] if isinstance(most, list) else most, picture=out is not None)
+    if overfit:
+        from boxquery.check.scene_overfit import overfit_scenes
+
+        tested = overfit_scenes(opened, model, options, seed=seed, progress=lambda done, total: progress("overfitting", done, total))
+        result.overfit = tested.values()
+        result.add([tested.finding()])
+        result.seconds += tested.seconds
+    written = []
+    if out is not None:
+        from boxquery.report.page import write_check
+
+        written = [*result.write(out), write_check(out)]
+    return ShownCheck(result, None, opened.messages(), written)
 
 
 def _own_folder(name: str) -> Path:

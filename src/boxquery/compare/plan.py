@@ -281,7 +281,7 @@ def resolved_plan(
         UserError: an unknown model, preset or option; presets that differ in image or batch size, or in epochs if no budget is given.
     """
     from boxquery.device import choose_device, choose_precision
-    from boxquery.models import preset
+    from boxquery.models import check_image_model, preset
     from boxquery.models.options import with_options
 
     device = choose_device(flags.device)
@@ -289,6 +289,8 @@ def resolved_plan(
     settings |= {"augment": augment_parts(flags.augment), "device": device, "precision": choose_precision(flags.precision, device)}
     not_given = [name for name in ("image_size", "square", "batch_size") if settings[name] is None]
     not_given += ["epochs"] * all(settings[name] is None for name in _BUDGETS)
+    for entry in entries:
+        check_image_model(entry.model)
     known = [preset(entry.model, entry.preset) for entry in entries]
     for entry, own in zip(entries, known, strict=True):
         with_options(own.options, entry.options, entry.label).check()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,17 @@ def evaluate_fixed_boxes(found: SceneDetections, records: Sequence[SceneRecord],
     """``mAP`` and ``NDS`` of what ``fixed_boxes`` gives, predicted in every scene."""
     metrics = evaluate_scenes(records, dict.fromkeys(range(len(records)), found), protocol)
     return {name: metrics[name] for name in ("mAP", "NDS")}
+
+
+def fixed_boxes_note(metrics: Mapping[str, Any]) -> list[str]:
+    """Whether a model's mAP is not above that of the fixed boxes, ``metrics["fixed_boxes"]``, where these are known."""
+    fixed = metrics["fixed_boxes"]
+    if fixed is None or metrics["mAP"] > fixed["mAP"]:
+        return []
+    return [
+        f"mAP {metrics['mAP']:.3f} is not above the {fixed['mAP']:.3f} of boxes that are the same in every scene: the model has not "
+        "learned to look; train longer, and see whether boxquery check DATA --overfit succeeds"
+    ]
 
 
 def _with_reach(train: Sequence[SceneRecord], protocol: DetectionProtocol, reach: float) -> SceneDetections:

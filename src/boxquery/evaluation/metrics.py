@@ -11,6 +11,7 @@ from hotcoco import COCO, COCOeval
 from boxquery.data.dataset import Record
 from boxquery.evaluation.coco_matching import IGNORED, RIGHT, WRONG, DetectionTable, ImageDetections, coco_match, flatten_detections
 from boxquery.evaluation.errors import IOU_RIGHT, find_duplicates
+from boxquery.evaluation.threshold import best_threshold, rates
 from boxquery.limits import MAX_DETECTIONS
 
 
@@ -176,11 +177,12 @@ def _operating_point(
 ) -> tuple[dict[str, float | None], list[dict[str, float | None]]]:
     """What is measured at one score threshold, of all classes together and of each."""
     outcome, _ = coco_match(records, detections, IOU_RIGHT)
-    best = _best_threshold(detections, outcome, int(objects.sum()))
+    counted = outcome != IGNORED
+    best = best_threshold(detections.scores[counted], outcome[counted] == RIGHT, int(objects.sum()))
     threshold = best if threshold is None else threshold
     kept = detections.scores >= (np.inf if threshold is None else threshold)
     right, wrong = (np.bincount(detections.labels[kept & (outcome == kind)], minlength=len(objects)) for kind in (RIGHT, WRONG))
-    point = {"best_threshold": best, "threshold": threshold, **_rates(int(right.sum()), int(wrong.sum()), int(objects.sum()))}
+    point = {"best_threshold": best, "threshold": threshold, **rates(int(right.sum()), int(wrong.sum()), int(objects.sum()))}
     point |= dict.fromkeys(("duplicate_rate", "false_positives_per_empty_image"))
     if threshold is None and len(detections.scores):
         point["precision"] = 0.0  # at any threshold
@@ -189,29 +191,8 @@ def _operating_point(
     empty = np.array([len(record.boxes) == 0 for record in records])
     if threshold is not None and empty.any():
         point["false_positives_per_empty_image"] = float(empty[detections.image[kept & (outcome == WRONG)]].sum() / empty.sum())
-    per_class = [_rates(*counts) for counts in zip(right.tolist(), wrong.tolist(), objects.tolist(), strict=True)]
-    return point, [{name: rates[name] for name in ("precision", "recall")} for rates in per_class]
-
-
-def _rates(right: int, wrong: int, objects: int) -> dict[str, float | None]:
-    shown = right + wrong
-    return {
-        "precision": right / shown if shown else None,
-        "recall": right / objects if objects else None,
-        "f1": 2 * right / (shown + objects) if objects else None,
-    }
-
-
-def _best_threshold(detections: DetectionTable, outcome: np.ndarray, objects: int) -> float | None:
-    counted = outcome != IGNORED
-    order = np.argsort(-detections.scores[counted], kind="stable")
-    scores = detections.scores[counted][order]
-    right = np.cumsum(outcome[counted][order] == RIGHT)
-    if not len(scores) or right[-1] == 0:
-        return None
-    f1 = 2 * right / (np.arange(1, len(scores) + 1) + objects)
-    f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores are kept or dropped together
-    return float(scores[int(np.argmax(f1))])
+    per_class = [rates(*counts) for counts in zip(right.tolist(), wrong.tolist(), objects.tolist(), strict=True)]
+    return point, [{name: own[name] for name in ("precision", "recall")} for own in per_class]
 
 
 def limits_note(records: Sequence[Record], max_detections: int, queries: int) -> list[str]:

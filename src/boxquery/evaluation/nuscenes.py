@@ -14,6 +14,7 @@ import numpy as np
 
 from boxquery.boxes3d import contains
 from boxquery.data.scenes import DetectionProtocol, SceneDetections, SceneRecord
+from boxquery.evaluation.threshold import best_threshold, rates
 
 DISTANCES = (0.5, 1.0, 2.0, 4.0)
 """Metres between centres below which a detection is a true positive; AP is the mean over them."""
@@ -52,19 +53,22 @@ def evaluate_scenes(
     Returns:
         ``mAP``, ``NDS``, ``mATE`` ... (those errors that the protocol measures); ``AP@0.5`` ... ``AP@4``, the means over classes;
         ``classes``: per class ``name``, ``AP``, ``AP@0.5`` ..., ``ATE`` ... (None where it is undefined), ``objects``, ``detections``;
-        ``scenes``; ``truncated``: detections beyond the ``MOST`` best of their scene, which do not count. As in nuScenes a class without
-        objects has AP 0 and errors of 1, and counts. NDS weighs mAP five times as much as 1 - error (at least 0) of each error.
+        ``best_threshold``: the score with the best F1 at 2 m, and ``precision``, ``recall`` and ``f1`` there, of all classes together (None
+        where nothing is found); ``objects``; ``scenes``; ``truncated``: detections beyond the ``MOST`` best of their scene, which do not
+        count. As in nuScenes a class without objects has AP 0 and errors of 1, and counts. NDS weighs mAP five times as much as 1 - error
+        (at least 0) of each error.
     """
     names = list(protocol.ranges)
     truth, (found, truncated) = _truth(records, protocol), _found(records, predictions, protocol)
     pairs = _pairs(truth, found)
-    rows = []
+    rows, right = [], np.zeros(len(found.labels), dtype=bool)
     for label, name in enumerate(names):
         own = np.flatnonzero(found.labels == label)
         own = own[np.argsort(found.scores[own], kind="stable")[::-1]]  # of equal scores the last first, as in the devkit
         objects = int((truth.labels == label).sum())
         matched = {distance: _match(pairs, own, len(truth.labels), distance) for distance in DISTANCES}
         precisions = {distance: _average_precision(taken >= 0, objects) for distance, taken in matched.items()}
+        right[own] = matched[ERROR_DISTANCE] >= 0
         errors = _errors(truth, found, own, matched[ERROR_DISTANCE], objects, name in protocol.symmetric)
         skipped = protocol.undefined.get(name, ())
         rows.append(
@@ -82,9 +86,18 @@ def evaluate_scenes(
         **means,
         **{f"AP@{distance:g}": float(np.mean([row[f"AP@{distance:g}"] for row in rows])) for distance in DISTANCES},
         "classes": rows,
+        **_operating_point(found.scores, right, len(truth.labels)),
+        "objects": len(truth.labels),
         "scenes": len(records),
         "truncated": truncated,
     }
+
+
+def _operating_point(scores: np.ndarray, right: np.ndarray, objects: int) -> dict[str, float | None]:
+    """What is measured at the score threshold with the best F1."""
+    threshold = best_threshold(scores, right, objects)
+    kept = scores >= (np.inf if threshold is None else threshold)
+    return {"best_threshold": threshold, **rates(int(right[kept].sum()), int((~right[kept]).sum()), objects)}
 
 
 def _truth(records: Sequence[SceneRecord], protocol: DetectionProtocol) -> _Table:

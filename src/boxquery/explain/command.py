@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.console import Console, RenderableType
 
+from boxquery.data.scenes.open import holds_scenes, only_images
 from boxquery.errors import UserError
 from boxquery.files import atomic_write
 from boxquery.flags import Device, Switch
@@ -79,6 +80,7 @@ def explain(
     missed: str | None = None,
     usage: str | None = None,
     split: str = "val",
+    scene: int = 0,
     threshold: float | None = None,
     against: str | None = None,
     faithful: Switch = False,
@@ -95,12 +97,14 @@ def explain(
 
     Args:
         run: Run folder, model folder (ours or one of transformers) or hub id.
-        images: Image files; shapes:17 is scene 17 of the built-in validation scenes.
+        images: Image files; shapes:17 is scene 17 of the built-in validation scenes. Of a model of several cameras nuScenes' folder, or the
+            word ``surround``: a page with what the query of each detection read from which cameras.
         query: Number of the query to explain. Default: all detections.
         box: Explain the query whose box is centred nearest to this point, written x,y in pixels.
         missed: Data set in which to explain why objects have no detection.
         usage: Data set over which to show how often each query is used, and where.
-        split: Split of the data sets of --missed and --usage.
+        split: Split of the data sets of --missed and --usage, and of scenes of several cameras.
+        scene: Of scenes of several cameras: which one, by its place in the split, from 0.
         threshold: Minimum score of a detection, 0 to 1. Default: the one of the best F1 in training.
         against: Second run, shown beside the first on the same images.
         faithful: Measure whether detections depend on the pixels that attention maps point to; many times slower.
@@ -113,6 +117,16 @@ def explain(
         image_folder: Folder of the data set's images, where it is not found by itself. Relative to the data or the working directory.
         annotations: Folder or file of its annotations, where it is not found by itself. Relative to the data or the working directory.
     """
+    if images and holds_scenes(images[0]):
+        flags = {"box": box, "missed": missed, "usage": usage, "against": against, "faithful": faithful, "relevance": relevance}
+        only_images(flags | {"figure": figure, "images": image_folder, "annotations": annotations}, images[0])
+        from boxquery.explain.scene_command import explain_in_data
+
+        found, page = explain_in_data(
+            run, images[0], split=split, scene=scene, query=query, threshold=threshold, out=out, device=device, download=download,
+            strict=strict,
+        )  # fmt: skip
+        return ExplainResult([found.summary()], [page], tables=[found.table()])
     if not images and missed is None and usage is None:
         raise UserError("explain: name images (files, or shapes:17 for a built-in scene), or give --missed DATA or --usage DATA")
     if query is not None and box is not None:

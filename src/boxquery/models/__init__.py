@@ -110,21 +110,26 @@ def differences(name: str) -> list[str]:
     return [" ".join(bullet.split()) for bullet in bullets]
 
 
-def preset(name: str, size: str = "paper", *, pretrained: bool = False) -> Preset:
-    """Options and training recipe of a model's preset, as they are with or without released weights of the backbone; imports torch.
-
-    Only of models of images, which can be trained: a ``UserError`` for those of scenes (``scene_preset``).
-    """
+def check_image_model(name: str) -> None:
+    """Raise ``UserError`` for one of the library's models of scenes."""
     if name in list_scene_models():
         raise UserError(
-            f"model {name!r} finds 3-D boxes in scenes of several cameras, not in images, and no command takes scenes yet "
-            f"(docs/surround.md); models of images: {', '.join(list_models())}"
+            f"model {name!r} finds 3-D boxes in scenes of several cameras (docs/surround.md), and this is about images; models of images: "
+            f"{', '.join(list_models())}"
         )
-    return _preset(name, size, pretrained)
 
 
-def scene_preset(name: str, size: str = "paper", *, pretrained: bool = False) -> Preset:
-    """The same of a model of ``list_scene_models``."""
+def check_scene_model(name: str) -> None:
+    """Raise ``UserError`` for one of the library's models of images."""
+    if name in [*papers(), *list_baselines()]:
+        raise UserError(
+            f"model {name!r} finds boxes in images, and this is about scenes of several cameras (docs/surround.md); models of scenes: "
+            f"{', '.join(list_scene_models())}"
+        )
+
+
+def preset(name: str, size: str = "paper", *, pretrained: bool = False) -> Preset:
+    """Options and training recipe of a model's preset, as they are with or without released weights of the backbone; imports torch."""
     return _preset(name, size, pretrained)
 
 

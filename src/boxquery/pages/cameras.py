@@ -13,6 +13,7 @@ from boxquery.pages.drawing import Colour, colour, font_for
 _FRONT = ((0, 1), (1, 5), (5, 4), (4, 0), (0, 5), (1, 4))  # of the corners: the frame of the front, and its cross
 _PAPER, _RINGS, _INK = (250, 250, 250), (205, 205, 205), (40, 40, 40)
 _GAP = 6
+_HOT, _COLD = (255, 225, 60), (30, 30, 90)
 
 
 def draw_scene(
@@ -110,6 +111,16 @@ def draw_from_above(
     for i, name in enumerate(names):
         pen.text((4, 4 + i * side / 26), name, fill=colour(i), font=font)
     return canvas
+
+
+def tint(image: Image.Image, heat: np.ndarray) -> Image.Image:
+    """An image in grey, with a map [h, w] of numbers from 0 to 1 over all of it: dark blue where they are 0, yellow where they are 1."""
+    size = image.width, image.height
+    strength = np.asarray(Image.fromarray(np.asarray(heat, np.float32)).resize(size, Image.Resampling.BILINEAR)).clip(0, 1)[..., None]
+    grey = np.asarray(image.convert("L").convert("RGB"), np.float32)
+    ink = np.array(_HOT, np.float32) * strength**0.5 + np.array(_COLD, np.float32) * (1 - strength**0.5)
+    share = 0.25 + 0.45 * strength**0.5
+    return Image.fromarray((grey * (1 - share) + ink * share).round().astype(np.uint8))
 
 
 def _order(lidar2img: np.ndarray) -> list[int]:

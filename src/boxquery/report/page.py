@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from boxquery.data.dataset import Split
+from boxquery.data.scenes.records import SceneData, SceneDetections, SceneSplit
 from boxquery.errors import UserError
 from boxquery.evaluation.analysis import analyse
 from boxquery.evaluation.coco_matching import ImageDetections
@@ -16,6 +17,7 @@ from boxquery.pages.html import render
 from boxquery.report import sections
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import read_run, write_analysis, write_evaluation
+from boxquery.report.scenes import write_scene_pictures
 from boxquery.report.tables import tables
 
 
@@ -61,6 +63,18 @@ def write_evaluation_page(
     for name, rows in tables(metrics, analysis).items():
         write_table(folder / f"{name}.csv", rows)
     write_pictures(folder, split, predictions, names, threshold=metrics["threshold"])
+    run = read_run(folder)
+    return atomic_write(folder / "evaluation.html", render("evaluation.html", title=title, run=run, **sections.values(run)))
+
+
+def write_scene_evaluation_page(
+    folder: Path, title: str, split: SceneSplit, predictions: Mapping[int, SceneDetections], data: SceneData, metrics: dict[str, Any]
+) -> Path:
+    """The same of scenes; ``metrics`` are those of ``boxquery.evaluation.nuscenes.evaluate_scenes``."""
+    write_evaluation(folder, split.name, metrics)
+    columns = list(metrics["classes"][0])
+    write_table(folder / "per_class.csv", [columns, *([row[column] for column in columns] for row in metrics["classes"])])
+    write_scene_pictures(folder, split, predictions, data, threshold=metrics["best_threshold"])
     run = read_run(folder)
     return atomic_write(folder / "evaluation.html", render("evaluation.html", title=title, run=run, **sections.values(run)))
 

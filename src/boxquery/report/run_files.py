@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from boxquery.data.dataset import Data
+from boxquery.data.dataset import AnyData, Data
+from boxquery.data.scenes.records import SceneData, SceneDetections
 from boxquery.errors import UserError, printable
 from boxquery.evaluation.coco_matching import ImageDetections
 from boxquery.evaluation.median_box import median_boxes
@@ -58,6 +59,16 @@ class RunFiles:
     def split(self) -> str:
         """The split of ``result``: val, else the first that was evaluated."""
         return next((name for name in ("val", *self.evaluation) if name in self.evaluation), "val")
+
+    @property
+    def of_scenes(self) -> bool:
+        """Whether the model takes scenes of several cameras, and not images."""
+        return any("mAP" in each for each in (*self.evaluation.values(), *self.epochs)) or "scenes" in self.check
+
+    @property
+    def unit(self) -> str:
+        """What the data are made of."""
+        return "scene" if self.of_scenes else "image"
 
     @property
     def result(self) -> dict[str, Any]:
@@ -121,6 +132,22 @@ def data_facts(data: Data) -> dict[str, Any]:
     "notes": [..], "skipped": [..]}``; ``objects`` and ``per_class`` do not count ignored ones. Of "train" also ``median_boxes``: those of
     ``boxquery.evaluation.median_box``, ``{"boxes": [K, 4], "scores": [K], "labels": [K]}``.
     """
+    facts = count_objects(data)
+    if "train" in data.splits:
+        medians = median_boxes(data.splits["train"], len(data.names))
+        facts["splits"]["train"]["median_boxes"] = {key: values.tolist() for key, values in zip(_DETECTIONS, medians, strict=True)}
+    return facts
+
+
+def scene_facts(data: SceneData, fixed: SceneDetections) -> dict[str, Any]:
+    """The same of scenes, which "images" counts there; of "train" ``fixed_boxes``: those of ``boxquery.evaluation.fixed_boxes``."""
+    facts = count_objects(data)
+    facts["splits"]["train"]["fixed_boxes"] = {key: getattr(fixed, key).round(4).tolist() for key in _DETECTIONS}
+    return facts
+
+
+def count_objects(data: AnyData) -> dict[str, Any]:
+    """``data_facts`` without what is predicted without looking."""
     splits = {}
     for name, split in data.splits.items():
         labels = [record.labels[~record.ignore] for record in split]
@@ -132,9 +159,6 @@ def data_facts(data: Data) -> dict[str, Any]:
             "ignored": int(sum(record.ignore.sum() for record in split)),
             "per_class": per_class.tolist(),
         }
-    if "train" in splits:
-        medians = median_boxes(data.splits["train"], len(data.names))
-        splits["train"]["median_boxes"] = {key: values.tolist() for key, values in zip(_DETECTIONS, medians, strict=True)}
     facts = {"source": printable(str(data.source)), "format": data.format, "names": data.names, "ids": data.ids, "splits": splits}
     return facts | {"notes": data.notes, "skipped": data.skipped}
 
@@ -150,3 +174,16 @@ def read_median_boxes(run: Path) -> ImageDetections | None:
         return None
     boxes, scores, labels = (np.array(found[key]) for key in _DETECTIONS)
     return boxes.reshape(-1, 4), scores, labels
+
+
+def read_fixed_boxes(run: Path) -> SceneDetections | None:
+    """The fixed boxes of the scenes that a run was trained on, from ``data.json``; None where it does not have them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    found = read_mapping(run / DATA).get("splits", {}).get("train", {}).get("fixed_boxes")
+    if found is None:
+        return None
+    boxes, scores, labels = (np.array(found[key]) for key in _DETECTIONS)
+    return SceneDetections(boxes.reshape(-1, 9), scores, labels.astype(np.int64))

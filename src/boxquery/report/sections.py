@@ -18,13 +18,15 @@ from boxquery.pages.images import encode
 from boxquery.report.run_files import RunFiles
 
 _CURVES = (
-    ("Accuracy", "on the validation split; the ring marks the best", ("AP", "AP50", "AP75")),
+    ("Accuracy", "on the validation split; the ring marks the best", ("AP", "AP50", "AP75", "mAP", "NDS")),
     ("Loss", "weighted sum of all terms", ("loss", "val_loss")),
     ("Terms of the loss", "not weighted", ("class", "l1", "giou")),
     ("Learning rate", "", ("lr",)),
     ("Duplicate rate", "", ("duplicate_rate",)),
     ("Patches found", "mean IoU of each patch with the box that its queries are most sure of", ("iou",)),
     ("Features", "distance of reconstructed features from those of patches, last layer", ("feature",)),
+    ("AP by distance", "between the centres, in metres", ("AP@0.5", "AP@1", "AP@2", "AP@4")),
+    ("Errors of what was found", "1 where nothing is", ("mATE", "mASE", "mAOE", "mAVE", "mAAE")),
 )
 _ALIGNMENT = (
     ("inside", "Attention inside the object", "share of it; dashed: if it were even", {"even": "inside_even"}),
@@ -40,6 +42,27 @@ _SCORES = (
     ("APm", "APm", "objects from 32² to 96² pixels"),
     ("APl", "APl", "objects larger than 96² pixels"),
 )
+_SCENE_SCORES = (
+    ("mAP", "mAP", "average precision by the distance of centres, mean over classes and 0.5, 1, 2 and 4 m: nuScenes' main metric"),
+    ("NDS", "NDS", "nuScenes' score: mAP five times, and 1 - each error below (at least 0) once"),
+    *(
+        (f"AP@{d}", f"AP at {d} m", f"average precision where centres are less than {d} m apart, mean over classes")
+        for d in ("0.5", 1, 2, 4)
+    ),
+    ("mATE", "ATE", "metres from centre to centre, of what is found within 2 m"),
+    ("mASE", "ASE", "1 - IoU of the sizes, of the same"),
+    ("mAOE", "AOE", "radians between the headings, of the same"),
+    ("mAVE", "AVE", "m/s between the velocities, of the same"),
+    ("mAAE", "AAE", "share with a wrong attribute, of the same"),
+)
+_SCENE_THRESHOLD = (
+    ("best_threshold", "Best threshold", "the score at which F1 is highest (within 2 m, all classes)"),
+    ("f1", "F1", "at that threshold: harmonic mean of precision and recall"),
+    ("precision", "Precision", "at that threshold: share of the boxes that are right"),
+    ("recall", "Recall", "at that threshold: share of the objects that are found"),
+)
+_CLASS_ERRORS = ("ATE", "ASE", "AOE", "AVE", "AAE")
+_FIXED_BOXES = "for each class the boxes that most training scenes hold, in every scene: a model below this has not learned to look"
 _MEDIAN_BOX = "the training images' median box of each class in every image: a model below this has not learned to look"
 _AT_THRESHOLD = (
     ("best_threshold", "Best threshold", "the score at which F1 is highest (IoU 0.5, all classes)"),
@@ -83,9 +106,11 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
     """The main numbers: name, value, unit."""
     facts = []
     if run.result:
-        facts += [(key, three(run.result.get(key)), "") for key in ("AP", "AP50", "AP75")]
-        rate = run.result.get("duplicate_rate")
-        facts.append(("Duplicates", DASH, "") if rate is None else ("Duplicates", f"{100 * rate:.1f}", "%"))
+        shown = ("mAP", "NDS", "AP@2", "AP@4") if run.of_scenes else ("AP", "AP50", "AP75")
+        facts += [(key, three(run.result.get(key)), "") for key in shown]
+        if not run.of_scenes:
+            rate = run.result.get("duplicate_rate")
+            facts.append(("Duplicates", DASH, "") if rate is None else ("Duplicates", f"{100 * rate:.1f}", "%"))
     if run.epochs:
         last, planned = run.epochs[-1], run.config.get("epochs")
         done = f"{last.get('epoch', len(run.epochs)):g}"
@@ -93,7 +118,7 @@ def facts(run: RunFiles) -> list[tuple[str, str, str]]:
         if "seconds" in last:
             facts.append(("Training time", duration(last["seconds"]), ""))
     if train := run.data.get("splits", {}).get("train"):
-        facts.append(("Trained on", f"{train['images']:,}", "images"))
+        facts.append(("Trained on", f"{train['images']:,}", f"{run.unit}s"))
     return facts
 
 
@@ -122,7 +147,9 @@ def _figures(
     for title, note, columns in charts:
         lines = {name: points for name, column in columns.items() if len(points := _points(run, column)) > 1}
         if lines:
-            svg = line_chart(lines, title=f"{title} by epoch", best="AP", kinds=kinds, width=width, height=height)
+            svg = line_chart(
+                lines, title=f"{title} by epoch", best="mAP" if "mAP" in lines else "AP", kinds=kinds, width=width, height=height
+            )
             figures.append((svg, title, note))
     return figures
 
@@ -142,6 +169,13 @@ def log(run: RunFiles) -> tuple[list[str], Rows]:
 def scores(run: RunFiles) -> Rows:
     """Name, value per split, meaning."""
     results = run.evaluation.values()
+    if run.of_scenes:
+        measured = [entry for entry in _SCENE_SCORES if any(entry[0] in result for result in results)]
+        rows = [[name, *(three(result.get(key)) for result in results), meaning] for key, name, meaning in (*measured, *_SCENE_THRESHOLD)]
+        fixed = [result.get("fixed_boxes") or {} for result in results]
+        if any(fixed):
+            rows[2:2] = [[f"{key} of fixed boxes", *(three(own.get(key)) for own in fixed), _FIXED_BOXES] for key in ("mAP", "NDS")]
+        return rows
     limits = sorted({int(found[1]) for result in results for key in result if (found := re.fullmatch(r"AR(\d+)", key))})
     recalls = [(f"AR{n}", f"AR{n}", f"recall, mean over IoU, of the best {n} per image and class") for n in limits]
     given = any(result.get("threshold") != result["best_threshold"] for result in results if "threshold" in result)
@@ -155,18 +189,21 @@ def scores(run: RunFiles) -> Rows:
     return rows
 
 
-def classes(run: RunFiles) -> Rows:
-    """Name, AP, AP as a bar, AP50, precision, recall, boxes and, if known, training boxes of every class, the best first."""
-    found = run.result["per_class"] if run.result else []
+def classes(run: RunFiles) -> dict[str, Any]:
+    """Columns, and as rows the best first: name, AP, AP as a bar, AP50, precision, recall (of scenes the errors in place of these), boxes
+    and, if known, training boxes of every class."""
+    found = run.result.get("classes" if run.of_scenes else "per_class", [])
     trained = run.data.get("splits", {}).get("train", {}).get("per_class", [])
+    measured = ["AP@2", *(e for e in _CLASS_ERRORS if any(e in row for row in found))] if run.of_scenes else ["AP50", "precision", "recall"]
     rows = []
     for i, item in enumerate(found):
         counts = [item["objects"], *(trained[i : i + 1] if len(trained) == len(found) else [])]
-        if not any(counts) and item.get("precision") is None:
+        if not any(counts) and item.get("precision") is None and not run.of_scenes:
             continue  # the data does not list it
-        rates = [three(item.get(key)) for key in ("AP50", "precision", "recall")]
+        rates = [three(item.get(key)) for key in measured]
         rows.append([class_name(item["name"]), three(item["AP"]), item["AP"], *rates, *map(number, counts)])
-    return sorted(rows, key=lambda row: -1 if row[2] is None else row[2], reverse=True)
+    columns = ["class", "AP", "", *measured, f"{split_title(run.split)} boxes", *["training boxes"] * (len(trained) == len(found))]
+    return {"columns": columns, "rows": sorted(rows, key=lambda row: -1 if row[2] is None else row[2], reverse=True)} if rows else {}
 
 
 def errors(run: RunFiles) -> dict[str, Any]:
@@ -253,7 +290,7 @@ def dataset(run: RunFiles) -> dict[str, Any]:
     """``data.json``, with its counts as rows."""
     keys = ("images", "empty_images", "objects", "ignored")
     rows = [[split_title(name), *(number(split[key]) for key in keys)] for name, split in run.data.get("splits", {}).items()]
-    return {**run.data, "rows": rows} if run.data else {}
+    return {**run.data, "rows": rows, "unit": run.unit} if run.data else {}
 
 
 def check(run: RunFiles) -> dict[str, Any]:

@@ -24,12 +24,14 @@ from boxquery.check.findings import Finding
 from boxquery.data.dataset import AnyData, Data
 from boxquery.data.loading import EpochSampler
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.detector import Detector
+from boxquery.data.scenes.open import holds_scenes, only_images, open_scenes
+from boxquery.data.scenes.records import SceneData
 from boxquery.errors import UserError, count, first_line
 from boxquery.evaluation.predictions import drop_unreadable, warn_skipped
 from boxquery.files import write_json
 from boxquery.flags import OUR_PRESETS
-from boxquery.models import preset
+from boxquery.model_folder import Loaded
+from boxquery.models import check_image_model, check_scene_model, preset
 from boxquery.models.recipes import recipe_of
 from boxquery.parts.weights import BackboneWeights
 from boxquery.progress import stderr_console
@@ -44,6 +46,7 @@ from boxquery.training.pretrained import recorded_weights, with_own_file, with_w
 from boxquery.training.processes import attempt, everywhere, join, local_world_size, rank
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
+from boxquery.training.scene_task import SceneTask
 from boxquery.training.settings import check_folder, check_names, like, new_folder, resolve, same
 from boxquery.training.state import StateFiles, finished_epochs, latest_checkpoint, run_lock
 from boxquery.training.task import Task
@@ -56,8 +59,13 @@ Opener = Callable[[Any, RunFlags], tuple[Task[Any], list[Finding]]]
 
 def open_task(source: Any, flags: RunFlags) -> tuple[Task[Any], list[Finding]]:
     """What is learned from data is decided by what they hold. Raises ``UserError``."""
-    if isinstance(source, Data):
-        return ImageTask(source), []
+    scenes = isinstance(source, SceneData) or (not isinstance(source, Data) and holds_scenes(source))
+    (check_scene_model if scenes else check_image_model)(flags.model)
+    if isinstance(source, AnyData):
+        return SceneTask(source) if isinstance(source, SceneData) else ImageTask(source), []
+    if scenes:
+        only_images({name: getattr(flags, name) for name in ("images", "annotations")}, source)
+        return SceneTask(open_scenes(source, strict=flags.strict)), []
     data, findings = open_checked(str(source), strict=flags.strict, images=flags.images, annotations=flags.annotations)
     return ImageTask(data), findings
 
@@ -133,9 +141,7 @@ def _start(
             raise KeyboardInterrupt(f"{what}\n{how}: {run.config.resume_command(folder)}") from None
 
 
-def _new_config(
-    data: str, requested: TrainFlags, task: Task, console: Console, origin: Detector | None
-) -> tuple[RunConfig, Detector | None]:
+def _new_config(data: str, requested: TrainFlags, task: Task, console: Console, origin: Loaded | None) -> tuple[RunConfig, Loaded | None]:
     """The settings of a new run, chosen where they are not given, and what it starts from."""
     if requested.named_model is not None:
         requested, chosen = task.with_rate(requested, _line(console))
@@ -163,7 +169,7 @@ def _check_sendable(own: Callable[..., Any]) -> None:
         ) from error
 
 
-def _same_source(config: RunConfig) -> Detector:
+def _same_source(config: RunConfig) -> Loaded:
     """What a run started from that has no state yet. Raises ``UserError`` where it is no longer what it was."""
     origin, _ = read_source(config.start_from or "", config.model, config.options)
     if fingerprint(origin) != config.start_hash:
@@ -227,7 +233,7 @@ class Run:
             persistent_workers=c.workers > 0, pin_memory=c.device == "cuda",
         )  # fmt: skip
 
-    def start_from(self, origin: Detector) -> None:
+    def start_from(self, origin: Loaded) -> None:
         """Take what a trained model has learned, say what that was, and keep of its backbone what the preset keeps of trained weights."""
         c, names = self.config, self.detector.classes
         found = transfer(origin.transformer, self.detector.transformer, origin.classes, names)

@@ -16,17 +16,20 @@ from boxquery.training.config import TrainFlags
 
 if TYPE_CHECKING:
     from boxquery.data.dataset import Data
-    from boxquery.detector import Detector
+    from boxquery.data.scenes.records import SceneData
+    from boxquery.model_folder import Loaded
 
 F = TypeVar("F", bound=TrainFlags)
 
 
-def train(data: str | Path | Data | None = None, /, *, out: str | Path | None = None, resume: bool = False, **flags: Any) -> Detector:
+def train(
+    data: str | Path | Data | SceneData | None = None, /, *, out: str | Path | None = None, resume: bool = False, **flags: Any
+) -> Loaded:
     """Train a detector; classes and their ids come from the data.
 
     Args:
-        data: a folder or file in COCO, Pascal VOC or YOLO layout, ``shapes`` for the built-in scenes, or a data set that was opened; may
-            be left out with ``resume``: a run knows its data.
+        data: a folder or file in COCO, Pascal VOC or YOLO layout, ``shapes`` for the built-in scenes, nuScenes' folder or ``surround`` for
+            scenes of several cameras, or a data set that was opened; may be left out with ``resume``: a run knows its data.
         out: the run folder; by default a new one under ``runs/``.
         resume: resume the run in ``out`` from its last finished epoch. Flags are the run's own; others are refused, except ``device``
             and ``workers``.
@@ -79,7 +82,7 @@ def command(
 
     Args:
         data: Folder or file in COCO, Pascal VOC or YOLO layout, or the word `shapes` for the built-in scenes (with options:
-            shapes:objects=12); may be omitted with --resume.
+            shapes:objects=12); nuScenes' folder or `surround` for scenes of several cameras; may be omitted with --resume.
         out: Run folder. Default: a new one under `runs/`.
         resume: Resume the run in --out from its last finished epoch, with its own settings; --device and --workers may differ.
     """

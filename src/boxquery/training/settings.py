@@ -16,7 +16,7 @@ from boxquery.device import Processor, choose_device, choose_precision, default_
 from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS, check_workers
-from boxquery.model_folder import load
+from boxquery.model_folder import Loaded, load
 from boxquery.models import preset
 from boxquery.models.recipes import recipe_of
 from boxquery.training.config import FILE, PretrainFlags, RunConfig, RunFlags, TrainFlags
@@ -78,7 +78,7 @@ def _given(requested: TrainFlags) -> Given:
     return Given(**own, processes=world_size())
 
 
-def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin: Detector | None = None) -> RunConfig:
+def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin: Loaded | None = None) -> RunConfig:
     """The settings of a run: flags that were not given are the preset's, or suit this machine. Raises ``UserError``.
 
     Args:
@@ -105,7 +105,7 @@ def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin
     return RunConfig(**values, **requested.recorded(), data=data, world_size=world_size(), length=length, chosen=list(chosen))
 
 
-def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
+def like(origin: Loaded, requested: TrainFlags) -> TrainFlags:
     """Flags that were not given are as in the source: its options, so that weights fit, and its image size, unless a preset is given."""
     made = origin.model.config
     check_same_model(origin.transformer, requested.named_model or made["name"])
@@ -116,7 +116,7 @@ def like(origin: Detector, requested: TrainFlags) -> TrainFlags:
         model=made["name"],
         preset=size,
         options=options | (requested.options or {}),
-        image_size=requested.image_size or (None if requested.preset else origin.image_size),
+        image_size=requested.image_size or (None if requested.preset else origin.preprocessing.image_size),
         square=origin.preprocessing.square if requested.square is None and not requested.preset else requested.square,
     )
 

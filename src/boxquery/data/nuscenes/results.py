@@ -20,20 +20,27 @@ MOST = 500
 """Detections per sample that the file may have."""
 
 
-def to_results(records: Sequence[SceneRecord], predictions: Mapping[int, SceneDetections]) -> dict[str, Any]:
+def to_results(records: Sequence[SceneRecord], predictions: Mapping[int, SceneDetections], names: Sequence[str] = NAMES) -> dict[str, Any]:
     """The content of a result file: every record is in it, with its best detections and, where none is predicted, their likely attributes.
 
     Args:
-        predictions: position in ``records`` -> detections, with labels of nuScenes' ten classes.
+        predictions: position in ``records`` -> detections.
+        names: of their classes, nuScenes' ten or those of other data, whose objects have no attributes.
     """
-    return {"meta": META, "results": {one.id: _rows(one, predictions[i]) if i in predictions else [] for i, one in enumerate(records)}}
+    return {
+        "meta": META,
+        "results": {one.id: _rows(one, predictions[i], names) if i in predictions else [] for i, one in enumerate(records)},
+    }
 
 
-def _rows(record: SceneRecord, found: SceneDetections) -> list[dict[str, Any]]:
+def _rows(record: SceneRecord, found: SceneDetections, names: Sequence[str]) -> list[dict[str, Any]]:
     best = np.argsort(-found.scores, kind="stable")[:MOST]
     labels = found.labels[best]
     boxes = transform(found.boxes[best], record.pose)
-    attributes = likely_attributes(boxes, labels) if found.attributes is None else found.attributes[best]
+    if found.attributes is not None:
+        attributes = found.attributes[best]
+    else:
+        attributes = likely_attributes(boxes, labels) if list(names) == list(NAMES) else np.full(len(best), "")
     return [
         {
             "sample_token": record.id,
@@ -41,7 +48,7 @@ def _rows(record: SceneRecord, found: SceneDetections) -> list[dict[str, Any]]:
             "size": box[3:6],
             "rotation": rotation,
             "velocity": box[7:9],
-            "detection_name": NAMES[label],
+            "detection_name": names[label],
             "detection_score": score,
             "attribute_name": attribute,
         }

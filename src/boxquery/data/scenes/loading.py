@@ -147,15 +147,15 @@ class SceneTransform:
         """Images as uint8 [V, 3, H, W]."""
         return torch.from_numpy(np.stack([self.resize(image) for image in images]))
 
-    def lidar2img(self, record: SceneRecord) -> np.ndarray:
-        """The calibration [V, 4, 4] of ``pixels``."""
+    def lidar2img(self, matrices: np.ndarray, sizes: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
+        """The calibration [V, 4, 4] of ``pixels``, from that of images of so many pixels, (width, height)."""
         height, width = self.size
-        return np.stack([_zoom(width / w, height / h) for w, h in record.sizes]) @ record.lidar2img
+        return np.stack([_zoom(width / w, height / h) for w, h in sizes]) @ matrices
 
     def view(self, pixels: Tensor, record: SceneRecord) -> View:
         """Pixels with the record's objects that are not to be ignored."""
         kept = ~record.ignore
-        return View(pixels, self.lidar2img(record), record.boxes[kept], record.labels[kept])
+        return View(pixels, self.lidar2img(record.lidar2img, record.sizes), record.boxes[kept], record.labels[kept])
 
     def sample(self, view: View, index: int, unreadable: list[str]) -> SceneSample:
         """A view as the model's input; objects outside the area are left out."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from boxquery.data import nuscenes
 from boxquery.data.builtin import names_scenes, scene_options
@@ -16,6 +18,13 @@ WORD = "surround"
 def holds_scenes(source: str | Path) -> bool:
     """Whether it names scenes of several cameras, and not images: the word ``surround``, or a folder in nuScenes' layout."""
     return names_scenes(str(source), WORD) or nuscenes.find(Path(source).expanduser()) is not None
+
+
+def only_images(flags: Mapping[str, Any], source: str | Path) -> None:
+    """Raises ``UserError`` for flags that were given although only data sets of images have them; None and False are not given."""
+    if given := [name for name, value in flags.items() if value not in (None, False)]:
+        flag = "--" + given[0].replace("_", "-")
+        raise UserError(f"{flag}: is of images, and {source} holds scenes of several cameras; leave it out")
 
 
 def open_scenes(source: str | Path, *, strict: bool = False) -> SceneData:

@@ -1,0 +1,61 @@
+"""``boxquery models``: what there is, from the models' own docstrings. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from boxquery.command_result import CommandResult
+from boxquery.errors import UserError
+from boxquery.flags import AUTO
+from boxquery.models import describe, differences, facts, list_baselines, list_scene_models, papers, sizes
+
+_AUTO = "model, preset, options, image size, batch size, length and augmentation are chosen for the data and the processor"
+
+
+def models(name: str | None = None, /) -> CommandResult:
+    """List the models, or describe one: its paper, how it differs from DETR, and its presets.
+
+    Args:
+        name: A model or baseline to describe. Default: list all.
+    """
+    family, baselines, scenes = papers(), list_baselines(), list_scene_models()
+    if name is not None:
+        if name == AUTO:
+            return CommandResult({"name": AUTO, "summary": _AUTO}, text=f"{AUTO}: {_AUTO}.")
+        if name not in [*family, *scenes, *baselines]:
+            raise UserError(f"no model {name!r}; choose one of {', '.join([*family, *scenes])}, or a baseline: {', '.join(baselines)}")
+        values = _model(name)
+        presets = [f"- {preset}: {_size(count)} at {count['image']}" for preset, count in values.get("sizes", {}).items()]
+        return CommandResult(values, text="\n".join([describe(name), *(["", "Presets:", *presets] if presets else [])]))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, leading=1)
+    table.add_column("model", no_wrap=True)
+    table.add_column("in one line")
+    for column in ("size", "AP", "epochs"):
+        table.add_column(column, justify="right", no_wrap=True)
+    rows = [_model(each) for each in family]
+    for row in rows:
+        ap, epochs = re.findall(r"([\d.]+) AP in (\d+) epochs", row["published"])[0]
+        table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
+    text = (
+        "\nsize: parameters of preset paper; AP: published for it on COCO val2017 after that many epochs (its page says with what).\n"
+        f"{AUTO}, the default of train: {_AUTO}.\n"
+        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)};\n"
+        f"and those that find 3-D boxes in scenes of several cameras (docs/surround.md): {', '.join(scenes)}."
+    )
+    return CommandResult({"models": rows, "baselines": baselines, "scenes": scenes}, table, text)
+
+
+def _model(name: str) -> dict[str, Any]:
+    """What is known of a model: plain values."""
+    lines = {key.lower().replace("-", "_"): value for key, value in facts(name).items()}
+    values = {"name": name, "summary": describe(name).splitlines()[0].partition(": ")[2], **lines}
+    return {**values, "sizes": sizes(name), "differs_from_detr_in": differences(name)} if name in papers() else values
+
+
+def _size(count: dict[str, Any]) -> str:
+    gflops = count["gflops"]
+    return f"{count['parameters'] / 1e6:.1f} M parameters, {gflops:.{0 if gflops >= 10 else 1}f} G multiply-adds"
