@@ -176,7 +176,7 @@ def _camera(place: np.ndarray, angles: np.ndarray, view: float, size: tuple[int,
     return intrinsic @ rigid(rotation, -rotation @ place)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=16384)  # a whole data set of the default size, which a run goes through several times
 def _layout(scenes: SurroundScenes, index: int) -> tuple[np.ndarray, np.ndarray]:
     """The boxes float64 [N, 9] and labels int64 [N] of a scene."""
     rng = scenes.rng(index, _OBJECTS)
