@@ -26,7 +26,7 @@ from boxquery.data.scenes.loading import SceneAugment, SceneDataset, SceneTransf
 from boxquery.data.surround import surround_data
 from boxquery.evaluation.fixed_boxes import evaluate_fixed_boxes, fixed_boxes
 from boxquery.evaluation.nuscenes import evaluate_scenes
-from boxquery.models import scene_preset
+from boxquery.models import preset
 from boxquery.models.scenes.base import SceneTransformer
 from boxquery.optimization import Optimization
 
@@ -70,7 +70,7 @@ def trained(name: str, args: argparse.Namespace, data) -> tuple[SceneTransformer
         saved = torch.load(kept, weights_only=True)
         model.load_state_dict(saved["model"])
         return model, saved["cost"]
-    recipe = scene_preset(name, args.preset).recipe
+    recipe = preset(name, args.preset).recipe
     augment = SceneAugment(flip=recipe.augment.flip, rotation=0.0, scales=(1.0, 1.0), colour=0.0)
     scenes = SceneDataset(data.split("train"), transform(data), augment=augment, cache=True)
     for i in range(len(scenes)):

@@ -79,7 +79,8 @@ def test_the_saved_model_has_the_numbers_of_the_run(finished):
     larger = [image.resize((128, 76)) for image in split.read(0)]  # the same cameras with more pixels
     zoom = np.diag([128 / 64, 76 / 38, 1, 1])
     again = detector.predict(larger, zoom @ split[0].lidar2img, threshold=0.0)
-    assert np.abs(again.boxes[:, :2] - one.boxes[:, :2]).mean() < 2.0
+    apart = np.linalg.norm(again.boxes[:, None, :2] - one.boxes[None, :, :2], axis=2).min(1)
+    assert np.median(apart) < 1.0  # metres; as scores are almost equal, their order is another
     with pytest.raises(bq.UserError, match=r"lidar2img \[6, 4, 4\] for 2 images"):
         detector.predict(larger[:2], split[0].lidar2img)
 
