@@ -170,6 +170,10 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
         (["export", run, "--to", "onnx", "--out", tmp_path / "m.onnx"], "this needs a model of images"),
         (["check", DATA, "--model", "detr"], "model 'detr' finds boxes in images"),
         (["compare", DATA, "--models", "petr,detr3d", "--out", tmp_path / "c"], "finds 3-D boxes in scenes of several cameras"),
+        (
+            ["compare", DATA, "--models", "detr", "--minutes", "1", "--out", tmp_path / "c"],
+            "scenes of several cameras, and this takes images",
+        ),
     ):
         status, _, err = said(capsys, words)
         assert status == 2, words

@@ -13,6 +13,7 @@ from boxquery.data.dataset import Data
 from boxquery.data.folder import Folder, folders, visible
 from boxquery.data.images import IMAGE_SUFFIXES
 from boxquery.data.raw import RawDataset
+from boxquery.data.scenes.open import holds_scenes
 from boxquery.data.validation import validate
 from boxquery.errors import UserError, some
 
@@ -52,6 +53,8 @@ def read(source: str | Path, *, images: str | Path | None = None, annotations: s
     Raises:
         UserError: the path or its content cannot be used.
     """
+    if holds_scenes(source):
+        raise UserError(f"{source}: scenes of several cameras, and this takes images; docs/surround.md says what takes scenes")
     if names_scenes(str(source), shapes.WORD):
         shapes.shapes_options(str(source))
         if images is not None or annotations is not None:

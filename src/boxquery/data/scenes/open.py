@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,10 @@ WORD = "surround"
 
 def holds_scenes(source: str | Path) -> bool:
     """Whether it names scenes of several cameras, and not images: the word ``surround``, or a folder in nuScenes' layout."""
-    return names_scenes(str(source), WORD) or nuscenes.find(Path(source).expanduser()) is not None
+    try:
+        return names_scenes(str(source), WORD) or nuscenes.find(Path(os.path.expanduser(source))) is not None
+    except OSError:  # a name that is too long, no right to look: what opens it says so
+        return False
 
 
 def only_images(flags: Mapping[str, Any], source: str | Path) -> None:
