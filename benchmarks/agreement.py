@@ -107,7 +107,7 @@ def outputs(name: str, images: list[Image.Image], folder: Path) -> dict[str, Any
 
 def accuracies(run: str, data: str, split: str, folder: Path) -> Iterator[tuple[str, float]]:
     """AP of a run, and of its files."""
-    detector = bq.load(run, device="cpu")
+    detector = bq.load(run)
     yield "eager", detector.evaluate(data, split=split)["AP"]
     graph = ExportGraph(detector)
     models: dict[str, tuple[Any, int | None]] = {"fp32": (to_onnx(trace(graph, None)), None)}
@@ -146,26 +146,29 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    known: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}, "runs": {}}
     *runs, data = args.ap or [""]
-    names = {bq.load(run, device="cpu").name: run for run in runs}
+    names = {f"{bq.load(run).name}, {Path(data).name}": run for run in runs}
     images = [] if runs else photos()
     part, labels = ("runs", list(names)) if runs else ("models", [name for name in bq.list_models() if args.only in (None, name)])
     for label in labels:
-        if label in known[part] and not args.again:
+        if label in measured()[part] and not args.again:
             continue
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            if runs:
-                known[part][label] = dict(accuracies(names[label], data, args.split, Path(folder)))
-            else:
-                known[part][label] = outputs(label, images, Path(folder))
-        print(f"{label} ({time.process_time() - started:.0f} CPU s): {known[part][label]}", flush=True)
-        write_json(RESULTS, {"conditions": conditions(), **known})
+            found = dict(accuracies(names[label], data, args.split, Path(folder))) if runs else outputs(label, images, Path(folder))
+        print(f"{label} ({time.process_time() - started:.0f} CPU s): {found}", flush=True)
+        known = measured()  # another shell may have added to it
+        known[part][label] = found
+        write_json(RESULTS, {**known, "conditions": conditions()})
+    known = measured()
     if known["models"]:
         put_into_page(DOCS / "export.md", outputs_table(known["models"]), "agreement")
     if known["runs"]:
         put_into_page(DOCS / "export.md", accuracy_table(known["runs"]), "AP")
+
+
+def measured() -> dict[str, Any]:
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {"models": {}, "runs": {}}
 
 
 def conditions() -> dict[str, Any]:

@@ -281,6 +281,14 @@ def test_a_miss_leaves_what_was_there(tmp_path, monkeypatch):
     assert (tmp_path / "model.onnx").read_text() == "older"
 
 
+def test_data_of_other_classes_is_named_before_the_model_is_traced(tmp_path, monkeypatch):
+    monkeypatch.setattr(writer, "trace", None)
+    made = detector("detr")
+    made.classes[:] = [f"other {i}" for i in range(len(made.classes))]
+    with pytest.raises(UserError, match="the detector does not know"):
+        made.export(tmp_path / "model.onnx", verify="shapes:size=64,train=2,val=2,test=2")
+
+
 def test_a_fixed_size_is_compared_on_the_same_pixels_and_the_usual_size_is_named(tmp_path, capsys):
     made = detector("detr")
     values = made.export(tmp_path / "model.onnx", size=(48, 80), verify="shapes:size=64,train=2,val=3,test=2")

@@ -37,7 +37,8 @@ def theirs(name: str, classes: int, options: dict[str, Any]) -> nn.Module:
         "deformable-detr": (DeformableDetrConfig, DeformableDetrForObjectDetection),
     }[name]
     known = vars(config_class())
-    given = {key: value for option, value in options.items() for key in OPTIONS.get(option, ()) if key in known}
+    said = {option: value for option, value in options.items() if value != "paper"}  # which is their default, too
+    given = {key: value for option, value in said.items() for key in OPTIONS.get(option, ()) if key in known}
     # the papers' focal models weigh classes by 2 in matching; there the default is 1
     cost = {"class_cost": 2} if name == "deformable-detr" else {}
     config = config_class(use_timm_backbone=True, backbone=options["backbone"], num_labels=classes, auxiliary_loss=True, **given, **cost)

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from boxquery.data.classes import map_labels
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Resize
 from boxquery.detector import Detector
@@ -50,6 +51,8 @@ def export(
     check_calibration(precision, calibrate, calibration_images)
     check_size(size)
     check_free(path)
+    if data is not None:
+        map_labels(data, split, detector.classes)  # other classes are named now, not after the trace
     started = time.monotonic()
     images = None if calibrate is None else int8.calibration_images(calibrate, calibration_images)
     graph = ExportGraph(detector)
