@@ -13,7 +13,7 @@ COURSE = Path(__file__).parents[1] / "docs" / "learn"
 NAMES = sorted(page.name for page in COURSE.glob("*.md"))
 PAGES = [folder / name for folder in (COURSE, COURSE / "zh") for name in NAMES]
 #: of these, figures.py needs trained models
-TRAINED = {"layers", "duplicates", "after", "winners"}
+TRAINED = {"layers", "duplicates", "after", "winners", "one-and-six", "calibration"}
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
