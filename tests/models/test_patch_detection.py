@@ -9,6 +9,7 @@ from boxquery.matching.patches import PatchQueries, patch_of_query
 from boxquery.models import create_model
 from boxquery.parts.state import QueryState
 from boxquery.pretraining.model import PatchDetection, PatchOutput, ordinary_state
+from boxquery.transfer import transfer
 from tests.models import slow_updetr as slow
 from tests.models.builders import batch, create, shaken, systems
 from tests.training.runs import SMALL
@@ -80,7 +81,16 @@ def test_every_model_learns_from_patches_and_keeps_its_names(system):
     assert terms["feature"].shape == (len(out.content),)
     assert bool(torch.isfinite(loss))
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
-    first, second = model.eval().postprocess(model(*batch(*SIZES), targets=targets, last_only=True), [(64, 96), (48, 64)])
+    torch.optim.SGD(model.parameters(), 1e-4).step()
+    again = PatchDetection(create(name, classes=1, **{**small, **options}))
+    again.load_state_dict(model.state_dict())
+    found = model.eval()(*batch(*SIZES), targets=targets, last_only=True)
+    assert torch.equal(last(again.eval()(*batch(*SIZES), targets=targets, last_only=True)), last(found)), "its state is all of it"
+    taken = transfer(again.model, create(name, classes=3, **{**small, **options}), [None], ["a", "b", "c"])
+    parts = {group.name: group for group in taken.groups}
+    assert parts["decoder"].new == 0
+    assert parts["class heads"].kept == parts["class heads"].moved == 0, "that of one patch is of no use"
+    first, second = model.postprocess(found, [(64, 96), (48, 64)])
     queries = out.found.boxes.shape[2]
     assert first["boxes"].shape == (queries, 4)
     assert torch.equal(first["labels"].bincount(), second["labels"].bincount())

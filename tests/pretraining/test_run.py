@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,7 @@ from boxquery.parts.weights import BackboneWeights
 from boxquery.pretraining.task import PATCHES, PatchDetector, PatchTask
 from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
-from boxquery.transfer import transfer
 from tests.data.writers import pictures, write_voc
-from tests.models.builders import systems
 from tests.training.runs import SMALL, Stop, rows, settings
 
 NAMES = ["circle", "square", "triangle", "star", "cross"]
@@ -48,7 +45,7 @@ def stop_after(monkeypatch, epochs: int) -> None:
     monkeypatch.setattr(EpochEnd, "keep", pull_the_plug)
 
 
-@pytest.fixture(scope="module", params=["detr", "deformable-detr"])
+@pytest.fixture(scope="module", params=["deformable-detr"])
 def finished(request, tmp_path_factory) -> tuple[str, Path, Any]:
     folder = tmp_path_factory.mktemp("runs") / request.param
     return request.param, folder, pretrain(folder, request.param)
@@ -89,14 +86,13 @@ def test_its_model_is_an_ordinary_one(finished):
     assert all(torch.equal(a, b) for a, b in zip(loaded.transformer.parameters(), detector.model.parameters(), strict=True))
 
 
-@pytest.mark.parametrize("stopped_after", [1])
-def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch, stopped_after):
+def test_stopped_and_resumed_it_is_the_same_run(finished, tmp_path, monkeypatch):
     name, whole, _ = finished
     with monkeypatch.context() as patched:
-        stop_after(patched, stopped_after)
+        stop_after(patched, 1)
         with pytest.raises(Stop):
             pretrain(tmp_path / "run", name)
-    assert len(rows(tmp_path / "run")) == stopped_after
+    assert len(rows(tmp_path / "run")) == 1
     bq.pretrain(images(), out=tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(whole)
     for file in ("model.safetensors", PATCHES):
@@ -199,21 +195,3 @@ def test_a_model_without_its_patches_cannot_be_evaluated_again(finished, tmp_pat
     with pytest.raises(bq.UserError, match="not what belongs to the model beside it"):
         PatchDetector.load(tmp_path / "run")
     assert bq.load(tmp_path / "run").classes == [None], "training needs it not"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("system", systems())
-def test_every_model_pretrains_resumes_and_transfers(system, tmp_path, monkeypatch):
-    name, options = systems()[system]
-    own = {**SMALL, **options}
-    with monkeypatch.context() as patched:
-        stop_after(patched, 1)
-        with pytest.raises(Stop):
-            pretrain(tmp_path / "run", name, options=own)
-    detector = bq.pretrain(images(), out=tmp_path / "run", resume=True)
-    assert len(rows(tmp_path / "run")) == 2
-    target = create_model(name, classes=5, preset="tiny", **own)
-    found = asdict(transfer(detector.transformer, target, detector.classes, NAMES))
-    assert {group["name"]: group["new"] for group in found["groups"]}["decoder"] == 0
-    targets = [{"labels": torch.zeros(1, dtype=torch.int64), "boxes": torch.full((1, 4), 0.5)}]
-    assert torch.isfinite(target.train().loss(target(torch.zeros(1, 3, 64, 64), None, targets=targets), targets)[0])
