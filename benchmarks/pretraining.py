@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import product
@@ -94,18 +95,16 @@ def learn_from_teacher(paths: Mapping[str, str], runs: Path, seconds: int, run: 
     import boxquery as bq
 
     teacher = runs / str(Cell(run.set, run.images, "none", run.seed))
-    pictures = linked(subset(paths[run.set], ALL), runs / f"{run.set}-pictures")
+    pictures = copied(subset(paths[run.set], ALL), runs / f"{run.set}-pictures")
     bq.pretrain(pictures, teacher=teacher, **SETTINGS, minutes=seconds / 60 / PLANNED, seed=run.seed, out=out)
 
 
-def linked(data: Data, folder: Path) -> Path:
-    """A folder with links to the training images alone."""
+def copied(data: Data, folder: Path) -> Path:
+    """A folder with the training images alone; a link would lead out of it, which no data set may."""
     folder.mkdir(parents=True, exist_ok=True)
     for record in data.splits["train"]:
         assert record.path is not None
-        link = folder / record.path.name
-        if not link.is_symlink():
-            link.symlink_to(record.path.resolve())
+        shutil.copyfile(record.path, folder / record.path.name)
     return folder
 
 
