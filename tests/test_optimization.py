@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import boxquery as bq
 from boxquery.models import preset
-from boxquery.optimization import Optimization
+from boxquery.optimization import Optimization, update_average
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -32,3 +32,13 @@ def test_a_state_of_another_memory_format_is_laid_out_like_the_weights(optimizer
         assert any(not parameter.is_contiguous() for parameter in model.parameters())
         weights.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     torch.testing.assert_close(weights[0], weights[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm2d(3), lambda: nn.GroupNorm(1, 3)], ids=["with buffers", "without"])
+def test_an_average_of_a_model_with_and_without_buffers(norm):
+    """A backbone with group norms has none."""
+    averaged, current = (nn.Sequential(nn.Conv2d(3, 3, 1), norm()) for _ in range(2))
+    before = averaged[0].weight.clone()
+    update_average(averaged, current, decay=0.9, step=10_000)
+    assert torch.allclose(averaged[0].weight, 0.9 * before + 0.1 * current[0].weight)
+    assert all(torch.equal(a, c) for a, c in zip(averaged.buffers(), current.buffers(), strict=True))

@@ -76,7 +76,8 @@ def load(source: str | Path, *, download: bool = False, say: Callable[[str], Any
     """``open_model`` for a model of images. Raises ``UserError`` for one of scenes."""
     detector = open_model(source, download=download, say=say)
     if not isinstance(detector, Detector):
-        raise UserError(f"{source}: {detector.name} finds 3-D boxes in scenes of several cameras; this needs a model of images")
+        kind = "finds 3-D boxes in scenes of several cameras"
+        raise UserError(f"{source}: {detector.name} {kind}; this needs a model of images, or such scenes as data (docs/surround.md)")
     return detector
 
 

@@ -174,4 +174,5 @@ def update_average(averaged: nn.Module, current: nn.Module, decay: float, step: 
     """The moving average of the weights; it forgets faster at the start, when there is little to remember. Buffers are copied."""
     share = 1 - min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(averaged.parameters()), list(current.parameters()), share)
-    torch._foreach_copy_(list(averaged.buffers()), list(current.buffers()))
+    if buffers := list(averaged.buffers()):  # without batch norm there may be none
+        torch._foreach_copy_(buffers, list(current.buffers()))
