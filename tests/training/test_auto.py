@@ -36,6 +36,7 @@ from boxquery.auto import (
 from boxquery.cli import run
 from boxquery.data.shapes import shapes_data
 from boxquery.device import Processor
+from boxquery.fine_tuning import from_shapes
 from boxquery.models import preset, register
 from boxquery.training import settings
 from boxquery.training.config import RunConfig, TrainFlags
@@ -332,7 +333,7 @@ def test_check_looks_at_the_size_that_training_chooses(tmp_path, capsys):
     status = run(["check", str(data), "--json", "--out", str(tmp_path / "checked")])
     assert status == 0
     captured = capsys.readouterr()
-    chosen = choose(DataFacts.of(scenes().splits["train"]), CPU, Given())
+    chosen = from_shapes(choose(DataFacts.of(scenes().splits["train"]), CPU, Given()), Given(), str(data))
     assert [line for line in captured.err.splitlines() if line.startswith("auto: ")] == chosen.lines
     assert f'"image_size": {chosen.image_size}' in captured.out
     run(["check", str(data), "--model", "detr", "--preset", "tiny", "--json"])

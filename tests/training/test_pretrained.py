@@ -91,7 +91,7 @@ def test_a_preset_with_weights_is_another(tmp_path):
     det = train(tmp_path / "run", pretrained=path, **plain)
     assert det.model.config["options"]["backbone_options"] == {}
     config = RunConfig.read(tmp_path / "run")
-    assert (config.options, config.chosen) == ({"backbone_options": {}}, ["backbone_options"])
+    assert (config.options, config.chosen) == ({"backbone_options": {}}, ["backbone_options", "lr"])
     (tmp_path / "resnet18.safetensors").unlink()
     again = bq.train(scenes(), out=tmp_path / "run", resume=True)
     assert again.model.config == det.model.config

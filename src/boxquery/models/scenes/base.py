@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor
@@ -175,16 +176,17 @@ FINE: dict[str, Any] = {"replace_stem_pool": True, "avg_down": True, "zero_init_
 TINY_BACKBONE: dict[str, Any] = {**NARROW_RESNET10, "channels": (32, 64, 128, 128), "stem_width": 8}
 
 
-def presets(options: SceneOptions, recipe: Recipe, **own: Any) -> dict[str, Preset]:
+def presets(options: SceneOptions, recipe: Recipe, backbone: Mapping[str, Any] = MappingProxyType({}), **own: Any) -> dict[str, Preset]:
     """A paper's sizes: "paper", and "small" and "tiny", which are ours.
 
     Args:
+        backbone: of "small" and "tiny", beside ``FINE``.
         own: options of "small" and "tiny" beside ``SMALL_SCENES``.
     """
     small = replace(options, **{**SMALL_SCENES, **own})
     ours = replace(TINY_DATA, image_size=96, batch_size=1, lr=3e-3, backbone_lr=3e-3, clip=1.0, ema=0.998)
     return {
         "paper": Preset(options, recipe),
-        "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18, **FINE),
-        "tiny": narrow(replace(small, num_queries=50, decoder_layers=2, hidden_dim=96), ours, **TINY_BACKBONE, **FINE),
+        "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18, **FINE, **backbone),
+        "tiny": narrow(replace(small, num_queries=50, decoder_layers=2, hidden_dim=96), ours, **TINY_BACKBONE, **FINE, **backbone),
     }
