@@ -1,4 +1,5 @@
-"""Training runs whose results are kept one by one: what benchmarks/recipe.py and benchmarks/curves.py share, and pages' figures and tables.
+"""Training runs whose results are kept one by one: flags, measuring and page of benchmarks/recipe.py, curves.py, finetune.py and
+pretraining.py; and of other pages the figures and tables.
 
 A cell says what one run is; a results file has ``sets`` (name -> facts of the data) and ``cells``, a row per finished run. Cells that are
 there are not repeated, a run that was interrupted starts anew, and several processes may work on the same file at once.
@@ -6,6 +7,7 @@ there are not repeated, a run that was interrupted starts anew, and several proc
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import multiprocessing
@@ -13,10 +15,10 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 from boxquery.data.dataset import Data
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_boxes
@@ -44,6 +46,11 @@ C = TypeVar("C", bound=Cell)
 
 def read_results(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {"sets": {}, "cells": []}
+
+
+def rows(kind: type[C], results: Mapping[str, Any]) -> dict[C, Mapping[str, Any]]:
+    """The measured cells, of the class ``kind``, and their rows."""
+    return {kind(*(row[key] for key in kind._fields)): row for row in results["cells"]}
 
 
 def add(path: Path, name: str, facts: Mapping[str, Any], cell: Cell, row: Mapping[str, Any]) -> None:
@@ -138,12 +145,60 @@ def set_facts(data: Data) -> dict[str, Any]:
             "median_box": {key: value if value is None else round(value, 4) for key, value in median.items()}}  # fmt: skip
 
 
-def places(words: Iterable[str], known: Iterable[str]) -> dict[str, str]:
-    """NAME=PATH of the command line. Raises ``ValueError`` that says what is wrong."""
-    paths = dict(word.partition("=")[::2] for word in words)
-    if wrong := [name for name, path in paths.items() if name not in known or not path]:
-        raise ValueError(f"{wrong[0]}: write NAME=PATH, for {', '.join(known)}")
-    return paths
+def command_line(doc: str, sets: Collection[str], runs: str, results: Path, seeds: Sequence[int] | None) -> argparse.ArgumentParser:
+    """The flags of every script that measures cells; `parse` reads them.
+
+    Args:
+        doc: of the script; its first line is what ``--help`` begins with.
+        sets: the data sets that it knows.
+        runs, results, seeds: the defaults; None where the seeds depend on other flags.
+    """
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+    parser.add_argument("data", nargs="*", metavar="NAME=PATH", help=f"data sets: {', '.join(sets)}")
+    parser.add_argument("--seeds", nargs="+", type=int, default=seeds, help=seeds and f"(default: {' '.join(map(str, seeds))})")
+    parser.add_argument("--runs", type=Path, default=Path(runs), help="folder of the runs (default: %(default)s)")
+    parser.add_argument("--results", type=Path, default=results, help="(default: %(default)s)")
+    parser.add_argument("--show", action="store_true", help="only write the page, from the results file")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, sets: Collection[str]) -> argparse.Namespace:
+    """The command line, with ``paths``: the path of every set that it names; ends the process where it is wrong."""
+    args = parser.parse_args()
+    args.paths = dict(word.partition("=")[::2] for word in args.data)
+    if wrong := [name for name, path in args.paths.items() if name not in sets or not path]:
+        parser.error(f"{wrong[0]}: write NAME=PATH, for {', '.join(sets)}")
+    return args
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", nargs="+", type=int, help="only these numbers of training images")
+
+
+def sizes(args: argparse.Namespace, sets: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+    """Every set that the command line names with each number of its training images, or with those of ``--images`` alone."""
+    return [(name, images) for name in args.paths for images in sets[name] if args.images is None or images in args.images]
+
+
+class Drawing(NamedTuple):
+    """The figure above a page's table: its file, what draws it of the results, and what it shows."""
+
+    path: Path
+    draw: Callable[[Path, Mapping[str, Any]], None]
+    shows: str
+
+
+def show(results: Path, table: Callable[[Mapping[str, Any]], str], page: Path | None, drawing: Drawing | None = None) -> None:
+    """Print the table of the results; put it into the page, if there is one, below its figure."""
+    known = read_results(results)
+    text = table(known)
+    print(text)
+    if page is None:
+        return
+    if drawing is not None and known["cells"]:
+        drawing.draw(drawing.path, known)
+        text = f"![{drawing.shows}]({drawing.path.name})\n\n{text}"
+    put_into_page(page, text)
 
 
 def three(value: float | None) -> str:

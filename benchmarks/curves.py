@@ -12,7 +12,6 @@ what the median box of each class of the same training images gives in every ima
 
 from __future__ import annotations
 
-import argparse
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +27,7 @@ from boxquery.data.open import open_data
 from boxquery.files import atomic_write
 from boxquery.training.config import RunConfig
 from boxquery.training.run_length import PLANNED
-from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, svg, three
+from cells import DOCS, NOT_MEASURED, read_run, set_facts, svg, three
 
 PAGE, FIGURE = DOCS / "learning-curves.md", DOCS / "learning-curves.svg"
 RESULTS = DOCS / "experiments" / "results" / "curves.json"
@@ -78,7 +77,7 @@ def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results:
 
 
 def measured(results: Mapping[str, Any]) -> dict[Cell, Mapping[str, Any]]:
-    return {Cell(*(row[key] for key in Cell._fields)): row for row in results["cells"]}
+    return cells.rows(Cell, results)
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -145,35 +144,18 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
 
 def show(results: Path, keep: bool) -> None:
     """Print the tables; with ``keep`` also draw the figure and write the page."""
-    known = read_results(results)
-    text = table(known)
-    print(text)
-    if keep:
-        if known["cells"]:
-            draw(FIGURE, known)
-            text = f"![AP against minutes, for each number of training images]({FIGURE.name})\n\n{text}"
-        put_into_page(PAGE, text)
+    drawing = cells.Drawing(FIGURE, draw, "AP against minutes, for each number of training images")
+    cells.show(results, table, PAGE if keep else None, drawing)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", metavar="NAME=PATH", help=f"data sets: {', '.join(SETS)}")
-    parser.add_argument("--images", nargs="+", type=int, help="only these numbers of training images")
+    parser = cells.command_line(__doc__, SETS, "runs/curves", RESULTS, seeds=[0])
+    cells.add_images(parser)
     parser.add_argument("--seconds", nargs="+", type=int, choices=SECONDS, default=list(SECONDS), help="CPU seconds (default: %(default)s)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="(default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/curves"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
-    parser.add_argument("--show", action="store_true", help="only write page and figure")
-    args = parser.parse_args()
-    try:
-        paths = places(args.data, SETS)
-    except ValueError as error:
-        parser.error(str(error))
+    args = cells.parse(parser, SETS)
     if not args.show:
-        wanted = {images for sizes in SETS.values() for images in sizes} if args.images is None else set(args.images)
-        todo = [Cell(name, images, seconds, seed) for seed, seconds, name in product(args.seeds, args.seconds, paths)
-                for images in SETS[name] if images in wanted]  # fmt: skip
-        measure(todo, paths, args.runs, args.results)
+        todo = [Cell(*size, seconds, seed) for seed, seconds, size in product(args.seeds, args.seconds, cells.sizes(args, SETS))]
+        measure(todo, args.paths, args.runs, args.results)
     show(args.results, keep=args.results == RESULTS)
 
 

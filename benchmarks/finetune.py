@@ -13,7 +13,6 @@ benchmarks/curves.py.
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import cells
 from boxquery.files import atomic_write
 from boxquery.training.run_length import PLANNED
-from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, svg, three
+from cells import DOCS, NOT_MEASURED, read_run, set_facts, svg, three
 from curves import subset
 
 PAGE, FIGURE = DOCS / "experiments" / "finetuning.md", DOCS / "experiments" / "finetuning.svg"
@@ -101,7 +100,7 @@ def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results:
 
 
 def measured(results: Mapping[str, Any]) -> dict[Cell, Mapping[str, Any]]:
-    return {Cell(*(row[key] for key in Cell._fields)): row for row in results["cells"]}
+    return cells.rows(Cell, results)
 
 
 def _of(rows: Mapping[Cell, Mapping[str, Any]], name: str, images: int, start: str) -> list[Mapping[str, Any]]:
@@ -154,36 +153,19 @@ def draw(path: Path, results: Mapping[str, Any]) -> None:
 
 def show(results: Path, keep: bool) -> None:
     """Print the table; with ``keep`` also draw the figure and write the page."""
-    known = read_results(results)
-    text = table(known)
-    print(text)
-    if keep:
-        if known["cells"]:
-            draw(FIGURE, known)
-            text = f"![AP against CPU seconds by start, for each set and number of images]({FIGURE.name})\n\n{text}"
-        put_into_page(PAGE, text)
+    drawing = cells.Drawing(FIGURE, draw, "AP against CPU seconds by start, for each set and number of images")
+    cells.show(results, table, PAGE if keep else None, drawing)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", metavar="NAME=PATH", help=f"data sets: {', '.join(SETS)}")
-    parser.add_argument("--images", nargs="+", type=int, help="only these numbers of training images")
+    parser = cells.command_line(__doc__, SETS, "runs/finetune", RESULTS, seeds=[0, 1, 2])
+    cells.add_images(parser)
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="(default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--scenes-seconds", type=int, default=SCENES_SECONDS, help="of the training on scenes (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/finetune"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
-    parser.add_argument("--show", action="store_true", help="only write page and figure")
-    args = parser.parse_args()
-    try:
-        paths = places(args.data, SETS)
-    except ValueError as error:
-        parser.error(str(error))
+    args = cells.parse(parser, SETS)
     if not args.show:
-        wanted = {images for sizes in SETS.values() for images in sizes} if args.images is None else set(args.images)
-        todo = [Cell(name, images, start, seed) for seed, name in product(args.seeds, paths) for images in SETS[name] if images in wanted
-                for start in args.starts]  # fmt: skip
-        measure(todo, paths, args.runs, args.results, args.scenes_seconds)
+        todo = [Cell(*size, start, seed) for seed, size, start in product(args.seeds, cells.sizes(args, SETS), args.starts)]
+        measure(todo, args.paths, args.runs, args.results, args.scenes_seconds)
     show(args.results, keep=args.results == RESULTS)
 
 

@@ -14,7 +14,6 @@ of benchmarks/curves.py.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Iterable, Mapping
@@ -26,7 +25,7 @@ from typing import Any, NamedTuple
 import cells
 from boxquery.data.dataset import Data
 from boxquery.training.run_length import PLANNED
-from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, three
+from cells import DOCS, NOT_MEASURED, read_results, read_run, set_facts, three
 from curves import subset
 from finetune import SCENES_SECONDS, SETTINGS, Scenes, curve, spread, train_on_scenes
 
@@ -163,7 +162,7 @@ def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results:
 
 
 def measured(results: Mapping[str, Any]) -> dict[Cell, Mapping[str, Any]]:
-    return {Cell(*(row[key] for key in Cell._fields)): row for row in results["cells"]}
+    return cells.rows(Cell, results)
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -189,36 +188,18 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def show(results: Path, keep: bool) -> None:
-    """Print the table; with ``keep`` also write the page."""
-    text = table(read_results(results))
-    print(text)
-    if keep:
-        put_into_page(PAGE, text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", metavar="NAME=PATH", help=f"data sets: {', '.join(SETS)}")
-    parser.add_argument("--images", nargs="+", type=int, help="only these numbers of labelled images")
+    parser = cells.command_line(__doc__, SETS, "runs/pretraining", RESULTS, seeds=[0, 1, 2])
+    cells.add_images(parser)
     parser.add_argument("--starts", nargs="+", choices=list(STARTS), default=list(STARTS), help="(default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="(default: 0 1 2)")
     parser.add_argument("--before-seconds", type=int, default=BEFORE, help="CPU seconds without labels (default: %(default)s)")
     parser.add_argument("--scenes-seconds", type=int, default=SCENES_SECONDS, help="of the training on scenes (default: %(default)s)")
-    parser.add_argument("--runs", type=Path, default=Path("runs/pretraining"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
-    parser.add_argument("--show", action="store_true", help="only write the page")
-    args = parser.parse_args()
-    try:
-        paths = places(args.data, SETS)
-    except ValueError as error:
-        parser.error(str(error))
+    args = cells.parse(parser, SETS)
     if not args.show:
-        wanted = {images for sizes in SETS.values() for images in sizes} if args.images is None else set(args.images)
-        todo = [Cell(name, images, start, seed) for seed, name in product(args.seeds, paths) for images in SETS[name] if images in wanted
-                for start in STARTS if start in args.starts]  # fmt: skip
-        measure(todo, paths, args.runs, args.results, args.before_seconds, args.scenes_seconds)
-    show(args.results, keep=args.results == RESULTS)
+        starts = [start for start in STARTS if start in args.starts]  # a teacher is a cell of an earlier start
+        todo = [Cell(*size, start, seed) for seed, size, start in product(args.seeds, cells.sizes(args, SETS), starts)]
+        measure(todo, args.paths, args.runs, args.results, args.before_seconds, args.scenes_seconds)
+    cells.show(args.results, table, PAGE if args.results == RESULTS else None)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ against its parent; what passed goes to three seeds on all seven sets. AP is tha
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import re
@@ -40,7 +39,7 @@ from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
 from boxquery.data.splits import equal_files
 from boxquery.training.run_length import PLANNED
-from cells import DOCS, NOT_MEASURED, places, put_into_page, read_results, read_run, set_facts, three
+from cells import DOCS, NOT_MEASURED, read_results, read_run, set_facts, three
 from finetune import scenes_model
 from recipe_variants import VARIANTS, changes, paper, settings
 
@@ -126,7 +125,7 @@ def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results:
 def counted(results: Mapping[str, Any]) -> dict[Cell, Mapping[str, Any]]:
     """The measured cells of variants that are still what they were."""
     known = {name: settings(name) for name in VARIANTS}
-    rows = {Cell(*(row[key] for key in Cell._fields)): row for row in results["cells"]}
+    rows = cells.rows(Cell, results)
     return {cell: row for cell, row in rows.items() if known.get(cell.variant) == row["settings"]}
 
 
@@ -200,39 +199,24 @@ def _cell(rows: Sequence[Mapping[str, Any]], gain: float | None) -> str:
     return f"{mean(values):.3f}{spread}" + (f", {gain:+.3f}" if gain is not None else "")
 
 
-def show(results: Path, page: Path | None) -> None:
-    """Print the tables, and put them between the page's two marks."""
-    text = table(read_results(results))
-    print(text)
-    if page is not None:
-        put_into_page(page, text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("data", nargs="*", metavar="NAME=PATH", help="where raccoon, cards and bccd are")
+    photographs = [name for name in SETS if not name.startswith("scenes")]
+    parser = cells.command_line(__doc__, photographs, "runs/recipe", RESULTS, seeds=None)
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME", help="(default: all)")
     parser.add_argument("--sets", nargs="+", choices=SETS, metavar="SET", help=f"of {', '.join(SETS)} (default: the screening's)")
     parser.add_argument("--seconds", nargs="+", type=int, default=[500], help="CPU seconds (default: %(default)s)")
-    parser.add_argument("--seeds", nargs="+", type=int, help="(default: 0)")
     parser.add_argument("--finalists", action="store_true", help="what passed the screening and its parents: three seeds, all sets")
-    parser.add_argument("--runs", type=Path, default=Path("runs/recipe"), help="folder of the runs (default: %(default)s)")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
-    parser.add_argument("--show", action="store_true", help="only write the tables")
-    args = parser.parse_args()
-    try:
-        paths = places(args.data, [name for name in SETS if not name.startswith("scenes")])
-    except ValueError as error:
-        parser.error(str(error))
+    args = cells.parse(parser, photographs)
     sets = args.sets or (SETS if args.finalists else SCREENED)
     if not args.show:
-        if missing := [name for name in sets if name not in paths and not name.startswith("scenes")]:
+        if missing := [name for name in sets if name in photographs and name not in args.paths]:
             parser.error(f"{missing[0]}: where is it? {missing[0]}=PATH")
         for seconds in args.seconds:
             seeds = args.seeds or (SEEDS if args.finalists else SEEDS[:1])
             chosen = finalists(counted(read_results(args.results)), seconds) if args.finalists else args.variants
-            measure((Cell(set_, name, seconds, seed) for seed, name, set_ in product(seeds, chosen, sets)), paths, args.runs, args.results)
-    show(args.results, PAGE if args.results == RESULTS else None)
+            todo = [Cell(set_, name, seconds, seed) for seed, name, set_ in product(seeds, chosen, sets)]
+            measure(todo, args.paths, args.runs, args.results)
+    cells.show(args.results, table, PAGE if args.results == RESULTS else None)
 
 
 if __name__ == "__main__":

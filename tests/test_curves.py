@@ -53,14 +53,14 @@ def test_cells_are_measured_once_and_the_rest_is_not_measured(curves, data, trai
     for _ in range(2):
         curves.measure(first, paths, tmp_path / "runs", results)
     assert trained == first
-    text = curves.table(curves.read_results(results))
+    text = curves.table(curves.cells.read_results(results))
     assert "**one**: AP / AP50 on the 4 images of val (4 objects)" in text
     assert "| 4 | 0.120 / 0.240 | 0.240 / 0.480 | 1.000 / 1.000 |" in text
     assert "| 8 | not measured | not measured | not measured |" in text
     assert "Trained: fcos, preset small, at 320 pixels in batches of 4. 1 seed per cell" in text
     curves.measure([*first, curves.Cell("one", 4, 300, 1)], paths, tmp_path / "runs", results)
     assert len(trained) == 3
-    assert "| 4 | 0.125 / 0.250 (0.120 to 0.130) |" in curves.table(curves.read_results(results))
+    assert "| 4 | 0.125 / 0.250 (0.120 to 0.130) |" in curves.table(curves.cells.read_results(results))
 
 
 def test_fewer_images_are_among_more_and_val_is_whole(curves, data):

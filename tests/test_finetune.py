@@ -19,9 +19,15 @@ def finetune(monkeypatch):
     return module
 
 
-def test_cells_are_measured_once_after_the_model_that_they_start_from(finetune, monkeypatch, tmp_path):
+@pytest.fixture
+def data(tmp_path):
     splits = ["train"] * 5 + ["val"] * 2
-    data = write_voc(tmp_path / "data", [Picture(f"{split}{i}", split, [Thing("cat", [4, 5, 20, 19])]) for i, split in enumerate(splits)])
+    return write_voc(tmp_path / "data", [Picture(f"{split}{i}", split, [Thing("cat", [4, 5, 20, 19])]) for i, split in enumerate(splits)])
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """The names of the runs that a fake trainer was given."""
     trained = []
 
     def run(train, cell, out):
@@ -32,6 +38,10 @@ def test_cells_are_measured_once_after_the_model_that_they_start_from(finetune, 
         (out / "metrics.csv").write_text(f"epoch,step,images,cpu_seconds,AP,AP50\n1,3,12,8.2,.9,.9\n2,6,24,19.3,{ap},{ap}\n")
 
     monkeypatch.setattr("cells.run_apart", run)
+    return trained
+
+
+def test_cells_are_measured_once_after_the_model_that_they_start_from(finetune, data, trained, tmp_path):
     results, todo = tmp_path / "results.json", [finetune.Cell("one", 2, start, 0) for start in ("random", "scenes")]
     for _ in range(2):
         finetune.measure(todo, {"one": str(data)}, tmp_path / "runs", results, 60)
@@ -44,6 +54,21 @@ def test_cells_are_measured_once_after_the_model_that_they_start_from(finetune, 
     assert "trained on scenes for 60 CPU s" in text
     finetune.draw(tmp_path / "figure.svg", known)
     assert "from scenes" in (tmp_path / "figure.svg").read_text()
+
+
+def test_the_command_line_chooses_sets_images_starts_and_seeds(finetune, data, trained, tmp_path, monkeypatch, capsys):
+    out = ["--runs", str(tmp_path / "runs"), "--results", str(tmp_path / "results.json")]
+    monkeypatch.setattr(
+        "sys.argv", ["finetune.py", f"one={data}", "--images", "4", "--starts", "random", "frozen", "--seeds", "1", "2", *out]
+    )
+    finetune.main()
+    assert trained == ["scenes", "one-4-random-1", "one-4-frozen-1", "one-4-random-2", "one-4-frozen-2"]
+    assert "| one | 4 | 0.400 (0.400 to 0.400) |" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["finetune.py", f"two={data}", *out])
+    with pytest.raises(SystemExit) as ended:
+        finetune.main()
+    assert ended.value.code == 2
+    assert "two: write NAME=PATH, for one" in capsys.readouterr().err
 
 
 def test_the_page_shows_the_results_that_are_kept(monkeypatch):
