@@ -18,7 +18,7 @@ class Cameras:
 
     Attributes:
         lidar2img: [B, V, 4, 4], from the frame of the vehicle to pixels: (u * depth, v * depth, depth, 1); an image reaches from 0 to its
-            width and height.
+            width and height. The last row is (0, 0, 0, 1).
         size: (height, width) of every view in pixels.
         area: x, y, z at least and at most of the space in which objects are, in metres.
     """
@@ -48,28 +48,37 @@ class Cameras:
         matrix = self.lidar2img.to(points.dtype)
         with torch.autocast(points.device.type, enabled=False):
             seen = points[:, None] @ matrix[..., :3, :3].transpose(2, 3) + matrix[..., None, :3, 3]
-        return seen[..., :2] / seen[..., 2:].clamp(min=NEAR) / points.new_tensor(self.size[::-1]), seen[..., 2]
+        return seen[..., :2] / seen[..., 2:].clamp(min=NEAR) / tensor_of(self.size[::-1], points), seen[..., 2]
 
     def rays(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Places (x, y) [B, V, N, 2] in [0, 1] of each view -> where its rays start, [B, V, 1, 3] in metres, and directions [B, V, N, 3]:
         the point at a depth is start + depth * direction."""
         with torch.autocast(places.device.type, enabled=False):
             matrix = self.lidar2img.to(places.dtype)
-            inverse = torch.linalg.inv(matrix[..., :3, :3])
-            pixels = places * places.new_tensor(self.size[::-1])
-            directions = torch.cat((pixels, torch.ones_like(pixels[..., :1])), -1) @ inverse.transpose(2, 3)
-            return -(matrix[..., None, :3, 3] @ inverse.transpose(2, 3)), directions
+            inverse = inverse_3x3(matrix[..., :3, :3]).transpose(2, 3)
+            pixels = places * tensor_of(self.size[::-1], places)
+            directions = torch.cat((pixels, torch.ones_like(pixels[..., :1])), -1) @ inverse
+            return -(matrix[..., None, :3, 3] @ inverse), directions
 
     def unproject(self, cells: tuple[int, int], depths: Tensor) -> Tensor:
         """Points [B, V, h, w, K, 3] in metres at K depths [K] on the ray of every cell's first pixel, cells being (h, w) per view."""
         (h, w), options = cells, {"device": depths.device, "dtype": depths.dtype}
-        y = torch.arange(h, **options) * (self.size[0] / h)
-        x = torch.arange(w, **options) * (self.size[1] / w)
-        d = depths.expand(h, w, -1)
-        points = torch.stack((x[None, :, None] * d, y[:, None, None] * d, d, torch.ones_like(d)), -1).flatten(0, 2)
-        with torch.autocast(depths.device.type, enabled=False):
-            inverse = torch.linalg.inv(self.lidar2img.to(depths.dtype))
-            return (points @ inverse[..., :3, :].transpose(2, 3)).unflatten(2, d.shape)
+        y, x = torch.arange(h, **options) / h, torch.arange(w, **options) / w
+        places = torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).flatten(0, 1)
+        start, direction = self.rays(places.expand(*self.lidar2img.shape[:2], -1, -1))
+        return (start[..., None, :] + depths[:, None] * direction[..., None, :]).unflatten(2, cells)
+
+
+def inverse_3x3(matrix: Tensor) -> Tensor:
+    """Of [..., 3, 3], in closed form, which exported models can compute, too; inf or NaN where there is none."""
+    first, second, third = matrix.unbind(-2)
+    cofactors = torch.stack([torch.linalg.cross(a, b) for a, b in ((second, third), (third, first), (first, second))], -1)
+    return cofactors / (first * cofactors[..., 0]).sum(-1)[..., None, None]
+
+
+def tensor_of(values: Sequence[int], like: Tensor) -> Tensor:
+    """A tensor [N], in the dtype and on the device of ``like``, which an exported model computes from the shapes of its input."""
+    return torch.stack([like.new_full((), value) for value in values])
 
 
 def limits(area: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from boxquery.parts.box_coder_3d import turned
 from boxquery.parts.boxes import at_least_float32, chosen_rows, inverse_sigmoid
-from boxquery.parts.cameras import limits
+from boxquery.parts.cameras import limits, tensor_of
 from boxquery.parts.heads import MLP
 from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory
@@ -62,14 +62,14 @@ class PerspectiveHead(nn.Module):
         views, (rows, w) = cameras.count, memory.shapes[0]
         cells = (rows // views, w)
         tokens = memory.tokens[:, : rows * w]
-        centres = memory.level(0).centres()[:1, : cells[0] * w] * memory.extents.new_tensor((1, views))
-        centres = centres[:, None].expand(len(tokens), views, -1, -1)
+        centres = memory.level(0).centres()[:1, : cells[0] * w] * tensor_of((1, views), memory.extents)
+        centres = centres[:, None].expand(tokens.shape[0], views, -1, -1)
         start, direction = cameras.rays(centres)
         ray = torch.stack((self.plane(start, direction).log().flatten(1) - 3, direction[..., 2].flatten(1)), -1)
         hidden = self.hidden(self.norm(tokens) + self.ray(ray.to(tokens.dtype)))
         logits, numbers = self.classes(hidden), at_least_float32(self.boxes(hidden))[0]
         shift, share, size, heading, velocity = numbers.split((2, 1, 3, 2, 2), -1)
-        places = centres + shift.unflatten(1, (views, -1)) / shift.new_tensor(cells[::-1])
+        places = centres + shift.unflatten(1, (views, -1)) / tensor_of(cells[::-1], shift)
         start, direction = cameras.rays(places)
         depths = self.plane(start, direction) * share.unflatten(1, (views, -1))[..., 0].clamp(-3, 3).exp()
         feet = (start + depths[..., None] * direction).flatten(1, 2)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from boxquery.parts.boxes import inverse_sigmoid
-from boxquery.parts.cameras import Cameras, limits, widened
+from boxquery.parts.cameras import Cameras, limits, tensor_of, widened
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine
@@ -39,7 +39,7 @@ class SceneTokens(nn.Module):
             mask=None,
             shapes=tuple((views * h, w) for h, w in cells),
             valid_ratios=tokens.new_ones(batch, len(maps), 2, dtype=exact),
-            extents=tokens.new_tensor((width, height), dtype=exact).expand(batch, -1),
+            extents=tensor_of((width, height), cameras.lidar2img.to(exact)).expand(batch, -1),
             cameras=cameras,
         )
 
