@@ -987,7 +987,7 @@ def one_and_six(runs: Path) -> tuple[Figure, str]:
     model, (record, images) = detector.transformer.eval(), surround_scene(CAMERAS)
     chosen, _, cameras, _ = in_two_cameras(record)
     with torch.no_grad():
-        memory = model.embed_scene(*detector.inputs(images, record.lidar2img).inputs)
+        memory = model.embed_scene(*detector.inputs_of(*detector.inputs(images, record.lidar2img)))
         state, seen = model.queries(memory, None), memory.cameras
         assert seen is not None
 

@@ -31,10 +31,10 @@ from boxquery.pretraining import command
 from boxquery.progress import Progress
 from boxquery.report.page import new_evaluation, write_evaluation_page, write_scene_evaluation_page
 from boxquery.report.run_files import read_fixed_boxes, read_median_boxes
-from boxquery.runtime import exported
+from boxquery.runtime import exported, exported_scenes
 from boxquery.runtime.predictor import ImageSource, Predictor, to_pil
+from boxquery.runtime.scene_predictor import ScenePredictor, check_matrices
 from boxquery.runtime.tiles import Tiles
-from boxquery.scene_detector import check_matrices
 from boxquery.training import run
 
 P = ParamSpec("P")
@@ -170,12 +170,8 @@ class ExportedDetector(_Evaluated, exported.ExportedDetector):
     __doc__ = exported.ExportedDetector.__doc__
 
 
-class SceneDetector(scene_detector.SceneDetector):
-    __doc__ = scene_detector.SceneDetector.__doc__
-
-    def save(self, folder: str | Path) -> Path:
-        """Write ``config.json`` and ``model.safetensors``, which ``boxquery.load`` reads. Raises ``UserError``."""
-        return model_folder.save(self, folder)
+class _EvaluatedScenes(ScenePredictor):
+    """What a trained detector of scenes and an exported one can do with data."""
 
     def evaluate(
         self,
@@ -208,7 +204,7 @@ class SceneDetector(scene_detector.SceneDetector):
         opened = open_scenes(data, strict=strict) if isinstance(data, str | Path) else data
         scenes = opened.split(split)
         if without_camera is not None:
-            scenes = without_camera_of(scenes, without_camera, blind="cameras" in self.model.config["options"])
+            scenes = without_camera_of(scenes, without_camera, blind=self.cameras is not None)
         if shuffle_calibration:
             scenes = with_shuffled_calibration(scenes)
         with_labels_of({}, self.classes, opened)  # which refuses data of other classes before the long part
@@ -229,12 +225,41 @@ class SceneDetector(scene_detector.SceneDetector):
             write_scene_evaluation_page(folder, title, scenes, found, opened, metrics)
         return metrics
 
+
+class SceneDetector(_EvaluatedScenes, scene_detector.SceneDetector):
+    __doc__ = scene_detector.SceneDetector.__doc__
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``config.json`` and ``model.safetensors``, which ``boxquery.load`` reads. Raises ``UserError``."""
+        return model_folder.save(self, folder)
+
+    def export(
+        self,
+        path: str | Path,
+        *,
+        precision: str = "fp32",
+        size: tuple[int, int] | None = None,
+        verify: str | Path | SceneData | None = None,
+        split: str = "val",
+    ) -> dict[str, Any]:
+        """As ``Detector.export``: a file that takes the images of all cameras and their calibration (docs/export.md).
+
+        Args:
+            verify: scenes on which file and model are compared, one by one; None: they are not.
+        """
+        data = open_scenes(verify) if isinstance(verify, str | Path) else verify
+        return export(self, path, precision=precision, size=size, data=data, split=split)
+
     def explain(
         self, images: Sequence[ImageSource], lidar2img: np.ndarray, *, threshold: float | None = None, cameras: Sequence[str] = ()
     ) -> SceneExplanation:
         """From which pixels of which cameras the query of each detection read; the arguments are those of ``predict``."""
         pictures = [to_pil(image) for image in images]
         return explain_scene(self, pictures, check_matrices(lidar2img, len(pictures)), threshold=threshold, cameras=cameras)
+
+
+class ExportedSceneDetector(_EvaluatedScenes, exported_scenes.ExportedSceneDetector):
+    __doc__ = exported_scenes.ExportedSceneDetector.__doc__
 
 
 def _public(base: detector.Detector) -> Detector:
@@ -244,7 +269,7 @@ def _public(base: detector.Detector) -> Detector:
 
 
 def _public_scenes(base: scene_detector.SceneDetector) -> SceneDetector:
-    public = SceneDetector(base.model, base.classes, base.ids, base.preprocessing, base.size, base.threshold)
+    public = SceneDetector(base.model, base.classes, base.ids, base.preprocessing, base.resize.images, base.threshold)
     public.run = base.run
     return public
 

@@ -7,6 +7,8 @@ A camera is a 4 x 4 matrix that maps homogeneous points to (u * depth, v * depth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 BOX = ("x", "y", "z", "w", "l", "h", "yaw", "vx", "vy")
@@ -113,3 +115,8 @@ def matrix_quaternion(rotation: np.ndarray) -> np.ndarray:
     row = products[products.diagonal().argmax()]
     quaternion = row / np.linalg.norm(row)
     return quaternion if quaternion[0] >= 0 else -quaternion
+
+
+def widened(area: Sequence[float]) -> tuple[float, ...]:
+    """The space around an area of which rays are described and detections kept: 10 m further to each side, 5 below and 7 above."""
+    return tuple(edge + margin for edge, margin in zip(area, (-10, -10, -5, 10, 10, 7), strict=True))

@@ -56,7 +56,7 @@ def save(detector: Loaded, folder: str | Path, *, epoch: Mapping[str, Any] | Non
         "ids": detector.ids,
         "preprocessing": detector.preprocessing.to_dict(),
         "threshold": detector.threshold,
-        **({"size": list(detector.size)} if isinstance(detector, SceneDetector) else {}),
+        **({"size": list(detector.resize.images)} if isinstance(detector, SceneDetector) else {}),
         **({"epoch": dict(epoch)} if epoch else {}),
     }
     atomic_write(folder / WEIGHTS, to_bytes(weights, metadata={CHECK_SUM: _check_sum(weights)}))

@@ -11,20 +11,20 @@ from PIL import Image
 from torch.utils.data import DataLoader, Subset
 
 from boxquery.data.classes import match_names
-from boxquery.data.scenes.loading import SceneDataset, collate_scenes
+from boxquery.data.scenes.loading import SceneDataset, SceneResizeTransform, collate_scenes
 from boxquery.data.scenes.records import SceneData, SceneDetections, SceneRecord, SceneSplit
 from boxquery.errors import UserError
 from boxquery.evaluation.predictions import warn_skipped
 
 if TYPE_CHECKING:
-    from boxquery.scene_detector import SceneDetector
+    from boxquery.runtime.scene_predictor import ScenePredictor
 
 ScenesFound = dict[int, SceneDetections]
 """Position in a split -> its detections."""
 
 
 def predict_scenes(
-    detector: SceneDetector,
+    detector: ScenePredictor,
     split: SceneSplit,
     *,
     batch_size: int = 4,
@@ -40,7 +40,7 @@ def predict_scenes(
 
     Args:
         only: positions to predict; None: all.
-        cached: a data set over this split that keeps images as the detector's ``transform`` makes them.
+        cached: a data set over this split that keeps images as ``detector.resize`` makes them.
         one_label: only the best class of each query.
         strict: a scene whose images cannot be read is fatal.
         warn: called once for each scene whose images cannot be read, which has no entry.
@@ -48,7 +48,7 @@ def predict_scenes(
     """
     if batch_size < 1 or workers < 0:
         raise UserError(f"batch_size={batch_size}, workers={workers}: a batch has at least 1 scene, and workers is 0 or more")
-    dataset = cached or SceneDataset(split, detector.transform, strict=strict)
+    dataset = cached or SceneDataset(split, SceneResizeTransform(detector.resize, detector.area), strict=strict)
     order = list(range(len(split)) if only is None else only)
     found: ScenesFound = {}
     warned: set[str] = set()
@@ -57,7 +57,7 @@ def predict_scenes(
             if line not in warned:
                 warned.add(line)
                 warn(line)
-        found |= zip(batch.indices, detector.detect(batch, one_label=one_label), strict=True)
+        found |= zip(batch.indices, detector.detect(batch.images.numpy(), batch.lidar2img.numpy(), one_label=one_label), strict=True)
         done(len(batch.indices))
     return {i: found[i] for i in order if i in found}  # without those that only replaced others
 

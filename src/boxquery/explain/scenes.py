@@ -129,8 +129,8 @@ def explain_scene(
     Args:
         query: explain this one alone; None: all detections.
     """
-    model, batch = detector.transformer, detector.inputs(images, lidar2img)
-    out = model.eval()(*batch.to(detector.device).inputs, trace="decoder")
+    model, given = detector.transformer, detector.inputs(images, lidar2img)
+    out = model.eval()(*detector.inputs_of(*given), trace="decoder")
     kept = None if out.alive is None else out.alive[-1].nonzero()[:, 1].view(1, -1)
     scores, labels, boxes, index = (
         column[0].cpu().numpy() for column in model.postprocessor(out.logits[-1], out.boxes[-1], kept, one_label=True)

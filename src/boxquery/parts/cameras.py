@@ -85,8 +85,3 @@ def limits(area: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
     """The lowest and the highest corner [3] of an area."""
     low, high = like.new_tensor(area).chunk(2)
     return low, high
-
-
-def widened(area: Sequence[float]) -> tuple[float, ...]:
-    """The space around an area of which rays are described and detections kept: 10 m further to each side, 5 below and 7 above."""
-    return tuple(edge + margin for edge, margin in zip(area, (-10, -10, -5, 10, 10, 7), strict=True))

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from boxquery.boxes3d import widened
 from boxquery.parts.boxes import inverse_sigmoid
-from boxquery.parts.cameras import Cameras, limits, tensor_of, widened
+from boxquery.parts.cameras import Cameras, limits, tensor_of
 from boxquery.parts.heads import MLP
 from boxquery.parts.memory import Memory
 from boxquery.parts.positions import sine

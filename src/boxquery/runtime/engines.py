@@ -16,7 +16,8 @@ from boxquery.errors import UserError, one_line
 from boxquery.runtime.record import KEY, Record
 from boxquery.runtime.seal import check_seal
 
-#: names of outputs, images uint8 [B, 3, h, w], sizes int64 [B, 2] -> these outputs
+#: names of outputs, images uint8 [B, 3, h, w] and sizes int64 [B, 2], or of scenes images uint8 [B, V, 3, h, w] and lidar2img float32
+#: [B, V, 4, 4] -> these outputs
 Run = Callable[[Sequence[str], np.ndarray, np.ndarray], list[np.ndarray]]
 #: how OpenVINO computes on a CPU; left to itself it takes bf16 for a graph in fp32 wherever the processor has it. fp16 is how weights
 #: are stored
@@ -25,6 +26,7 @@ _LONGEST = 200
 _MOST_THREADS = 1024
 #: a graph's inputs and outputs that are used: type as NumPy calls it, and rank
 _INPUTS = {"images": ("uint8", 4), "sizes": ("int64", 2)}
+_SCENE_INPUTS = {"images": ("uint8", 5), "lidar2img": ("float32", 4)}
 _OUTPUTS = {
     "boxes": ("float32", 3), "scores": ("float32", 2), "labels": ("int64", 2), "class_scores": ("float32", 3),
     "query_boxes": ("float32", 3),
@@ -72,13 +74,14 @@ def _threads(given: int | None) -> int:
 
 def _check_graph(path: Path, record: Record, inputs: Ports, outputs: Ports) -> None:
     """Raise ``UserError`` for a graph that is not of the agreed inputs and outputs, or not as its record says."""
-    for kind, wanted, there in (("input", _INPUTS, inputs), ("output", _OUTPUTS, outputs)):
+    needed = _inputs(record)
+    for kind, wanted, there in (("input", needed, inputs), ("output", _OUTPUTS, outputs)):
         for name, (type_, rank) in wanted.items():
             if name not in there or there[name][0] != type_ or len(there[name][1]) != rank:
                 raise UserError(f"{path}: its graph has no {kind} {name!r} of {type_} and {rank} dimensions; export it again from its run")
-    if other := sorted(inputs.keys() - _INPUTS.keys()):
+    if other := sorted(inputs.keys() - needed.keys()):
         raise UserError(f"{path}: its graph has a further input {other[0]!r}; export it again from its run")
-    sides, said = inputs["images"][1][2:], record.size or (None, None)
+    sides, said = inputs["images"][1][-2:], record.size or (None, None)
     if any(side is not None and side != length for side, length in zip(sides, said, strict=True)):
         height, width = (side or "any" for side in sides)
         size = list(record.size) if record.size else "null"
@@ -86,6 +89,10 @@ def _check_graph(path: Path, record: Record, inputs: Ports, outputs: Ports) -> N
     known = outputs["class_scores"][1][2]
     if known not in (None, len(record.classes)):
         raise UserError(f"{path}: its record names {len(record.classes)} classes, its graph has {known}; export it again from its run")
+
+
+def _inputs(record: Record) -> dict[str, tuple[str, int]]:
+    return _INPUTS if record.scenes is None else _SCENE_INPUTS
 
 
 def _open_onnx(path: Path, device: str, threads: int) -> Engine:
@@ -118,13 +125,14 @@ def _open_onnx(path: Path, device: str, threads: int) -> Engine:
     if device == "cuda" and session.get_providers()[0] != providers[0]:
         raise UserError(f"device='cuda': {runtime} could not load its CUDA provider (a driver or library is missing); use cpu")
 
-    def run(names: Sequence[str], images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    def run(names: Sequence[str], images: np.ndarray, beside: np.ndarray) -> list[np.ndarray]:
         try:
-            return [np.asarray(values) for values in session.run(names, {"images": images, "sizes": sizes})]
+            return [np.asarray(values) for values in session.run(names, dict(zip(inputs, (images, beside), strict=True)))]
         except broken as error:
             raise UserError(f"{path}: {runtime} failed on images of {_shape(images)} ({one_line(error)[:_LONGEST]})") from error
 
     record = Record.read(text, path)
+    inputs = list(_inputs(record))
     _check_graph(path, record, _onnx_ports(session.get_inputs()), _onnx_ports(session.get_outputs()))
     return Engine(record, run, runtime, "cuda" if session.get_providers()[0].startswith("CUDA") else "cpu")
 
@@ -165,9 +173,11 @@ def _open_openvino(path: Path, device: str, threads: int) -> Engine:
     except RuntimeError as error:
         raise UserError(f"{path}: {runtime} cannot open it ({reason(error)}); copy or export both files again") from error
 
-    def run(names: Sequence[str], images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
+    inputs = list(_inputs(record))
+
+    def run(names: Sequence[str], images: np.ndarray, beside: np.ndarray) -> list[np.ndarray]:
         try:
-            found = request.infer({"images": images, "sizes": sizes})
+            found = request.infer(dict(zip(inputs, (images, beside), strict=True)))
         except RuntimeError as error:
             raise UserError(f"{path}: {runtime} failed on images of {_shape(images)} ({reason(error)})") from error
         return [found[name] for name in names]

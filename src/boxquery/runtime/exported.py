@@ -25,8 +25,11 @@ class ExportedDetector(Predictor):
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", threads: int | None = None) -> Self:
-        """See ``boxquery.runtime.load``."""
-        return cls(open_file(Path(path), device, threads))
+        """See ``boxquery.runtime.load``. Raises ``UserError`` for a model of scenes of several cameras."""
+        engine = open_file(Path(path), device, threads)
+        if engine.record.scenes is not None:
+            raise UserError(f"{path}: {engine.record.model} finds 3-D boxes in scenes of several cameras; this needs a model of images")
+        return cls(engine)
 
     def __repr__(self) -> str:
         named = [name for name in self.classes if name is not None]
@@ -55,37 +58,46 @@ class ExportedDetector(Predictor):
         nms: float | None = None,
     ) -> list[Detections]:
         """See ``Predictor.detect``. Raises ``UserError`` for images of another size than the model was exported for."""
-        if self.resize.fixed not in (None, images.shape[-2:]):
-            height, width = self.resize.fixed or (0, 0)
-            raise UserError(f"images of {images.shape[-2]}x{images.shape[-1]}: this model was exported for {height}x{width} alone")
+        if (fixed := self.resize.fixed) is not None and images.shape[-2:] != fixed:
+            raise wrong_size(images, fixed)
         originals = np.array(sizes, np.int64).reshape(-1, 2)
         if one_label or self.record.has_no_object:
-            columns = self._run(("boxes", "scores", "labels"), images, originals)
-            if columns[2].size and not 0 <= columns[2].min() <= columns[2].max() < len(self.classes):
-                raise UserError(f"{self.name}: its graph gives labels beyond its {len(self.classes)} classes; export it again from its run")
+            columns = run(self.engine, ("boxes", "scores", "labels"), images, originals)
             found = [Detections(*(column[:top_k] for column in image)) for image in zip(*columns, strict=True)]
         else:
             count = top_k or self.record.top_k
-            columns = self._run(("query_boxes", "class_scores"), images, originals)
+            columns = run(self.engine, ("query_boxes", "class_scores"), images, originals)
             found = [best_classes(boxes, scores, count) for boxes, scores in zip(*columns, strict=True)]
         if nms is None:
             return found
         kept = [nms_per_class(*image, nms) for image in found]
         return [Detections(*(column[rows] for column in image)) for image, rows in zip(found, kept, strict=True)]
 
-    def _run(self, names: Sequence[str], images: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-        """Outputs of the graph. Raises ``UserError`` where they are no numbers."""
-        columns = self.engine.run(names, images, sizes)
-        if not all(np.isfinite(column).all() for column in columns):
+
+def wrong_size(images: np.ndarray, fixed: tuple[int, int]) -> UserError:
+    """The error of images [..., h, w] that are not of the one size that a model was exported for."""
+    given, wanted = ("x".join(map(str, size)) for size in (images.shape[-2:], fixed))
+    return UserError(f"images of {given}: this model was exported for {wanted} alone")
+
+
+def run(engine: Engine, names: Sequence[str], images: np.ndarray, beside: np.ndarray) -> list[np.ndarray]:
+    """Outputs of a graph (see ``Run``). Raises ``UserError`` where they are no numbers, or labels of no class."""
+    record, columns = engine.record, engine.run(names, images, beside)
+    for column in columns:
+        if not np.isfinite(column).all():
             raise UserError(
-                f"{self.name}: its graph gives boxes or scores that are no finite numbers, in {self.record.precision}; "
+                f"{record.model}: its graph gives boxes or scores that are no finite numbers, in {record.precision}; "
                 "export it again from its run, in fp32"
             )
-        return columns
+        if column.dtype.kind == "i" and column.size and not 0 <= column.min() <= column.max() < len(record.classes):
+            raise UserError(
+                f"{record.model}: its graph gives labels beyond its {len(record.classes)} classes; export it again from its run"
+            )
+    return columns
 
 
 def best_classes(boxes: np.ndarray, scores: np.ndarray, count: int) -> Detections:
-    """The best pairs of query and class, of queries with ``boxes`` [Q, 4] and ``scores`` [Q, C]; of equal ones the first."""
+    """The best pairs of query and class, of queries with ``boxes`` [Q, ...] and ``scores`` [Q, C]; of equal ones the first."""
     flat = scores.ravel()
     best = np.argsort(-flat, kind="stable")[:count]
     queries, labels = np.divmod(best, scores.shape[1])

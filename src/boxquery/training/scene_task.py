@@ -15,7 +15,7 @@ from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult
 from boxquery.check.scenes import check_scenes
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.data.scenes.loading import SceneAugment, SceneDataset, collate_scenes
+from boxquery.data.scenes.loading import SceneAugment, SceneDataset, SceneResizeTransform, collate_scenes
 from boxquery.data.scenes.records import SceneData, SceneDetections, SceneRecord, SceneSplit
 from boxquery.errors import UserError
 from boxquery.evaluation.fixed_boxes import evaluate_fixed_boxes, fixed_boxes, fixed_boxes_note
@@ -86,7 +86,7 @@ class SceneTask(Task[SceneDetector]):
         return load_scenes(folder)
 
     def val_dataset(self, detector: SceneDetector, strict: bool) -> SceneDataset:
-        return SceneDataset(self.val, detector.transform, cache=True, strict=strict)
+        return SceneDataset(self.val, SceneResizeTransform(detector.resize, detector.area), cache=True, strict=strict)
 
     def predict(
         self, detector: SceneDetector, split: SceneSplit, config: RunConfig, *, only: Sequence[int] | None = None,

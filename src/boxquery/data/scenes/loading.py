@@ -22,8 +22,9 @@ from torchvision.transforms.v2 import functional as F
 
 from boxquery.boxes3d import rigid, transform, yaw_matrix
 from boxquery.data.loading import Item, PixelCache, cache_limit, generator
-from boxquery.data.preprocessing import Preprocessing, Resize
+from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.scenes.records import SceneRecord, SceneSplit
+from boxquery.data.scenes.resize import SceneResize, zoom
 from boxquery.data.transforms import normalize, recolour
 from boxquery.errors import UserError
 
@@ -66,9 +67,9 @@ class View(NamedTuple):
 class SceneSample(TypedDict):
     """One scene for the model.
 
-    ``images`` float32 [V, 3, H, W] normalised; ``lidar2img`` float32 [V, 4, 4], from the vehicle's frame to these pixels; ``target``
-    {"labels": int64 [N], "boxes": float32 [N, 9] x, y, z, w, l, h, yaw, vx, vy in metres, NaN where a velocity is not known};
-    ``index`` its position in the split; ``unreadable`` one line per scene that was skipped to get to this one.
+    ``images`` float32 [V, 3, H, W] normalised, or uint8 of a ``SceneResizeTransform``; ``lidar2img`` float32 [V, 4, 4], from the vehicle's
+    frame to these pixels; ``target`` {"labels": int64 [N], "boxes": float32 [N, 9] x, y, z, w, l, h, yaw, vx, vy in metres, NaN where a
+    velocity is not known}; ``index`` its position in the split; ``unreadable`` one line per scene that was skipped to get to this one.
     """
 
     images: Tensor
@@ -83,7 +84,7 @@ class SceneBatch:
     """Scenes side by side.
 
     Attributes:
-        images: float32 [B, V, 3, H, W].
+        images: float32 [B, V, 3, H, W], or uint8 of a ``SceneResizeTransform``.
         lidar2img: float32 [B, V, 4, 4].
         targets, indices: as in ``SceneSample``.
         unreadable: one line per scene that was replaced by another.
@@ -126,50 +127,66 @@ def collate_scenes(samples: Sequence[SceneSample]) -> SceneBatch:
     )
 
 
-class SceneTransform:
-    """Resizing of all images of a scene to one size, augmentation, and normalisation.
+class SceneResizeTransform:
+    """Resizing of all images of a scene to one size, as in evaluation, prediction and export, for who normalises batches.
 
     Args:
-        preprocessing: gives the size that an image of ``height`` x ``width`` is resized to; all images of all scenes become as large.
         area: float [6], x, y, z at least and at most: objects are kept whose centres are in it, in x and y.
     """
 
-    def __init__(self, preprocessing: Preprocessing, height: int, width: int, area: Sequence[float]):
-        self.preprocessing, self.area = preprocessing, area
-        self.resize = Resize(preprocessing, preprocessing.size(height, width))
+    def __init__(self, resize: SceneResize, area: Sequence[float]):
+        self.resize, self.area = resize, area
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        return self.resize.preprocessing
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width of every image of the model's input."""
-        return self.resize.size(0, 0)
+        return self.resize.size
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """Images as uint8 [V, 3, H, W]."""
-        return torch.from_numpy(np.stack([self.resize(image) for image in images]))
+        """What is kept where images are cached: uint8 [V, 3, H, W]."""
+        return torch.from_numpy(self.resize.pixels(images))
 
-    def lidar2img(self, matrices: np.ndarray, sizes: Sequence[Sequence[int]] | np.ndarray) -> np.ndarray:
-        """The calibration [V, 4, 4] of ``pixels``, from that of images of so many pixels, (width, height)."""
-        height, width = self.size
-        return np.stack([_zoom(width / w, height / h) for w, h in sizes]) @ matrices
+    def finish(self, pixels: Tensor) -> Tensor:
+        """From what is kept to the model's input: here uint8, too."""
+        return pixels
 
     def view(self, pixels: Tensor, record: SceneRecord) -> View:
         """Pixels with the record's objects that are not to be ignored."""
         kept = ~record.ignore
-        return View(pixels, self.lidar2img(record.lidar2img, record.sizes), record.boxes[kept], record.labels[kept])
+        return View(pixels, self.resize.lidar2img(record.lidar2img, record.sizes), record.boxes[kept], record.labels[kept])
 
     def sample(self, view: View, index: int, unreadable: list[str]) -> SceneSample:
         """A view as the model's input; objects outside the area are left out."""
         centres = view.boxes[:, :2]
         inside = ((centres >= self.area[:2]) & (centres <= self.area[3:5])).all(1)
         target = {"labels": torch.from_numpy(view.labels[inside]), "boxes": torch.from_numpy(view.boxes[inside]).float()}
-        matrices = torch.from_numpy(view.lidar2img).float()
         return {
-            "images": normalize(view.images, self.preprocessing),
-            "lidar2img": matrices,
+            "images": self.finish(view.images),
+            "lidar2img": torch.from_numpy(view.lidar2img).float(),
             "target": target,
             "index": index,
             "unreadable": unreadable,
         }
+
+
+class SceneTransform(SceneResizeTransform):
+    """Resizing and normalisation.
+
+    Args:
+        preprocessing: gives the size that an image of ``height`` x ``width`` is resized to; all images of all scenes become as large.
+        area: as ``SceneResizeTransform`` has it.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, height: int, width: int, area: Sequence[float]):
+        super().__init__(SceneResize(preprocessing, (height, width)), area)
+
+    def finish(self, pixels: Tensor) -> Tensor:
+        """From what is kept to the model's input: float32."""
+        return normalize(pixels, self.preprocessing)
 
 
 def augment_view(view: View, cameras: Sequence[str], augment: SceneAugment, chance: torch.Generator, fill: Sequence[float]) -> View:
@@ -218,14 +235,10 @@ def _rescale(view: View, scales: tuple[float, float], chance: torch.Generator, f
         top, left = round((height - high) * moves[2 * v]), round((width - wide) * moves[2 * v + 1])
         rows, columns = slice(max(top, 0), min(top + high, height)), slice(max(left, 0), min(left + wide, width))
         images[v, :, rows, columns] = resized[v, :, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-        matrix = _zoom(wide / width, high / height)
+        matrix = zoom(wide / width, high / height)
         matrix[:2, 2] = left, top
         matrices.append(matrix)
     return view._replace(images=images, lidar2img=np.stack(matrices) @ view.lidar2img)
-
-
-def _zoom(x: float, y: float) -> np.ndarray:
-    return np.diag([x, y, 1.0, 1.0])
 
 
 class SceneDataset(Dataset[SceneSample]):
@@ -243,7 +256,7 @@ class SceneDataset(Dataset[SceneSample]):
     def __init__(
         self,
         split: SceneSplit,
-        transform: SceneTransform,
+        transform: SceneResizeTransform,
         *,
         augment: SceneAugment | None = None,
         seed: int = 0,

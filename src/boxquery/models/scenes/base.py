@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from boxquery.boxes3d import widened
 from boxquery.errors import UserError
 from boxquery.matching.classification import Focal
 from boxquery.matching.criterion import SetCriterion
@@ -18,7 +19,7 @@ from boxquery.models.options import Options, check_least
 from boxquery.models.postprocess import ScenePostProcess
 from boxquery.models.recipes import NARROW_RESNET10, NARROW_RESNET18, TINY_DATA, Preset, Recipe, narrow
 from boxquery.parts.box_coder_3d import Box3DCoder, PolarBox3DCoder
-from boxquery.parts.cameras import Cameras, limits, widened
+from boxquery.parts.cameras import Cameras, limits
 from boxquery.parts.heads import ClassTowerHead
 from boxquery.parts.layers import Encoder
 from boxquery.parts.memory import Memory

@@ -1,0 +1,140 @@
+"""The images of several cameras in, 3-D boxes out, whatever runs the model: what ``boxquery.SceneDetector`` and exported models have in
+common. Needs no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from boxquery.data.preprocessing import Preprocessing
+from boxquery.data.scenes.records import SceneDetections
+from boxquery.data.scenes.resize import SceneResize
+from boxquery.errors import UserError, count
+from boxquery.limits import DEFAULT_THRESHOLD, check_above_zero, check_threshold
+from boxquery.runtime.predictor import ImageSource, to_pil
+from boxquery.scene_result import SceneResult
+
+
+class ScenePredictor(ABC):
+    """Something that detects in scenes, with its class names and preprocessing.
+
+    Args:
+        classes: class names by label.
+        ids: the data set's own category ids, parallel to ``classes``.
+        resize: how the images of a scene become the model's input.
+        area: x, y, z at least and at most of the space that boxes are in, in metres.
+        threshold: the default score threshold; 0.5 until an evaluation has found a better one.
+    """
+
+    def __init__(
+        self, classes: Sequence[str], ids: Sequence[int], resize: SceneResize, area: Sequence[float], threshold: float = DEFAULT_THRESHOLD
+    ):
+        self.classes, self.ids, self.resize, self.area = list(classes), list(ids), resize, tuple(area)
+        check_threshold(threshold)
+        self.threshold = threshold
+        #: the run folder that it was loaded from, if any
+        self.run: Path | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model's name, as in ``boxquery models``."""
+
+    @property
+    @abstractmethod
+    def cameras(self) -> int | None:
+        """How many cameras a scene must have; None: any number."""
+
+    @abstractmethod
+    def detect(self, images: np.ndarray, lidar2img: np.ndarray, *, one_label: bool = False) -> list[SceneDetections]:
+        """Detections per scene of a batch, best first, as many as the paper has.
+
+        Args:
+            images: uint8 [B, V, 3, H, W], resized by ``self.resize``.
+            lidar2img: [B, V, 4, 4], for these pixels.
+            one_label: only the best class of each query.
+        """
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the model's input."""
+        return self.resize.preprocessing
+
+    @property
+    def image_size(self) -> int:
+        """Short side of the model's input in pixels, or the side of the square; may be set."""
+        return self.preprocessing.image_size
+
+    @image_size.setter
+    def image_size(self, pixels: int) -> None:
+        check_above_zero(image_size=pixels)
+        if self.resize.fixed is not None:
+            height, width = self.resize.fixed
+            raise UserError(f"image_size={pixels}: this model was exported for {height}x{width} alone; export it again with another --size")
+        self.resize = replace(self.resize, preprocessing=replace(self.preprocessing, image_size=pixels))
+
+    def inputs(self, images: Sequence[Image.Image], lidar2img: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The images of one scene, and their calibration [V, 4, 4], as ``detect`` takes them: of one scene."""
+        return self.resize.pixels(images)[None], self.resize.lidar2img(lidar2img, [image.size for image in images])[None]
+
+    def predict(
+        self,
+        images: Sequence[ImageSource],
+        lidar2img: np.ndarray,
+        *,
+        threshold: float | None = None,
+        max_detections: int | None = None,
+        cameras: Sequence[str] = (),
+    ) -> SceneResult:
+        """Detect the objects of one scene; one class per query.
+
+        Args:
+            images: of the V cameras: paths, PIL images or RGB uint8 arrays [H, W, 3].
+            lidar2img: [V, 4, 4], from the frame of the vehicle to the pixels of these images: (u * depth, v * depth, depth, 1).
+            threshold: minimum score, 0..1; None: the detector's own.
+            max_detections: most detections, the best ones; None: all.
+            cameras: names of the cameras, for pictures.
+
+        Raises ``UserError`` for an image that cannot be read, or matrices that do not belong to the images.
+        """
+        check_above_zero(max_detections=max_detections)
+        pictures, matrices = [to_pil(image) for image in images], check_matrices(lidar2img, len(images))
+        found = self.detect(*self.inputs(pictures, matrices), one_label=True)[0]
+        return self.result(found, pictures, matrices, threshold=threshold, max_detections=max_detections, cameras=cameras)
+
+    def result(
+        self, found: SceneDetections, images: list[Image.Image], lidar2img: np.ndarray, *, threshold: float | None = None,
+        max_detections: int | None = None, cameras: Sequence[str] = (),
+    ) -> SceneResult:  # fmt: skip
+        """Detections at or above the threshold, with what they were found in."""
+        check_threshold(threshold)
+        kept = found.scores >= (self.threshold if threshold is None else threshold)
+        boxes, scores, labels = (column[kept][:max_detections] for column in found[:3])
+        return SceneResult(
+            boxes, scores, labels, [self.classes[i] for i in labels], [self.ids[i] for i in labels], lidar2img, images, self.classes,
+            tuple(cameras), float(max(map(abs, self.area[:2]))),
+        )  # fmt: skip
+
+    def check_views(self, images: np.ndarray) -> None:
+        """Raise ``UserError`` for a batch [B, V, 3, H, W] of scenes with another number of cameras than the model has weights for."""
+        if self.cameras is not None and images.shape[1] != self.cameras:
+            raise UserError(f"scenes of {count(images.shape[1], 'camera')}: {self.name} has weights for {self.cameras}; give all of them")
+
+
+def check_matrices(lidar2img: np.ndarray, views: int) -> np.ndarray:
+    """The calibration as float64 [V, 4, 4]. Raises ``UserError`` where it is none of so many cameras."""
+    matrices = np.asarray(lidar2img, np.float64)
+    if matrices.shape != (views, 4, 4) or not np.isfinite(matrices).all():
+        raise UserError(f"lidar2img {list(matrices.shape)} for {count(views, 'image')}: must be finite numbers [{views}, 4, 4]")
+    for view, matrix in enumerate(matrices):
+        if matrix[3].tolist() != [0, 0, 0, 1] or not np.linalg.det(matrix[:3, :3]):
+            raise UserError(
+                f"lidar2img[{view}]: is not the matrix of a camera, which has an inverse and the last row 0, 0, 0, 1; "
+                "give intrinsics @ extrinsics"
+            )
+    return matrices
