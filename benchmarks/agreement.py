@@ -42,7 +42,7 @@ from boxquery.export.graph import ExportGraph, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
-from boxquery.export.verify import compare, run_file, run_graph
+from boxquery.export.verify import compare, image_rows, run_file, run_graph
 from boxquery.files import write_json
 from boxquery.models import preset
 from boxquery.predict.sources import find_images
@@ -94,7 +94,7 @@ def outputs(name: str, images: list[Image.Image], folder: Path) -> dict[str, Any
         for runtime, ending in (("onnxruntime", ".onnx"), ("openvino", ".xml")):
             exported = ExportedDetector.open(folder / f"model{ending}", device="cpu", threads=1)
             each = [
-                compare(ours, run_file(exported, *pixels), (image.height, image.width))
+                compare(*(image_rows(one, (image.height, image.width)) for one in (ours, run_file(exported.engine, *pixels))))
                 for ours, pixels, image in zip(wanted, given, images, strict=True)
             ]
             found[f"{runtime}, {kind}"] = {

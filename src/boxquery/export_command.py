@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from boxquery.command_result import CommandResult
 from boxquery.errors import UserError, count
@@ -31,7 +31,8 @@ def export(
 ) -> CommandResult:
     """Write a model as a file that runs without Python or torch: pixels in, detections out (docs/export.md).
 
-    Class names, ids, the threshold and the way images are resized are in the file.
+    Class names, ids, the threshold and the way images are resized are in the file. That of a model of several cameras takes the images of
+    all and their calibration.
 
     Args:
         run: A run folder, a model folder (ours or one of transformers) or a hub id.
@@ -42,8 +43,8 @@ def export(
         size: Height x width that every image is resized to, which is faster. Take those of most images once their short side is
             the model's: images 640 wide and 480 high are 160x213 for a model of short side 160. Others are stretched. Default: any size,
             by the model's own rule.
-        verify: A data set on which file and model are compared: AP, outputs and latency. If they differ too much, the status is 1 and the
-            file is not written.
+        verify: A data set on which file and model are compared: AP (of scenes mAP and NDS), outputs and latency. If they differ too much,
+            the status is 1 and the file is not written.
         split: Split to verify on.
         calibrate: Images for --precision int8, like those to come: a data set, of which it takes the training split, or a folder of images.
         calibration_images: Number of images that are taken from --calibrate, evenly spaced. Default: 100.
@@ -59,16 +60,17 @@ def export(
     check_model(run)
     from boxquery.compare.runner import stopping
     from boxquery.data.open import open_data
+    from boxquery.data.scenes.open import holds_scenes, open_scenes
     from boxquery.export.writer import check_free, export
-    from boxquery.model_folder import load
+    from boxquery.model_folder import open_model
 
     check_free(out)
-    data = None if verify is None else open_data(verify)
+    data = None if verify is None else open_scenes(verify) if holds_scenes(verify) else open_data(verify)
     for line in [] if data is None else data.messages():
         print(line, file=sys.stderr)
     if data is not None:
         data.split(split)
-    detector = load(run, download=download)
+    detector = open_model(run, download=download)
     if image_size is not None:
         detector.image_size = image_size
     print(f"tracing {detector.name}, about a minute", file=sys.stderr)
@@ -81,13 +83,23 @@ def export(
     ranges = "" if values["calibration_images"] is None else f" (ranges of {count(values['calibration_images'], 'image')})"
     text = f"{out}: {values['model']} for {to} in {precision}{ranges}, {shape}, {values['bytes'] / 1e6:.1f} MB, "
     text += f"in {values['seconds']:.0f} seconds"
-    if (seen := values["verified"]) is not None:
-        apart = f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
-        text += (
-            f"\n{seen['images']:,} images of {verify}: AP {seen['AP_exported']:.4f}, of the model {seen['AP']:.4f}; "
-            f"{apart if precision == 'fp32' else ''}{seen['ms_exported']:.1f} ms per image, of the model {seen['ms']:.1f}"
-        )
+    if values["verified"] is not None:
+        text += f"\n{_verified(values['verified'], str(verify), precision)}"
     return CommandResult(values, text=text)
+
+
+def _verified(seen: dict[str, Any], data: str, precision: str) -> str:
+    """What a file and its model have in common, in a line."""
+    apart = f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
+    if "scenes" in seen:
+        unit, total, metrics = "scene", seen["scenes"], ("mAP", "NDS")
+    else:
+        unit, total, metrics = "image", seen["images"], ("AP",)
+    measured = ", ".join(f"{name} {seen[f'{name}_exported']:.4f}, of the model {seen[name]:.4f}" for name in metrics)
+    return (
+        f"{count(total, unit)} of {data}: {measured}; {apart if precision == 'fp32' else ''}"
+        f"{seen['ms_exported']:.1f} ms per {unit}, of the model {seen['ms']:.1f}"
+    )
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -15,13 +15,13 @@ from boxquery.command_result import CommandResult
 from boxquery.data.scenes.open import open_scenes
 from boxquery.errors import UserError, count
 from boxquery.files import atomic_write
-from boxquery.flags import check_model
+from boxquery.flags import check_model, is_exported
 from boxquery.limits import check_above_zero
 from boxquery.pages.format import three
 from boxquery.progress import Progress, stderr_console
 
 if TYPE_CHECKING:
-    from boxquery.api import SceneDetector
+    from boxquery.api import ExportedSceneDetector, SceneDetector
     from boxquery.data.scenes.records import SceneData
 
 KINDS = ("pictures", "json")
@@ -106,17 +106,19 @@ def predict_scenes(
 
 
 def _open(run: str, data: str, split: str, strict: bool) -> SceneData:
-    check_model(run)
+    check_model(run, exported=True)
     opened = open_scenes(data, strict=strict)
     _say(opened.messages())
     opened.split(split)
     return opened
 
 
-def _load(run: str, device: str, download: bool) -> SceneDetector:
-    from boxquery.api import load_scenes
+def _load(run: str, device: str, download: bool) -> SceneDetector | ExportedSceneDetector:
+    from boxquery.api import ExportedSceneDetector, load_scenes
     from boxquery.device import choose_device
 
+    if is_exported(run):
+        return ExportedSceneDetector.open(run, device=device)
     return load_scenes(run, download=download).to(choose_device(device))
 
 

@@ -24,7 +24,7 @@ from boxquery.export.graph import ExportGraph, pinned, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
-from boxquery.export.verify import compare, run_file, run_graph
+from boxquery.export.verify import compare, image_rows, run_file, run_graph
 from boxquery.parts.queries import ProposalQueries
 from boxquery.runtime.exported import ExportedDetector
 from tests.training.runs import SMALL
@@ -67,11 +67,11 @@ def assert_equal(graph: ExportGraph, exported: ExportedDetector, shapes=SHAPES) 
     for batch, height, width in shapes:
         images = random.integers(0, 256, (batch, 3, height, width), np.uint8)
         sizes = np.array([[2 * height, 2 * width]] * batch)
-        ours, theirs = run_graph(graph, images, sizes), run_file(exported, images, sizes)
+        ours, theirs = run_graph(graph, images, sizes), run_file(exported.engine, images, sizes)
         assert [each.shape for each in ours.values()] == [each.shape for each in theirs.values()]
         for i in range(batch):
             rows = [{name: each[i : i + 1] for name, each in side.items()} for side in (ours, theirs)]
-            assert compare(*rows, (2 * height, 2 * width)) == (pytest.approx(0, abs=1e-4), 0)
+            assert compare(*(image_rows(each, (2 * height, 2 * width)) for each in rows)) == (pytest.approx(0, abs=1e-4), 0)
         assert (theirs["scores"][:, :-1] >= theirs["scores"][:, 1:]).all()
         assert theirs["labels"].max() < len(NAMES)
         assert np.abs(theirs["class_scores"][..., -1]).max() == 0
@@ -164,7 +164,7 @@ def test_int8_is_near_in_both_runtimes_for_any_size_and_batch(tmp_path, photos, 
         for batch, height, width in SHAPES:
             images = np.random.default_rng(0).integers(0, 256, (batch, 3, height, width), np.uint8)
             sizes = np.array([[height, width]] * batch)
-            ours, theirs = run_graph(graph, images, sizes), run_file(exported, images, sizes)
+            ours, theirs = run_graph(graph, images, sizes), run_file(exported.engine, images, sizes)
             assert 1e-6 < np.abs(ours["class_scores"] - theirs["class_scores"]).max() < 0.05
             assert np.abs(ours["query_boxes"] - theirs["query_boxes"]).max() < 0.05 * max(height, width)
 
@@ -234,7 +234,7 @@ def test_what_is_computed_from_one_size_is_told_from_what_holds_for_all(branch, 
     side = torch.export.Dim.DYNAMIC
     dims = {0: side, 2: side, 3: side}, {0: side}
     program = torch.export.export(Branch(), (torch.zeros(2, 3, 72, 120), torch.zeros(2, 2)), dynamic_shapes=dims, strict=False)
-    assert pinned(program, 72, 120) == says
+    assert pinned(program, lambda batch, size: {"images": torch.zeros(batch, 3, *size), "sizes": torch.zeros(batch, 2)}, 72, 120) == says
 
 
 def test_a_model_of_one_size_is_refused_without_torchs_own_words(monkeypatch):
@@ -257,9 +257,9 @@ def test_queries_that_change_places_agree_and_others_are_counted():
     one = {"query_boxes": boxes, "class_scores": np.linspace(0, 1, 12, dtype=np.float32).reshape(1, 6, 2)}
     order = [0, 2, 1, 3, 4, 5]
     swapped = {name: values[:, order] for name, values in one.items()}
-    assert compare(one, swapped, (100, 100)) == (0, 0)
+    assert compare(image_rows(one, (100, 100)), image_rows(swapped, (100, 100))) == (0, 0)
     swapped["class_scores"] = swapped["class_scores"] + np.array([0, 0, 0, 0, 5e-5, 2e-3], np.float32)[:, None]
-    difference, differing = compare(one, swapped, (100, 100))
+    difference, differing = compare(image_rows(one, (100, 100)), image_rows(swapped, (100, 100)))
     assert difference == pytest.approx(5e-5, rel=0.01)
     assert differing == 1
 

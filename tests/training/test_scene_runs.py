@@ -167,7 +167,8 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
         (["predict", run, DATA, "--track"], "--track: is of images"),
         (["predict", run, DATA, "--save", "xml"], "--save xml: of scenes there are pictures and json"),
         (["explain", run, DATA, "--faithful"], "--faithful: is of images"),
-        (["export", run, "--to", "onnx", "--out", tmp_path / "m.onnx"], "this needs a model of images"),
+        (["export", run, "--to", "onnx", "--out", tmp_path / "m.onnx", "--verify", "shapes"], "holds images, and detr3d takes scenes"),
+        (["export", images, "--to", "onnx", "--out", tmp_path / "m.onnx", "--verify", DATA], "holds scenes of several cameras, and detr"),
         (["check", DATA, "--model", "detr"], "model 'detr' finds boxes in images"),
         (["compare", DATA, "--models", "petr,detr3d", "--out", tmp_path / "c"], "finds 3-D boxes in scenes of several cameras"),
         (

@@ -15,7 +15,7 @@ import torch
 from torch.export import ExportedProgram
 
 from boxquery.errors import UserError, one_line
-from boxquery.export.graph import INPUTS, OUTPUTS
+from boxquery.export.graph import OUTPUTS
 from boxquery.export.packages import OPSET
 from boxquery.runtime import seal
 from boxquery.runtime.record import KEY
@@ -27,11 +27,12 @@ MOST = 2**31 - 2**24
 def to_onnx(program: ExportedProgram) -> Any:
     """An ``onnx_ir.Model`` whose nodes are called as their modules, without the traces of this machine's folders that torch writes into it.
     Raises ``UserError``."""
+    names = [str(name) for name in program.graph_signature.user_inputs]
     try:
         with warnings.catch_warnings(), silent("torch.onnx", "onnxscript", "onnx_ir"):
             warnings.simplefilter("ignore")
             made = torch.onnx.export(
-                program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=OUTPUTS, verbose=False, optimize=True
+                program, dynamo=True, opset_version=OPSET, input_names=names, output_names=OUTPUTS, verbose=False, optimize=True
             )
     except torch.onnx.errors.OnnxExporterError as error:
         cause = error.__cause__ or error

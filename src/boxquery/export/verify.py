@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,29 +19,77 @@ from boxquery.data.preprocessing import Resize
 from boxquery.errors import CheckFailed
 from boxquery.evaluation.metrics import evaluate
 from boxquery.evaluation.predictions import DetectionsByImage, keep_labels
-from boxquery.export.graph import OUTPUTS, ExportGraph
+from boxquery.export.graph import OUTPUTS, ExportGraph, Graph
 from boxquery.progress import Progress, note
 from boxquery.runtime.engines import Engine
 from boxquery.runtime.exported import ExportedDetector
+from boxquery.runtime.record import Record
 
-#: largest difference of a normalised box or a score in fp32, from rounding alone
+#: largest difference of a number of a query, normalised, in fp32, from rounding alone
 TOLERANCE = 1e-4
 #: share of queries that may differ by more in fp32: where proposals tie to rounding, another of them becomes a query
 TIES = 0.01
-#: AP that may be lost, by precision
+#: AP, or mAP of scenes, that may be lost, by precision
 AP_LOST = {"fp32": 0.001, "fp16": 0.01, "bf16": 0.01, "int8": 0.01}
 
 Outputs = dict[str, np.ndarray]
+
+
+@dataclass
+class Comparison:
+    """A model and the file that was made of it, on the same inputs one by one.
+
+    Attributes:
+        difference: the largest of a number that ``compare`` is given, among queries that agree.
+        differing, queries: how many queries do not agree, even with another one in place of their own, and how many there were.
+        times: milliseconds of the model, and of the file.
+    """
+
+    graph: Graph
+    engine: Engine
+    difference: float = 0.0
+    differing: int = 0
+    queries: int = 0
+    times: tuple[list[float], list[float]] = field(default_factory=lambda: ([], []))
+
+    def run(self, images: np.ndarray, beside: np.ndarray, rows: Callable[[Outputs], np.ndarray]) -> tuple[Outputs, Outputs]:
+        """Outputs of both, whose ``rows`` are compared."""
+        ours = _timed(partial(run_graph, self.graph), images, beside, self.times[0])
+        theirs = _timed(partial(run_file, self.engine), images, beside, self.times[1])
+        largest, apart = compare(rows(ours), rows(theirs))
+        self.difference, self.differing = max(self.difference, largest), self.differing + apart
+        self.queries += ours["class_scores"].shape[1]
+        return ours, theirs
+
+    def values(self) -> dict[str, float]:
+        """``difference``; ``differing``, as a share; ``ms`` and ``ms_exported``, medians."""
+        ms, ms_exported = map(_median, self.times)
+        return {"difference": self.difference, "differing": self.differing / self.queries, "ms": ms, "ms_exported": ms_exported}
+
+    def judge(self, file: str, metric: str, own: float, exported: float) -> None:
+        """Raise ``CheckFailed`` where the model's metric and the file's, or their queries, are too far apart."""
+        precision = self.engine.record.precision
+        lost, allowed = own - exported, AP_LOST[precision]
+        if precision == "fp32":
+            lost = abs(lost)
+        if lost > allowed:
+            raise CheckFailed(
+                f"{file}: {metric} {exported:.4f}, and {own:.4f} of the model; at most {allowed:g} may be lost in {precision}"
+            )
+        if precision == "fp32" and (share := self.differing / self.queries) > TIES:
+            raise CheckFailed(
+                f"{file}: {share:.1%} of the queries differ from the model's by more than {TOLERANCE:g}; at most {TIES:.0%} may, "
+                "where proposals tie"
+            )
 
 
 def verify(graph: ExportGraph, path: Path, data: Data, split: str) -> dict[str, Any]:
     """Compare the file at ``path`` with the model that it was made of, image by image and on the same pixels.
 
     Returns ``images``; ``AP`` and ``AP_exported``; ``AP_own_size``, the model's where every image is resized by its own rule, from which
-    a fixed size may differ, and ``usual_size``, [height, width] of most images by that rule; ``difference``, the largest of a normalised
-    box or a score among queries that agree; ``differing``, the share of queries that do not, even with another one in place of their own;
-    ``ms`` and ``ms_exported``, median milliseconds per image without reading and resizing. Raises ``CheckFailed``, with these numbers,
-    where they are too far apart.
+    a fixed size may differ, and ``usual_size``, [height, width] of most images by that rule; and ``Comparison.values``, of normalised
+    boxes and scores, and of milliseconds per image without reading and resizing. Raises ``CheckFailed``, with these numbers, where they are
+    too far apart.
     """
     exported = ExportedDetector.open(path, device="cpu")
     record = exported.record
@@ -48,23 +97,18 @@ def verify(graph: ExportGraph, path: Path, data: Data, split: str) -> dict[str, 
     own = Resize(record.preprocessing)
     shapes: Counter[tuple[int, int]] = Counter()
     found: tuple[DetectionsByImage, DetectionsByImage, DetectionsByImage] = ({}, {}, {})
-    times: tuple[list[float], list[float]] = ([], [])
-    worst, differing, queries = 0.0, 0, 0
+    both = Comparison(graph, exported.engine)
     with Progress("verify", len(records)) as bar:
         for i in range(len(records)):
             image = records.read(i)
-            size = [(image.height, image.width)]
+            size = (image.height, image.width)
             pixels = exported.resize(image)[None]
-            ours = _timed(partial(run_graph, graph), pixels, size, times[0])
-            theirs = _timed(partial(run_file, exported), pixels, size, times[1])
-            largest, apart = compare(ours, theirs, size[0])
-            worst, differing, queries = max(worst, largest), differing + apart, queries + ours["class_scores"].shape[1]
-            shapes[own.size(*size[0])] += 1
-            same = own.size(*size[0]) == pixels.shape[-2:]
-            unstretched = ours if same else run_graph(graph, own(image)[None], np.array(size))
+            ours, theirs = both.run(pixels, np.array([size]), partial(image_rows, size=size))
+            shapes[own.size(*size)] += 1
+            same = own.size(*size) == pixels.shape[-2:]
+            unstretched = ours if same else run_graph(graph, own(image)[None], np.array([size]))
             for outputs, kept in zip((ours, theirs, unstretched), found, strict=True):
-                engine = Engine(record, lambda names, *_, outputs=outputs: [outputs[name] for name in names], "", "")
-                kept[i] = ExportedDetector(engine).detect(pixels, size)[0]
+                kept[i] = ExportedDetector(as_engine(record, outputs)).detect(pixels, [size])[0]
             bar.advance()
     aps = [_ap(records, each, data, exported) for each in found]
     usual, often = shapes.most_common(1)[0]
@@ -72,50 +116,38 @@ def verify(graph: ExportGraph, path: Path, data: Data, split: str) -> dict[str, 
         height, width = record.size
         advice = f"--size {usual[0]}x{usual[1]} is that of {often:,} of {len(records):,} images"
         note(f"the model has AP {aps[0]:.4f} at {height}x{width}, {aps[2]:.4f} at the model's own size of each image; {advice}")
-    values = {
-        "images": len(records),
-        "AP": aps[0],
-        "AP_exported": aps[1],
-        "AP_own_size": aps[2],
-        "usual_size": list(usual),
-        "difference": worst,
-        "differing": differing / queries,
-        "ms": _median(times[0]),
-        "ms_exported": _median(times[1]),
-    }
-    lost, allowed = aps[0] - aps[1], AP_LOST[record.precision]
-    if record.precision == "fp32":
-        lost = abs(lost)
-    if lost > allowed:
-        raise CheckFailed(
-            f"{path.name}: AP {aps[1]:.4f}, and {aps[0]:.4f} of the model; at most {allowed:g} may be lost in {record.precision}"
-        )
-    if record.precision == "fp32" and values["differing"] > TIES:
-        raise CheckFailed(
-            f"{path.name}: {values['differing']:.1%} of the queries differ from the model's by more than {TOLERANCE:g}; "
-            f"at most {TIES:.0%} may, where proposals tie"
-        )
-    return values
+    both.judge(path.name, "AP", aps[0], aps[1])
+    first = {"images": len(records), "AP": aps[0], "AP_exported": aps[1], "AP_own_size": aps[2], "usual_size": list(usual)}
+    return first | both.values()
 
 
-def run_graph(graph: ExportGraph, images: np.ndarray, sizes: np.ndarray) -> Outputs:
-    """The model's own outputs by torch; see ``ExportGraph``."""
+def as_engine(record: Record, outputs: Outputs) -> Engine:
+    """What gives these outputs for any input."""
+    return Engine(record, lambda names, *_: [outputs[name] for name in names], "", "")
+
+
+def run_graph(graph: Graph, images: np.ndarray, beside: np.ndarray) -> Outputs:
+    """The model's own outputs by torch; see ``Graph``."""
     with torch.inference_mode():
-        return dict(zip(OUTPUTS, (each.numpy() for each in graph(torch.from_numpy(images), torch.from_numpy(sizes))), strict=True))
+        return dict(zip(OUTPUTS, (each.numpy() for each in graph(torch.from_numpy(images), torch.from_numpy(beside))), strict=True))
 
 
-def run_file(exported: ExportedDetector, images: np.ndarray, sizes: np.ndarray) -> Outputs:
+def run_file(engine: Engine, images: np.ndarray, beside: np.ndarray) -> Outputs:
     """All outputs of an exported file."""
-    return dict(zip(OUTPUTS, exported.engine.run(OUTPUTS, images, sizes), strict=True))
+    return dict(zip(OUTPUTS, engine.run(OUTPUTS, images, beside), strict=True))
 
 
-def compare(ours: Outputs, theirs: Outputs, size: tuple[int, int]) -> tuple[float, int]:
-    """The largest difference of a normalised box or a score among queries that agree, and how many do not agree with any.
+def image_rows(outputs: Outputs, size: tuple[int, int]) -> np.ndarray:
+    """[Q, 4 + C], of an image of that (height, width): the normalised box of each query, and its scores."""
+    scale = np.array([size[1], size[0]] * 2, np.float32)
+    return np.concatenate((outputs["query_boxes"][0] / scale, outputs["class_scores"][0]), 1)
+
+
+def compare(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
+    """The largest difference of [Q, N] numbers of queries among those that agree, and how many do not agree with any.
 
     Queries are compared by their index. Those that differ by more than ``TOLERANCE`` may have changed places, as proposals do that tie.
     """
-    scale = np.array([size[1], size[0]] * 2, np.float32)
-    one, other = (np.concatenate((each["query_boxes"][0] / scale, each["class_scores"][0]), 1) for each in (ours, theirs))
     apart = np.abs(one - other).max(1)
     left = np.flatnonzero(~(apart <= TOLERANCE))
     agreeing = apart[apart <= TOLERANCE].max(initial=0.0)
@@ -130,11 +162,9 @@ def compare(ours: Outputs, theirs: Outputs, size: tuple[int, int]) -> tuple[floa
     return float(agreeing), unmatched
 
 
-def _timed(
-    run: Callable[[np.ndarray, np.ndarray], Outputs], pixels: np.ndarray, size: list[tuple[int, int]], times: list[float]
-) -> Outputs:
+def _timed(run: Callable[[np.ndarray, np.ndarray], Outputs], images: np.ndarray, beside: np.ndarray, times: list[float]) -> Outputs:
     started = time.perf_counter()
-    outputs = run(pixels, np.array(size))
+    outputs = run(images, beside)
     times.append(1000 * (time.perf_counter() - started))
     return outputs
 

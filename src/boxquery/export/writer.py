@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,25 +14,29 @@ from typing import Any
 from boxquery.data.classes import map_labels
 from boxquery.data.dataset import Data
 from boxquery.data.preprocessing import Resize
+from boxquery.data.scenes.records import SceneData
 from boxquery.detector import Detector
 from boxquery.errors import UserError
+from boxquery.evaluation.scene_predictions import with_labels_of
 from boxquery.export import int8
-from boxquery.export.graph import ExportGraph, trace
+from boxquery.export.graph import ExportGraph, SceneGraph, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
 from boxquery.export.packages import ENDINGS, ONNX, check_calibration, check_combination
 from boxquery.export.verify import verify
+from boxquery.export.verify_scenes import verify_scenes
 from boxquery.runtime.record import KEY
+from boxquery.scene_detector import SceneDetector
 
 
 def export(
-    detector: Detector,
+    detector: Detector | SceneDetector,
     path: str | Path,
     *,
     precision: str = "fp32",
     size: tuple[int, int] | None = None,
-    data: Data | None = None,
+    data: Data | SceneData | None = None,
     split: str = "val",
     calibrate: str | Path | Data | None = None,
     calibration_images: int | None = None,
@@ -40,7 +44,7 @@ def export(
     """Write ``path``, or leave it as it was; see ``boxquery.api.Detector.export``.
 
     Args:
-        data: what the file is verified on before it takes its place; None: it is not.
+        data: what the file is verified on before it takes its place, images or scenes as the detector takes them; None: it is not.
         calibrate, calibration_images: on what int8 measures ranges, and on how many of these images.
 
     Returns what the file says of itself, its ``bytes``, and as ``verified`` what ``verify`` found.
@@ -51,11 +55,9 @@ def export(
     check_calibration(precision, calibrate, calibration_images)
     check_size(size)
     check_free(path)
-    if data is not None:
-        map_labels(data, split, detector.classes)  # other classes are named now, not after the trace
+    graph, check = _images(detector, data, split) if isinstance(detector, Detector) else _scenes(detector, data, split)
     started = time.monotonic()
     images = None if calibrate is None else int8.calibration_images(calibrate, calibration_images)
-    graph = ExportGraph(detector)
     with beside(path) as folder:
         model, used = to_onnx(trace(graph, size)), None
         if images is not None:
@@ -67,11 +69,37 @@ def export(
             with tempfile.TemporaryDirectory() as other:
                 write_onnx(model, Path(other) / "model.onnx", values)
                 write_openvino(read_graph(Path(other) / "model.onnx"), folder / path.name, values, half=precision == "fp16")
-        verified = None if data is None else verify(graph, folder / path.name, data, split)
+        verified = None if check is None else check(folder / path.name)
         files = sorted(folder.iterdir(), key=lambda file: file.suffix == path.suffix)
         total = sum(file.stat().st_size for file in files)
         put_in_place(files, path.parent)
     return {**values, "out": str(path), "bytes": total, "seconds": round(time.monotonic() - started, 1), "verified": verified}
+
+
+Check = Callable[[Path], dict[str, Any]]
+
+
+def _images(detector: Detector, data: Data | SceneData | None, split: str) -> tuple[ExportGraph, Check | None]:
+    """The graph, and what verifies a file of it. Raises ``UserError`` for data that it cannot be verified on, before the long part."""
+    if isinstance(data, SceneData):
+        raise UserError(f"--verify {data.source}: holds scenes of several cameras, and {detector.name} takes images")
+    graph = ExportGraph(detector)
+    if data is None:
+        return graph, None
+    map_labels(data, split, detector.classes)
+    return graph, lambda path: verify(graph, path, data, split)
+
+
+def _scenes(detector: SceneDetector, data: Data | SceneData | None, split: str) -> tuple[SceneGraph, Check | None]:
+    """As ``_images``."""
+    if isinstance(data, Data):
+        raise UserError(f"--verify {data.source}: holds images, and {detector.name} takes scenes of several cameras")
+    graph = SceneGraph(detector)
+    if data is None:
+        return graph, None
+    with_labels_of({}, detector.classes, data)
+    data.split(split)
+    return graph, lambda path: verify_scenes(graph, path, data, split)
 
 
 def target_of(path: Path) -> str:

@@ -28,7 +28,8 @@ class ExportedDetector(Predictor):
         """See ``boxquery.runtime.load``. Raises ``UserError`` for a model of scenes of several cameras."""
         engine = open_file(Path(path), device, threads)
         if engine.record.scenes is not None:
-            raise UserError(f"{path}: {engine.record.model} finds 3-D boxes in scenes of several cameras; this needs a model of images")
+            kind = "finds 3-D boxes in scenes of several cameras"
+            raise UserError(f"{path}: {engine.record.model} {kind}; this needs a model of images, or such scenes as data (docs/export.md)")
         return cls(engine)
 
     def __repr__(self) -> str:

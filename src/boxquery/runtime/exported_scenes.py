@@ -31,7 +31,7 @@ class ExportedSceneDetector(ScenePredictor):
         """See ``boxquery.runtime.load``. Raises ``UserError`` for a model of images."""
         engine = open_file(Path(path), device, threads)
         if engine.record.scenes is None:
-            raise UserError(f"{path}: {engine.record.model} finds boxes in images, and this is about scenes of several cameras")
+            raise UserError(f"{path}: {engine.record.model} finds boxes in images; scenes of several cameras need a model of theirs")
         return cls(engine)
 
     def __repr__(self) -> str:
