@@ -347,6 +347,15 @@ def test_a_run_that_starts_from_another_is_ahead(first, second, tmp_path):
     assert ahead < learned[0] - 0.5 * (learned[0] - learned[-1])
 
 
+@pytest.mark.parametrize(("pretrained", "said"), [(False, "none"), ("auto", None)])
+def test_a_source_counts_before_other_weights_of_the_backbone_and_says_so(first, tmp_path, capsys, pretrained, said):
+    bq.train(scenes(), start_from=first, pretrained=pretrained, freeze_backbone=True, images_seen=4, out=tmp_path / "run", **SETTINGS)
+    note = f"note: --from counts before --pretrained {said}: a backbone that fits is that of {first}"
+    assert (note in capsys.readouterr().err.splitlines()) == (said is not None)
+    before, after = (bq.load(folder).model.backbone.state_dict() for folder in (first, tmp_path / "run"))
+    assert all(torch.equal(before[name], ours) for name, ours in after.items())
+
+
 def test_what_is_not_said_is_as_there(first, second):
     config = yaml.safe_load((second / "config.yaml").read_text())
     assert (config["model"], config["preset"], config["image_size"]) == ("detr", "tiny", 64)
@@ -408,10 +417,12 @@ def test_stopped_and_resumed_it_is_the_same_run(first, second, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("how", [{"preset": "paper"}, {"freeze_backbone": True}], ids=["paper", "freeze-backbone"])
-def test_trained_statistics_stay(first, tmp_path, how):
+def test_trained_statistics_stay(first, tmp_path, how, capsys):
     """As published for trained weights; a backbone that is not trained keeps everything."""
     folder = tmp_path / "run"
     bq.train(scenes(), start_from=first, epochs=2, image_size=64, lr=1e-2, out=folder, **how, **SETTINGS)
+    part = "stem, first stage and batch norm of the backbone stay frozen, its other layers are trained"
+    assert ("the backbone stays frozen" if "freeze_backbone" in how else part) in capsys.readouterr().err.splitlines()
     config = RunConfig.read(folder)
     assert config.frozen
     assert config.preset == how.get("preset", "tiny")

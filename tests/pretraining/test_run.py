@@ -1,6 +1,7 @@
 """Whole runs of pre-training: what they leave, that a stopped one resumes the same, what training takes from them, what they refuse."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from boxquery.parts.weights import BackboneWeights
 from boxquery.pretraining.task import PATCHES, PatchDetector, PatchTask
 from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
+from boxquery.training.module import Training
 from tests.data.writers import pictures, write_voc
 from tests.training.runs import SMALL, Stop, rows, settings
 
@@ -165,7 +167,7 @@ def test_models_without_such_queries_are_refused(name, tmp_path, capsys):
     [
         ({"model": "auto"}, "pretrain needs a model"),
         ({"patches": 13}, "--patches 13: more than the 12 queries"),
-        ({"patches": 0}, "patches=0"),
+        ({"patches": 0}, "patches=0: must be from 1 to the number of the model's queries"),
         ({"augment": {"mosaic": 0.5}}, "--augment mosaic: patches must stay"),
         ({"augment": "strong"}, "--augment strong: patches must stay"),
         ({"train_backbone": True, "freeze_backbone": True}, "exclude each other"),
@@ -177,6 +179,44 @@ def test_what_cannot_be_is_one_error(flags, says, tmp_path):
     with pytest.raises(bq.UserError, match=says):
         pretrain(tmp_path / "run", **flags)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("nowhere", "nowhere: no such image or folder, and no match as a glob"),
+        ("surround:train=5", "scenes of several cameras, and pretrain"),
+    ],
+)
+@pytest.mark.parametrize("teacher", [[], ["--teacher", "runs/none"]])
+def test_images_that_cannot_be_are_one_error_with_a_remedy(source, says, teacher, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert command_line(["pretrain", source, "--model", "detr", *teacher]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+    assert line.endswith("; give a folder of images, a glob, or without --teacher the word shapes")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_must_be_named_before_anything_is_read(capsys):
+    assert command_line(["pretrain", "nowhere"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: pretrain needs a model: --model with one of ")
+
+
+def test_interrupted_in_its_first_epoch_it_begins_again_as_it_says(tmp_path, monkeypatch, capsys):
+    def ctrl_c(*_):
+        raise KeyboardInterrupt
+
+    folder = write_voc(tmp_path / "photos", pictures(10))
+    words = ["pretrain", str(folder), "--model", "detr", "--preset", "tiny", "--epochs", "1", "--image-size", "64", "--pretrained", "none"]
+    with monkeypatch.context() as patched:
+        patched.setattr(Training, "training_step", ctrl_c)
+        assert command_line([*words, "--out", str(tmp_path / "run")]) == 130
+    said = capsys.readouterr().err.splitlines()
+    assert said[-2] == "interrupted: no epoch had finished, so of the run only its settings are kept"
+    assert command_line(shlex.split(said[-1].removeprefix("begin again with: boxquery "))) == 0
+    assert len(rows(tmp_path / "run")) == 1
 
 
 def test_runs_of_training_and_pretraining_are_not_confused(finished, tmp_path):

@@ -91,7 +91,7 @@ def test_interrupted_it_prints_the_command_that_resumes(tmp_path, monkeypatch, c
     assert "the run was already complete" in capsys.readouterr().err
 
 
-def test_interrupted_in_its_first_epoch_a_run_keeps_nothing_and_says_so(tmp_path, monkeypatch, capsys):
+def test_interrupted_in_its_first_epoch_a_run_keeps_its_settings_alone_and_says_so(tmp_path, monkeypatch, capsys):
     def ctrl_c(*_):
         raise KeyboardInterrupt
 
@@ -102,8 +102,11 @@ def test_interrupted_in_its_first_epoch_a_run_keeps_nothing_and_says_so(tmp_path
         == 130
     )
     said = capsys.readouterr().err.splitlines()
-    assert said[-2] == "interrupted: no epoch had finished, so nothing is kept"
+    assert said[-2] == "interrupted: no epoch had finished, so of the run only its settings are kept"
     assert said[-1].startswith("begin again with: boxquery train shapes --out ")
+    command = shlex.split(said[-1].partition(": boxquery ")[2])
+    assert run(command) == 130, "it begins again, and is interrupted again"
+    assert "no epoch was finished: starting from the beginning" in capsys.readouterr().err
     assert run(["predict", str(out), str(tmp_path)]) == 2
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     assert run(["predict", str(out), str(tmp_path)]) == 2

@@ -85,6 +85,16 @@ def test_the_saved_model_has_the_numbers_of_the_run(finished):
         detector.predict(larger[:2], split[0].lidar2img)
 
 
+def test_a_model_must_be_named_before_anything_is_read(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("boxquery.training.fit.open_scenes", None)
+    assert command_line(["train", "surround", "--out", str(tmp_path / "run")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: surround holds scenes of several cameras, for which no model is chosen yet; name one with --model: detr3d"
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, monkeypatch):
     name, folder, _ = finished
     keep = EpochEnd.keep

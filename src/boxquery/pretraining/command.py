@@ -53,6 +53,8 @@ def pretrain(
     requested = flags_of(PretrainFlags, "pretrain", flags)
     if images is None and not resume:
         raise UserError("name the images to learn from: boxquery pretrain IMAGES --model M; or resume a run: --resume --out DIR")
+    if not resume and teacher is None and requested.named_model is None and requested.start_from is None:
+        raise UserError(f"pretrain needs a model: --model with one of {', '.join(list_models())}, or --from with one that is trained")
     if teacher is None and requested.model in [*list_baselines(), *list_scene_models()]:
         raise UserError(
             f"{requested.model} has no queries that could be told what to look for in an image; pretrain takes {', '.join(list_models())}"

@@ -6,12 +6,13 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path, PurePath
 
+from boxquery.data import shapes
 from boxquery.data.builtin import names_scenes
 from boxquery.data.dataset import Data, Split
 from boxquery.data.folder import is_of_masks, split_name
 from boxquery.data.open import open_data
 from boxquery.data.raw import RawDataset, RawImage
-from boxquery.data.shapes import WORD
+from boxquery.data.scenes import open as scenes
 from boxquery.data.validation import fail_if_too_many, validate
 from boxquery.errors import UserError, count
 from boxquery.predict.sources import Source, find_images
@@ -31,7 +32,7 @@ def open_images(source: str | Data, patches: int, *, strict: bool = False) -> Da
 
     Raises ``UserError``.
     """
-    if isinstance(source, str) and names_scenes(source, WORD):
+    if isinstance(source, str) and names_scenes(source, shapes.WORD):
         source = open_data(source)
     data = source if isinstance(source, Data) else _found(source, strict)
     names, splits = [f"patch {i}" for i in range(1, patches + 1)], {}
@@ -56,7 +57,13 @@ def open_images(source: str | Data, patches: int, *, strict: bool = False) -> Da
 
 def find_unlabelled(source: str) -> tuple[list[Source], list[str]]:
     """The images of a folder or glob, without masks, and notes on what was decided. Raises ``UserError`` where there is none."""
-    found, notes = find_images([source])
+    remedy = f"give a folder of images, a glob, or without --teacher the word {shapes.WORD}"
+    if names_scenes(source, scenes.WORD):
+        raise UserError(f"{source}: scenes of several cameras, and pretrain learns from single images; {remedy}")
+    try:
+        found, notes = find_images([source])
+    except UserError as error:
+        raise UserError(f"{error}; {remedy}") from error
     images = [each for each in found if not is_of_masks(PurePath(each.name).parts[:-1])]
     if masks := len(found) - len(images):
         notes.append(f"{count(masks, 'image')} in folders of masks left out")

@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 
 from boxquery.augment import LEVELS, Augment
-from boxquery.auto import Choice
 from boxquery.check.duplicates import check_duplicates, equal_images
 from boxquery.check.feasibility import FeasibilityPlan, check_objects
 from boxquery.check.findings import Finding
@@ -41,7 +40,7 @@ from boxquery.pretraining.model import PatchDetection
 from boxquery.pretraining.patches import PatchDataset
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import write_evaluation
-from boxquery.training.config import RunConfig, TrainFlags
+from boxquery.training.config import RunConfig
 from boxquery.training.image_task import ImageTask
 from boxquery.training.task import Closing
 
@@ -93,9 +92,6 @@ class PatchTask(ImageTask):
     zero = "iou"
     columns = (*ImageTask.columns, "iou")
     shown = (*ImageTask.shown, "iou")
-
-    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, Detector | None]:
-        raise UserError(f"pretrain needs a model: --model with one of {', '.join(list_models())}, or --from with one that is trained")
 
     @property
     def contents(self) -> str:

@@ -206,7 +206,8 @@ class PretrainFlags(TrainFlags):
     def check(self) -> None:
         """Raise ``UserError`` for values that no run can have."""
         super().check()
-        check_above_zero(patches=self.patches)
+        if self.patches < 1:
+            raise UserError(f"patches={self.patches}: must be from 1 to the number of the model's queries")
         if self.train_backbone and self.freeze_backbone:
             raise UserError("--train-backbone and --freeze-backbone exclude each other; give one of them")
 

@@ -31,7 +31,7 @@ from boxquery.evaluation.predictions import drop_unreadable, warn_skipped
 from boxquery.files import write_json
 from boxquery.flags import OUR_PRESETS
 from boxquery.model_folder import Loaded
-from boxquery.models import check_image_model, check_scene_model, preset
+from boxquery.models import check_image_model, check_scene_model, list_scene_models, preset
 from boxquery.models.recipes import recipe_of
 from boxquery.parts.weights import BackboneWeights
 from boxquery.progress import stderr_console
@@ -60,6 +60,12 @@ Opener = Callable[[Any, RunFlags], tuple[Task[Any], list[Finding]]]
 def open_task(source: Any, flags: RunFlags) -> tuple[Task[Any], list[Finding]]:
     """What is learned from data is decided by what they hold. Raises ``UserError``."""
     scenes = isinstance(source, SceneData) or (not isinstance(source, Data) and holds_scenes(source))
+    if scenes and flags.named_model is None:
+        name = source.source if isinstance(source, SceneData) else source
+        raise UserError(
+            f"{name} holds scenes of several cameras, for which no model is chosen yet; name one with --model: "
+            f"{' or '.join(list_scene_models())}"
+        )
     (check_scene_model if scenes else check_image_model)(flags.model)
     if isinstance(source, AnyData):
         return SceneTask(source) if isinstance(source, SceneData) else ImageTask(source), []
@@ -120,23 +126,29 @@ def _start(
             _check_sendable(own)
         run = Run(folder, config, task, console, heartbeat, resume, weights, own)
         if origin is not None:
+            if requested.pretrained != "auto":
+                word = "none" if requested.pretrained is False else "required" if requested.pretrained is True else requested.pretrained
+                console.print(
+                    f"note: --from counts before --pretrained {word}: a backbone that fits is that of {config.start_from}", markup=False
+                )
             run.start_from(origin)
         run.plan()
         heartbeat.doing = "checking the data"
         checked = check(task, run.config, run.model, run.augment, findings) if state is None else None
-        if not resume:
-            run.begin()
-        if checked is not None:
-            if rank() == 0:
-                checked.write(folder)
-            report_findings(console, checked)
         try:
+            if not resume:
+                run.begin()
+            if checked is not None:
+                if rank() == 0:
+                    checked.write(folder)
+                report_findings(console, checked)
             return run.fit(state)
         except KeyboardInterrupt:
+            if not (folder / FILE).is_file():
+                raise
             kept = finished_epochs(folder)
-            what = (
-                f"{count(kept, 'finished epoch')} kept, one that had begun is lost" if kept else "no epoch had finished, so nothing is kept"
-            )
+            lost = "no epoch had finished, so of the run only its settings are kept"
+            what = f"{count(kept, 'finished epoch')} kept, one that had begun is lost" if kept else lost
             how = ("resume" if kept else "begin again") + " with" + " torchrun and" * (config.world_size > 1)
             raise KeyboardInterrupt(f"{what}\n{how}: {run.config.resume_command(folder)}") from None
 
@@ -246,7 +258,7 @@ class Run:
         self.transferred = asdict(found) | {"from": c.start_from, "hash": self.config.start_hash, "frozen": frozen}
         self.console.print(found.table(f"from {c.start_from}"))
         self.console.print(found.summary(), markup=False)
-        self.console.print(f"stem, first stage and batch norm of the backbone: {'frozen' if frozen else 'trained on'}")
+        self.console.print(self._backbone())
         theirs, ours = ((p.mean, p.std, p.interpolation) for p in (origin.preprocessing, self.detector.preprocessing))
         if theirs != ours:
             self.console.print(f"note: {c.start_from} had mean, standard deviation and interpolation {theirs}; here they are {ours}")
@@ -272,15 +284,23 @@ class Run:
         if c.pretrained:
             left = ", ".join(self.model.backbone.left_out)
             used = f"{BackboneWeights(**c.weights)}{f', without its {left}' if left else ''}"
-            self.console.print(f"backbone from {used}: stem, first stage and batch norm are frozen", markup=False)
-        elif not (c.start_from or c.freeze_backbone):
-            self.console.print("all layers of the backbone are trained, with batch norm as usual")
+            self.console.print(f"backbone from {used}", markup=False)
+        if not c.start_from:
+            self.console.print(self._backbone())
         costs = self.costs or (self.measure_costs() if c.length.minutes is None else None)
         for line in announcement(c, costs):
             self.console.print(line, markup=False, highlight=False)
         if rank() == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
             c.write(self.folder)
+
+    def _backbone(self) -> str:
+        """Which of its layers are trained."""
+        if not any(parameter.requires_grad for parameter in self.model.backbone.parameters()):
+            return "the backbone stays frozen"
+        if self.config.frozen or self.config.pretrained:
+            return "stem, first stage and batch norm of the backbone stay frozen, its other layers are trained"
+        return "all layers of the backbone are trained, with batch norm as usual"
 
     def fit(self, state: Path | None) -> Any:
         """Train from a state, or from the beginning."""

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from boxquery.augment import Augment
-from boxquery.auto import Choice
 from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult
 from boxquery.check.scenes import check_scenes
@@ -27,7 +26,7 @@ from boxquery.models.interface import Model
 from boxquery.report.run_files import scene_facts, write_evaluation
 from boxquery.report.scenes import write_scene_pictures
 from boxquery.scene_detector import SceneDetector
-from boxquery.training.config import RunConfig, TrainFlags
+from boxquery.training.config import RunConfig
 from boxquery.training.task import Closing, Task
 
 #: parts of the augmentation of images that scenes have, too
@@ -54,9 +53,6 @@ class SceneTask(Task[SceneDetector]):
     @property
     def val(self) -> SceneSplit:
         return self.data.splits["val"]
-
-    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, SceneDetector | None]:
-        raise UserError(f"{self.data.source} holds scenes of several cameras, for which no model is chosen yet; {self.remedy}")
 
     @property
     def remedy(self) -> str:

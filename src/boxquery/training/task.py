@@ -87,9 +87,9 @@ class Task(ABC, Generic[D]):
 
     # before the first step
 
-    @abstractmethod
     def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, D | None]:
-        """See ``boxquery.training.settings.automatic``. Raises ``UserError``."""
+        """See ``boxquery.training.settings.automatic``; asked only where a run may begin without a model's name. Raises ``UserError``."""
+        raise NotImplementedError
 
     def with_rate(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, list[str]]:
         """Flags with a learning rate that suits the data, of a model that is named, and the names of those that were chosen here."""
