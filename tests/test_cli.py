@@ -15,7 +15,7 @@ from rich.console import Console
 import boxquery as bq
 from boxquery.cli import app, run
 from boxquery.data.preprocessing import Preprocessing
-from boxquery.models import describe, differences
+from boxquery.models import describe, differences, list_scene_models
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = (
@@ -139,9 +139,10 @@ def test_wrong_input_is_one_line_and_status_2(words, said, capsys, tmp_path, mon
 
 def test_models_prints_the_family_and_each_difference(capsys):
     assert run(["models", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["models"]
-    assert [row["name"] for row in rows] == bq.list_models()
-    for row in rows:
+    known = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in known["models"]] == bq.list_models()
+    assert [row["name"] for row in known["scenes"]] == list_scene_models()
+    for row in known["models"] + known["scenes"]:
         assert "arXiv" in row["paper"]
         assert row["differs_from_detr_in"] == differences(row["name"]) != []
         for heading in ("Paper:", "Year:", "Licence:", "Differs from DETR in:"):
@@ -155,7 +156,7 @@ def test_models_is_readable_at_80_columns(capsys, monkeypatch):
     assert run(["models"]) == 0
     table, _, _ = capsys.readouterr().out.partition("size: ")
     assert max(map(len, table.splitlines())) <= 80
-    for name in bq.list_models():
+    for name in [*bq.list_models(), *list_scene_models()]:
         summary = describe(name).splitlines()[0].partition(": ")[2]
         assert {name, *summary.split()} <= set(table.split())
 

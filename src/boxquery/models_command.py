@@ -36,24 +36,26 @@ def models(name: str | None = None, /) -> CommandResult:
     table.add_column("in one line")
     for column in ("size", "AP", "epochs"):
         table.add_column(column, justify="right", no_wrap=True)
-    rows = [_model(each) for each in family]
-    for row in rows:
-        ap, epochs = re.findall(r"([\d.]+) AP in (\d+) epochs", row["published"])[0]
+    rows, scene_rows = ([_model(each) for each in names] for names in (family, scenes))
+    for row in rows + scene_rows:
+        ap, epochs = re.findall(r"([\d.]+) m?AP\b.*? in (\d+) epochs", row["published"])[0]
         table.add_row(f"[bold]{row['name']}[/bold]", row["summary"], f"{row['sizes']['paper']['parameters'] / 1e6:.0f} M", ap, epochs)
+        if row is rows[-1]:
+            table.add_section()
     text = (
         "\nsize: parameters of preset paper; AP: published for it on COCO val2017 after that many epochs (its page says with what).\n"
+        f"{', '.join(scenes)}: 3-D boxes in scenes of several cameras (docs/surround.md); their AP is mAP on nuScenes val.\n"
         f"{AUTO}, the default of train: {_AUTO}.\n"
-        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)};\n"
-        f"and those that find 3-D boxes in scenes of several cameras (docs/surround.md): {', '.join(scenes)}."
+        f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
     )
-    return CommandResult({"models": rows, "baselines": baselines, "scenes": scenes}, table, text)
+    return CommandResult({"models": rows, "scenes": scene_rows, "baselines": baselines}, table, text)
 
 
 def _model(name: str) -> dict[str, Any]:
     """What is known of a model: plain values."""
     lines = {key.lower().replace("-", "_"): value for key, value in facts(name).items()}
     values = {"name": name, "summary": describe(name).splitlines()[0].partition(": ")[2], **lines}
-    return {**values, "sizes": sizes(name), "differs_from_detr_in": differences(name)} if name in papers() else values
+    return {**values, "sizes": sizes(name), "differs_from_detr_in": differences(name)} if name not in list_baselines() else values
 
 
 def _size(count: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from tests.models.builders import create
 
 ROOT = Path(__file__).parents[2]
 FILES = {name: HERE / f"{name.replace('-', '_')}.py" for name in bq.list_models()}
+FILES |= {name: HERE / "scenes" / f"{name}.py" for name in list_scene_models()}
 AXES = ("Queries", "Encoder", "Cross-attention", "Refinement", "Matching")
 
 
@@ -48,7 +49,7 @@ def test_files_are_read_once(monkeypatch):
     monkeypatch.setattr(ast, "parse", None)
     assert (list_baselines(), list_scene_models()) == known
     assert create("detr").config["name"] == "detr"
-    assert bq.list_models() == list(FILES)
+    assert bq.list_models() + list_scene_models() == list(FILES)
 
 
 def test_papers_are_short():
@@ -57,7 +58,7 @@ def test_papers_are_short():
 
 
 def test_no_paper_imports_another():
-    modules = {f"boxquery.models.{path.stem}" for path in FILES.values()}
+    modules = {".".join(("boxquery", *path.relative_to(HERE.parent).with_suffix("").parts)) for path in FILES.values()}
     for path in FILES.values():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):

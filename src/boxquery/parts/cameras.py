@@ -46,19 +46,17 @@ class Cameras:
     def seen(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """[B, Q, 3] in metres -> the same places, and depths [B, V, Q] in metres along each camera's axis."""
         matrix = self.lidar2img.to(points.dtype)
-        with torch.autocast(points.device.type, enabled=False):
-            seen = points[:, None] @ matrix[..., :3, :3].transpose(2, 3) + matrix[..., None, :3, 3]
+        seen = times(matrix[..., :3, :3], points[:, None]) + matrix[..., None, :3, 3]
         return seen[..., :2] / seen[..., 2:].clamp(min=NEAR) / tensor_of(self.size[::-1], points), seen[..., 2]
 
     def rays(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Places (x, y) [B, V, N, 2] in [0, 1] of each view -> where its rays start, [B, V, 1, 3] in metres, and directions [B, V, N, 3]:
         the point at a depth is start + depth * direction."""
-        with torch.autocast(places.device.type, enabled=False):
-            matrix = self.lidar2img.to(places.dtype)
-            inverse = inverse_3x3(matrix[..., :3, :3]).transpose(2, 3)
-            pixels = places * tensor_of(self.size[::-1], places)
-            directions = torch.cat((pixels, torch.ones_like(pixels[..., :1])), -1) @ inverse
-            return -(matrix[..., None, :3, 3] @ inverse), directions
+        matrix = self.lidar2img.to(places.dtype)
+        inverse = inverse_3x3(matrix[..., :3, :3])
+        pixels = places * tensor_of(self.size[::-1], places)
+        directions = times(inverse, torch.cat((pixels, torch.ones_like(pixels[..., :1])), -1))
+        return -times(inverse, matrix[..., None, :3, 3]), directions
 
     def unproject(self, cells: tuple[int, int], depths: Tensor) -> Tensor:
         """Points [B, V, h, w, K, 3] in metres at K depths [K] on the ray of every cell's first pixel, cells being (h, w) per view."""
@@ -67,6 +65,12 @@ class Cameras:
         places = torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).flatten(0, 1)
         start, direction = self.rays(places.expand(*self.lidar2img.shape[:2], -1, -1))
         return (start[..., None, :] + depths[:, None] * direction[..., None, :]).unflatten(2, cells)
+
+
+def times(matrix: Tensor, points: Tensor) -> Tensor:
+    """Matrices [..., 3, 3] times each of the points [..., N, 3] that belong to them; without a matrix product, whose factors autocast and
+    TF32 would round."""
+    return (matrix[..., None, :, :] * points[..., None, :]).sum(-1)
 
 
 def inverse_3x3(matrix: Tensor) -> Tensor:
