@@ -20,17 +20,20 @@ class SceneTokens(nn.Module):
 
     Args:
         position: ``(cameras, cells) -> [B, V, h, w, D]`` of a level with so many cells (h, w) per view; None: cells have no position.
+        norm: of the tokens [B, S, D], position not included; None: as the maps are.
     """
 
-    def __init__(self, position: nn.Module | None = None):
+    def __init__(self, position: nn.Module | None = None, norm: nn.Module | None = None):
         super().__init__()
-        self.position = position
+        self.position, self.norm = position, norm
 
     def forward(self, maps: Sequence[Tensor], cameras: Cameras) -> Memory:
         """maps [B * V, D, h, w] of each level, a scene's views one after the other."""
         batch, views = cameras.lidar2img.shape[:2]
         cells = [(m.shape[-2], m.shape[-1]) for m in maps]
         tokens = torch.cat([m.unflatten(0, (batch, views)).permute(0, 1, 3, 4, 2).flatten(1, 3) for m in maps], 1)
+        if self.norm is not None:
+            tokens = self.norm(tokens)
         position = None if self.position is None else torch.cat([self.position(cameras, each).flatten(1, 3) for each in cells], 1)
         exact = torch.promote_types(tokens.dtype, torch.float32)
         height, width = cameras.size

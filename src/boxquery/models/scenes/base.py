@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor
@@ -169,25 +168,25 @@ SMALL_SCENES: dict[str, Any] = {
     "two_stage": True, "decoder_layers": 3, "hidden_dim": 128, "heads": 4, "ffn_dim": 256, "dropout": 0.0, "class_loss": "mal",
 }  # fmt: skip
 
-#: of "small" and "tiny": nothing is thrown away where maps shrink, so that what is left of a place in them is finer than a cell; and blocks
-#: learn from the first step on
-FINE: dict[str, Any] = {"replace_stem_pool": True, "avg_down": True, "zero_init_last": False}
+#: of "small" and "tiny": nothing is thrown away where maps shrink, so that what is left of a place in them is finer than a cell; blocks
+#: learn from the first step on; norms are of each image alone, since a step has those of one scene, whose statistics hold for no other
+FINE: dict[str, Any] = {"replace_stem_pool": True, "avg_down": True, "zero_init_last": False, "norm_layer": "groupnorm1"}
 
 #: a stem of half the width of "small", and a last stage no wider than the one before
 TINY_BACKBONE: dict[str, Any] = {**NARROW_RESNET10, "channels": (32, 64, 128, 128), "stem_width": 8}
 
 
-def presets(options: SceneOptions, recipe: Recipe, backbone: Mapping[str, Any] = MappingProxyType({}), **own: Any) -> dict[str, Preset]:
+def presets(options: SceneOptions, recipe: Recipe, lr: float, **own: Any) -> dict[str, Preset]:
     """A paper's sizes: "paper", and "small" and "tiny", which are ours.
 
     Args:
-        backbone: of "small" and "tiny", beside ``FINE``.
+        lr: of "small" and "tiny", of all but the backbone.
         own: options of "small" and "tiny" beside ``SMALL_SCENES``.
     """
     small = replace(options, **{**SMALL_SCENES, **own})
-    ours = replace(TINY_DATA, image_size=96, batch_size=1, lr=3e-3, backbone_lr=3e-3, clip=1.0, ema=0.998)
+    ours = replace(TINY_DATA, image_size=96, batch_size=1, lr=lr, backbone_lr=3e-3, clip=1.0, ema=0.998)
     return {
         "paper": Preset(options, recipe),
-        "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18, **FINE, **backbone),
-        "tiny": narrow(replace(small, num_queries=50, decoder_layers=2, hidden_dim=96), ours, **TINY_BACKBONE, **FINE, **backbone),
+        "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18, **FINE),
+        "tiny": narrow(replace(small, num_queries=50, decoder_layers=2, hidden_dim=96), ours, **TINY_BACKBONE, **FINE),
     }

@@ -51,9 +51,7 @@ class DETR3DOptions(SceneOptions):
         check_least(1, cameras=self.cameras)
 
 
-#: norms of each image alone: a step of "small" and "tiny" has the images of one scene, whose statistics hold for no other (docs/LOG.md)
-NORMS = {"norm_layer": "groupnorm1"}
-PRESETS = presets(DETR3DOptions(), replace(RECIPE, image_size=900), backbone=NORMS, levels=3)
+PRESETS = presets(DETR3DOptions(), replace(RECIPE, image_size=900), lr=3e-3, levels=3)
 
 
 def refine_centre(state: QueryState, prediction: Prediction, head: Head) -> QueryState:

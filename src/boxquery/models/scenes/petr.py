@@ -35,17 +35,21 @@ from boxquery.parts.weights import BackboneWeights
 class PETROptions(SceneOptions):
     """``levels``: of the pyramid, whose finest alone is attended to (2: stride 16, 3: stride 8).
     ``depths``: points on each cell's ray.
+    ``token_norm``: a layer norm of what cells hold, before anything reads it; False: as published, for a backbone that starts from weights.
     """
 
     levels: int = 2
     depths: int = 64
+    token_norm: bool = False
 
     def check(self) -> None:
         super().check()
         check_least(1, depths=self.depths)
 
 
-PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), levels=3, depths=16)
+#: "small" and "tiny", from random weights: maps grow until what cross-attention adds hides the queries, unless they are normed, and so does
+#: the decoder at the rate that the backbone needs (docs/LOG.md)
+PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), lr=5e-4, levels=3, depths=16, token_norm=True)
 
 
 def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -> SceneTransformer:
@@ -53,7 +57,7 @@ def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -
     # image: the finest map of a pyramid, one 1x1 convolution, positions from the cameras
     backbone = pyramid_body(o, weights, o.levels)
     neck = FeaturePyramid(backbone.channels, dim, finest=True)
-    tokens = SceneTokens(RayPosition(dim, o.area, o.depths))
+    tokens = SceneTokens(RayPosition(dim, o.area, o.depths), nn.LayerNorm(dim) if o.token_norm else None)
     # cross-attention: every query attends to every cell of every camera
     layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), lambda layer: DenseAttention(dim, o.heads, o.dropout))
     reset_transformer(*layers)
