@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: the one that needed the fewest images (docs/convergence)
 MODEL = "deformable-detr"
+#: of scenes of several cameras
+SCENE_MODEL = "petr"
 #: up to so many images are called few
 FEW = 500
 
@@ -166,6 +168,11 @@ class Choice:
     def flags(self) -> dict[str, Any]:
         """By the names of the flags."""
         return {name: value for name, value in vars(self).items() if name not in ("chosen", "lines")}
+
+
+def scene_preset(device: str) -> str:
+    """The preset of ``SCENE_MODEL`` on a device."""
+    return DEFAULT_PRESET if device == "cuda" else "tiny"
 
 
 def choose(facts: DataFacts, processor: Processor, given: Given) -> Choice:

@@ -85,14 +85,17 @@ def test_the_saved_model_has_the_numbers_of_the_run(finished):
         detector.predict(larger[:2], split[0].lidar2img)
 
 
-def test_a_model_must_be_named_before_anything_is_read(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("boxquery.training.fit.open_scenes", None)
-    assert command_line(["train", "surround", "--out", str(tmp_path / "run")]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(
-        "error: surround holds scenes of several cameras, for which no model is chosen yet; name one with --model: detr3d"
-    )
-    assert not (tmp_path / "run").exists()
+def test_a_model_is_chosen_where_none_is_named(tmp_path, capsys):
+    flags = ["--epochs", "1", "--batch-size", "4", "--image-size", "32", "--pretrained", "none"]
+    assert command_line(["train", DATA, *flags, "--out", str(tmp_path / "run")]) == 0
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    size, queries = ("small", 100) if config["device"] == "cuda" else ("tiny", 50)
+    assert (config["model"], config["preset"]) == ("petr", size)
+    assert {"model", "preset"} <= set(config["chosen"])
+    assert f"auto: petr {size}: " in capsys.readouterr().err
+    status, out, _ = said(capsys, ["check", DATA])
+    assert status == 0
+    assert f"the model predicts at most {queries}" in out
 
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(finished, tmp_path, monkeypatch):
@@ -165,7 +168,6 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
     capsys.readouterr()
     for words, message in (
         (["train", DATA, "--model", "detr"], "model 'detr' finds boxes in images, and this is about scenes"),
-        (["train", DATA], "name one with --model: detr3d or petr"),
         (["train", "shapes", "--model", "petr"], "model 'petr' finds 3-D boxes in scenes of several cameras"),
         (["train", DATA, "--model", "petr", "--images", "x"], "--images: is of images"),
         (["train", DATA, "--model", "petr", "--augment", "mosaic=1"], "augment: mosaic is of images"),

@@ -17,9 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
 from boxquery.augment import augment_parts, augmentation
-from boxquery.auto import DataFacts, Given, choose
+from boxquery.auto import SCENE_MODEL, DataFacts, Given, choose, scene_preset
 from boxquery.data.scenes.open import holds_scenes, only_images
-from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import AUTO, DEFAULT_PRESET, Augmentation, Options, Switch, check_seed
 from boxquery.limits import check_above_zero
@@ -141,7 +140,7 @@ def check(
     if holds_scenes(data):
         only_images({"images": images, "annotations": annotations, "augment": augment, "image_size": image_size, "epochs": epochs}, data)
         with _progress_bar() as progress:
-            return _check_scenes(data, model, preset or DEFAULT_PRESET, options or {}, overfit, out, strict, seed, progress)
+            return _check_scenes(data, model, preset, options or {}, overfit, out, strict, seed, progress)
     if model != AUTO:
         check_image_model(model)
         known_preset(model, flags["preset"])  # a misspelt name is refused before the data is read
@@ -178,17 +177,19 @@ def check(
 
 
 def _check_scenes(
-    data: str, model: str, preset: str, options: dict[str, Any], overfit: bool, out: Path | None, strict: bool, seed: int,
+    data: str, model: str, preset: str | None, options: dict[str, Any], overfit: bool, out: Path | None, strict: bool, seed: int,
     progress: Callable[[str, int, int], Any],
 ) -> ShownCheck:  # fmt: skip
     """The same of scenes of several cameras."""
     from boxquery.check.scenes import check_scenes
     from boxquery.data.scenes.open import open_scenes
-    from boxquery.models import check_scene_model, list_scene_models
+    from boxquery.device import choose_device
+    from boxquery.models import check_scene_model
     from boxquery.models import preset as known_preset
 
     if model == AUTO:
-        raise UserError(f"{data} holds scenes of several cameras: name a model with --model: {' or '.join(list_scene_models())}")
+        model, preset = SCENE_MODEL, preset or scene_preset(choose_device("auto"))
+    preset = preset or DEFAULT_PRESET
     check_scene_model(model)
     queries = known_preset(model, preset).options.num_queries
     opened = open_scenes(data, strict=strict)

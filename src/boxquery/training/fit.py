@@ -31,7 +31,7 @@ from boxquery.evaluation.predictions import drop_unreadable, warn_skipped
 from boxquery.files import write_json
 from boxquery.flags import OUR_PRESETS
 from boxquery.model_folder import Loaded
-from boxquery.models import check_image_model, check_scene_model, list_scene_models, preset
+from boxquery.models import check_image_model, check_scene_model, preset
 from boxquery.models.recipes import recipe_of
 from boxquery.parts.weights import BackboneWeights
 from boxquery.progress import stderr_console
@@ -60,13 +60,8 @@ Opener = Callable[[Any, RunFlags], tuple[Task[Any], list[Finding]]]
 def open_task(source: Any, flags: RunFlags) -> tuple[Task[Any], list[Finding]]:
     """What is learned from data is decided by what they hold. Raises ``UserError``."""
     scenes = isinstance(source, SceneData) or (not isinstance(source, Data) and holds_scenes(source))
-    if scenes and flags.named_model is None:
-        name = source.source if isinstance(source, SceneData) else source
-        raise UserError(
-            f"{name} holds scenes of several cameras, for which no model is chosen yet; name one with --model: "
-            f"{' or '.join(list_scene_models())}"
-        )
-    (check_scene_model if scenes else check_image_model)(flags.model)
+    if flags.named_model is not None:
+        (check_scene_model if scenes else check_image_model)(flags.model)
     if isinstance(source, AnyData):
         return SceneTask(source) if isinstance(source, SceneData) else ImageTask(source), []
     if scenes:
@@ -158,10 +153,10 @@ def _new_config(data: str, requested: TrainFlags, task: Task, console: Console, 
     if requested.named_model is not None:
         requested, chosen = task.with_rate(requested, _line(console))
         return resolve(data, requested, chosen, origin), origin
-    requested, choice, origin = task.automatic(requested, _line(console))
-    for line in choice.lines:
+    requested, chosen, lines, origin = task.automatic(requested, _line(console))
+    for line in lines:
         console.print(line, markup=False)
-    return resolve(data, requested, choice.chosen, origin), origin
+    return resolve(data, requested, chosen, origin), origin
 
 
 def _line(console: Console) -> Callable[[str], None]:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from boxquery.augment import Augment
-from boxquery.auto import Choice
 from boxquery.check.feasibility import FeasibilityPlan, drops_queries
 from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult, run_checks
@@ -32,7 +31,7 @@ from boxquery.models.interface import Model
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import data_facts, write_analysis, write_evaluation
 from boxquery.training.config import RunConfig, TrainFlags
-from boxquery.training.settings import automatic, with_rate
+from boxquery.training.settings import Automatic, automatic, with_rate
 from boxquery.training.task import Closing, Task
 
 
@@ -53,7 +52,7 @@ class ImageTask(Task[Detector]):
     def val(self) -> Split:
         return self.data.splits["val"]
 
-    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, Detector | None]:
+    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> Automatic:
         return automatic(requested, self.data, say)
 
     def with_rate(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, list[str]]:

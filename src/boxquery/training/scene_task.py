@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,23 +11,27 @@ from typing import Any
 import numpy as np
 
 from boxquery.augment import Augment
+from boxquery.auto import SCENE_MODEL, scene_preset
 from boxquery.check.findings import Finding
 from boxquery.check.run_checks import CheckResult
 from boxquery.check.scenes import check_scenes
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.scenes.loading import SceneAugment, SceneDataset, SceneResizeTransform, collate_scenes
 from boxquery.data.scenes.records import SceneData, SceneDetections, SceneRecord, SceneSplit
+from boxquery.device import choose_device
 from boxquery.errors import UserError
 from boxquery.evaluation.fixed_boxes import evaluate_fixed_boxes, fixed_boxes, fixed_boxes_note
 from boxquery.evaluation.nuscenes import DISTANCES, evaluate_scenes
 from boxquery.evaluation.scene_predictions import ScenesFound, predict_scenes
 from boxquery.model_folder import load_scenes
 from boxquery.models import list_scene_models
+from boxquery.models import preset as known_preset
 from boxquery.models.interface import Model
 from boxquery.report.run_files import scene_facts, write_evaluation
 from boxquery.report.scenes import write_scene_pictures
 from boxquery.scene_detector import SceneDetector
-from boxquery.training.config import RunConfig
+from boxquery.training.config import RunConfig, TrainFlags
+from boxquery.training.settings import Automatic
 from boxquery.training.task import Closing, Task
 
 #: parts of the augmentation of images that scenes have, too
@@ -53,6 +58,12 @@ class SceneTask(Task[SceneDetector]):
     @property
     def val(self) -> SceneSplit:
         return self.data.splits["val"]
+
+    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> Automatic:
+        size = requested.preset or scene_preset(choose_device(requested.device))
+        known_preset(SCENE_MODEL, size)
+        line = f"auto: {SCENE_MODEL} {size}: it takes any number of cameras; all else is as the preset has it (--model, --preset)"
+        return Automatic(replace(requested, model=SCENE_MODEL, preset=size), ["model"] + ["preset"] * (requested.preset is None), [line])
 
     @property
     def remedy(self) -> str:

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from boxquery.augment import augment_parts, name_of
-from boxquery.auto import Choice, DataFacts, Given, choose, fit_rate
+from boxquery.auto import DataFacts, Given, choose, fit_rate
 from boxquery.data.dataset import Data
-from boxquery.detector import Detector
 from boxquery.device import Processor, choose_device, choose_precision, default_workers
 from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, from_shapes, tune
@@ -31,8 +30,18 @@ def check_names(requested: TrainFlags) -> None:
         preset(requested.model, requested.preset or DEFAULT_PRESET)
 
 
-def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, Detector | None]:
-    """Flags with what ``auto`` chooses for the data and this machine in place of those that were not given, and what the run starts from.
+class Automatic(NamedTuple):
+    """What ``auto`` chose: ``flags`` with it in place of those that were not given, names of the ``chosen`` ones, ``lines`` that say so,
+    and the ``origin`` that the run starts from, if there is one."""
+
+    flags: TrainFlags
+    chosen: list[str]
+    lines: list[str]
+    origin: Any = None
+
+
+def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> Automatic:
+    """What ``auto`` chooses for the data and this machine.
 
     Of several processes only the first one looks for a start, see ``boxquery.training.fit``. Raises ``UserError``.
     """
@@ -48,12 +57,13 @@ def automatic(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> t
             say(f"note: no weights trained on COCO to start from: {error}")
         else:
             choice = tune(facts, processor, asked, *start)
-            return like(origin, replace(requested, **choice.flags())), choice, origin
+            return Automatic(like(origin, replace(requested, **choice.flags())), choice.chosen, choice.lines, origin)
     choice = choose(facts, processor, asked)
     if requested.pretrained == "auto":
         choice = from_shapes(choice, asked, data.source)
     chosen = {name: value for name, value in choice.flags().items() if value is not None}
-    return replace(requested, **chosen), choice, load(choice.start_from) if choice.start_from else None
+    origin = load(choice.start_from) if choice.start_from else None
+    return Automatic(replace(requested, **chosen), choice.chosen, choice.lines, origin)
 
 
 def with_rate(requested: TrainFlags, data: Data, say: Callable[[str], Any]) -> tuple[TrainFlags, list[str]]:

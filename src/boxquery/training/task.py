@@ -22,8 +22,8 @@ from boxquery.parts.weights import BackboneWeights
 from boxquery.training.config import RunConfig, TrainFlags
 
 if TYPE_CHECKING:
-    from boxquery.auto import Choice
     from boxquery.evaluation.alignment import Alignment
+    from boxquery.training.settings import Automatic
 
 
 class Trained(Protocol):
@@ -87,7 +87,7 @@ class Task(ABC, Generic[D]):
 
     # before the first step
 
-    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> tuple[TrainFlags, Choice, D | None]:
+    def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> Automatic:
         """See ``boxquery.training.settings.automatic``; asked only where a run may begin without a model's name. Raises ``UserError``."""
         raise NotImplementedError
 
