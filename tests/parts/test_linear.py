@@ -9,6 +9,7 @@ import torch
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from boxquery.parts import linear as module
 from boxquery.parts.backbone import Backbone
@@ -40,6 +41,29 @@ def test_a_product_and_its_gradients(library, bias, outputs):
     torch.testing.assert_close(ours, expected)
     torch.testing.assert_close(gradients(ours, *inputs), gradients(expected, *inputs))
     torch.testing.assert_close(linear(x, weight.detach(), None), F.linear(x, weight))
+
+
+class Strides(TorchDispatchMode):
+    """Strides of what oneDNN's product is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.mkldnn._linear_pointwise.default:
+            self.seen += [t.stride() for t in args[:2]]
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("library", [True], indirect=True)
+def test_expanded_tensors_are_copied_for_onednn_which_is_slow_on_them(library):
+    x, weight = torch.randn(20), torch.randn(40, 20, requires_grad=True)
+    with Strides() as strides:
+        linear(x.expand(2, 30, 20).requires_grad_(), weight).sum().backward()  # whose gradient is expanded, too
+    assert len(strides.seen) == 6
+    assert not any(0 in stride for stride in strides.seen)
+    torch.testing.assert_close(weight.grad, (60 * x).expand(40, 20))
 
 
 @pytest.mark.parametrize("order", [torch.channels_last, torch.contiguous_format])
