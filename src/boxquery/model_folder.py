@@ -136,6 +136,17 @@ def find_folder(source: str | Path, *, download: bool = False, say: Callable[[st
         raise Unavailable(f"{source}: no such folder here, and as a hub id: {error}") from error
 
 
+def holds_scene_model(folder: Path) -> bool:
+    """Whether a run or model folder is of a model of scenes of several cameras, without loading it; no where that cannot be read."""
+    for path in (folder / "model" / CONFIG, folder / CONFIG):
+        if path.is_file():
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))["model"]["name"] in list_scene_models()
+            except (OSError, ValueError, RecursionError, KeyError, TypeError):  # what loads it says so
+                return False
+    return False
+
+
 def bundled(name: str) -> Path:
     """Where a model that comes with the library is; benchmarks/bundled.py makes it."""
     return Path(__file__).parent / BUNDLED[name]

@@ -60,6 +60,25 @@ def test_numbers_come_with_their_conditions(model, photos, capsys):
     assert {"boxquery", "python", "torch"} <= known["versions"].keys()
 
 
+@pytest.fixture(scope="module")
+def scene_model(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    made = bq.create_model("petr", classes=2, preset="tiny", hidden_dim=32, heads=4, num_queries=5, depths=4)
+    return str(
+        bq.SceneDetector(made, ["cat", "owl"], [1, 2], Preprocessing(48), (60, 100)).save(tmp_path_factory.mktemp("scenes") / "model")
+    )
+
+
+def test_scenes_are_measured_as_images_are(scene_model, capsys):
+    words = ["benchmark", scene_model, "--runs", "3", "--batch-size", "2", "--threads", "1", "--precision", "fp32", "--runtimes", "pytorch"]
+    assert run([*words, "--images", "surround:val=3,width=64", "--device", "cpu", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (row,), known = told["runtimes"], told["conditions"]
+    assert (row["runs"], told["unit"], known["images"], known["input_sizes"]) == (3, "scene", "3 scenes of 6 cameras", [[48, 80]])
+    assert row["scenes_per_second"] == pytest.approx(2000 / row["latency_ms"]["median"], rel=0.01)
+    assert min(row["parts_ms"].values()) > 0
+
+
 @pytest.mark.parametrize(("ending", "name"), [(".onnx", "onnxruntime"), (".xml", "openvino")])
 def test_an_exported_file_is_measured_in_its_own_runtime_and_precision(ending, name, photos, tmp_path, capsys):
     file = handmade.write(tmp_path / f"model{ending}", size=[64, 96])
@@ -116,6 +135,8 @@ def test_a_row_has_medians_percentiles_and_the_parts(model, photos):
     ("words", "says"),
     [
         (["detr", "--preset", "huge"], "huge"),
+        (["petr", "--images", "notes.png"], "notes.png: no folder v1.0-mini"),
+        (["petr", "--images", "surround", "--images", "shapes"], "--images shapes: of a model of scenes, one data set at a time"),
         (["dert"], "dert: no such folder"),
         (["detr", "--precision", "int9"], "--precision int9: choose among fp32, bf16, fp16, int8"),
         (["detr", "--runtimes", "tensorrt"], "--runtimes tensorrt: choose among pytorch, onnxruntime, openvino"),

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from boxquery.benchmark import machine
 from boxquery.benchmark.measure import Measured, measure
-from boxquery.benchmark.plan import Wanted, plan
-from boxquery.benchmark.process import PARTS, WARM_UP, Job
+from boxquery.benchmark.plan import CAMERA, Wanted, plan, takes_scenes
+from boxquery.benchmark.process import PARTS, WARM_UP, Job, SceneFiles
 from boxquery.data.images import Header, read_header
 from boxquery.errors import UserError, count
 from boxquery.flags import Device, Switch
@@ -46,7 +46,7 @@ class BenchmarkResult:
 
     def show(self) -> None:
         console = Console(highlight=False)
-        console.print(_table(self.values["runtimes"]))
+        console.print(_table(self.values["runtimes"], self.values["unit"]))
         for line in _lines(self.values):
             console.print(line, markup=False, soft_wrap=not console.is_terminal)
 
@@ -77,9 +77,10 @@ def benchmark(
             gives random weights.
         preset: Preset of a model that is named. Default: small.
         image_size: Short side of the model's input in pixels. Default: that of its training.
-        batch_size: Images that are predicted together.
+        batch_size: Images, or scenes of several cameras, that are predicted together.
         threads: CPU threads per runtime. Default: one per physical core.
-        images: Image files, folders or globs, separated by commas; at most 64 are used. Default: a built-in scene of 640 x 480 pixels.
+        images: Image files, folders or globs, separated by commas; of a model of several cameras nuScenes' folder, or the word
+            ``surround``. At most 64 images are used. Default: a built-in scene of 640 x 480 pixels, or of six cameras of 800 x 480.
         runs: Timed predictions per runtime. Default: as many as fit into the minutes.
         minutes: Duration of the timed predictions of all runtimes together, without loading and warming up. Default: 0.5.
         precision: What to compute in, separated by commas: fp32, fp16, bf16, int8. Default: fp32, and bf16 where the hardware has it.
@@ -97,7 +98,8 @@ def benchmark(
     seconds = 60 * minutes if minutes is not None else 60 * MINUTES if runs is None else None
     wanted = Wanted.of(runtimes, precision)
     with TemporaryDirectory(prefix="boxquery-benchmark-") as folder:
-        pictures = _pictures(images, Path(folder), say)
+        scenes = takes_scenes(run, download=download, say=say)
+        pictures = _scenes(images, Path(folder)) if scenes else _pictures(images, Path(folder), say)
         make = partial(Job, threads=threads, image_size=image_size, batch_size=batch_size, images=pictures)
         jobs, left_out = plan(run, preset, wanted, make, Path(folder), device=device, download=download, say=say)
         found = [*measure(jobs, runs, seconds, say), *left_out]
@@ -111,9 +113,10 @@ def benchmark(
         {
             "model": run,
             "preset": preset,
+            "unit": "scene" if scenes else "image",
             "runtimes": [each.row() for each in done],
             "failed": [{"runtime": each.job.runtime, "precision": each.job.precision, "why": each.failed} for each in failed],
-            "conditions": _conditions(done, images is None, len(pictures), load),
+            "conditions": _conditions(done, _described(pictures, built_in=images is None), load),
         }
     )
 
@@ -145,7 +148,38 @@ def _pictures(sources: Sequence[str] | None, folder: Path, say: Callable[[str], 
     return tuple(readable)
 
 
-def _conditions(done: Sequence[Measured], scene: bool, images: int, load: float | None) -> dict[str, Any]:
+def _scenes(sources: Sequence[str] | None, folder: Path) -> tuple[SceneFiles, ...]:
+    """The scenes that are predicted; the images of built-in ones are written as files. Raises ``UserError`` for other data."""
+    from boxquery.data.scenes.open import open_scenes
+
+    if sources is not None and len(sources) > 1:
+        raise UserError(f"--images {sources[1]}: of a model of scenes, one data set at a time")
+    data = open_scenes(sources[0] if sources else f"surround:train=1,val=1,test=1,width={CAMERA[0]}")
+    split = next(data.splits[name] for name in ("val", *data.splits) if name in data.splits and len(data.splits[name]))
+    found: list[SceneFiles] = []
+    for i, scene in enumerate(split):
+        if (len(found) + 1) * len(scene.cameras) > MOST_IMAGES:
+            break
+        paths = scene.paths
+        if paths is None:
+            paths = tuple(folder / f"{i}-{camera}.jpg" for camera in scene.cameras)
+            for path, image in zip(paths, split.read(i), strict=True):
+                image.save(path, quality=90)
+        found.append(SceneFiles(paths, scene.lidar2img))
+    return tuple(found)
+
+
+def _described(pictures: Sequence[Path | SceneFiles], *, built_in: bool) -> str:
+    """What is looked at, in words."""
+    first = pictures[0]
+    if isinstance(first, SceneFiles):
+        cameras = f"of {len(first.images)} cameras"
+        width, height = CAMERA
+        return f"a built-in scene {cameras}, {width} x {height} pixels" if built_in else f"{count(len(pictures), 'scene')} {cameras}"
+    return f"a built-in scene of {SCENE[0]} x {SCENE[1]} pixels" if built_in else count(len(pictures), "image")
+
+
+def _conditions(done: Sequence[Measured], described: str, load: float | None) -> dict[str, Any]:
     """What the numbers hold for: plain values."""
     job, ready = done[0].job, [each.ready for each in done if each.ready]
     inputs = ready[0].inputs
@@ -154,16 +188,16 @@ def _conditions(done: Sequence[Measured], scene: bool, images: int, load: float 
         "load": load,
         "threads": job.threads,
         "batch_size": job.batch_size,
-        "images": f"a built-in scene of {SCENE[0]} x {SCENE[1]} pixels" if scene else count(images, "image"),
+        "images": described,
         "input_sizes": [list(size) for size in inputs],
         "warm_up": WARM_UP,
         "versions": machine.versions() | {name: version for each in ready for name, version in each.versions.items()},
     }
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[dict[str, Any]], unit: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column in ("runtime", "ms", "p95", "CPU ms", "images/s", *("pre", "model", "post"), "MB"):
+    for column in ("runtime", "ms", "p95", "CPU ms", f"{unit}s/s", *("pre", "model", "post"), "MB"):
         table.add_column(column, justify="left" if column == "runtime" else "right", no_wrap=True)
     for row in rows:
         place = "" if row["device"] == "cpu" else f", {row['device']}"
@@ -171,7 +205,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
         times = row["latency_ms"]["median"], row["latency_ms"]["p95"], row["cpu_ms"]["all"]
         parts = (row["parts_ms"][part] for part in PARTS)
         table.add_row(
-            f"{row['runtime']} {row['precision']}{place}", *map(_number, times), _number(row["images_per_second"]), *map(_number, parts),
+            f"{row['runtime']} {row['precision']}{place}", *map(_number, times), _number(row[f"{unit}s_per_second"]), *map(_number, parts),
             "-" if memory is None else f"{memory:,.0f}",
         )  # fmt: skip
     return table

@@ -34,7 +34,7 @@ class Measured:
     failed: str = ""
 
     def row(self) -> dict[str, Any]:
-        """Milliseconds, images per second and megabytes: plain values. The parts and CPU time are medians."""
+        """Milliseconds, images (or scenes) per second and megabytes: plain values. The parts and CPU time are medians."""
         wall, cpu = (1000 * np.array([getattr(timing, clock) for timing in self.timings]) for clock in ("wall", "cpu"))
         memory = self.memory or Memory(None, None)
         total = wall.sum(1)
@@ -44,7 +44,7 @@ class Measured:
             "device": self.job.device,
             "runs": len(wall),
             "latency_ms": {"median": _ms(np.median(total)), "p95": _ms(np.percentile(total, 95))},
-            "images_per_second": round(1000 * self.job.batch_size / float(np.median(total)), 3),
+            f"{'scenes' if self.job.scenes else 'images'}_per_second": round(1000 * self.job.batch_size / float(np.median(total)), 3),
             "parts_ms": {part: _ms(value) for part, value in zip(PARTS, np.median(wall, 0), strict=True)},
             "cpu_ms": {"all": _ms(np.median(cpu.sum(1)))} | {p: _ms(v) for p, v in zip(PARTS, np.median(cpu, 0), strict=True)},
             "memory_mb": None if memory.process is None else round(memory.process / 1e6, 1),

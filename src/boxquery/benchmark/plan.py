@@ -11,10 +11,12 @@ from typing import Self
 from boxquery.benchmark.measure import Measured
 from boxquery.benchmark.process import Job
 from boxquery.errors import UserError
-from boxquery.flags import DEFAULT_PRESET, check_model
+from boxquery.flags import DEFAULT_PRESET
 
 #: classes of a model that is named, as many as COCO has
 CLASSES = 80
+#: width and height of the images of a built-in scene of several cameras
+CAMERA = (800, 480)
 #: by runtime what it can compute in
 PRECISIONS = {
     "pytorch": ("fp32", "bf16"),
@@ -103,29 +105,44 @@ def plan(
 
 def _of_file(file: Path, make: Callable[..., Job]) -> Job:
     """An exported file, opened once to know its precision. Raises ``UserError``."""
-    from boxquery import runtime
+    from boxquery.runtime.engines import open_file
 
     runtime_name = next(name for name, ending in ENDINGS.items() if ending == file.suffix)
-    return make(runtime_name, runtime.load(file, device="cpu").record.precision, str(file), "cpu")
+    return make(runtime_name, open_file(file, "cpu", None).record.precision, str(file), "cpu")
 
 
 def _export(source: str, file: Path, precision: str) -> None:
     """For any size and batch, as ``boxquery export`` does it. Raises ``UserError``."""
     from boxquery.export.writer import export
-    from boxquery.model_folder import load
+    from boxquery.model_folder import open_model
 
-    export(load(source), file, precision=precision)
+    export(open_model(source), file, precision=precision)
+
+
+def takes_scenes(run: str, *, download: bool, say: Callable[[str], None]) -> bool:
+    """Whether what is to be measured takes scenes of several cameras. Raises ``UserError`` for a source that is none."""
+    from boxquery.models import list_baselines, list_models, list_scene_models
+
+    file = Path(run)
+    if file.suffix in ENDINGS.values():
+        from boxquery.runtime.engines import open_file
+
+        return file.is_file() and open_file(file, "cpu", None).record.scenes is not None
+    if not file.is_dir() and run in [*list_models(), *list_baselines(), *list_scene_models()]:
+        return run in list_scene_models()
+    from boxquery.model_folder import find_folder, holds_scene_model
+
+    return holds_scene_model(find_folder(run, download=download, say=say))
 
 
 def _source(run: str, preset: str | None, folder: Path, download: bool, say: Callable[[str], None]) -> str:
     """The run or model folder to load; a model that is named is made and saved. Raises ``UserError``."""
-    from boxquery.models import check_image_model, list_baselines, list_models
+    from boxquery.models import list_baselines, list_models, list_scene_models
 
-    check_image_model(run)
-    if run not in [*list_models(), *list_baselines()] or Path(run).is_dir():
+    if run not in [*list_models(), *list_baselines(), *list_scene_models()] or Path(run).is_dir():
         if preset is not None:
-            raise UserError(f"--preset {preset}: {run} has its own; a preset is of a model's name: {', '.join(list_models())}")
-        check_model(run)
+            names = ", ".join([*list_models(), *list_scene_models()])
+            raise UserError(f"--preset {preset}: {run} has its own; a preset is of a model's name: {names}")
         from boxquery.model_folder import find_folder
 
         return str(find_folder(run, download=download, say=say))
@@ -136,11 +153,14 @@ def _source(run: str, preset: str | None, folder: Path, download: bool, say: Cal
     from boxquery.model_folder import save
     from boxquery.models import create_model
     from boxquery.models import preset as preset_of
+    from boxquery.scene_detector import SceneDetector
 
     preset = preset or DEFAULT_PRESET
     torch.manual_seed(0)
     recipe = preset_of(run, preset).recipe
-    model = create_model(run, classes=CLASSES, preset=preset)
-    preprocessing = Preprocessing.of(recipe.image_size, square=recipe.square, normalize=recipe.normalize)
+    names = [f"class {i}" for i in range(CLASSES)]
+    model = create_model(run, classes=names, preset=preset)
+    parts = model, names, range(CLASSES), Preprocessing.of(recipe.image_size, square=recipe.square, normalize=recipe.normalize)
+    made = SceneDetector(*parts, (CAMERA[1], CAMERA[0])) if run in list_scene_models() else Detector(*parts)
     say(f"note: {run}, preset {preset}, {CLASSES} classes, with random weights: as fast as a trained one, but it detects nothing")
-    return str(save(Detector(model, [f"class {i}" for i in range(CLASSES)], range(CLASSES), preprocessing), folder / "model"))
+    return str(save(made, folder / "model"))

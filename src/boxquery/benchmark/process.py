@@ -10,25 +10,35 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
+
+import numpy as np
 
 from boxquery.data.images import Header, read_header
 from boxquery.errors import UserError
+from boxquery.runtime.predictor import Predictor
+from boxquery.runtime.scene_predictor import ScenePredictor
 
-if TYPE_CHECKING:
-    from boxquery.runtime.predictor import Predictor
-
+T = TypeVar("T")
 #: predictions before the first that counts: they allocate memory and choose kernels
 WARM_UP = 3
 PARTS = ("preprocessing", "model", "postprocessing")
+
+
+class SceneFiles(NamedTuple):
+    """The images of V cameras, and their calibration [V, 4, 4]."""
+
+    images: tuple[Path, ...]
+    lidar2img: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,8 @@ class Job:
         device: where it runs.
         threads: of its operators.
         image_size: short side of the model's input; None: the model's own.
-        batch_size: images that are predicted together, all of one shape.
-        images: files that are predicted in turn, decoded every time.
+        batch_size: images that are predicted together, all of one shape; or scenes.
+        images: files that are predicted in turn, decoded every time; or scenes of several cameras.
     """
 
     runtime: str
@@ -53,10 +63,15 @@ class Job:
     threads: int
     image_size: int | None
     batch_size: int
-    images: tuple[Path, ...]
+    images: tuple[Path, ...] | tuple[SceneFiles, ...]
 
     def __str__(self) -> str:
         return f"{self.runtime} {self.precision}"
+
+    @property
+    def scenes(self) -> list[SceneFiles]:
+        """``images`` where these are scenes."""
+        return [each for each in self.images if isinstance(each, SceneFiles)]
 
 
 class Ready(NamedTuple):
@@ -156,20 +171,19 @@ def _serve(job: Job, pipe: Connection) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A detector and what its measurement needs."""
+    """What the measurement of a detector needs; ``predictions`` are made in turn."""
 
-    predictor: Predictor
     stopwatch: _Stopwatch
-    batches: list[list[Path]]
+    predictions: list[Callable[[], Any]]
     inputs: list[tuple[int, int]]
     versions: dict[str, str]
     memory: Callable[[], Memory]
 
     def run(self, number: int) -> Timing:
         """One prediction, from files to results."""
-        batch = self.batches[number % len(self.batches)]
+        predict = self.predictions[number % len(self.predictions)]
         self.stopwatch.start()
-        self.predictor.predict(batch, batch_size=len(batch))
+        predict()
         return self.stopwatch.stop()
 
 
@@ -211,27 +225,27 @@ def _load(job: Job) -> Iterator[_Loaded]:
     with _in_pytorch(job, stopwatch) if job.runtime == "pytorch" else _exported(job, stopwatch) as (predictor, versions, gpu_memory):
         if job.image_size is not None:
             predictor.image_size = job.image_size
-        batches, inputs = _batches(job, predictor)
+        predictions, inputs = _batches(job, predictor) if isinstance(predictor, Predictor) else _scene_batches(job, predictor)
 
         def memory() -> Memory:
             after = peak_memory()
             return Memory(None if before is None or after is None else after - before, gpu_memory())
 
-        yield _Loaded(predictor, stopwatch, batches, inputs, versions, memory)
+        yield _Loaded(stopwatch, predictions, inputs, versions, memory)
 
 
 #: a detector, versions of what it runs on, and what tells the peak of the GPU's memory
-_Opened = tuple["Predictor", dict[str, str], Callable[[], int | None]]
+_Opened = tuple[Predictor | ScenePredictor, dict[str, str], Callable[[], int | None]]
 
 
 @contextmanager
 def _in_pytorch(job: Job, stopwatch: _Stopwatch) -> Iterator[_Opened]:
     import torch
 
-    from boxquery.model_folder import load
+    from boxquery.model_folder import open_model
 
     torch.set_num_threads(job.threads)
-    detector, versions, memory = load(job.source).to(job.device), {"torch": str(torch.__version__)}, _no_gpu
+    detector, versions, memory = open_model(job.source).to(job.device), {"torch": str(torch.__version__)}, _no_gpu
     if job.device == "cuda":
         stopwatch.synchronize, memory = torch.cuda.synchronize, torch.cuda.max_memory_allocated
         versions |= {"CUDA": str(torch.version.cuda), "GPU": torch.cuda.get_device_name()}
@@ -245,7 +259,8 @@ def _in_pytorch(job: Job, stopwatch: _Stopwatch) -> Iterator[_Opened]:
 def _exported(job: Job, stopwatch: _Stopwatch) -> Iterator[_Opened]:
     from boxquery import runtime
 
-    detector = runtime.load(job.source, device=job.device, threads=job.threads)
+    load = runtime.load_scenes if job.scenes else runtime.load
+    detector = load(job.source, device=job.device, threads=job.threads)
     run = detector.engine.run
 
     def timed(*given: Any) -> Any:
@@ -263,20 +278,33 @@ def _no_gpu() -> int | None:
     return None
 
 
-def _batches(job: Job, predictor: Predictor) -> tuple[list[list[Path]], list[tuple[int, int]]]:
-    """A batch per image, of it and of the next ones of the same shape as the model sees them, in a circle; and these shapes."""
+def _batches(job: Job, predictor: Predictor) -> tuple[list[Callable[[], Any]], list[tuple[int, int]]]:
+    """What predicts a batch per image, of it and of the next ones of the same shape as the model sees them, in a circle; and these
+    shapes."""
     shapes: dict[Path, tuple[int, int]] = {}
-    for path in job.images:
+    for path in (each for each in job.images if isinstance(each, Path)):
         header = read_header(path)
         if not isinstance(header, Header):
             raise UserError(f"{path}: {header}; it was readable when the measurement began")
         shapes[path] = predictor.resize.size(header.height, header.width)
-    batches = []
+    predictions = []
     for path, shape in shapes.items():
         alike = [other for other, its in shapes.items() if its == shape]
-        first = alike.index(path)
-        batches.append([alike[(first + i) % len(alike)] for i in range(job.batch_size)])
-    return batches, sorted(set(shapes.values()))
+        predictions.append(partial(predictor.predict, _circle(alike, alike.index(path), job.batch_size), batch_size=job.batch_size))
+    return predictions, sorted(set(shapes.values()))
+
+
+def _scene_batches(job: Job, predictor: ScenePredictor) -> tuple[list[Callable[[], Any]], list[tuple[int, int]]]:
+    """As ``_batches``, of scenes."""
+    scenes = [(scene.images[: predictor.cameras], scene.lidar2img[: predictor.cameras]) for scene in job.scenes]
+    predictions: list[Callable[[], Any]] = []
+    for i in range(len(scenes)):
+        predictions.append(partial(predictor.predict_batch, _circle(scenes, i, job.batch_size)))
+    return predictions, [predictor.resize.size]
+
+
+def _circle(values: Sequence[T], first: int, count: int) -> list[T]:
+    return [values[(first + i) % len(values)] for i in range(count)]
 
 
 def peak_memory() -> int | None:

@@ -102,10 +102,20 @@ class ScenePredictor(ABC):
 
         Raises ``UserError`` for an image that cannot be read, or matrices that do not belong to the images.
         """
+        given = {"threshold": threshold, "max_detections": max_detections, "cameras": cameras}
+        return self.predict_batch([(images, lidar2img)], **given)[0]
+
+    def predict_batch(
+        self, scenes: Sequence[tuple[Sequence[ImageSource], np.ndarray]], *, threshold: float | None = None,
+        max_detections: int | None = None, cameras: Sequence[str] = (),
+    ) -> list[SceneResult]:  # fmt: skip
+        """``predict`` for scenes of the same number of cameras, which run together."""
         check_above_zero(max_detections=max_detections)
-        pictures, matrices = [to_pil(image) for image in images], check_matrices(lidar2img, len(images))
-        found = self.detect(*self.inputs(pictures, matrices), one_label=True)[0]
-        return self.result(found, pictures, matrices, threshold=threshold, max_detections=max_detections, cameras=cameras)
+        opened = [([to_pil(image) for image in images], check_matrices(lidar2img, len(images))) for images, lidar2img in scenes]
+        pixels, matrices = (np.concatenate(each) for each in zip(*(self.inputs(*scene) for scene in opened), strict=True))
+        found = self.detect(pixels, matrices, one_label=True)
+        given = {"threshold": threshold, "max_detections": max_detections, "cameras": cameras}
+        return [self.result(own, *scene, **given) for own, scene in zip(found, opened, strict=True)]
 
     def result(
         self, found: SceneDetections, images: list[Image.Image], lidar2img: np.ndarray, *, threshold: float | None = None,
