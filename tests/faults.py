@@ -1115,11 +1115,16 @@ exported("weights in a .bin that is cut short", "it or its .bin is damaged", spo
 exported("an .xml without its .bin", "model.bin must lie beside it", spoil=lambda p: p.with_suffix(".bin").unlink(), ending=".xml")
 exported("an .xml that is another document", "not a model of OpenVINO", spoil=lambda p: p.write_text("<annotation/>"), ending=".xml")
 exported("an ONNX file of another program", "not exported by boxquery", record=None)
-exported("a file of a newer boxquery", "format 2 is of a newer boxquery, this one reads up to 1", format=2)
+exported("a file of a newer boxquery", "format 3 is of a newer boxquery, this one reads up to 2", format=3)
 exported("a record that was edited", "its record cannot be read", threshold="half")
 exported("a flipped bit in a file", "it is damaged or was edited", spoil=flipped)
 exported("weights that are no numbers", "no finite numbers", factor=float("nan"))
 exported("a record of other classes than its graph's", "names 1 classes, its graph has 3", classes=["cat"], ids=[1])
+exported("a record of scenes that does not say of what size and area", "(KeyError: 'scenes')", format=2)
+exported(
+    "a record of scenes on a graph of images", "no input 'images' of uint8 and 5 dimensions", format=2,
+    scenes={"images": [48, 80], "area": [-50, -50, -3, 50, 50, 5], "cameras": 6},
+)  # fmt: skip
 exported("a number in the record that no computer holds", "longest_ratio=1e+308", preprocessing={"image_size": 64, "longest_ratio": 1e308})
 exported("another size than the one it was exported for", "exported for 64x96 alone", "--image-size", "80", size=[64, 96])
 exported("onnxruntime is not installed (planted)", "needs the package onnxruntime: pip install", missing="onnxruntime")
