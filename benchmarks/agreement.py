@@ -112,7 +112,7 @@ def accuracies(run: str, data: str, split: str, folder: Path) -> Iterator[tuple[
     graph = ExportGraph(detector)
     models: dict[str, tuple[Any, int | None]] = {"fp32": (to_onnx(trace(graph, None)), None)}
     images = int8.calibration_images(data, None)
-    models["int8"] = int8.quantize(models["fp32"][0], images, detector.resize)
+    models["int8"] = int8.quantize(models["fp32"][0], int8.inputs_of(images, detector.resize))
     for target, precision in PRECISIONS:
         model, used = models[precision if precision == "int8" else "fp32"]
         path = folder / ("model.onnx" if target == "onnx" else "model.xml")

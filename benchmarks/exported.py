@@ -176,7 +176,7 @@ def ours_at(name: str, size: tuple[int, int], files: Path, precision: str) -> Pa
 def quantized(path: Path, small: Path, size: tuple[int, int]) -> None:
     """An exported file in int8, without tracing the model again."""
     resize = Resize(ExportedDetector.open(path, device="cpu").preprocessing, size)
-    model, used = int8.quantize(onnx_ir.load(path), int8.calibration_images(PHOTOS, PHOTO_COUNT), resize)
+    model, used = int8.quantize(onnx_ir.load(path), int8.inputs_of(int8.calibration_images(PHOTOS, PHOTO_COUNT), resize))
     values = json.loads(model.metadata_props[KEY])
     write_onnx(model, small, {**values, "precision": "int8", "calibration_images": used})
 

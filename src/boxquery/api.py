@@ -241,14 +241,20 @@ class SceneDetector(_EvaluatedScenes, scene_detector.SceneDetector):
         size: tuple[int, int] | None = None,
         verify: str | Path | SceneData | None = None,
         split: str = "val",
+        calibrate: str | Path | SceneData | None = None,
+        calibration_images: int | None = None,
     ) -> dict[str, Any]:
         """As ``Detector.export``: a file that takes the images of all cameras and their calibration (docs/export.md).
 
         Args:
             verify: scenes on which file and model are compared, one by one; None: they are not.
+            calibrate: scenes on which int8 measures ranges, of the training split.
+            calibration_images: how many scenes; None: 100.
         """
         data = open_scenes(verify) if isinstance(verify, str | Path) else verify
-        return export(self, path, precision=precision, size=size, data=data, split=split)
+        return export(
+            self, path, precision=precision, size=size, data=data, split=split, calibrate=calibrate, calibration_images=calibration_images
+        )
 
     def explain(
         self, images: Sequence[ImageSource], lidar2img: np.ndarray, *, threshold: float | None = None, cameras: Sequence[str] = ()

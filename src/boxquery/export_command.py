@@ -47,7 +47,8 @@ def export(
             the status is 1 and the file is not written.
         split: Split to verify on.
         calibrate: Images for --precision int8, like those to come: a data set, of which it takes the training split, or a folder of images.
-        calibration_images: Number of images that are taken from --calibrate, evenly spaced. Default: 100.
+            Of a model of several cameras a data set of scenes.
+        calibration_images: Number of images, or scenes, that are taken from --calibrate, evenly spaced. Default: 100.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         download: Fetch a model from the hub also if it has more than 200 MB.
     """
@@ -80,7 +81,8 @@ def export(
             calibration_images=calibration_images,
         )  # fmt: skip
     shape = "any size" if sides is None else f"{sides[0]}x{sides[1]}"
-    ranges = "" if values["calibration_images"] is None else f" (ranges of {count(values['calibration_images'], 'image')})"
+    unit = "scene" if "scenes" in values else "image"
+    ranges = "" if values["calibration_images"] is None else f" (ranges of {count(values['calibration_images'], unit)})"
     text = f"{out}: {values['model']} for {to} in {precision}{ranges}, {shape}, {values['bytes'] / 1e6:.1f} MB, "
     text += f"in {values['seconds']:.0f} seconds"
     if values["verified"] is not None:

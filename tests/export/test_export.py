@@ -148,7 +148,7 @@ def traced() -> tuple[Detector, object]:
 
 def test_int8_is_near_in_both_runtimes_for_any_size_and_batch(tmp_path, photos, traced, capsys):
     made, model = traced
-    quantised, used = int8.quantize(model, int8.calibration_images(photos, None), made.resize)
+    quantised, used = int8.quantize(model, int8.inputs_of(int8.calibration_images(photos, None), made.resize))
     assert used == 4
     said = capsys.readouterr().err
     assert "5.png: not an image" in said
@@ -172,7 +172,7 @@ def test_int8_is_near_in_both_runtimes_for_any_size_and_batch(tmp_path, photos, 
 def test_int8_of_images_none_of_which_can_be_read(tmp_path, photos, traced):
     made, model = traced
     with pytest.raises(UserError, match="none of the images could be read"):
-        int8.quantize(model, int8.calibration_images(photos / "5.png", None), made.resize)
+        int8.quantize(model, int8.inputs_of(int8.calibration_images(photos / "5.png", None), made.resize))
 
 
 def test_what_makes_coordinates_stays_in_float32(traced):

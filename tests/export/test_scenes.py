@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from boxquery.api import SceneDetector
 from boxquery.cli import run as command_line
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.scenes.open import open_scenes
+from boxquery.export import int8
 from boxquery.export.graph import SceneGraph, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
@@ -25,6 +27,7 @@ from boxquery.export.verify_scenes import scene_rows
 from boxquery.runtime.exported_scenes import ExportedSceneDetector
 from tests.training.runs import SMALL
 
+onnx_ir = pytest.importorskip("onnx_ir", reason="the extra export is not installed")
 pytest.importorskip("onnxscript", reason="the extra export is not installed")
 pytest.importorskip("onnxruntime", reason="the extra export is not installed")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
@@ -155,6 +158,23 @@ def test_one_size_agrees_on_any_batch_in_both_runtimes(exported):
     )
 
 
+def test_int8_is_near_in_both_runtimes(exported, tmp_path):
+    folder, _ = exported
+    made = bq.load(folder / "model")
+    resize = replace(made.resize, fixed=(40, 64))
+    quantised, used = int8.quantize(onnx_ir.load(folder / "model.onnx"), int8.scene_inputs(DATA, None, resize))
+    assert used == 2
+    values = metadata(made, "onnx", "int8", (40, 64), used)
+    write_onnx(quantised, tmp_path / "model.onnx", values)
+    write_openvino(read_graph(tmp_path / "model.onnx"), tmp_path / "model.xml", values, half=False)
+    given = inputs(2, 6, (40, 64))
+    ours = run_graph(SceneGraph(made), *given)
+    for ending in (".onnx", ".xml"):
+        theirs = run_file(runtime.load_scenes(tmp_path / f"model{ending}", threads=1).engine, *given)
+        assert 1e-6 < np.abs(ours["class_scores"] - theirs["class_scores"]).max() < 0.05
+    assert not [name for name in int8.in_8_bits(onnx_ir.load(folder / "model.onnx")) if "position_encoder" in name]
+
+
 def test_evaluate_and_predict_take_the_file(exported, tmp_path, capsys):
     folder, values = exported
     assert command_line(["evaluate", str(folder / "model.onnx"), DATA, "--json"]) == 0
@@ -174,6 +194,10 @@ def test_what_is_wrong_is_said_in_one_line(exported, tmp_path, capsys):
         (["evaluate", file, "shapes"], "finds 3-D boxes in scenes of several cameras; this needs a model of images"),
         (["predict", file, tmp_path / "a.png"], "finds 3-D boxes in scenes of several cameras; this needs a model of images"),
         (["export", folder / "model", "--to", "onnx", "--out", out, "--verify", "shapes"], "holds images, and detr3d takes scenes"),
+        (
+            ["export", folder / "model", "--to", "onnx", "--out", out, "--precision", "int8", "--calibrate", "shapes"],
+            "give nuScenes' folder, which holds samples and v1.0-mini, or the word surround",
+        ),
     ):
         assert command_line([str(word) for word in words]) == 2, words
         assert re.match("error: .*" + re.escape(message), capsys.readouterr().err.splitlines()[-1]), words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from boxquery.data.dataset import Data
 from boxquery.data.images import read_image
 from boxquery.data.open import open_data
 from boxquery.data.preprocessing import Resize
+from boxquery.data.scenes.open import open_scenes
+from boxquery.data.scenes.records import SceneData
+from boxquery.data.scenes.resize import SceneResize
 from boxquery.errors import UserError, count, one_line
 from boxquery.export.onnx import check_fits, silent
 from boxquery.export.packages import CALIBRATION_IMAGES
@@ -23,12 +26,15 @@ from boxquery.predict.sources import find_images
 from boxquery.progress import Progress, note
 
 ReadImage = Callable[[], Image.Image]
+#: reads an image, or the images of a scene, as inputs of the graph by their names
+ReadInputs = Callable[[], dict[str, np.ndarray]]
 #: modules, of a model as ``boxquery.models`` builds it, whose products stay in float32: they make coordinates, or are small. Prediction
 #: heads, proposals and other starts of queries; where queries look (references, positions, sampling points and their weights); weights that
 #: one activation has for another
 FLOAT = re.compile(
     r"^model\.(heads|queries|place|encoder\.place|tokens)\b|"
-    r"\.(sampling_offsets|attention_weights|points|feature_weights|position_weights|query_position|key_position|dynamic_layer|gates)\b"
+    r"\.(sampling_offsets|attention_weights|points|feature_weights|position_weights|query_position|key_position|dynamic_layer|gates|"
+    r"position_encoder)\b"
 )
 #: operators that have weights; and those between them in a backbone, which would else convert to float32 and back
 _PRODUCTS, _BETWEEN = ("Conv", "MatMul"), ("Add", "Relu", "MaxPool")
@@ -48,25 +54,53 @@ def calibration_images(source: str | Path | Data, wanted: int | None) -> list[Re
             note(f"--calibrate: all {count(len(found), 'image')} of the folder, since its annotations cannot be used ({error})")
             for line in notes:
                 note(line)
-    wanted = min(wanted or CALIBRATION_IMAGES, len(found))
-    return [found[i * len(found) // wanted] for i in range(wanted)]
+    return [found[i] for i in _spread(len(found), wanted)]
+
+
+def inputs_of(images: Sequence[ReadImage], resize: Resize) -> list[ReadInputs]:
+    """Images as inputs of a graph, one by one, resized as the exported file resizes them."""
+
+    def read(image: ReadImage) -> dict[str, np.ndarray]:
+        opened = image()
+        return {"images": resize(opened)[None], "sizes": np.array([[opened.height, opened.width]])}
+
+    return [partial(read, image) for image in images]
+
+
+def scene_inputs(source: str | Path | SceneData, wanted: int | None, resize: SceneResize) -> list[ReadInputs]:
+    """Scenes on which ranges are measured, evenly spaced over the training split of a data set, or its first one with scenes. Raises
+    ``UserError`` where there are none."""
+    data = source if isinstance(source, SceneData) else open_scenes(source)
+    split = data.split(_training_split(data))
+
+    def read(i: int) -> dict[str, np.ndarray]:
+        scene, pixels = split[i], resize.pixels(split.read(i))
+        return {"images": pixels[None], "lidar2img": resize.lidar2img(scene.lidar2img, scene.sizes)[None].astype(np.float32)}
+
+    return [partial(read, i) for i in _spread(len(split), wanted)]
+
+
+def _spread(count: int, wanted: int | None) -> list[int]:
+    """``wanted`` numbers below ``count``, evenly spaced."""
+    wanted = min(wanted or CALIBRATION_IMAGES, count)
+    return [i * count // wanted for i in range(wanted)]
+
+
+def _training_split(data: Data | SceneData) -> str:
+    return next((name for name in ("train", *data.splits) if name in data.splits and len(data.splits[name])), "train")
 
 
 def _of_data(data: Data) -> list[ReadImage]:
-    name = next((name for name in ("train", *data.splits) if name in data.splits and len(data.splits[name])), "train")
-    split = data.split(name)
+    split = data.split(_training_split(data))
     return [partial(split.read, i) for i in range(len(split))]
 
 
-def quantize(model: Any, images: list[ReadImage], resize: Resize) -> tuple[Any, int]:
-    """An ``onnx_ir.Model`` in 8 bits (QDQ), of one in float32, and how many images could be read.
+def quantize(model: Any, images: list[ReadInputs]) -> tuple[Any, int]:
+    """An ``onnx_ir.Model`` in 8 bits (QDQ), of one in float32, and how many images, or scenes, could be read.
 
     Weights are signed and have a scale per channel, activations are unsigned and have one each, from their least and largest value. Outside
     the backbone, what does not multiply by weights (attention, norms, softmax, sampling, boxes, post-processing) stays in float32, as does
     what ``FLOAT`` names.
-
-    Args:
-        resize: the exported file's own.
 
     Raises ``UserError`` where no image can be read, or onnxruntime cannot quantise the graph.
     """
@@ -86,7 +120,7 @@ def quantize(model: Any, images: list[ReadImage], resize: Resize) -> tuple[Any, 
         onnxruntime.InferenceSession(float32, options, providers=["CPUExecutionProvider"], disabled_optimizers=["MatMulAddFusion"])
         chosen = in_8_bits(onnx_ir.load(folded))
         with Progress("calibrate", len(images)) as bar:
-            inputs = _Inputs(images, resize, bar)
+            inputs = _Inputs(images, bar)
             try:
                 quantize_static(  # which asks a reader for ``get_next`` alone
                     folded, int8, inputs,  # pyright: ignore[reportArgumentType]
@@ -114,20 +148,20 @@ def in_8_bits(model: Any) -> list[str]:
 class _Inputs:
     """Inputs of the graph, image by image, as onnxruntime asks for them; images that cannot be read are named and left out."""
 
-    def __init__(self, images: list[ReadImage], resize: Resize, bar: Progress):
+    def __init__(self, images: list[ReadInputs], bar: Progress):
         self.read = 0
-        self.inputs = self._all(images, resize, bar)
+        self.inputs = self._all(images, bar)
 
-    def _all(self, images: list[ReadImage], resize: Resize, bar: Progress) -> Iterator[dict[str, np.ndarray]]:
+    def _all(self, images: list[ReadInputs], bar: Progress) -> Iterator[dict[str, np.ndarray]]:
         for read in images:
             bar.advance()
             try:
-                image = read()
+                inputs = read()
             except UserError as error:
                 bar.warn(f"warning: {error}; left out")
                 continue
             self.read += 1
-            yield {"images": resize(image)[None], "sizes": np.array([[image.height, image.width]])}
+            yield inputs
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self.inputs, None)

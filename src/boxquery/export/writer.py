@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,14 @@ def export(
     size: tuple[int, int] | None = None,
     data: Data | SceneData | None = None,
     split: str = "val",
-    calibrate: str | Path | Data | None = None,
+    calibrate: str | Path | Data | SceneData | None = None,
     calibration_images: int | None = None,
 ) -> dict[str, Any]:
     """Write ``path``, or leave it as it was; see ``boxquery.api.Detector.export``.
 
     Args:
         data: what the file is verified on before it takes its place, images or scenes as the detector takes them; None: it is not.
-        calibrate, calibration_images: on what int8 measures ranges, and on how many of these images.
+        calibrate, calibration_images: on what int8 measures ranges, and on how many of these images or scenes.
 
     Returns what the file says of itself, its ``bytes``, and as ``verified`` what ``verify`` found.
     """
@@ -57,11 +58,11 @@ def export(
     check_free(path)
     graph, check = _images(detector, data, split) if isinstance(detector, Detector) else _scenes(detector, data, split)
     started = time.monotonic()
-    images = None if calibrate is None else int8.calibration_images(calibrate, calibration_images)
+    images = None if calibrate is None else _calibration(detector, calibrate, calibration_images, size)
     with beside(path) as folder:
         model, used = to_onnx(trace(graph, size)), None
         if images is not None:
-            model, used = int8.quantize(model, images, Resize(detector.preprocessing, size))
+            model, used = int8.quantize(model, images)
         values = metadata(detector, target, precision, size, used)
         if target == ONNX:
             write_onnx(model, folder / path.name, values)
@@ -100,6 +101,19 @@ def _scenes(detector: SceneDetector, data: Data | SceneData | None, split: str) 
     with_labels_of({}, detector.classes, data)
     data.split(split)
     return graph, lambda path: verify_scenes(graph, path, data, split)
+
+
+def _calibration(
+    detector: Detector | SceneDetector, source: str | Path | Data | SceneData, wanted: int | None, size: tuple[int, int] | None
+) -> list[int8.ReadInputs]:
+    """What ranges are measured on, as the file will be given it. Raises ``UserError`` for data of the other kind."""
+    if isinstance(detector, SceneDetector):
+        if isinstance(source, Data):
+            raise UserError(f"--calibrate {source.source}: holds images, and {detector.name} takes scenes of several cameras")
+        return int8.scene_inputs(source, wanted, replace(detector.resize, fixed=size))
+    if isinstance(source, SceneData):
+        raise UserError(f"--calibrate {source.source}: holds scenes of several cameras, and {detector.name} takes images")
+    return int8.inputs_of(int8.calibration_images(source, wanted), Resize(detector.preprocessing, size))
 
 
 def target_of(path: Path) -> str:
