@@ -12,6 +12,7 @@ from hypothesis import settings as example_settings
 from hypothesis import strategies as st
 
 import boxquery as bq
+from boxquery.data.dataset import Data
 from boxquery.models.base import DetectionTransformer
 from boxquery.models.recipes import Recipe
 from boxquery.optimization import progress, rate_factor
@@ -19,9 +20,17 @@ from boxquery.training.config import RunConfig
 from boxquery.training.epoch_end import EpochEnd
 from boxquery.training.run_length import PLANNED, Costs, RunLength
 
-from .runs import Stop, rows, scenes, settings
+from .runs import SMALL, Stop, rows, settings
+from .runs import scenes as scenes_of
 
 BATCHES = [1, 3, 7, 51, 500]
+#: runs of many steps, whose length alone matters: what a step really computes is as little as can be
+LEAST = settings("detr", {**SMALL, "encoder_layers": 1, "decoder_layers": 1}) | {"image_size": 32}
+
+
+def scenes() -> Data:
+    """Six batches of images, and one to evaluate on."""
+    return scenes_of(24, 4)
 
 
 @pytest.mark.parametrize(("whole", "accumulate"), [*product(BATCHES, [1]), (3, 2), (7, 3), (51, 4), (3, 5)])
@@ -62,14 +71,14 @@ def test_a_shorter_run_is_planned_as_minutes_are():
 
 
 class Clock:
-    """A CPU whose pace the test decides: a step of four images costs half a second until ``change`` passes, then more or less."""
+    """A CPU whose pace the test decides: a step of four images costs three quarters of a second until ``change`` passes, then more or less."""
 
     def __init__(self, pace: float, change: int):
         self.now, self.passes, self.pace, self.change = 0.0, 0, pace, change
 
     def spend(self, images: int, training: bool) -> None:
         self.passes += 1
-        self.now += images * (0.125 if training else 0.02) * (self.pace if self.passes > self.change else 1.0)
+        self.now += images * (0.1875 if training else 0.02) * (self.pace if self.passes > self.change else 1.0)
 
 
 def run_on(clock: Clock, monkeypatch) -> None:
@@ -87,8 +96,8 @@ def run_on(clock: Clock, monkeypatch) -> None:
 def test_cpu_time_ends_a_run_whatever_its_pace(tmp_path, monkeypatch, pace):
     """Timed at one pace, trained at another: the time spent is the time allowed, and what came of it is written down."""
     with monkeypatch.context() as patched:
-        run_on(Clock(pace, 40), patched)
-        bq.train(scenes(), minutes=1, clock="cpu", out=tmp_path / "run", **settings("detr"))
+        run_on(Clock(pace, 34), patched)  # all of the timing, and some steps
+        bq.train(scenes(), minutes=1, clock="cpu", out=tmp_path / "run", **LEAST)
     config, found = RunConfig.read(tmp_path / "run"), rows(tmp_path / "run")
     with (tmp_path / "run/metrics.csv").open() as file:
         spent = float(list(csv.DictReader(file))[-1]["cpu_seconds"])
@@ -105,7 +114,7 @@ def test_cpu_time_ends_a_run_whatever_its_pace(tmp_path, monkeypatch, pace):
         assert (length.total_steps > 1.1 * planned) == (pace < 1)
     bq.train(
         scenes(), images_seen=length.images_total, schedule_steps=planned, val_every=length.val_every, out=tmp_path / "again",
-        **settings("detr"),
+        **LEAST,
     )  # fmt: skip
     assert f"--images-seen {length.images_total}" in config.command(tmp_path)
     assert (f"--schedule-steps {planned}" in config.command(tmp_path)) == (length.total_steps != planned)
@@ -119,7 +128,7 @@ def test_a_run_that_its_clock_ends_is_resumed_with_what_it_has_left(tmp_path, mo
     kept = EpochEnd.keep
     monkeypatch.setattr(EpochEnd, "keep", lambda self, trainer: stop_at(trainer.current_epoch == 2, kept, self, trainer))
     with pytest.raises(Stop):
-        bq.train(scenes(), minutes=1, clock="cpu", out=tmp_path / "run", **settings("detr"))
+        bq.train(scenes(), minutes=1, clock="cpu", out=tmp_path / "run", **LEAST)
     planned = RunConfig.read(tmp_path / "run")
     monkeypatch.setattr(EpochEnd, "keep", kept)
     with monkeypatch.context() as patched:
@@ -144,16 +153,16 @@ def test_a_known_schedule_needs_no_timed_steps(tmp_path, monkeypatch):
     """Other seeds of a comparison: they share the schedule of the rate, and each is ended by its own clock."""
     monkeypatch.setattr("boxquery.training.fit.measure_costs", lambda *_: pytest.fail("steps were timed"))
     run_on(Clock(1.0, 0), monkeypatch)
-    bq.train(scenes(), minutes=0.3, clock="cpu", schedule_steps=40, val_every=3, out=tmp_path / "run", **settings("detr"))
+    bq.train(scenes(), minutes=0.3, clock="cpu", schedule_steps=40, val_every=3, out=tmp_path / "run", **LEAST)
     length = RunConfig.read(tmp_path / "run").length
     assert (length.schedule_steps, length.val_every) == ({0: 40}, 3)
-    assert length.total_steps == pytest.approx((length.seconds - 1) / 0.5, abs=6)
+    assert length.total_steps == pytest.approx((length.seconds - 1) / 0.75, abs=4)
 
 
 @pytest.mark.parametrize("asked", [{"epochs": 2}, {"clock": "wall"}])
 def test_where_epochs_or_the_wall_say_how_long_the_count_is_fixed(tmp_path, monkeypatch, asked):
     run_on(Clock(1.0, 0), monkeypatch)
-    bq.train(scenes(), minutes=0.05, out=tmp_path / "run", **{"clock": "cpu"} | asked, **settings("detr"))
+    bq.train(scenes(), minutes=0.05, out=tmp_path / "run", **{"clock": "cpu"} | asked, **LEAST)
     length = RunConfig.read(tmp_path / "run").length
     assert not length.ends_by_clock
     assert length.schedule_steps[max(length.schedule_steps)] == length.total_steps, "the rate ends with the run"
@@ -161,8 +170,8 @@ def test_where_epochs_or_the_wall_say_how_long_the_count_is_fixed(tmp_path, monk
 
 
 def test_images_are_counted_to_the_batch_also_after_a_resume(tmp_path, monkeypatch):
-    flags = {"images_seen": 32, **settings("detr")}
-    bq.train(scenes(), out=tmp_path / "whole", **flags)
+    flags = {"images_seen": 32, **LEAST}
+    bq.train(scenes_of(), out=tmp_path / "whole", **flags)
     assert [(r["images"], r["step"]) for r in rows(tmp_path / "whole")] == [("12", "3"), ("24", "6"), ("32", "8")]
     assert rows(tmp_path / "whole")[-1]["AP"]
     config = yaml.safe_load((tmp_path / "whole/config.yaml").read_text())
@@ -174,21 +183,21 @@ def test_images_are_counted_to_the_batch_also_after_a_resume(tmp_path, monkeypat
     kept = EpochEnd.keep
     monkeypatch.setattr(EpochEnd, "keep", lambda self, trainer: stop_at(trainer.current_epoch == 2, kept, self, trainer))
     with pytest.raises(Stop):
-        bq.train(scenes(), out=tmp_path / "run", **flags)
+        bq.train(scenes_of(), out=tmp_path / "run", **flags)
     monkeypatch.setattr(EpochEnd, "keep", kept)
-    bq.train(scenes(), out=tmp_path / "run", resume=True)
+    bq.train(scenes_of(), out=tmp_path / "run", resume=True)
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 class Machine:
-    """One on which a step of four images costs half a second, and ten times as much while it is busy: until ``change`` passes."""
+    """One on which a step of four images costs three quarters of a second, and ``busy`` times as much until ``change`` passes."""
 
     def __init__(self, change: int, busy: float):
         self.now, self.passes, self.change, self.busy = 0.0, 0, change, busy
 
     def spend(self, images: int, training: bool) -> None:
         self.passes += 1
-        self.now += images * (0.125 if training else 0.02) * (self.busy if self.passes <= self.change else 1.0)
+        self.now += images * (0.1875 if training else 0.02) * (self.busy if self.passes <= self.change else 1.0)
 
 
 def run_on_wall(machine: Machine, monkeypatch) -> None:
@@ -203,7 +212,7 @@ def run_on_wall(machine: Machine, monkeypatch) -> None:
     monkeypatch.setattr("boxquery.training.timing.clock", lambda config: lambda: machine.now)
 
 
-@pytest.mark.parametrize(("busy", "change", "killed"), [(3.0, 60, None), (0.4, 60, None), (1.0, 0, None), (3.0, 60, 9)])
+@pytest.mark.parametrize(("busy", "change", "killed"), [(3.0, 30, None), (0.4, 30, None), (1.0, 0, None), (3.0, 30, 2)])
 def test_a_busy_minute_at_the_start_does_not_decide(tmp_path, monkeypatch, busy, change, killed):
     """Planned anew from what steps took since: the run takes its minutes, and its command repeats it, also of one that was resumed."""
     with monkeypatch.context() as patched:
@@ -211,7 +220,7 @@ def test_a_busy_minute_at_the_start_does_not_decide(tmp_path, monkeypatch, busy,
         kept = EpochEnd.keep
         patched.setattr(EpochEnd, "keep", lambda self, trainer: stop_at(trainer.current_epoch == killed, kept, self, trainer))
         with pytest.raises(Stop) if killed else nullcontext():
-            bq.train(scenes(), minutes=2, out=tmp_path / "run", **settings("detr"))
+            bq.train(scenes(), minutes=2, out=tmp_path / "run", **LEAST)
         patched.setattr(EpochEnd, "keep", kept)
         if killed:
             bq.train(scenes(), resume=True, out=tmp_path / "run")
@@ -225,7 +234,7 @@ def test_a_busy_minute_at_the_start_does_not_decide(tmp_path, monkeypatch, busy,
     assert bool(others) == (busy != 1.0)
     if others:
         assert (length.total_steps > 1.5 * first[1]) == (busy > 1)
-    bq.train(scenes(), out=tmp_path / "again", **vars(length.as_flags()), **settings("detr"))
+    bq.train(scenes(), out=tmp_path / "again", **vars(length.as_flags()), **LEAST)
     learned = [(r["epoch"], r["step"], r["images"], r["lr"], r["loss"], r["AP"]) for r in found]
     assert learned == [(r["epoch"], r["step"], r["images"], r["lr"], r["loss"], r["AP"]) for r in rows(tmp_path / "again")]
 
