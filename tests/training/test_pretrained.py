@@ -23,6 +23,7 @@ from boxquery.parts.backbone import Backbone
 from boxquery.parts.weights import BackboneWeights
 from boxquery.training import fit
 from boxquery.training.config import RunConfig
+from boxquery.training.run_length import Costs
 from tests.data.writers import drawn, write_coco
 
 from .runs import Stop, rows, scenes, settings
@@ -207,6 +208,7 @@ def test_every_model_is_trained_from_what_the_cache_has(name, size, cache, tmp_p
     begun: list[fit.Run] = []
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
     monkeypatch.setattr(fit.Run, "fit", lambda self, state: begun.append(self))
+    monkeypatch.setattr(fit, "measure_costs", lambda *given: Costs(1.0, 1.0, 1.0, 1.0))
     write_coco(tmp_path / "data", drawn(scenes(4, 2)))
     words = ["train", str(tmp_path / "data"), "--pretrained", "--preset", size, "--model", name, "--out", str(tmp_path / "run")]
     assert command_line([*words, "--image-size", "64", "--epochs", "1", "--device", "cpu"]) == 0

@@ -71,7 +71,7 @@ def test_a_shorter_run_is_planned_as_minutes_are():
 
 
 class Clock:
-    """A CPU whose pace the test decides: a step of four images costs three quarters of a second until ``change`` passes, then more or less."""
+    """A CPU whose pace the test decides: a step of four images costs .75 s until ``change`` passes, then ``pace`` times as much."""
 
     def __init__(self, pace: float, change: int):
         self.now, self.passes, self.pace, self.change = 0.0, 0, pace, change
