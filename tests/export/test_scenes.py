@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,9 @@ def test_any_batch_size_and_number_of_cameras_agree_and_both_detectors_find_the_
         np.testing.assert_allclose(by_place(found), by_place(wanted), atol=1e-2)
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
         assert found.draw().size == wanted.draw().size
+        exported.image_size = 80
+        assert exported.predict(images, scene.lidar2img, threshold=0).boxes.shape == (12, 9)
+        exported.image_size = 48
         given = exported.inputs(images, scene.lidar2img)
         ours, theirs = made.detect(*given)[0], exported.detect(*given)[0]
         assert len(ours.scores) == len(SCENES.names) * 12
@@ -184,6 +189,38 @@ def test_evaluate_and_predict_take_the_file(exported, tmp_path, capsys):
     assert command_line(["predict", str(folder / "model.onnx"), DATA, "--out", str(tmp_path / "p"), "--json"]) == 0
     assert len(json.loads((tmp_path / "p/predictions.json").read_text())["results"]) == 3
     assert len(list((tmp_path / "p/pictures").iterdir())) == 3
+
+
+def test_no_torch_is_needed(exported, tmp_path):
+    folder, _ = exported
+    for i, image in enumerate(SCENES.splits["val"].read(0)):
+        image.save(tmp_path / f"{i}.png")
+    np.save(tmp_path / "lidar2img.npy", SCENES.splits["val"][0].lidar2img)
+    code = """
+import sys
+sys.modules |= dict.fromkeys(("torch", "torchvision", "timm", "scipy"))
+import numpy as np
+from boxquery import runtime
+model, folder = sys.argv[1:]
+lidar2img = np.load(f"{folder}/lidar2img.npy")
+found = runtime.load_scenes(model, threads=1).predict([f"{folder}/{i}.png" for i in range(6)], lidar2img, threshold=0)
+found.draw()
+print(found)
+"""
+    words = [sys.executable, "-c", code, str(folder / "model.onnx"), str(tmp_path)]
+    alone = subprocess.run(words, capture_output=True, text=True)
+    assert alone.stdout.startswith("<SceneResult of 6 cameras: 12 objects: "), alone.stderr
+
+
+def test_benchmark_takes_the_file(exported, capsys):
+    folder, _ = exported
+    words = ["benchmark", str(folder / "model.onnx"), "--images", DATA, "--runs", "3", "--threads", "1", "--json"]
+    assert command_line(words) == 0
+    told = json.loads(capsys.readouterr().out)
+    (row,), known = told["runtimes"], told["conditions"]
+    assert (row["runtime"], row["precision"], row["runs"]) == ("onnxruntime", "fp32", 3)
+    assert (told["unit"], known["input_sizes"]) == ("scene", [[40, 64]])
+    assert "torch" not in known["versions"]
 
 
 def test_what_is_wrong_is_said_in_one_line(exported, tmp_path, capsys):
