@@ -176,15 +176,14 @@ FINE: dict[str, Any] = {"replace_stem_pool": True, "avg_down": True, "zero_init_
 TINY_BACKBONE: dict[str, Any] = {**NARROW_RESNET10, "channels": (32, 64, 128, 128), "stem_width": 8}
 
 
-def presets(options: SceneOptions, recipe: Recipe, lr: float, **own: Any) -> dict[str, Preset]:
+def presets(options: SceneOptions, recipe: Recipe, **own: Any) -> dict[str, Preset]:
     """A paper's sizes: "paper", and "small" and "tiny", which are ours.
 
     Args:
-        lr: of "small" and "tiny", of all but the backbone.
         own: options of "small" and "tiny" beside ``SMALL_SCENES``.
     """
     small = replace(options, **{**SMALL_SCENES, **own})
-    ours = replace(TINY_DATA, image_size=96, batch_size=1, lr=lr, backbone_lr=3e-3, clip=1.0, ema=0.998)
+    ours = replace(TINY_DATA, image_size=96, batch_size=1, lr=5e-4, backbone_lr=3e-3, clip=1.0, ema=0.998)
     return {
         "paper": Preset(options, recipe),
         "small": narrow(replace(small, num_queries=100), replace(ours, image_size=160), **NARROW_RESNET18, **FINE),

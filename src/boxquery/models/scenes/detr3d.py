@@ -51,7 +51,7 @@ class DETR3DOptions(SceneOptions):
         check_least(1, cameras=self.cameras)
 
 
-PRESETS = presets(DETR3DOptions(), replace(RECIPE, image_size=900), lr=3e-3, levels=3)
+PRESETS = presets(DETR3DOptions(), replace(RECIPE, image_size=900), levels=3)
 
 
 def refine_centre(state: QueryState, prediction: Prediction, head: Head) -> QueryState:

@@ -47,9 +47,8 @@ class PETROptions(SceneOptions):
         check_least(1, depths=self.depths)
 
 
-#: "small" and "tiny", from random weights: maps grow until what cross-attention adds hides the queries, unless they are normed, and so does
-#: the decoder at the rate that the backbone needs (docs/LOG.md)
-PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), lr=5e-4, levels=3, depths=16, token_norm=True)
+#: from random weights maps grow until what cross-attention adds hides the queries, unless they are normed (docs/LOG.md)
+PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), levels=3, depths=16, token_norm=True)
 
 
 def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -> SceneTransformer:
