@@ -58,6 +58,7 @@ def loaded_by(code: str) -> set[str]:
         "from boxquery.cli import run; run(['predict', 'own/er', 'no/such/image.jpg'])",
         "from boxquery.cli import run; run(['predict', 'no/such/run', '.'])",
         "from boxquery.cli import run; run(['evaluate', 'own/er', 'no/such/data'])",
+        "from boxquery.cli import run; run(['train', 'no/such/data'])",
         "import boxquery; assert boxquery.__version__; boxquery.Result",
     ],
 )

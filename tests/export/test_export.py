@@ -38,7 +38,7 @@ SHAPES = ((1, 64, 64), (3, 61, 95), (1, 130, 47))
 #: with proposals, fewer layers and levels than a model of the command ``train``
 TWO_STAGE = {
     "deformable-detr": {"two_stage": True, "encoder_layers": 1, "decoder_layers": 1, "levels": 2},
-    "rt-detr": {"decoder_layers": 1},
+    "rt-detr": {"decoder_layers": 1, "levels": 2},
 }
 
 
@@ -56,10 +56,14 @@ def detector(name: str, **options) -> Detector:
 def written(made: Detector, folder: Path) -> tuple[ExportGraph, list[ExportedDetector]]:
     """Both files from one trace, which is what takes time."""
     graph = ExportGraph(made)
-    model = to_onnx(trace(graph, None))
+    return graph, files(made, trace(graph, None), folder)
+
+
+def files(made: Detector, traced: torch.export.ExportedProgram, folder: Path) -> list[ExportedDetector]:
+    model = to_onnx(traced)
     write_onnx(model, folder / "model.onnx", metadata(made, "onnx", "fp32", None))
     write_openvino(read_graph(folder / "model.onnx"), folder / "model.xml", metadata(made, "openvino", "fp32", None), half=False)
-    return graph, [ExportedDetector.open(folder / f"model{ending}", threads=1) for ending in (".onnx", ".xml")]
+    return [ExportedDetector.open(folder / f"model{ending}", threads=1) for ending in (".onnx", ".xml")]
 
 
 def assert_equal(graph: ExportGraph, exported: ExportedDetector, shapes=SHAPES) -> None:
@@ -95,25 +99,29 @@ def test_softmax_and_pruned_queries_agree_on_any_size_and_batch_and_the_file_nam
     assert found["AP"] == found["AP_exported"]
 
 
-@pytest.mark.parametrize("name", TWO_STAGE)
-def test_a_trace_of_proposals_is_that_of_any_size_and_batch(name):
-    """What ``train`` makes without further options has proposals."""
-    made = detector(name, **TWO_STAGE[name])
+@pytest.fixture(scope="module", params=TWO_STAGE)
+def proposals(request) -> tuple[Detector, ExportGraph, torch.export.ExportedProgram]:
+    """What ``train`` makes without further options, which has proposals, and its trace."""
+    made = detector(request.param, **TWO_STAGE[request.param])
     assert isinstance(made.transformer.queries, ProposalQueries)
     graph = ExportGraph(made)
-    traced = trace(graph, None).module()
+    return made, graph, trace(graph, None)
+
+
+def test_a_trace_of_proposals_is_that_of_any_size_and_batch(proposals):
+    _, graph, traced = proposals
+    module = traced.module()
     for batch, height, width in SHAPES:
         images, sizes = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8), torch.tensor([[height, width]] * batch)
         with torch.inference_mode():
-            for ours, theirs in zip(graph(images, sizes), traced(images, sizes), strict=True):
+            for ours, theirs in zip(graph(images, sizes), module(images, sizes), strict=True):
                 torch.testing.assert_close(theirs, ours, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TWO_STAGE)
-def test_proposals_and_samples_of_several_levels_agree_on_any_size_and_batch(name, tmp_path):
-    graph, both = written(detector(name, **TWO_STAGE[name]), tmp_path)
-    for exported in both:
+def test_proposals_and_samples_of_several_levels_agree_on_any_size_and_batch(proposals, tmp_path):
+    made, graph, traced = proposals
+    for exported in files(made, traced, tmp_path):
         assert_equal(graph, exported)
 
 

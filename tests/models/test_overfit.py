@@ -10,15 +10,15 @@ from boxquery.evaluation.metrics import evaluate
 from boxquery.models.base import DetectionTransformer
 from tests.models.builders import create
 
-SIDE = 128
-STEPS, CHECK = 300, 20
+SIDE = 64
+STEPS, CHECK = 300, 10
 #: cxcywh in pixels, and a label each
-BOXES = torch.tensor([[36.0, 40.0, 40.0, 48.0], [92.0, 44.0, 36.0, 56.0], [60.0, 98.0, 72.0, 36.0]])
+BOXES = torch.tensor([[18.0, 20.0, 20.0, 24.0], [46.0, 22.0, 18.0, 28.0], [30.0, 49.0, 36.0, 18.0]])
 LABELS = torch.tensor([0, 1, 2])
 
 
 def scene() -> torch.Tensor:
-    """[1, 3, 128, 128]: three plain rectangles on noise."""
+    """[1, 3, 64, 64]: three plain rectangles on noise."""
     image = 0.1 * torch.randn(3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     for (cx, cy, w, h), label in zip(BOXES.int().tolist(), LABELS.tolist(), strict=True):
         image[label, cy - h // 2 : cy + h // 2, cx - w // 2 : cx + w // 2] += 2.0

@@ -66,15 +66,21 @@ def read(source: str | Path, *, images: str | Path | None = None, annotations: s
     return raw
 
 
-def _read_path(source: str | Path, images: str | Path | None, annotations: str | Path | None) -> RawDataset:
-    path = Path(source).expanduser()
+def check_exists(source: str | Path) -> None:
+    """Raise ``UserError`` for a path that is not there, and is no word for built-in scenes: at once, before anything large is imported."""
+    if names_scenes(str(source), shapes.WORD) or holds_scenes(source):
+        return
     try:
-        exists = path.exists()
+        exists = Path(source).expanduser().exists()
     except (OSError, ValueError) as error:
         raise UserError(f"{source}: not a path that can be read ({error})") from error
     if not exists:
         raise UserError(f"{source}: no such file or folder; {_EXPECTED}")
-    path = Path(os.path.abspath(path))  # the readers compare paths, so theirs have no ".." left
+
+
+def _read_path(source: str | Path, images: str | Path | None, annotations: str | Path | None) -> RawDataset:
+    check_exists(source)
+    path = Path(os.path.abspath(Path(source).expanduser()))  # the readers compare paths, so theirs have no ".." left
     try:
         root = path if path.is_dir() else path.parent
         image_folder = None if images is None else _named(root, images, "--images")

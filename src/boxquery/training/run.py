@@ -43,6 +43,10 @@ def train(
         raise UserError(f"--pretrained took {requested.pretrained} as weights; write DATA before the flags, or --pretrained=required")
     if data is None and not resume:
         raise UserError("name the data to train on: boxquery train DATA; or resume a run: --resume --out DIR")
+    if isinstance(data, str | Path) and not resume:
+        from boxquery.data.open import check_exists
+
+        check_exists(data)
     from boxquery.training.fit import start
 
     return start(data, None if out is None else Path(out), requested, resume)
