@@ -96,14 +96,11 @@ def test_interrupted_in_its_first_epoch_a_run_keeps_its_settings_alone_and_says_
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Training, "training_step", ctrl_c)
-    out = tmp_path / "run"
-    assert (
-        run(["train", "shapes", "--out", str(out), "--epochs", "1", "--preset", "tiny", "--image-size", "32", "--pretrained", "none"])
-        == 130
-    )
+    out, data = tmp_path / "run", "shapes:train=8,val=4,test=4,size=64"
+    assert run(["train", data, "--out", str(out), "--epochs", "1", "--preset", "tiny", "--image-size", "32", "--pretrained", "none"]) == 130
     said = capsys.readouterr().err.splitlines()
     assert said[-2] == "interrupted: no epoch had finished, so of the run only its settings are kept"
-    assert said[-1].startswith("begin again with: boxquery train shapes --out ")
+    assert said[-1].startswith(f"begin again with: boxquery train {data} --out ")
     command = shlex.split(said[-1].partition(": boxquery ")[2])
     assert run(command) == 130, "it begins again, and is interrupted again"
     assert "no epoch was finished: starting from the beginning" in capsys.readouterr().err
