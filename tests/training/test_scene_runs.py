@@ -52,6 +52,9 @@ def test_a_run_leaves_what_every_run_leaves(finished):
         assert (folder / file).is_file()
     assert {"loss", "class", "l1", "mAP", "NDS", "mATE", "mASE", "mAOE", "AP@0.5", "AP@4", "best_threshold"} <= set(rows(folder)[0])
     assert not {"AP", "mAVE", "giou"} & set(rows(folder)[0])
+    with (folder / "metrics.csv").open() as file:
+        last = list(csv.DictReader(file))[-1]
+    assert 0 <= float(last["waiting_seconds"]) <= float(last["seconds"])
     evaluation = json.loads((folder / "evaluation.json").read_text())
     assert set(evaluation) == {"val", "test"}
     assert set(evaluation["val"]["fixed_boxes"]) == {"mAP", "NDS"}

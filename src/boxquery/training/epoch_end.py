@@ -125,6 +125,7 @@ class EpochEnd(L.Callback):
         if first:  # no part of it waits for other processes
             row |= self.evaluator.alignment(pl_module.best_guess)
         pl_module.model.train()  # without an average it is what was evaluated
+        row["waiting_seconds"] = round(pl_module.waited, 2)
         row["seconds"], row["cpu_seconds"] = (round(seconds, 1) for seconds in self.clock.spent())
         self.clock.paused += self.clock.seconds() - began
         self.clock.closing = self.clock.seconds() - began - evaluation
