@@ -5,11 +5,11 @@
     python benchmarks/agreement.py --ap runs/a runs/b DATA    # AP of trained models in every precision, on a split of data
 
 Outputs: preset `tiny` with random weights that are moved a little, so that boxes and scores differ; 20 images of different shapes, evenly
-spaced over those of three data sets. Normalised boxes and scores of every query are compared with the eager model's on the same pixels, by
-the index of the query; one that differs by more than 1e-4 but agrees with another within that has changed places, as proposals that tie do,
-and those that agree with none are counted as differing. AP: each run is exported in fp32 for both runtimes, in bf16 for OpenVINO and in
-int8 for both (ranges of 100 training images), and evaluated as `boxquery evaluate` does. Results and conditions are in
-docs/experiments/results/agreement.json; the tables of docs/export.md are written from it.
+spaced over those of three data sets, and for models of several cameras 20 scenes of `surround`. Normalised boxes and scores of every query
+are compared with the eager model's on the same pixels, by the index of the query; one that differs by more than 1e-4 but agrees with
+another within that has changed places, as proposals that tie do, and those that agree with none are counted as differing. AP: each run is
+exported in fp32 for both runtimes, in bf16 for OpenVINO and in int8 for both (ranges of 100 training images), and evaluated as `boxquery
+evaluate` does. Results and conditions are in docs/experiments/results/agreement.json; the tables of docs/export.md are written from it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
@@ -36,16 +38,20 @@ from boxquery.api import ExportedDetector
 from boxquery.benchmark.machine import processor
 from boxquery.data.images import read_image
 from boxquery.data.preprocessing import Preprocessing, Resize
+from boxquery.data.scenes.open import open_scenes
 from boxquery.detector import Detector
 from boxquery.export import int8
-from boxquery.export.graph import ExportGraph, trace
+from boxquery.export.graph import ExportGraph, SceneGraph, trace
 from boxquery.export.metadata import metadata
 from boxquery.export.onnx import to_onnx, write_onnx
 from boxquery.export.openvino import read_graph, write_openvino
 from boxquery.export.verify import compare, image_rows, run_file, run_graph
+from boxquery.export.verify_scenes import scene_rows
 from boxquery.files import write_json
-from boxquery.models import preset
+from boxquery.models import list_scene_models, preset
 from boxquery.predict.sources import find_images
+from boxquery.runtime.engines import open_file
+from boxquery.scene_detector import SceneDetector
 from cells import DOCS, put_into_page
 
 RESULTS = DOCS / "experiments" / "results" / "agreement.json"
@@ -54,17 +60,21 @@ CLASSES = ["a", "b", "c"]
 #: short side of inputs, and the one size of files that have one
 SIDE, FIXED = 160, (160, 224)
 IMAGES = 20
+#: (height, width) of the images of scenes, and the one size of their files
+SCENE = (96, 160)
 #: target and precision
 PRECISIONS = (("onnx", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"), ("onnx", "int8"), ("openvino", "int8"))
 
 
-def detector_of(name: str) -> Detector:
+def detector_of(name: str) -> Detector | SceneDetector:
     torch.manual_seed(0)
     model = bq.create_model(name, classes=len(CLASSES), preset="tiny").eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.02)
     recipe = preset(name, "tiny").recipe
+    if name in list_scene_models():
+        return SceneDetector(model, CLASSES, range(len(CLASSES)), Preprocessing(recipe.image_size), SCENE)
     return Detector(model, CLASSES, range(len(CLASSES)), Preprocessing.of(SIDE, square=recipe.square, normalize=recipe.normalize))
 
 
@@ -80,23 +90,36 @@ def photos() -> list[Image.Image]:
     return [chosen[i * len(chosen) // IMAGES] for i in range(IMAGES)]
 
 
+def inputs(detector: Detector | SceneDetector, images: list[Image.Image], size: tuple[int, int] | None) -> Iterator[tuple[Any, Any]]:
+    """Of a graph of any size or of one, with what makes rows of its outputs that are compared."""
+    if isinstance(detector, SceneDetector):
+        resize, split = replace(detector.resize, fixed=size), open_scenes(f"surround:val={IMAGES},width={SCENE[1]}").split("val")
+        for i, scene in enumerate(split):
+            matrices = resize.lidar2img(scene.lidar2img, scene.sizes)[None].astype(np.float32)
+            yield (resize.pixels(split.read(i))[None], matrices), partial(scene_rows, area=detector.area)
+    else:
+        resize = Resize(detector.preprocessing, size)
+        for image in images:
+            shape = (image.height, image.width)
+            yield (resize(image)[None], np.array([shape])), partial(image_rows, size=shape)
+
+
 def outputs(name: str, images: list[Image.Image], folder: Path) -> dict[str, Any]:
     """By kind of size and runtime: largest difference, and the queries that differ."""
     detector = detector_of(name)
-    graph, found = ExportGraph(detector), {}
-    for kind, size in (("any", None), ("fixed", FIXED)):
+    scenes = isinstance(detector, SceneDetector)
+    graph, found = SceneGraph(detector) if scenes else ExportGraph(detector), {}
+    for kind, size in (("any", None), ("fixed", SCENE if scenes else FIXED)):
         model = to_onnx(trace(graph, size))
         write_onnx(model, folder / "model.onnx", metadata(detector, "onnx", "fp32", size))
         write_openvino(read_graph(folder / "model.onnx"), folder / "model.xml", metadata(detector, "openvino", "fp32", size), half=False)
-        resize = Resize(detector.preprocessing, size)
-        given = [(resize(image)[None], np.array([[image.height, image.width]])) for image in images]
-        wanted = [run_graph(graph, *each) for each in given]
+        given = list(inputs(detector, images, size))
+        wanted = [run_graph(graph, *pixels) for pixels, _ in given]
         for runtime, ending in (("onnxruntime", ".onnx"), ("openvino", ".xml")):
-            exported = ExportedDetector.open(folder / f"model{ending}", device="cpu", threads=1)
+            engine = open_file(folder / f"model{ending}", "cpu", 1)
             each = [
-                compare(*(image_rows(one, (image.height, image.width)) for one in (ours, run_file(exported.engine, *pixels))))
-                for ours, pixels, image in zip(wanted, given, images, strict=True)
-            ]
+                compare(rows(ours), rows(run_file(engine, *pixels))) for ours, (pixels, rows) in zip(wanted, given, strict=True)
+            ]  # fmt: skip
             found[f"{runtime}, {kind}"] = {
                 "difference": float(f"{max(largest for largest, _ in each):.2g}"),
                 "differing": sum(apart for _, apart in each),
@@ -148,8 +171,12 @@ def main() -> None:
     torch.set_num_threads(1)
     *runs, data = args.ap or [""]
     names = {f"{bq.load(run).name}, {Path(data).name}": run for run in runs}
-    images = [] if runs else photos()
-    part, labels = ("runs", list(names)) if runs else ("models", [name for name in bq.list_models() if args.only in (None, name)])
+    images = [] if runs or args.only in list_scene_models() else photos()
+    part, labels = (
+        ("runs", list(names))
+        if runs
+        else ("models", [name for name in [*bq.list_models(), *list_scene_models()] if args.only in (None, name)])
+    )
     for label in labels:
         if label in measured()[part] and not args.again:
             continue
@@ -173,7 +200,8 @@ def measured() -> dict[str, Any]:
 
 def conditions() -> dict[str, Any]:
     return {
-        "processor": processor()["name"], "threads": 1, "images": IMAGES, "short side": SIDE, "fixed": list(FIXED), "preset": "tiny",
+        "processor": processor()["name"], "threads": 1, "images": IMAGES, "short side": SIDE, "fixed": list(FIXED), "scenes": list(SCENE),
+        "preset": "tiny",
         "versions": {package: packages.version(package) for package in ("torch", "onnxruntime", "openvino")},
     }  # fmt: skip
 
