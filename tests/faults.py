@@ -1183,7 +1183,7 @@ add("export", "bf16 for a runtime without it", "refused", "no bf16 kernels for C
 add("export", "a package that is missing (planted)", "refused", "pip install 'boxquery[export]'", without_onnxscript)
 add("export", "a file where the folder should be", "refused", "cannot be written (File exists)", under_a_file)
 add("export", "int8 without images", "refused", "give --calibrate DATA", lambda p: export(p, "m.onnx", "--precision", "int8"))
-add("export", "images for a precision without ranges", "refused", "of use to int8 alone", lambda p: export(p, "m.onnx", "--calibrate", "x"))
+add("export", "images for a precision without ranges", "refused", "for int8 alone", lambda p: export(p, "m.onnx", "--calibrate", "x"))
 
 
 # -- learning without labels ----------------------------------------------------------------------------------------------------------

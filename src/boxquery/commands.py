@@ -192,15 +192,15 @@ def predict(
     download: Switch = False,
     save: Annotated[list[str] | None, Parameter(show_default=False)] = None,
 ) -> CommandResult:
-    """Detect objects in images and videos; write them with boxes, and ``predictions.json`` in COCO's result format.
+    """Detect objects in images and videos; write them with boxes, and ``predictions.json`` in COCO's result format (of scenes nuScenes').
 
     In ``predictions.json``, ``file_name`` is the path below the common folder of all images, and ``image_id`` the file's name without its
     ending (a number if it is one), or the path where names are not unique. An image that cannot be read is named and skipped.
 
     Args:
         run: A run folder, a model folder (ours or one of transformers), an exported model (.onnx or .xml) or a hub id.
-        sources: Image and video files, folders (searched recursively), globs, cameras (camera:0) or addresses (rtsp://, http://). Of a
-            model of several cameras nuScenes' folder, or the word ``surround``.
+        sources: Image and video files, folders (searched recursively), globs, cameras (camera:0) or addresses (rtsp://, http://). For
+            a model of several cameras, nuScenes' folder, or the word ``surround``.
         out: Folder to write to. Default: predictions, or the first of predictions-2, predictions-3, ... that is free.
         threshold: Minimum score, from 0 to 1. Default: the one with the best F1 in the evaluation during training.
         nms: IoU threshold of class-wise NMS (1 disables it). Default: the model's own (none for DETRs).
@@ -219,9 +219,9 @@ def predict(
         split: Of a data set of scenes, which split to look at.
         device: Where the model runs; auto takes CUDA, else MPS, else the CPU.
         download: Fetch a model from the hub also if it has more than 200 MB.
-        save: What to write, separated by commas: pictures (with boxes), video (with boxes), json (COCO's result format), txt (YOLO's lines,
-            with the score), xml (Pascal VOC), csv (a row per box), crops (an image per box). Default: json, pictures of images, and videos
-            of videos.
+        save: What to write, separated by commas: pictures (with boxes), video (with boxes), json (COCO's result format, or nuScenes'), txt
+            (YOLO's lines, with the score), xml (Pascal VOC), csv (a row per box), crops (an image per box). Default: json, pictures of
+            images, and videos of videos.
     """
     from boxquery import runtime
     from boxquery.data.scenes.open import holds_scenes, only_images

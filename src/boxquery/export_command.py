@@ -31,8 +31,8 @@ def export(
 ) -> CommandResult:
     """Write a model as a file that runs without Python or torch: pixels in, detections out (docs/export.md).
 
-    Class names, ids, the threshold and the way images are resized are in the file. That of a model of several cameras takes the images of
-    all and their calibration.
+    Class names, ids, the threshold and the way images are resized are in the file. For a model of several cameras, the file
+    takes the images of all of them and their calibration.
 
     Args:
         run: A run folder, a model folder (ours or one of transformers) or a hub id.
@@ -47,7 +47,7 @@ def export(
             the status is 1 and the file is not written.
         split: Split to verify on.
         calibrate: Images for --precision int8, like those to come: a data set, of which it takes the training split, or a folder of images.
-            Of a model of several cameras a data set of scenes.
+            For a model of several cameras, a data set of scenes.
         calibration_images: Number of images, or scenes, that are taken from --calibrate, evenly spaced. Default: 100.
         image_size: Short side of the model's input in pixels. Default: that of its training.
         download: Fetch a model from the hub also if it has more than 200 MB.

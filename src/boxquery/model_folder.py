@@ -77,7 +77,7 @@ def load(source: str | Path, *, download: bool = False, say: Callable[[str], Any
     detector = open_model(source, download=download, say=say)
     if not isinstance(detector, Detector):
         kind = "finds 3-D boxes in scenes of several cameras"
-        raise UserError(f"{source}: {detector.name} {kind}; this needs a model of images, or such scenes as data (docs/surround.md)")
+        raise UserError(f"{source}: {detector.name} {kind}; give it such scenes (docs/surround.md), or take a model of images")
     return detector
 
 

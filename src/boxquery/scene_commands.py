@@ -42,9 +42,10 @@ def evaluate_scenes(
     _say(f"note: {note}" for note in metrics["notes"])
     columns = ["AP", "AP@0.5", "AP@1", "AP@2", "AP@4", *opened.protocol.errors]
     changed = [f", without {without_camera}"] * (without_camera is not None) + [", calibration shuffled"] * shuffle_calibration
-    table = Table(title=escape(f"{run} on {split} of {data}{''.join(changed)}"), title_justify="left")
+    # without padding it fits into 80 columns
+    table = Table(title=escape(f"{run} on {split} of {data}{''.join(changed)}"), title_justify="left", padding=0)
     for column in ("", *columns, "objects"):
-        table.add_column(column.removeprefix("AP@") + " m" * ("@" in column), justify="right" if column else "left")
+        table.add_column(column.removeprefix("AP@") + " m" * ("@" in column), justify="right" if column else "left", no_wrap=True)
     means = {"name": "all", "AP": metrics["mAP"], **{error: metrics[f"m{error}"] for error in opened.protocol.errors}}
     for row in [metrics | means, *metrics["classes"]]:
         table.add_row(escape(row["name"]), *(three(row[column]) for column in columns), str(row["objects"]))

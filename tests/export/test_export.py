@@ -205,8 +205,8 @@ def test_what_makes_coordinates_stays_in_float32(traced):
     ("given", "says"),
     [
         ({"precision": "int8"}, "give --calibrate DATA"),
-        ({"calibrate": "photos"}, "--calibrate is of use to int8 alone"),
-        ({"calibration_images": 5}, "--calibration-images is of use to int8 alone"),
+        ({"calibrate": "photos"}, "--calibrate is for int8 alone"),
+        ({"calibration_images": 5}, "--calibration-images is for int8 alone"),
         ({"precision": "int8", "calibrate": "photos", "calibration_images": 0}, "calibration_images=0"),
         ({"precision": "int8", "calibrate": "empty"}, "empty: no image or video there"),
         ({"precision": "int8", "calibrate": "nowhere"}, "nowhere: no such image or folder"),

@@ -228,8 +228,8 @@ def test_what_is_wrong_is_said_in_one_line(exported, tmp_path, capsys):
     file, out = folder / "model.onnx", tmp_path / "m.onnx"
     Image.new("RGB", (64, 48)).save(tmp_path / "a.png")
     for words, message in (
-        (["evaluate", file, "shapes"], "finds 3-D boxes in scenes of several cameras; this needs a model of images"),
-        (["predict", file, tmp_path / "a.png"], "finds 3-D boxes in scenes of several cameras; this needs a model of images"),
+        (["evaluate", file, "shapes"], "finds 3-D boxes in scenes of several cameras; give it such scenes"),
+        (["predict", file, tmp_path / "a.png"], "finds 3-D boxes in scenes of several cameras; give it such scenes"),
         (["export", folder / "model", "--to", "onnx", "--out", out, "--verify", "shapes"], "holds images, and detr3d takes scenes"),
         (
             ["export", folder / "model", "--to", "onnx", "--out", out, "--precision", "int8", "--calibrate", "shapes"],

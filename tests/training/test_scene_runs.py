@@ -174,7 +174,7 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
         (["train", "shapes", "--model", "petr"], "model 'petr' finds 3-D boxes in scenes of several cameras"),
         (["train", DATA, "--model", "petr", "--images", "x"], "--images: is of images"),
         (["train", DATA, "--model", "petr", "--augment", "mosaic=1"], "augment: mosaic is of images"),
-        (["evaluate", run, "shapes"], "detr3d finds 3-D boxes in scenes of several cameras; this needs a model of images"),
+        (["evaluate", run, "shapes"], "detr3d finds 3-D boxes in scenes of several cameras; give it such scenes"),
         (["evaluate", images, DATA], "detr finds boxes in images; scenes of several cameras need detr3d or petr"),
         (["evaluate", images, "shapes", "--without-camera", "front"], "are of scenes of several cameras, and shapes holds images"),
         (["evaluate", run, DATA, "--nms", "0.5"], "--nms: is of images"),
@@ -185,10 +185,10 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
         (["export", run, "--to", "onnx", "--out", tmp_path / "m.onnx", "--verify", "shapes"], "holds images, and detr3d takes scenes"),
         (["export", images, "--to", "onnx", "--out", tmp_path / "m.onnx", "--verify", DATA], "holds scenes of several cameras, and detr"),
         (["check", DATA, "--model", "detr"], "model 'detr' finds boxes in images"),
-        (["compare", DATA, "--models", "petr,detr3d", "--out", tmp_path / "c"], "finds 3-D boxes in scenes of several cameras"),
+        (["compare", DATA, "--models", "petr,detr3d", "--out", tmp_path / "c"], "and compare takes images; train"),
         (
             ["compare", DATA, "--models", "detr", "--minutes", "1", "--out", tmp_path / "c"],
-            "scenes of several cameras, and this takes images",
+            "and compare takes images; train",
         ),
     ):
         status, _, err = said(capsys, words)

@@ -18,6 +18,7 @@ from boxquery.compare.report import write_report
 from boxquery.compare.results import RESULTS, collect
 from boxquery.compare.runner import Runner, adopt
 from boxquery.compare.table import result_table
+from boxquery.data.scenes.open import holds_scenes
 from boxquery.errors import UserError, count
 from boxquery.files import write_json
 from boxquery.limits import check_above_zero
@@ -122,6 +123,10 @@ def compare(
     if models or plan is not None or sweep:
         if data is None:
             raise UserError("name the data: boxquery compare DATA --models A,B,... --out DIR")
+        if holds_scenes(data):
+            raise UserError(
+                f"{data}: scenes of several cameras, and compare takes images; train and evaluate each model of scenes by itself"
+            )
         entries = entries_of(models or [], plan, sweep or {}, flags)
         if flags.pretrained == "auto" and (out / FILE).exists():
             flags = replace(flags, pretrained=ComparisonPlan.read(out).pretrained)

@@ -97,8 +97,8 @@ def explain(
 
     Args:
         run: Run folder, model folder (ours or one of transformers) or hub id.
-        images: Image files; shapes:17 is scene 17 of the built-in validation scenes. Of a model of several cameras nuScenes' folder, or the
-            word ``surround``: a page with what the query of each detection read from which cameras.
+        images: Image files; shapes:17 is scene 17 of the built-in validation scenes. For a model of several cameras, nuScenes' folder, or
+            the word ``surround``: a page with what the query of each detection read from which cameras.
         query: Number of the query to explain. Default: all detections.
         box: Explain the query whose box is centred nearest to this point, written x,y in pixels.
         missed: Data set in which to explain why objects have no detection.

@@ -57,8 +57,8 @@ def check_combination(target: str, precision: str) -> None:
 def check_calibration(precision: str, calibrate: object, images: int | None) -> None:
     """Raise ``UserError`` where int8 has no images to measure ranges on, or another precision has some."""
     if precision == "int8" and calibrate is None:
-        raise UserError("int8 measures ranges on images: give --calibrate DATA, a data set or a folder of images like those to come")
+        raise UserError("int8 measures ranges on images, or scenes: give --calibrate DATA, which holds some like those to come")
     if precision != "int8" and (calibrate is not None or images is not None):
         flag = "--calibrate" if calibrate is not None else "--calibration-images"
-        raise UserError(f"{flag} is of use to int8 alone, and the precision is {precision}; add --precision int8, or leave it out")
+        raise UserError(f"{flag} is for int8 alone, and the precision is {precision}; add --precision int8, or leave it out")
     check_above_zero(calibration_images=images)

@@ -29,7 +29,7 @@ class ExportedDetector(Predictor):
         engine = open_file(Path(path), device, threads)
         if engine.record.scenes is not None:
             kind = "finds 3-D boxes in scenes of several cameras"
-            raise UserError(f"{path}: {engine.record.model} {kind}; this needs a model of images, or such scenes as data (docs/export.md)")
+            raise UserError(f"{path}: {engine.record.model} {kind}; give it such scenes (docs/surround.md), or take a model of images")
         return cls(engine)
 
     def __repr__(self) -> str:
