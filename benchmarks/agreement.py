@@ -52,10 +52,9 @@ from boxquery.models import list_scene_models, preset
 from boxquery.predict.sources import find_images
 from boxquery.runtime.engines import open_file
 from boxquery.scene_detector import SceneDetector
-from cells import DOCS, put_into_page
+from cells import DATASETS, DOCS, put_into_page
 
 RESULTS = DOCS / "experiments" / "results" / "agreement.json"
-DATASETS = Path(os.environ.get("BOXQUERY_SHARED", "/work/shared")) / "datasets"
 CLASSES = ["a", "b", "c"]
 #: short side of inputs, and the one size of files that have one
 SIDE, FIXED = 160, (160, 224)

@@ -29,7 +29,10 @@ from peer import NOT_MEASURED, ONE_THREAD, commit
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-DOCS = Path(__file__).parents[1] / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+#: real data sets, beside the repository
+DATASETS = Path(os.environ.get("BOXQUERY_SHARED", ROOT.parent / "shared")) / "datasets"
 
 
 class Cell(Protocol):

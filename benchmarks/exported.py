@@ -52,7 +52,7 @@ from boxquery.official.transformers.config import Config
 from boxquery.runtime.engines import openvino_core
 from boxquery.runtime.exported import ExportedDetector
 from boxquery.runtime.record import KEY
-from cells import DOCS, put_into_page
+from cells import DATASETS, DOCS, put_into_page
 
 RESULTS = DOCS / "experiments" / "results" / "exported.json"
 #: our model -> the beginning of the names in transformers
@@ -76,7 +76,7 @@ EAGER = "transformers, eager"
 #: how OpenVINO computes; it reads the same graph as from the .xml that export makes of it
 HINTS = {"fp32": "f32", "bf16": "bf16", "int8": "f32"}
 #: real images, on which int8 measures ranges and outputs are compared, and how many
-PHOTOS, PHOTO_COUNT = Path(os.environ.get("BOXQUERY_SHARED", "/work/shared")) / "datasets" / "raccoon", 8
+PHOTOS, PHOTO_COUNT = DATASETS / "raccoon", 8
 #: of the exported file, what prediction needs
 OUTPUTS = ["boxes", "scores", "labels"]
 #: and what is compared
@@ -118,11 +118,16 @@ def eager(model: nn.Module, *given: Any, **named: Any) -> Run:
 
 
 def export_theirs(peer: nn.Module, images: Tensor, path: Path) -> None:
-    """The model of transformers as ONNX, for images of this size."""
-    program = torch.onnx.export(Graph(peer).eval(), (images,), dynamo=True, opset_version=20, verbose=False)
-    assert program is not None
-    unfinished = path.with_suffix(".new")
-    program.save(unfinished)
+    """The model of transformers as ONNX, for images of this size; by torch's older exporter where the newer fails, as with D-FINE and
+    RT-DETRv2 in torch 2.14 (no ONNX function for ``aten._is_all_true``)."""
+    unfinished, graph = path.with_suffix(".new"), Graph(peer).eval()
+    try:
+        program = torch.onnx.export(graph, (images,), dynamo=True, opset_version=20, verbose=False)
+    except torch.onnx.OnnxExporterError:
+        torch.onnx.export(graph, (images,), str(unfinished), dynamo=False, opset_version=17)
+    else:
+        assert program is not None
+        program.save(unfinished)
     unfinished.rename(path)
 
 
