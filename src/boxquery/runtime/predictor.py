@@ -10,7 +10,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from itertools import islice, repeat
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from PIL import Image
 from boxquery.data.classes import match_names
 from boxquery.data.images import read_image
 from boxquery.data.preprocessing import Preprocessing, Resize
+from boxquery.data.scenes.resize import SceneResize
 from boxquery.data.video import Frame, Video, is_stream
 from boxquery.data.web import is_moving, read_web_image
 from boxquery.errors import UserError
@@ -26,6 +27,7 @@ from boxquery.result import Result
 from boxquery.runtime.tiles import Tiles, merge_views
 
 ImageSource = str | Path | Image.Image | np.ndarray
+R = TypeVar("R", Resize, SceneResize)
 
 
 class Detections(NamedTuple):
@@ -36,7 +38,31 @@ class Detections(NamedTuple):
     labels: np.ndarray
 
 
-class Predictor(ABC):
+class Resizing(ABC, Generic[R]):
+    """What a predictor of images and one of scenes have in common: ``resize``, how images become the model's input."""
+
+    resize: R
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How an image becomes the model's input."""
+        return self.resize.preprocessing
+
+    @property
+    def image_size(self) -> int:
+        """Short side of the model's input in pixels, or the side of the square; may be set."""
+        return self.preprocessing.image_size
+
+    @image_size.setter
+    def image_size(self, pixels: int) -> None:
+        check_above_zero(image_size=pixels)
+        if self.resize.fixed is not None:
+            height, width = self.resize.fixed
+            raise UserError(f"image_size={pixels}: this model was exported for {height}x{width} alone; export it again with another --size")
+        self.resize = replace(self.resize, preprocessing=replace(self.preprocessing, image_size=pixels))
+
+
+class Predictor(Resizing[Resize]):
     """Something that detects, with its class names and preprocessing.
 
     Args:
@@ -87,24 +113,6 @@ class Predictor(ABC):
             one_label: only the best class of each query.
             nms: IoU threshold of class-wise NMS (1 disables it); None: the model's own (none for DETRs).
         """
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the model's input."""
-        return self.resize.preprocessing
-
-    @property
-    def image_size(self) -> int:
-        """Short side of the model's input in pixels, or the side of the square; may be set."""
-        return self.preprocessing.image_size
-
-    @image_size.setter
-    def image_size(self, pixels: int) -> None:
-        check_above_zero(image_size=pixels)
-        if self.resize.fixed is not None:
-            height, width = self.resize.fixed
-            raise UserError(f"image_size={pixels}: this model was exported for {height}x{width} alone; export it again with another --size")
-        self.resize = replace(self.resize, preprocessing=replace(self.preprocessing, image_size=pixels))
 
     def predict(
         self,

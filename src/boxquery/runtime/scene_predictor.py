@@ -3,24 +3,22 @@ common. Needs no torch."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from boxquery.data.preprocessing import Preprocessing
 from boxquery.data.scenes.records import SceneDetections
 from boxquery.data.scenes.resize import SceneResize
 from boxquery.errors import UserError, count
 from boxquery.limits import DEFAULT_THRESHOLD, check_above_zero, check_threshold
-from boxquery.runtime.predictor import ImageSource, to_pil
+from boxquery.runtime.predictor import ImageSource, Resizing, to_pil
 from boxquery.scene_result import SceneResult
 
 
-class ScenePredictor(ABC):
+class ScenePredictor(Resizing[SceneResize]):
     """Something that detects in scenes, with its class names and preprocessing.
 
     Args:
@@ -59,24 +57,6 @@ class ScenePredictor(ABC):
             lidar2img: [B, V, 4, 4], for these pixels.
             one_label: only the best class of each query.
         """
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How an image becomes the model's input."""
-        return self.resize.preprocessing
-
-    @property
-    def image_size(self) -> int:
-        """Short side of the model's input in pixels, or the side of the square; may be set."""
-        return self.preprocessing.image_size
-
-    @image_size.setter
-    def image_size(self, pixels: int) -> None:
-        check_above_zero(image_size=pixels)
-        if self.resize.fixed is not None:
-            height, width = self.resize.fixed
-            raise UserError(f"image_size={pixels}: this model was exported for {height}x{width} alone; export it again with another --size")
-        self.resize = replace(self.resize, preprocessing=replace(self.preprocessing, image_size=pixels))
 
     def inputs(self, images: Sequence[Image.Image], lidar2img: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The images of one scene, and their calibration [V, 4, 4], as ``detect`` takes them: of one scene."""
