@@ -43,7 +43,7 @@ STARTS = {
     "teacher": "a teacher's detections",
 }
 #: CPU seconds of a cell, and of what comes before it
-SECONDS, BEFORE = 90, 300
+SECONDS, BEFORE = 60, 120
 #: how patches are learned, by start
 PATCHES: dict[str, dict[str, Any]] = {"patches": {}, "scenes-frozen": {}, "scenes-trained": {"train_backbone": True}}
 #: more images than any set has
