@@ -295,7 +295,8 @@ class Run:
             return "the backbone stays frozen"
         if self.config.frozen or self.config.pretrained:
             return "stem, first stage and batch norm of the backbone stay frozen, its other layers are trained"
-        return "all layers of the backbone are trained, with batch norm as usual"
+        batch_norm = any(isinstance(module, torch.nn.BatchNorm2d) for module in self.model.backbone.modules())
+        return "all layers of the backbone are trained" + ", with batch norm as usual" * batch_norm
 
     def fit(self, state: Path | None) -> Any:
         """Train from a state, or from the beginning."""
