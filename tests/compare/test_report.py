@@ -68,10 +68,10 @@ def test_near_twins_show_no_difference(tmp_path):
 
 def test_a_level_is_reached_between_two_evaluations():
     curve = [{"images": 100, "AP": 0.1}, {"images": 200, "AP": 0.3}, {"images": 300, "AP": 0.2}]
-    assert reached(curve, "images", 0.05) == 100, "at the first evaluation or before: nothing before it was measured"
-    assert reached(curve, "images", 0.2) == pytest.approx(150)
-    assert reached(curve, "images", 0.31) is None
-    assert reached(curve, "seconds", 0.05) is None
+    assert reached(curve, "images", 0.05, "AP") == 100, "at the first evaluation or before: nothing before it was measured"
+    assert reached(curve, "images", 0.2, "AP") == pytest.approx(150)
+    assert reached(curve, "images", 0.31, "AP") is None
+    assert reached(curve, "seconds", 0.05, "AP") is None
 
 
 def test_the_mean_of_curves_is_where_all_are_known():
@@ -166,7 +166,7 @@ def test_how_far_a_run_is(tmp_path):
     write_config(plan, planned, run)
     (run / "metrics.csv").write_text("epoch,seconds,AP,AP50\n1,10,0.1,0.2\n2,20,,\n")
     found = progress_of(tmp_path, planned)
-    assert (found.status, found.epoch, found.epochs, found.AP50) == ("stopped", 2, EPOCHS, 0.2)
+    assert (found.status, found.epoch, found.epochs, found.scores) == ("stopped", 2, EPOCHS, {"AP": 0.1, "AP50": 0.2})
     write_ending(tmp_path, planned, reason="why", memory=5)
     write_ending(tmp_path, planned, memory=3)
     assert progress_of(tmp_path, planned).status == "stopped"

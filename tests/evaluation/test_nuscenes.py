@@ -10,7 +10,7 @@ import pytest
 
 from boxquery.data.nuscenes.classes import NAMES, PROTOCOL, likely_attributes
 from boxquery.data.scenes import DetectionProtocol, SceneDetections, SceneRecord
-from boxquery.evaluation.nuscenes import MOST, _match, evaluate_scenes
+from boxquery.evaluation.nuscenes import MOST, _match, evaluate_scenes, resampled_map
 
 EXPECTED = json.loads((Path(__file__).parent / "nuscenes_expected.json").read_text(encoding="utf-8"))
 TWO = DetectionProtocol({"van": 50, "bus": 50}, errors=("ATE", "ASE", "AOE"))
@@ -45,6 +45,21 @@ def test_the_devkit_measures_the_same(number):
         for name, value in other.items():
             assert own[name] == (value if value is None else pytest.approx(value, abs=1e-9)), (own["name"], name)
     assert 0 < metrics["mAP"] < 1
+
+
+@pytest.mark.parametrize("number", range(len(EXPECTED["cases"])))
+def test_a_scene_that_is_drawn_twice_counts_as_two(number):
+    """Resampled mAP is that of the scenes as often as they were drawn; with every scene once it is what ``evaluate_scenes`` gives."""
+    records, found = case(number)
+    chance = np.random.default_rng(number)
+    # copies of a scene have scores that are equal, but no two detections of one do
+    found = {i: own._replace(scores=chance.permutation(len(own.scores)) / len(own.scores) + i / 1e4) for i, own in found.items()}
+    weights = chance.multinomial(len(records), np.full(len(records), 1 / len(records)), 5)
+    weights[0] = 1
+    for row, value in zip(weights, resampled_map(records, found, PROTOCOL, weights), strict=True):
+        copies = np.repeat(np.arange(len(records)), row)
+        metrics = evaluate_scenes([records[i] for i in copies], {n: found[i] for n, i in enumerate(copies)}, PROTOCOL)
+        assert value == pytest.approx(metrics["mAP"], abs=1e-12)
 
 
 def test_the_cases_have_what_can_go_wrong():

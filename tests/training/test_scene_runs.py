@@ -185,11 +185,6 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
         (["export", run, "--to", "onnx", "--out", tmp_path / "m.onnx", "--verify", "shapes"], "holds images, and detr3d takes scenes"),
         (["export", images, "--to", "onnx", "--out", tmp_path / "m.onnx", "--verify", DATA], "holds scenes of several cameras, and detr"),
         (["check", DATA, "--model", "detr"], "model 'detr' finds boxes in images"),
-        (["compare", DATA, "--models", "petr,detr3d", "--out", tmp_path / "c"], "and compare takes images; train"),
-        (
-            ["compare", DATA, "--models", "detr", "--minutes", "1", "--out", tmp_path / "c"],
-            "and compare takes images; train",
-        ),
     ):
         status, _, err = said(capsys, words)
         assert status == 2, words

@@ -18,8 +18,9 @@ from boxquery.compare.report import write_report
 from boxquery.compare.results import RESULTS, collect
 from boxquery.compare.runner import Runner, adopt
 from boxquery.compare.table import result_table
-from boxquery.data.scenes.open import holds_scenes
+from boxquery.data.scenes.open import only_images, open_scenes
 from boxquery.errors import UserError, count
+from boxquery.evaluation.metric_names import OF_SCENES
 from boxquery.files import write_json
 from boxquery.limits import check_above_zero
 from boxquery.progress import stderr_console
@@ -95,7 +96,8 @@ def compare(
     """Train several models under the same budget, data order, augmentation and evaluation, and report which learns fastest.
 
     Args:
-        data: Data set in COCO, Pascal VOC or YOLO layout, or `shapes` for the built-in scenes; may be omitted to resume --out.
+        data: Data set in COCO, Pascal VOC or YOLO layout, or `shapes` for the built-in scenes; nuScenes' folder or `surround` for models of
+            several cameras; may be omitted to resume --out.
         models: Models to compare, separated by commas; `boxquery models` lists them.
         plan: YAML file that maps labels to model, preset, options and lr (docs/compare.md), in place of --models.
         sweep: Values of an option for a single model, as in num_queries=10,30,100.
@@ -123,10 +125,6 @@ def compare(
     if models or plan is not None or sweep:
         if data is None:
             raise UserError("name the data: boxquery compare DATA --models A,B,... --out DIR")
-        if holds_scenes(data):
-            raise UserError(
-                f"{data}: scenes of several cameras, and compare takes images; train and evaluate each model of scenes by itself"
-            )
         entries = entries_of(models or [], plan, sweep or {}, flags)
         if flags.pretrained == "auto" and (out / FILE).exists():
             flags = replace(flags, pretrained=ComparisonPlan.read(out).pretrained)
@@ -156,13 +154,19 @@ def compare(
 def _write_plan(plan: ComparisonPlan, folder: Path, console: Console) -> ComparisonPlan:
     """Write the plan, merged with the one that is there, after a look at the data."""
     from boxquery.data.open import open_data
+    from boxquery.training.scene_task import check_scene_augment
 
     if (folder / FILE).exists():
         plan = ComparisonPlan.read(folder).merge(plan, folder)
     else:
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not a comparison; choose another --out")
-        opened = open_data(plan.data, strict=plan.strict, images=plan.images, annotations=plan.annotations)
+        if plan.metrics is OF_SCENES:
+            check_scene_augment(plan.augment)
+            only_images({"images": plan.images, "annotations": plan.annotations}, plan.data)
+            opened = open_scenes(plan.data, strict=plan.strict)
+        else:
+            opened = open_data(plan.data, strict=plan.strict, images=plan.images, annotations=plan.annotations)
         for name in ("train", "val"):
             opened.split(name)
     plan.write(folder)

@@ -12,10 +12,13 @@ from typing import Any
 import yaml
 
 from boxquery.augment import augment_parts
+from boxquery.data.scenes.open import holds_scenes
 from boxquery.errors import UserError, count
+from boxquery.evaluation.metric_names import OF_IMAGES, OF_SCENES, MetricNames
 from boxquery.files import atomic_write
 from boxquery.flags import option_word
 from boxquery.limits import check_above_zero
+from boxquery.models import check_image_model, check_scene_model, list_baselines, list_models, list_scene_models, preset
 from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
 from boxquery.training.migration import FORMAT, migrate_overrides
 
@@ -76,6 +79,11 @@ class Entry:
     options: dict[str, Any]
     lr: float | None
 
+    @property
+    def metrics(self) -> MetricNames:
+        """What is measured of the model: that of images, or of scenes of several cameras."""
+        return OF_SCENES if self.model in list_scene_models() else OF_IMAGES
+
     def settings(self) -> dict[str, Any]:
         """Everything but the label."""
         return {name: getattr(self, name) for name in _ENTRY}
@@ -116,12 +124,17 @@ class ComparisonPlan:
         """All runs; every entry with one seed before the next seed, so that finished runs can be compared."""
         return [PlannedRun(entry, seed) for seed in self.seeds for entry in self.entries]
 
+    @property
+    def metrics(self) -> MetricNames:
+        """What is measured, the same of all entries."""
+        return self.entries[0].metrics
+
     def budget(self) -> str:
         """The budget, for people."""
         if self.epochs is not None:
             return count(self.epochs, "epoch")
         if self.images_seen is not None:
-            return count(self.images_seen, "image")
+            return count(self.images_seen, self.metrics.unit)
         return f"{self.minutes:g} {'CPU ' if self.device == 'cpu' else ''}minute{'s' * (self.minutes != 1)}"
 
     def command_line(self, planned: PlannedRun, out: Path, timed: RunConfig | None = None) -> list[str]:
@@ -278,10 +291,10 @@ def resolved_plan(
     """The plan; what the flags do not give is the presets', or suits this machine; ``say`` is told what that was. Imports torch.
 
     Raises:
-        UserError: an unknown model, preset or option; presets that differ in image or batch size, or in epochs if no budget is given.
+        UserError: an unknown model, preset or option; models of images and of scenes, or of other data than these; presets that differ in
+            image or batch size, or in epochs if no budget is given.
     """
     from boxquery.device import choose_device, choose_precision
-    from boxquery.models import check_image_model, preset
     from boxquery.models.options import with_options
 
     device = choose_device(flags.device)
@@ -289,8 +302,7 @@ def resolved_plan(
     settings |= {"augment": augment_parts(flags.augment), "device": device, "precision": choose_precision(flags.precision, device)}
     not_given = [name for name in ("image_size", "square", "batch_size") if settings[name] is None]
     not_given += ["epochs"] * all(settings[name] is None for name in _BUDGETS)
-    for entry in entries:
-        check_image_model(entry.model)
+    check_kind(data, [entry.model for entry in entries])
     known = [preset(entry.model, entry.preset) for entry in entries]
     for entry, own in zip(entries, known, strict=True):
         with_options(own.options, entry.options, entry.label).check()
@@ -302,6 +314,19 @@ def resolved_plan(
     settings["pretrained"] = _start(entries, flags.pretrained, say)
     resolved = (replace(entry, lr=entry.lr or own.recipe.lr) for entry, own in zip(entries, known, strict=True))
     return ComparisonPlan(data=data, entries=tuple(resolved), seeds=tuple(seeds), **settings)
+
+
+def check_kind(data: str, models: Sequence[str]) -> None:
+    """Raises ``UserError`` for models of images beside models of scenes, or where the data hold the other."""
+    kinds = {True: list_scene_models(), False: [*list_models(), *list_baselines()]}
+    scenes, images = ([name for name in models if name in known] for known in (kinds[True], kinds[False]))
+    if scenes and images:
+        raise UserError(
+            f"{scenes[0]} finds 3-D boxes in scenes of several cameras, and {images[0]} boxes in images, which no data set has both of; "
+            f"compare models of scenes ({', '.join(kinds[True])}) or models of images with each other"
+        )
+    for name in models:
+        (check_scene_model if holds_scenes(data) else check_image_model)(name)
 
 
 def _start(entries: Sequence[Entry], wanted: bool | str, say: Callable[[str], Any]) -> bool | str:

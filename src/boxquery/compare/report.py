@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from boxquery.compare.results import FOLDER
 from boxquery.errors import count
+from boxquery.evaluation.metric_names import BY_UNIT, MetricNames
 from boxquery.files import atomic_write
 from boxquery.pages.charts import line_chart
 from boxquery.pages.format import DASH, bounds, duration, number, percent, three
@@ -29,36 +30,38 @@ Table = tuple[list[str], list[list[str]]]  # columns and rows
 
 def write_report(path: Path, result: Result) -> Path:
     """Write the page of ``collect``'s record, with the pictures beside the runs; replaced whole."""
-    plan, clock = result["plan"], result["clock"]
+    plan, clock, metrics = result["plan"], result["clock"], BY_UNIT[result["unit"]]
     labels = [entry["label"] for entry in result["entries"]]
     kinds = {label: f"s{place % _COLOURS}{' again' if place >= _COLOURS else ''}" for place, label in enumerate(labels)}
     time = "CPU time" if clock == "cpu_seconds" else "time"
+    (better, second), units = metrics.shown, f"{metrics.unit}s"
     curves = (
-        ("images", "AP", "AP against images seen", "", "images"),
-        (clock, "AP", f"AP against {time}", "evaluations included", "s"),
-        ("step", "AP", "AP against steps", "", "steps"),
-        ("images", "AP50", "AP50 against images seen", "", "images"),
+        ("images", better, f"{better} against {units} seen", "", units),
+        (clock, better, f"{better} against {time}", "evaluations included", "s"),
+        ("step", better, f"{better} against steps", "", "steps"),
+        ("images", second, f"{second} against {units} seen", "", units),
     )
     alignment = (
-        ("images", "inside", "Attention inside the object", "share of the last layer's", "images"),
-        ("images", "query_changes", "Objects that changed their query", "share since the epoch before", "images"),
+        ("images", "inside", "Attention inside the object", "share of the last layer's", units),
+        ("images", "query_changes", "Objects that changed their query", "share since the epoch before", units),
     )
     page = render(
         "comparison.html",
         styles=("style.css", "dataset.css"),
         title=f"{count(len(plan['entries']), 'model')} on {Path(plan['data']).name or plan['data']}",
         result=result,
+        metrics=metrics,
         time=time,
         kinds=kinds,
         curves=list(_charts(result, kinds, curves)),
         alignment=list(_charts(result, kinds, alignment)),
         even=[point["inside_even"] for run in result["runs"] for point in run.get("curve", []) if "inside_even" in point],
-        scores=_scores(result),
-        levels=_levels(result),
-        costs=_costs(result),
-        duplicates=_duplicates(result),
+        scores=_scores(result, metrics),
+        levels=_levels(result, better),
+        costs=_costs(result, metrics.unit),
+        duplicates=_duplicates(result) if metrics.duplicates else None,
         pictures=_pictures(result),
-        unfinished=_unfinished(result),
+        unfinished=_unfinished(result, better),
         planned=_planned(result),
     )
     return atomic_write(path, page)
@@ -103,27 +106,30 @@ def _charts(
             yield line_chart(lines, title=f"{title} by {unit}", unit=unit, kinds=kinds, bands=bands, last=False, height=280), title, note
 
 
-def _scores(result: Result) -> Table:
-    keys = ("AP50", "AP75", "APs", "APm", "APl")
-    tested = any(entry["test"]["AP"] is not None for entry in result["entries"])
-    columns = ["", "AP", "95 % interval", "range over seeds", "below the best", "95 % interval", *keys, "seeds", *["AP on test"] * tested]
+def _scores(result: Result, metrics: MetricNames) -> Table:
+    better, second = metrics.shown
+    # what no model has a value of, the data do not measure
+    keys = [second, *(key for key in metrics.others if any(entry["scores"][key] is not None for entry in result["entries"]))]
+    tested = any(entry["test"][better] is not None for entry in result["entries"])
+    columns = ["", better, "95 % interval", "range over seeds", "below the best", "95 % interval", *keys, "seeds"]
+    columns += [f"{better} on test"] * tested
     rows = []
     for entry in result["entries"]:
         scores, lower = entry["scores"], result["lower"].get(entry["label"], {})
-        spread = (min(entry["AP"]), max(entry["AP"])) if len(entry["AP"]) > 1 and scores["AP"] is not None else None
+        spread = (min(entry[better]), max(entry[better])) if len(entry[better]) > 1 and scores[better] is not None else None
         difference = [three(lower.get("by")), bounds(lower.get("interval"))]
-        row = [entry["label"], three(scores["AP"]), bounds(entry.get("interval")), bounds(spread), *difference]
-        rows.append([*row, *(three(scores[key]) for key in keys), str(len(entry["seeds"])), *[three(entry["test"]["AP"])] * tested])
+        row = [entry["label"], three(scores[better]), bounds(entry.get("interval")), bounds(spread), *difference]
+        rows.append([*row, *(three(scores[key]) for key in keys), str(len(entry["seeds"])), *[three(entry["test"][better])] * tested])
     return columns, rows
 
 
-def _levels(result: Result) -> Table:
+def _levels(result: Result, metric: str) -> Table:
     rows = [[entry["label"], *(_reached(found, result["clock"]) for found in entry["reached"].values())] for entry in result["entries"]]
-    return ["", *(f"AP {level:g}" for level in result["levels"])], rows
+    return ["", *(f"{metric} {level:g}" for level in result["levels"])], rows
 
 
 def _reached(found: Mapping[str, Any], clock: str) -> str:
-    """Images and time until a level was reached, means over seeds; "by" where it was before anything was measured."""
+    """Images or scenes, and time, until a level was reached, means over seeds; "by" where it was before anything was measured."""
     images = [value for value in found["images"] if value is not None]
     seconds = [value for value in found[clock] if value is not None]
     if not images:
@@ -133,14 +139,15 @@ def _reached(found: Mapping[str, Any], clock: str) -> str:
     return "by " * found["at_first"] + f"{mean(images):,.0f}" + (f" ({duration(mean(seconds))})" if seconds else "")
 
 
-def _costs(result: Result) -> Table:
+def _costs(result: Result, unit: str) -> Table:
     rows = []
     for entry in result["entries"]:
         size = [f"{entry['parameters'] / 1e6:.2f}", number(entry["gflops"]), f"{entry['milliseconds']:.1f}"]
         memory, spent = entry["memory"], entry[result["clock"]]
         run = [number(entry["images_per_second"]), number(memory and memory / 2**20), duration(spent), number(entry["images"])]
         rows.append([entry["label"], *size, *run])
-    return ["", "M parameters", "GFLOPs", "ms per image", "training images per second", "MiB of memory", "spent", "images seen"], rows
+    size = ["M parameters", "GFLOPs", f"ms per {unit}"]
+    return ["", *size, f"training {unit}s per second", "MiB of memory", "spent", f"{unit}s seen"], rows
 
 
 def _duplicates(result: Result) -> Table:
@@ -157,7 +164,7 @@ def _duplicates(result: Result) -> Table:
 
 
 def _pictures(result: Result) -> dict[tuple[int, str], list[dict[str, Any]]]:
-    """Per image its annotations, and the detections of every entry's first seed; pictures that are not there are left out."""
+    """Per image or scene its annotations, and the detections of every entry's first seed; pictures that are not there are left out."""
     images: dict[tuple[int, str], list[dict[str, Any]]] = {}
     for label in (entry["label"] for entry in result["entries"]):
         run = _finished(result, label)[0]
@@ -169,13 +176,13 @@ def _pictures(result: Result) -> dict[tuple[int, str], list[dict[str, Any]]]:
     return images
 
 
-def _unfinished(result: Result) -> Table:
+def _unfinished(result: Result, metric: str) -> Table:
     rows = []
     for run in result["runs"]:
         if run["status"] != "finished":
             epoch = f"{run['epoch']} of {run['epochs'] or '?'}"
-            rows.append([f"{run['label']}, seed {run['seed']}", run["status"], run["reason"] or DASH, epoch, three(run["AP"])])
-    return ["run", "status", "reason", "epoch", "last AP"], rows
+            rows.append([f"{run['label']}, seed {run['seed']}", run["status"], run["reason"] or DASH, epoch, three(run[metric])])
+    return ["run", "status", "reason", "epoch", f"last {metric}"], rows
 
 
 def _planned(result: Result) -> Table:

@@ -6,9 +6,9 @@ Defined by nuscenes-devkit's detection_cvpr_2019; ``benchmarks/nuscenes_devkit.p
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ _RECALLS = np.linspace(0, 1, 101)
 _FIRST = 11  # of the recalls that count: those above a tenth
 _LEAST_PRECISION = 0.1
 _AP_WEIGHT = 5
+_AT_ONCE = 50  # resamples computed at once, to keep tables in the CPU's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,16 +59,11 @@ def evaluate_scenes(
         count. As in nuScenes a class without objects has AP 0 and errors of 1, and counts. NDS weighs mAP five times as much as 1 - error
         (at least 0) of each error.
     """
-    names = list(protocol.ranges)
     truth, (found, truncated) = _truth(records, protocol), _found(records, predictions, protocol)
-    pairs = _pairs(truth, found)
     rows, right = [], np.zeros(len(found.labels), dtype=bool)
-    for label, name in enumerate(names):
-        own = np.flatnonzero(found.labels == label)
-        own = own[np.argsort(found.scores[own], kind="stable")[::-1]]  # of equal scores the last first, as in the devkit
-        objects = int((truth.labels == label).sum())
-        matched = {distance: _match(pairs, own, len(truth.labels), distance) for distance in DISTANCES}
-        precisions = {distance: _average_precision(taken >= 0, objects) for distance, taken in matched.items()}
+    for name, own, matched, scenes in _by_class(truth, found, protocol):
+        objects, once = len(scenes), np.ones((1, len(own)), np.int64)
+        precisions = {distance: float(_average_precision(taken >= 0, once, np.array([objects]))[0]) for distance, taken in matched.items()}
         right[own] = matched[ERROR_DISTANCE] >= 0
         errors = _errors(truth, found, own, matched[ERROR_DISTANCE], objects, name in protocol.symmetric)
         skipped = protocol.undefined.get(name, ())
@@ -91,6 +87,39 @@ def evaluate_scenes(
         "scenes": len(records),
         "truncated": truncated,
     }
+
+
+def resampled_map(
+    records: Sequence[SceneRecord], predictions: Mapping[int, SceneDetections], protocol: DetectionProtocol, weights: np.ndarray
+) -> np.ndarray:
+    """The mAP of ``evaluate_scenes`` where every scene counts as often as ``weights`` [R, scenes] says: [R]."""
+    truth, (found, _) = _truth(records, protocol), _found(records, predictions, protocol)
+    table = np.zeros((len(weights), len(protocol.ranges), len(DISTANCES)))
+    for label, (_, own, matched, scenes) in enumerate(_by_class(truth, found, protocol)):
+        for start in range(0, len(weights), _AT_ONCE):
+            part = weights[start : start + _AT_ONCE]
+            times, objects = part[:, found.scenes[own]], part[:, scenes].sum(1)
+            for place, taken in enumerate(matched.values()):
+                table[start : start + _AT_ONCE, label, place] = _average_precision(taken >= 0, times, objects)
+    return table.mean((1, 2))
+
+
+class _Class(NamedTuple):
+    """``own``: its detections, best first; ``matched``: by distance, the object that each takes, or -1; ``scenes``: of its objects."""
+
+    name: str
+    own: np.ndarray
+    matched: dict[float, np.ndarray]
+    scenes: np.ndarray
+
+
+def _by_class(truth: _Table, found: _Table, protocol: DetectionProtocol) -> Iterator[_Class]:
+    pairs = _pairs(truth, found)
+    for label, name in enumerate(protocol.ranges):
+        own = np.flatnonzero(found.labels == label)
+        own = own[np.argsort(found.scores[own], kind="stable")[::-1]]  # of equal scores the last first, as in the devkit
+        matched = {distance: _match(pairs, own, len(truth.labels), distance) for distance in DISTANCES}
+        yield _Class(name, own, matched, truth.scenes[truth.labels == label])
 
 
 def _operating_point(scores: np.ndarray, right: np.ndarray, objects: int) -> dict[str, float | None]:
@@ -183,11 +212,35 @@ def _match(pairs: tuple[np.ndarray, np.ndarray, np.ndarray], own: np.ndarray, ob
     return taken
 
 
-def _average_precision(right: np.ndarray, objects: int) -> float:
-    if not right.any():
-        return 0.0
-    precision = np.interp(_RECALLS, right.cumsum() / objects, right.cumsum() / np.arange(1, len(right) + 1), right=0)
-    return float(np.clip(precision[_FIRST:] - _LEAST_PRECISION, 0, None).mean()) / (1 - _LEAST_PRECISION)
+def _average_precision(right: np.ndarray, times: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """The mean of what precision is above a tenth, at recalls above a tenth, as a share of the most that it can be: [R].
+
+    Precision is that after each detection, linear between them and 0 beyond the last.
+
+    Args:
+        right: of the detections, best first: bool [K].
+        times: how often each counts, int64 [R, K], next to itself.
+        objects: int64 [R].
+    """
+    at = np.flatnonzero(right)
+    if not len(at):
+        return np.zeros(len(times))
+    recalls, safe = _RECALLS[_FIRST:], np.maximum(objects, 1)[:, None]
+    shown, hits = times.cumsum(1), times[:, at].cumsum(1)
+    most = hits[:, -1:]
+    # true positives up to each recall, and the next one: its place, and what is shown before it
+    known = np.floor(recalls * safe).astype(np.int64)
+    known = np.minimum(known + ((known + 1) / safe <= recalls) - (known / safe > recalls), most)
+    offset = np.arange(len(times))[:, None] * (int(most.max()) + 2)
+    place = np.searchsorted((hits + offset).ravel(), (known + 1 + offset).ravel()).reshape(known.shape)
+    place = np.minimum(place - np.arange(len(times))[:, None] * len(at), len(at) - 1)
+    before = np.take_along_axis(shown[:, at] - hits, place, 1) + known
+    precision, following = known / np.maximum(before, 1), (known + 1) / (before + 1)
+    precision = precision + (following - precision) * (recalls - known / safe) * safe
+    precision[before == 0] = 1
+    end = np.broadcast_to(most / np.maximum(shown[:, -1:], 1), known.shape)
+    precision = np.where(known < most, precision, np.where(known / safe == recalls, end, 0))
+    return np.clip(precision - _LEAST_PRECISION, 0, None).mean(1) / (1 - _LEAST_PRECISION)
 
 
 def _errors(truth: _Table, found: _Table, own: np.ndarray, taken: np.ndarray, objects: int, symmetric: bool) -> dict[str, float]:

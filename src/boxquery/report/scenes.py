@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from boxquery.boxes3d import BOX
 from boxquery.data.scenes.records import DetectionProtocol, SceneData, SceneDetections, SceneRecord, SceneSplit
@@ -75,7 +76,8 @@ def write_scene_pictures(
     Args:
         threshold: minimum score of the detections that are shown; None: the default.
     """
-    shown = {i: _above(predictions[i], threshold) for i in predictions}
+    least = DEFAULT_THRESHOLD if threshold is None else threshold
+    shown = {i: above(predictions[i], least) for i in predictions}
     judged = {i: judge(split[i], shown[i], data.protocol) for i in shown}
     order = sorted(judged, key=lambda i: judged[i].f1)
     low = [i for i in order if judged[i].f1 < 1][: min(worst, len(order) // 2)]
@@ -97,25 +99,30 @@ def write_scene_pictures(
     return write_json(run / "pictures.json", {"split": split.name, "threshold": threshold, "pictures": entries})
 
 
-def _above(found: SceneDetections, threshold: float | None) -> SceneDetections:
-    kept = found.scores >= (DEFAULT_THRESHOLD if threshold is None else threshold)
+def above(found: SceneDetections, threshold: float) -> SceneDetections:
+    """The detections with at least this score."""
+    kept = found.scores >= threshold
     return SceneDetections(found.boxes[kept], found.scores[kept], found.labels[kept])
+
+
+def draw_pair(
+    split: SceneSplit, i: int, shown: SceneDetections, data: SceneData, missed: np.ndarray | None = None
+) -> tuple[Image.Image, Image.Image]:
+    """A scene with its ground truth, and with detections, beside which those objects are dashed that are ``missed`` (bool [N])."""
+    record, images = split[i], split.read(i)
+    view = {"names": data.names, "cameras": record.cameras, "radius": max(map(abs, data.area[:2])), "width": WIDTH}
+    seen, dashed = ~record.ignore, None if missed is None else (record.boxes[missed], record.labels[missed])
+    truth = draw_scene(images, record.lidar2img, record.boxes[seen], record.labels[seen], **view)
+    return truth, draw_scene(images, record.lidar2img, shown.boxes, shown.labels, truth=dashed, **view)
 
 
 def _entry(
     split: SceneSplit, i: int, shown: SceneDetections, judged: SceneOutcome, data: SceneData, stem: str
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    record, images = split[i], split.read(i)
-    view = {"names": data.names, "cameras": record.cameras, "radius": max(map(abs, data.area[:2])), "width": WIDTH}
-    seen, lost = ~record.ignore, judged.missed
-    pictures = {
-        f"{stem}-truth.jpg": draw_scene(images, record.lidar2img, record.boxes[seen], record.labels[seen], **view),
-        f"{stem}-prediction.jpg": draw_scene(
-            images, record.lidar2img, shown.boxes, shown.labels, truth=(record.boxes[lost], record.labels[lost]), **view
-        ),
-    }
+    record, files = split[i], (f"{stem}-truth.jpg", f"{stem}-prediction.jpg")
+    pictures = dict(zip(files, draw_pair(split, i, shown, data, judged.missed), strict=True))
     entry = {"image": record.id, "title": f"scene {record.id}", "f1": judged.f1}
-    entry |= {"truth_file": f"{stem}-truth.jpg", "prediction_file": f"{stem}-prediction.jpg"}
+    entry |= dict(zip(("truth_file", "prediction_file"), files, strict=True))
     entry["truth"] = [
         {"name": data.names[label], "box": _columns(box), "ignore": bool(ignore), "missed": bool(missed)}
         for label, box, ignore, missed in zip(record.labels, record.boxes, record.ignore, judged.missed, strict=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from boxquery.augment import Augment
 from boxquery.check.feasibility import FeasibilityPlan, drops_queries
@@ -22,25 +23,33 @@ from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.alignment import Alignment, measure_split
 from boxquery.evaluation.analysis import analyse
+from boxquery.evaluation.bootstrap import resampled_ap
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note, median_boxes
+from boxquery.evaluation.metric_names import OF_IMAGES
 from boxquery.evaluation.metrics import evaluate, limits_note
 from boxquery.evaluation.predictions import DetectionsByImage, predict_split
 from boxquery.model_folder import load
 from boxquery.models import list_baselines, list_models
 from boxquery.models.interface import Model
+from boxquery.pages.drawing import draw
+from boxquery.pages.images import resize_to
 from boxquery.report.pictures import write_pictures
 from boxquery.report.run_files import data_facts, write_analysis, write_evaluation
 from boxquery.training.config import RunConfig, TrainFlags
 from boxquery.training.settings import Automatic, automatic, with_rate
 from boxquery.training.task import Closing, Task
 
+#: longest side in pixels of an image that is drawn to be seen beside others
+PICTURE_SIDE = 400
+
 
 class ImageTask(Task[Detector]):
     """See ``Task``; detections are (boxes [K, 4] xyxy in pixels, scores [K], labels [K])."""
 
-    kind, unit, better, zero, shown = "boxes", "image", "AP", "AP50", ("AP", "AP50")
+    kind, zero = "boxes", "AP50"
+    unit, better, shown = OF_IMAGES.unit, OF_IMAGES.better, OF_IMAGES.shown
     baseline = "median box of each class in every image"
-    columns = ("AP", "AP50", "AP75", "APs", "APm", "APl", "duplicate_rate", "best_threshold")
+    columns = (*OF_IMAGES.shown, *OF_IMAGES.others, "duplicate_rate", "best_threshold")
     collate = staticmethod(collate)
     data: Data
 
@@ -112,6 +121,17 @@ class ImageTask(Task[Detector]):
 
     def evaluate(self, records: Sequence[Record], found: Mapping[int, Any], config: RunConfig) -> dict[str, Any]:
         return evaluate(records, found, self.data.names, self.data.ids, max_detections=config.max_detections)
+
+    def resampled(self, records: Sequence[Record], found: Mapping[int, Any], weights: np.ndarray, config: RunConfig) -> np.ndarray:
+        return resampled_ap(records, found, len(self.data.names), weights, config.max_detections)[0]
+
+    def draw(self, split: Split, position: int, found: Mapping[int, Any], threshold: float) -> tuple[Image.Image, Image.Image]:
+        record, names = split[position], self.data.names
+        image, scale = resize_to(split.read(position), PICTURE_SIDE)
+        boxes, scores, labels = found[position]
+        real, kept = ~record.ignore, scores >= threshold
+        truth = draw(image, record.boxes[real] * scale, record.labels[real], names)
+        return truth, draw(image, boxes[kept] * scale, labels[kept], names, scores=scores[kept])
 
     def measures_alignment(self, model: Model) -> bool:
         return model.has_queries

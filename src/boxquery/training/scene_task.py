@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from boxquery.augment import Augment
 from boxquery.auto import SCENE_MODEL, scene_preset
@@ -21,14 +22,15 @@ from boxquery.data.scenes.records import SceneData, SceneDetections, SceneRecord
 from boxquery.device import choose_device
 from boxquery.errors import UserError
 from boxquery.evaluation.fixed_boxes import evaluate_fixed_boxes, fixed_boxes, fixed_boxes_note
-from boxquery.evaluation.nuscenes import DISTANCES, evaluate_scenes
+from boxquery.evaluation.metric_names import OF_SCENES
+from boxquery.evaluation.nuscenes import DISTANCES, evaluate_scenes, resampled_map
 from boxquery.evaluation.scene_predictions import ScenesFound, predict_scenes
 from boxquery.model_folder import load_scenes
 from boxquery.models import list_scene_models
 from boxquery.models import preset as known_preset
 from boxquery.models.interface import Model
 from boxquery.report.run_files import scene_facts, write_evaluation
-from boxquery.report.scenes import write_scene_pictures
+from boxquery.report.scenes import above, draw_pair, write_scene_pictures
 from boxquery.scene_detector import SceneDetector
 from boxquery.training.config import RunConfig, TrainFlags
 from boxquery.training.settings import Automatic
@@ -38,10 +40,17 @@ from boxquery.training.task import Closing, Task
 AUGMENTED = ("scales", "flip", "colour", "rotation", "plain_end")
 
 
+def check_scene_augment(parts: Iterable[str]) -> None:
+    """Raises ``UserError`` for a part of the augmentation that scenes do not have."""
+    if other := [name for name in parts if name not in ("level", *AUGMENTED)]:
+        raise UserError(f"augment: {other[0]} is of images; scenes of several cameras have {', '.join(AUGMENTED)}")
+
+
 class SceneTask(Task[SceneDetector]):
     """See ``Task``; detections are ``SceneDetections``."""
 
-    kind, unit, better, zero, shown = "boxes3d", "scene", "mAP", "AP@4", ("mAP", "NDS")
+    kind, zero = "boxes3d", "AP@4"
+    unit, better, shown = OF_SCENES.unit, OF_SCENES.better, OF_SCENES.shown
     baseline = "the best fixed boxes in every scene"
     collate = staticmethod(collate_scenes)
     data: SceneData
@@ -49,7 +58,7 @@ class SceneTask(Task[SceneDetector]):
     @property
     def columns(self) -> Sequence[str]:
         errors = [f"m{error}" for error in self.data.protocol.errors]
-        return ["mAP", "NDS", *errors, *(f"AP@{distance:g}" for distance in DISTANCES), "best_threshold"]
+        return [*OF_SCENES.shown, *errors, *(f"AP@{distance:g}" for distance in DISTANCES), "best_threshold"]
 
     @property
     def train(self) -> SceneSplit:
@@ -73,8 +82,7 @@ class SceneTask(Task[SceneDetector]):
         return {"area": list(self.data.area)}
 
     def augment(self, config: RunConfig) -> dict[str, Any]:
-        if other := [name for name in config.augment if name not in ("level", *AUGMENTED)]:
-            raise UserError(f"augment: {other[0]} is of images; scenes of several cameras have {', '.join(AUGMENTED)}")
+        check_scene_augment(config.augment)
         return config.augment
 
     def dataset(self, config: RunConfig, model: Model, preprocessing: Preprocessing, augment: Augment) -> SceneDataset:
@@ -103,6 +111,16 @@ class SceneTask(Task[SceneDetector]):
 
     def evaluate(self, records: Sequence[SceneRecord], found: Mapping[int, SceneDetections], config: RunConfig) -> dict[str, Any]:
         return evaluate_scenes(records, found, self.data.protocol)
+
+    def resampled(
+        self, records: Sequence[SceneRecord], found: Mapping[int, SceneDetections], weights: np.ndarray, config: RunConfig
+    ) -> np.ndarray:
+        return resampled_map(records, found, self.data.protocol, weights)
+
+    def draw(
+        self, split: SceneSplit, position: int, found: Mapping[int, SceneDetections], threshold: float
+    ) -> tuple[Image.Image, Image.Image]:
+        return draw_pair(split, position, above(found[position], threshold), self.data)
 
     def spreads(self, found: Mapping[int, SceneDetections]) -> np.ndarray:
         low, high = np.array(self.data.area).reshape(2, 3)[:, :2]

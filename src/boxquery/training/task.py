@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
+from PIL import Image
 from torch.utils.data import Dataset
 
 from boxquery.augment import Augment
@@ -180,6 +181,14 @@ class Task(ABC, Generic[D]):
     @abstractmethod
     def evaluate(self, records: Sequence[Any], found: Found, config: RunConfig) -> dict[str, Any]:
         """Metrics, ``columns`` among them."""
+
+    @abstractmethod
+    def resampled(self, records: Sequence[Any], found: Found, weights: np.ndarray, config: RunConfig) -> np.ndarray:
+        """``better`` where each item counts as often as ``weights`` [R, items] says: [R], NaN where there is nothing to find."""
+
+    @abstractmethod
+    def draw(self, split: AnySplit[Any, Any], position: int, found: Found, threshold: float) -> tuple[Image.Image, Image.Image]:
+        """An item with its ground truth, and with the detections whose scores are at least the threshold."""
 
     def measures_alignment(self, model: Model) -> bool:
         """Whether ``alignment`` measures anything."""
