@@ -2,11 +2,13 @@
 
     python benchmarks/agreement.py                            # outputs of every model, resumable, one by one
     python benchmarks/agreement.py --only detr                # those of one
+    python benchmarks/agreement.py --only runs/a              # those of a trained model of images
     python benchmarks/agreement.py --ap runs/a runs/b DATA    # AP of trained models in every precision, on a split of data
 
 Outputs: preset `tiny` with random weights that are moved a little, so that boxes and scores differ; 20 images of different shapes, evenly
 spaced over those of three data sets, and for models of several cameras 20 scenes of `surround`. Normalised boxes and scores of every query
-are compared with the eager model's on the same pixels, by the index of the query; one that differs by more than 1e-4 but agrees with
+are compared with the eager model's on the same pixels, by the index of the query, those of a box that leaves the image as shares of its
+farthest coordinate; one that differs by more than 1e-4 but agrees with
 another within that has changed places, as proposals that tie do, and those that agree with none are counted as differing. AP: each run is
 exported in fp32 for both runtimes, in bf16 for OpenVINO and in int8 for both (ranges of 100 training images), and evaluated as `boxquery
 evaluate` does. Results and conditions are in docs/experiments/results/agreement.json; the tables of docs/export.md are written from it.
@@ -103,9 +105,8 @@ def inputs(detector: Detector | SceneDetector, images: list[Image.Image], size: 
             yield (resize(image)[None], np.array([shape])), partial(image_rows, size=shape)
 
 
-def outputs(name: str, images: list[Image.Image], folder: Path) -> dict[str, Any]:
+def outputs(detector: Detector | SceneDetector, images: list[Image.Image], folder: Path) -> dict[str, Any]:
     """By kind of size and runtime: largest difference, and the queries that differ."""
-    detector = detector_of(name)
     scenes = isinstance(detector, SceneDetector)
     graph, found = SceneGraph(detector) if scenes else ExportGraph(detector), {}
     for kind, size in (("any", None), ("fixed", SCENE if scenes else FIXED)):
@@ -162,26 +163,30 @@ def accuracy_table(runs: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", help="outputs of this model")
+    parser.add_argument("--only", help="outputs of this model, or of the model of this run")
     parser.add_argument("--ap", nargs="+", metavar="RUN", help="AP of these runs; the last word is the data set")
     parser.add_argument("--split", default="val", help="split that AP is measured on (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     *runs, data = args.ap or [""]
-    names = {f"{bq.load(run).name}, {Path(data).name}": run for run in runs}
+    if trained := bool(args.only) and Path(args.only).is_dir():
+        names = {f"{bq.load(args.only).name}, trained": args.only}
+    elif runs:
+        names = {f"{bq.load(run).name}, {Path(data).name}": run for run in runs}
+    else:
+        names = {name: name for name in [*bq.list_models(), *list_scene_models()] if args.only in (None, name)}
     images = [] if runs or args.only in list_scene_models() else photos()
-    part, labels = (
-        ("runs", list(names))
-        if runs
-        else ("models", [name for name in [*bq.list_models(), *list_scene_models()] if args.only in (None, name)])
-    )
-    for label in labels:
+    part = "runs" if runs else "models"
+    for label, source in names.items():
         if label in measured()[part] and not args.again:
             continue
         started = time.process_time()
         with tempfile.TemporaryDirectory() as folder:
-            found = dict(accuracies(names[label], data, args.split, Path(folder))) if runs else outputs(label, images, Path(folder))
+            if runs:
+                found = dict(accuracies(source, data, args.split, Path(folder)))
+            else:
+                found = outputs(bq.load(source) if trained else detector_of(source), images, Path(folder))
         print(f"{label} ({time.process_time() - started:.0f} CPU s): {found}", flush=True)
         known = measured()  # another shell may have added to it
         known[part][label] = found

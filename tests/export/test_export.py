@@ -272,6 +272,18 @@ def test_queries_that_change_places_agree_and_others_are_counted():
     assert differing == 1
 
 
+def test_boxes_that_leave_the_image_agree_to_as_many_digits_as_those_inside():
+    """Corners of an untrained Sparse R-CNN lie up to a hundred images away, where float32 has two digits less of the image."""
+    boxes = np.array([[[20.0, 30.0, 60.0, 70.0], [-900.0, 10.0, 1200.0, 40.0], [1900.0, -20.0, 2700.0, 50.0]]], np.float32)
+    one = {"query_boxes": boxes, "class_scores": np.full((1, 3, 2), 0.5, np.float32)}
+    for shift, differing in ((2e-5, 0), (4e-4, 3)):
+        farthest = np.abs(boxes).max(-1, keepdims=True)
+        other = {**one, "query_boxes": boxes + shift * np.maximum(farthest, 100)}
+        assert compare(image_rows(one, (100, 100)), image_rows(other, (100, 100)))[1] == differing
+    inside = {**one, "query_boxes": boxes + np.array([0.02, 0, 0], np.float32)[:, None]}
+    assert compare(image_rows(one, (100, 100)), image_rows(inside, (100, 100)))[1] == 1
+
+
 def test_a_miss_leaves_what_was_there(tmp_path, monkeypatch):
     """Whatever the comparison finds too different; the graph itself is not made here."""
     (tmp_path / "model.onnx").write_text("older")

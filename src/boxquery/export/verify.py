@@ -138,9 +138,13 @@ def run_file(engine: Engine, images: np.ndarray, beside: np.ndarray) -> Outputs:
 
 
 def image_rows(outputs: Outputs, size: tuple[int, int]) -> np.ndarray:
-    """[Q, 4 + C], of an image of that (height, width): the normalised box of each query, and its scores."""
-    scale = np.array([size[1], size[0]] * 2, np.float32)
-    return np.concatenate((outputs["query_boxes"][0] / scale, outputs["class_scores"][0]), 1)
+    """[Q, 4 + C], of an image of that (height, width): the normalised box of each query, and its scores.
+
+    A box that leaves the image, as those of an untrained Sparse R-CNN do by up to a hundred times its size, is in shares of its farthest
+    coordinate instead: float32 has seven digits of a number, not of the image.
+    """
+    boxes = outputs["query_boxes"][0] / np.array([size[1], size[0]] * 2, np.float32)
+    return np.concatenate((boxes / np.abs(boxes).max(1, initial=1.0, keepdims=True), outputs["class_scores"][0]), 1)
 
 
 def compare(one: np.ndarray, other: np.ndarray) -> tuple[float, int]:
