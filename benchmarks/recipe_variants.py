@@ -99,6 +99,7 @@ VARIANTS: dict[str, Variant] = {
         why="first boxes as large as the median object in place of .05, .1 and .2 of the image",
     ),
     "mosaic-scenes": Variant("tiny-mosaic", start="scenes", why="weights that have learned on drawn scenes what an object and a box are"),
+    "scenes-mal": Variant("mosaic-scenes", options={"class_loss": "mal"}, why="scores that know how well the box fits"),
     "mosaic-all": Variant("tiny-mosaic", recipe={"augment": replace(MOSAIC, mosaic=1.0)}, why="no image without other ones"),
     "d-fine": Variant(None, recipe=TINY_MOSAIC, model="d-fine", preset="tiny", why="the recipe of tiny-mosaic with another model"),
     "rt-detr": Variant(None, recipe=TINY_MOSAIC, model="rt-detr", preset="tiny", why="the recipe of tiny-mosaic with another model"),
