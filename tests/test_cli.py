@@ -70,7 +70,10 @@ def test_what_only_reads_never_loads_torch(code):
 def test_every_command_has_help(command, capsys):
     assert run([command, "--help"]) == 0
     shown = capsys.readouterr().out
-    assert f"Usage: boxquery {command}" in shown
+    usage, _, rest = shown.partition("\n")
+    assert f"Usage: boxquery {command}" in usage
+    for name in re.findall(r"([A-Z]+)\.\.\.", usage):
+        assert re.search(rf"^│ \*? +{name} ", rest, re.MULTILINE), "what may be repeated has one name"
     assert "ARGS" not in shown
 
 

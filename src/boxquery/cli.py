@@ -35,7 +35,7 @@ COMMANDS = {
     "compare": ("boxquery.compare.command:compare", "[DATA]"),
     "demo": ("boxquery.commands:demo", ""),
     "evaluate": ("boxquery.commands:evaluate", ""),
-    "predict": ("boxquery.commands:predict", "RUN IMAGES..."),
+    "predict": ("boxquery.commands:predict", "RUN SOURCES..."),
     "benchmark": ("boxquery.benchmark.command:benchmark", "[RUN|MODEL]"),
     "export": ("boxquery.export_command:export", ""),
     "models": ("boxquery.models_command:models", "[NAME]"),

@@ -196,7 +196,7 @@ def test_options_in_the_word():
     assert {len(record.boxes) for record in data.splits["train"]} == {2}
     assert data.splits["train"][0].sizes.tolist() == [[64, 38]] * 6
     assert "2 objects per scene, calibration noise 0.5 degrees" in data.notes[0]
-    assert open_scenes("surround:seed=4").source == "surround, seed 4"
+    assert open_scenes("surround:seed=4").source == "surround:seed=4"
     assert holds_scenes("surround:objects=2")
     assert not holds_scenes("shapes:objects=2")
     assert data.training_split() is data.split("train")

@@ -40,6 +40,17 @@ def test_from_above_forward_is_up_and_left_is_left():
     assert tall > 2 * wide
 
 
+def test_the_legend_can_be_read_over_boxes():
+    names = ["car", "container"]
+    legend = draw_from_above(*NONE, names=names, side=400)
+    ink = marked(legend, colour(1))
+    box = np.array([[45.0, 45, 1, 6, 12, 2, 0.7, 0, 0], [40.0, 47, 1, 6, 12, 2, 0.2, 0, 0]])  # in the legend's corner
+    picture = draw_from_above(box, np.array([0, 0]), names=names, side=400)
+    area = np.asarray(picture)[: ink[:, 1].max() + 1, : ink[:, 0].max() + 1]
+    assert len(marked(picture, colour(1))) == len(ink)
+    assert not len(marked(Image.fromarray(area[ink[:, 1].min() :]), colour(0))), "no line of a box is as dark as the letters"
+
+
 def test_a_scene_has_all_cameras_and_the_view_from_above():
     split = surround_data().splits["val"]
     record, images = split[0], split.read(0)

@@ -125,8 +125,9 @@ def test_off_a_terminal_nothing_is_silent_for_long():
         time.sleep(0.2)
         heartbeat.doing = lambda: "epoch 1/3  step 7/300"
         time.sleep(0.2)
-    lines = shown.getvalue().splitlines()
-    assert set(lines) == {"reading the data", "epoch 1/3  step 7/300"}
+    lines, once = shown.getvalue().splitlines(), ["reading the data", "epoch 1/3  step 7/300"]
+    assert (lines[0], set(lines)) == ("reading the data", {*once, *(f"still {line}" for line in once)})
+    assert [lines.count(line) for line in once] == [1, 1], "what is said twice is still being done"
     assert "\r" not in shown.getvalue()
     assert len(lines) <= 8
 
@@ -158,6 +159,21 @@ def test_a_changed_plan_is_said_with_its_reason_and_only_where_it_differs_by_muc
         end._announce(run_config.length.with_total_batches(int(long.total_batches / factor)))
     steps = int(long.total_batches / 1.5)
     assert shown.getvalue() == f"a step takes 0.9 s instead of 0.6 s: {steps} steps in all fit into the 2 min\n"
+
+
+def test_where_minutes_are_cpu_time_the_other_clock_is_named_and_an_early_end_is_said():
+    console = Console(file=(shown := io.StringIO()), soft_wrap=True)
+    planned = RunLength(minutes=2, clock="cpu").with_data(50, 4).plan(Costs(0.6, 0.6, 1.0, 0.0))
+    end = EpochEnd.__new__(EpochEnd)
+    end.bar = LiveBar(console, planned, Heartbeat(console), ImageTask(scenes()))
+    end.clock, end.announced = Clock(planned, True), (planned.total_steps, 0.6)
+    end.bar.report({"epoch": 1, "AP": 0.1, "AP50": 0.2, "seconds": 600.0})
+    assert shown.getvalue().endswith("  10 min so far (wall time)\n")
+    end._say_end()
+    assert shown.getvalue().count("\n") == 1, "the run goes on"
+    end.clock.over, end.clock.length = True, planned.with_total_batches(101)
+    end._say_end()
+    assert shown.getvalue().endswith(f"\n2 min of CPU time end the run after 101 steps; {planned.total_steps} were planned\n")
 
 
 def test_a_run_by_minutes_is_repeated_by_its_minutes_or_by_its_steps():

@@ -1,12 +1,15 @@
 """Scenes of several cameras through the same commands as images: one run folder, one resume, one evaluation; pictures and maps."""
 
 import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 import boxquery as bq
 from boxquery.cli import run as command_line
@@ -131,7 +134,9 @@ def test_evaluate_prints_nuscenes_metrics_and_takes_a_camera_away(run, tmp_path,
     assert {"mAP", "NDS", "mATE", "classes", "fixed_boxes", "best_threshold"} <= json.loads(out).keys()
     with (tmp_path / "e/per_class.csv").open() as file:
         assert [row["name"] for row in csv.DictReader(file)] == open_scenes(DATA).names
-    assert "mean over classes and 0.5, 1, 2 and 4 m" in (tmp_path / "e/evaluation.html").read_text()
+    page = (tmp_path / "e/evaluation.html").read_text()
+    assert "mean over classes and 0.5, 1, 2 and 4 m" in page
+    assert f" on val of {DATA}</h1>" in page
     status, out, _ = said(capsys, ["evaluate", run, DATA, "--without-camera", "front", "--shuffle-calibration"])
     assert status == 0
     assert "without front" in out
@@ -161,6 +166,10 @@ def test_explain_shows_one_map_over_all_cameras(run, tmp_path, capsys):
     heat = why.heatmap(3)
     assert heat.shape == (6, 48, 80)
     assert heat.sum() == pytest.approx(1, abs=1e-5)
+    console = Console(file=(shown := io.StringIO()), width=80)
+    console.print(why.table())
+    header = re.findall("[a-z]+", shown.getvalue().partition("┡")[0].partition("┏")[2])
+    assert set(header) == {"query", "class", "score", "front", "rear", "left", "right"}, "no word is split in 80 columns"
     assert why.draw(0).width == pytest.approx(1200, abs=20)
     assert said(capsys, ["explain", run, DATA, "--scene", "3"])[2].endswith("has scenes 0 to 2\n")
 
@@ -171,6 +180,7 @@ def test_scenes_and_images_are_told_apart_in_one_line(run, tmp_path, capsys):
     capsys.readouterr()
     for words, message in (
         (["train", DATA, "--model", "detr"], "model 'detr' finds boxes in images, and this is about scenes"),
+        (["train", DATA, "--preset", "huge"], "petr has no preset 'huge'; choose one of"),
         (["train", "shapes", "--model", "petr"], "model 'petr' finds 3-D boxes in scenes of several cameras"),
         (["train", DATA, "--model", "petr", "--images", "x"], "--images: is of images"),
         (["train", DATA, "--model", "petr", "--augment", "mosaic=1"], "augment: mosaic is of images"),

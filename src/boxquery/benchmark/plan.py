@@ -87,6 +87,9 @@ def plan(
     device = choose_device(device)
     pairs = wanted.pairs(["fp32", *(["bf16"] if has_fast_bf16(device) else [])])
     source = _source(run, preset, folder, download, say)
+    if files := [f"{runtime} {precision}" for runtime, precision in pairs if runtime != "pytorch"]:
+        without = "; --runtimes pytorch does without" if len(files) < len(pairs) else ""
+        say(f"{', '.join(files)}: exported before anything is timed, which may take minutes each{without}")
     jobs, left_out = [], []
     for runtime, precision in pairs:
         if runtime == "pytorch":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,9 +89,11 @@ class SceneExplanation:
 
     def table(self) -> Table:
         """A row per detection: its query, class and score, and the share of each camera in the last layer."""
-        table = Table(title=escape(f"{self.model}, scene {self.name}: what was read from which camera"), title_justify="left")
-        for column in ("query", "class", "score", *self.cameras):
-            table.add_column(escape(column), justify="right", overflow="fold")
+        title = escape(f"{self.model}, scene {self.name}: what was read from which camera")
+        # no word is split in 80 columns: without padding, and with names of several words one below the other
+        table = Table(title=title, title_justify="left", padding=0)
+        for column in ("query", "class", "score", *("\n".join(re.split("[_ ]+", name)) for name in self.cameras)):
+            table.add_column(escape(column), justify="right", no_wrap=column != "class", overflow="fold")
         for query, name, score in zip(self.queries.tolist(), self.result.names, self.result.scores, strict=True):
             table.add_row(str(query), escape(name), three(score), *(f"{share:.0%}" for share in self.shares(query)))
         return table

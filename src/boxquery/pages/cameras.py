@@ -107,9 +107,12 @@ def draw_from_above(
             _lines(pen, [(flat[i], flat[(i + 1) % 4]) for i in range(4)], colour(int(label)), line, dashed=dashed)
             centre = np.array([middle - box[1] * scale, middle - box[0] * scale])
             _lines(pen, [(centre, (flat[0] + flat[1]) / 2)], colour(int(label)), line, dashed=dashed)
-    font = font_for(names, max(9, side / 34))
-    for i, name in enumerate(names):
-        pen.text((4, 4 + i * side / 26), name, fill=colour(i), font=font)
+    if names:  # over boxes, but not written into them
+        font = font_for(names, max(9, side / 34))
+        wide = max(pen.textlength(name, font=font) for name in names)
+        ImageDraw.Draw(canvas, "RGBA").rectangle((0, 0, wide + 8, 6 + len(names) * side / 26), fill=(*_PAPER, 220))
+        for i, name in enumerate(names):
+            pen.text((4, 4 + i * side / 26), name, fill=colour(i), font=font)
     return canvas
 
 

@@ -28,6 +28,7 @@ from boxquery.runtime.tiles import Tiles, merge_views
 
 ImageSource = str | Path | Image.Image | np.ndarray
 R = TypeVar("R", Resize, SceneResize)
+N = TypeVar("N", bound=str | None)
 
 
 class Detections(NamedTuple):
@@ -38,10 +39,27 @@ class Detections(NamedTuple):
     labels: np.ndarray
 
 
-class Resizing(ABC, Generic[R]):
-    """What a predictor of images and one of scenes have in common: ``resize``, how images become the model's input."""
+class AnyPredictor(ABC, Generic[R, N]):
+    """Something that detects in images or in scenes, with its class names and preprocessing.
 
-    resize: R
+    Args:
+        classes: class names by label; of images None for one that has no name and is never predicted.
+        ids: the data set's own category ids, parallel to ``classes``.
+        resize: how an image, or the images of a scene, become the model's input.
+        threshold: the default score threshold; 0.5 until an evaluation has found a better one.
+    """
+
+    def __init__(self, classes: Sequence[N], ids: Sequence[int], resize: R, threshold: float = DEFAULT_THRESHOLD):
+        self.classes, self.ids, self.resize = list(classes), list(ids), resize
+        check_threshold(threshold)
+        self.threshold = threshold
+        #: the run folder that it was loaded from, if any
+        self.run: Path | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The model's name, as in ``boxquery models``."""
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -62,27 +80,8 @@ class Resizing(ABC, Generic[R]):
         self.resize = replace(self.resize, preprocessing=replace(self.preprocessing, image_size=pixels))
 
 
-class Predictor(Resizing[Resize]):
-    """Something that detects, with its class names and preprocessing.
-
-    Args:
-        classes: class names by label; None for one that has no name and is never predicted.
-        ids: the data set's own category ids, parallel to ``classes``.
-        resize: how an image becomes the model's input.
-        threshold: the default score threshold; 0.5 until an evaluation has found a better one.
-    """
-
-    def __init__(self, classes: Sequence[str | None], ids: Sequence[int], resize: Resize, threshold: float = DEFAULT_THRESHOLD):
-        self.classes, self.ids, self.resize = list(classes), list(ids), resize
-        check_threshold(threshold)
-        self.threshold = threshold
-        #: the run folder that it was loaded from, if any
-        self.run: Path | None = None
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The model's name, as in ``boxquery models``."""
+class Predictor(AnyPredictor[Resize, str | None]):
+    """Something that detects boxes in images; see ``AnyPredictor``."""
 
     @property
     @abstractmethod

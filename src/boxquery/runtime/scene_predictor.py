@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,34 +13,22 @@ from boxquery.data.scenes.records import SceneDetections
 from boxquery.data.scenes.resize import SceneResize
 from boxquery.errors import UserError, count
 from boxquery.limits import DEFAULT_THRESHOLD, check_above_zero, check_threshold
-from boxquery.runtime.predictor import ImageSource, Resizing, to_pil
+from boxquery.runtime.predictor import AnyPredictor, ImageSource, to_pil
 from boxquery.scene_result import SceneResult
 
 
-class ScenePredictor(Resizing[SceneResize]):
-    """Something that detects in scenes, with its class names and preprocessing.
+class ScenePredictor(AnyPredictor[SceneResize, str]):
+    """Something that detects 3-D boxes in scenes; see ``AnyPredictor``.
 
     Args:
-        classes: class names by label.
-        ids: the data set's own category ids, parallel to ``classes``.
-        resize: how the images of a scene become the model's input.
         area: x, y, z at least and at most of the space that boxes are in, in metres.
-        threshold: the default score threshold; 0.5 until an evaluation has found a better one.
     """
 
     def __init__(
         self, classes: Sequence[str], ids: Sequence[int], resize: SceneResize, area: Sequence[float], threshold: float = DEFAULT_THRESHOLD
     ):
-        self.classes, self.ids, self.resize, self.area = list(classes), list(ids), resize, tuple(area)
-        check_threshold(threshold)
-        self.threshold = threshold
-        #: the run folder that it was loaded from, if any
-        self.run: Path | None = None
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """The model's name, as in ``boxquery models``."""
+        super().__init__(classes, ids, resize, threshold)
+        self.area = tuple(area)
 
     @property
     @abstractmethod

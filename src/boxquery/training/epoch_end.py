@@ -96,6 +96,13 @@ class EpochEnd(L.Callback):
         fit = f"{count(length.total_steps, 'step')} in all fit into the {length.minutes:g} min"
         self.bar.console.print(f"a step takes {now}{instead}: {fit}", highlight=False)
 
+    def _say_end(self) -> None:
+        """Say that the CPU's clock ended the run, where that was not after the steps that were planned."""
+        length, (planned, _) = self.clock.length, self.announced
+        if self.clock.over and length.ends_by_clock and length.total_steps != planned:
+            ended = f"{length.minutes:g} min of CPU time end the run after {count(length.total_steps, 'step')}"
+            self.bar.console.print(f"{ended}; {planned:,} were planned", highlight=False)
+
     def _write_length(self, trainer: L.Trainer) -> None:
         """Into ``config.yaml``, which then repeats the run."""
         self.config = self.config.with_length(self.clock.length)
@@ -133,6 +140,7 @@ class EpochEnd(L.Callback):
         new = self.diagnosis.add(findings, epoch)
         if first:
             self.bar.report(row)
+            self._say_end()
             self.diagnosis.write()
         for finding in new:
             self.bar.console.print(finding.line(), style="yellow", markup=False, highlight=False)

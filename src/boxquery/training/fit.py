@@ -19,6 +19,7 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 
 from boxquery.augment import augment_parts, augmentation, name_of, recorded
+from boxquery.auto import SCENE_MODEL
 from boxquery.check.annotation_format import open_checked
 from boxquery.check.findings import Finding
 from boxquery.data.dataset import AnyData, Data
@@ -62,6 +63,8 @@ def open_task(source: Any, flags: RunFlags) -> tuple[Task[Any], list[Finding]]:
     scenes = isinstance(source, SceneData) or (not isinstance(source, Data) and holds_scenes(source))
     if flags.named_model is not None:
         (check_scene_model if scenes else check_image_model)(flags.model)
+    elif scenes and flags.preset is not None:
+        preset(SCENE_MODEL, flags.preset)  # before scenes are drawn or read
     if isinstance(source, AnyData):
         return SceneTask(source) if isinstance(source, SceneData) else ImageTask(source), []
     if scenes:

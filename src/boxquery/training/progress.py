@@ -25,7 +25,7 @@ WATCHED, UNWATCHED = 0.5, 5.0
 class Heartbeat:
     """Off a terminal, prints what is being done where nothing else was printed for half a minute.
 
-    A thread does it: neither a slow step nor a long evaluation is silent.
+    A thread does it: neither a slow step nor a long evaluation is silent. What takes longer is "still" being done.
 
     Attributes:
         doing: words, or a function that returns them.
@@ -52,10 +52,13 @@ class Heartbeat:
         self._due = time.monotonic() + self.every
 
     def _run(self) -> None:
+        before = ""
         while not self._ended.wait(max(self._due - time.monotonic(), 0.01)):
             if time.monotonic() >= self._due:
                 self.postpone()
-                self.console.print(self.doing if isinstance(self.doing, str) else self.doing(), markup=False, highlight=False)
+                words = self.doing if isinstance(self.doing, str) else self.doing()
+                self.console.print("still " * (words == before) + words, markup=False, highlight=False)
+                before = words
 
 
 class LiveBar(L.Callback):
@@ -70,6 +73,8 @@ class LiveBar(L.Callback):
     def __init__(self, console: Console, length: RunLength, heartbeat: Heartbeat, task: Task):
         self.console, self.length, self.heartbeat, self.task = console, length, heartbeat, task
         self.score, self.loss, self.looked = "", "", 0.0
+        #: which time is shown, where the run's minutes are those of another clock
+        self.wall = " (wall time)" if length.minutes is not None and length.clock == "cpu" else ""
         #: in all, as shown: within an epoch it stays, however often the run is planned anew
         self.epochs = length.total_epochs
         #: batches done in all, and before this process began; when it and its epoch did; images per second
@@ -103,19 +108,19 @@ class LiveBar(L.Callback):
             self.looked, self.loss = now, f"  loss {float(pl_module.sums['loss']) / (batch_idx + 1):.3g}"
             self.pace = (batch_idx + 1) * self.length.batch_images / max(now - self.epoch_started, 1e-9)
             description = f"epoch {self._of(trainer.current_epoch + 1)}{self.loss}{self.score}"
-            pace = f"{self.pace:.3g} {self.task.unit}s/s, {self._left()} left"
+            pace = f"{self.pace:.3g} {self.task.unit}s/s, {self._left()}"
             self.progress.update(self.shown, total=self.length.total_batches, description=description, pace=pace)
 
     def state(self) -> str:
         """How far the run is, in a line."""
         length, epoch = self.length, self._of(self.done // self.length.epoch_batches + 1)
         line = f"epoch {epoch}  step {length.steps_after(self.done):,}/{length.total_steps:,}{self.loss}"
-        return f"{line}  {self.pace:.3g} {self.task.unit}s/s  {self._left()} left" if self.pace else line
+        return f"{line}  {self.pace:.3g} {self.task.unit}s/s  {self._left()}" if self.pace else line
 
     def _left(self) -> str:
         """Until the last step, at the pace of this process, evaluations included."""
         each = (time.monotonic() - self.started) / max(self.done - self.before, 1)
-        return duration(each * max(self.length.total_batches - self.done, 0))
+        return f"{duration(each * max(self.length.total_batches - self.done, 0))} left{self.wall}"
 
     def _of(self, epoch: int) -> str:
         return f"{epoch}/{max(self.epochs, epoch)}"
@@ -127,7 +132,7 @@ class LiveBar(L.Callback):
         found = better + "".join(others)
         # its terms, which are those of the last layer and do not add up to it, are in metrics.csv
         loss = f"  loss {row['loss']:.2f}" if "loss" in row else ""
-        self.console.print(f"epoch {self._of(row['epoch'])}{loss}{found}  {duration(row['seconds'])} so far", highlight=False)
+        self.console.print(f"epoch {self._of(row['epoch'])}{loss}{found}  {duration(row['seconds'])} so far{self.wall}", highlight=False)
         self.heartbeat.postpone()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -27,7 +27,6 @@ from boxquery.evaluation.nuscenes import DISTANCES, evaluate_scenes, resampled_m
 from boxquery.evaluation.scene_predictions import ScenesFound, predict_scenes
 from boxquery.model_folder import load_scenes
 from boxquery.models import list_scene_models
-from boxquery.models import preset as known_preset
 from boxquery.models.interface import Model
 from boxquery.report.run_files import scene_facts, write_evaluation
 from boxquery.report.scenes import above, draw_pair, write_scene_pictures
@@ -70,7 +69,6 @@ class SceneTask(Task[SceneDetector]):
 
     def automatic(self, requested: TrainFlags, say: Callable[[str], Any]) -> Automatic:
         size = requested.preset or scene_preset(choose_device(requested.device))
-        known_preset(SCENE_MODEL, size)
         line = f"auto: {SCENE_MODEL} {size}: it takes any number of cameras; all else is as the preset has it (--model, --preset)"
         return Automatic(replace(requested, model=SCENE_MODEL, preset=size), ["model"] + ["preset"] * (requested.preset is None), [line])
 

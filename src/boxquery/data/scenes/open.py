@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def open_scenes(source: str | Path, *, strict: bool = False) -> SceneData:
         UserError: the path or its content cannot be used, as ``boxquery.data.nuscenes.read`` says.
     """
     if names_scenes(str(source), WORD):
-        return surround_data(**scene_options(str(source), surround_data, f"{WORD}:train=500,objects=6,noise=0.5"))
+        options = scene_options(str(source), surround_data, f"{WORD}:train=500,objects=6,noise=0.5")
+        return replace(surround_data(**options), source=str(source))
     folder = Path(source).expanduser()
     if (tables := nuscenes.find(folder)) is None:
         what = "no folder v1.0-mini, v1.0-trainval or v1.0-test with sample.json in it" if folder.exists() else "no such file or folder"
