@@ -40,15 +40,18 @@ def test_from_above_forward_is_up_and_left_is_left():
     assert tall > 2 * wide
 
 
-def test_the_legend_can_be_read_over_boxes():
-    names = ["car", "container"]
-    legend = draw_from_above(*NONE, names=names, side=400)
-    ink = marked(legend, colour(1))
-    box = np.array([[45.0, 45, 1, 6, 12, 2, 0.7, 0, 0], [40.0, 47, 1, 6, 12, 2, 0.2, 0, 0]])  # in the legend's corner
-    picture = draw_from_above(box, np.array([0, 0]), names=names, side=400)
-    area = np.asarray(picture)[: ink[:, 1].max() + 1, : ink[:, 0].max() + 1]
-    assert len(marked(picture, colour(1))) == len(ink)
-    assert not len(marked(Image.fromarray(area[ink[:, 1].min() :]), colour(0))), "no line of a box is as dark as the letters"
+def test_the_legend_is_where_no_box_is_or_can_be_read_over_them():
+    def legend(*corners: tuple[int, int]) -> np.ndarray:
+        boxes = np.array([[44.0 * x, 44 * y, 1, 6, 12, 2, 0.3, 0, 0] for x, y in corners]).reshape(-1, 9)
+        found = marked(draw_from_above(boxes, np.zeros(len(boxes), int), names=["car", "container"], side=400), colour(1))
+        return np.array([*found.min(0), len(found)])
+
+    alone = legend()
+    assert alone[:2].max() < 40, "in the first corner"
+    assert legend((1, 1))[0] > 300, "in the next, as a box is there"
+    assert legend((1, 1), (1, -1))[1] > 300
+    everywhere = legend((1, 1), (1, -1), (-1, 1), (-1, -1))
+    assert everywhere.tolist() == alone.tolist()
 
 
 def test_a_scene_has_all_cameras_and_the_view_from_above():

@@ -107,13 +107,22 @@ def draw_from_above(
             _lines(pen, [(flat[i], flat[(i + 1) % 4]) for i in range(4)], colour(int(label)), line, dashed=dashed)
             centre = np.array([middle - box[1] * scale, middle - box[0] * scale])
             _lines(pen, [(centre, (flat[0] + flat[1]) / 2)], colour(int(label)), line, dashed=dashed)
-    if names:  # over boxes, but not written into them
-        font = font_for(names, max(9, side / 34))
-        wide = max(pen.textlength(name, font=font) for name in names)
-        ImageDraw.Draw(canvas, "RGBA").rectangle((0, 0, wide + 8, 6 + len(names) * side / 26), fill=(*_PAPER, 220))
-        for i, name in enumerate(names):
-            pen.text((4, 4 + i * side / 26), name, fill=colour(i), font=font)
+    if names:
+        _legend(canvas, names, [middle - corners(each)[:, :4, 1::-1].reshape(-1, 2) * scale for each in (boxes, *(truth or ())[:1])])
     return canvas
+
+
+def _legend(canvas: Image.Image, names: Sequence[str], points: Sequence[np.ndarray]) -> None:
+    """Class names in their colours, in the corner with the fewest points [K, 2] of boxes, and readable over them."""
+    side, pen = canvas.width, ImageDraw.Draw(canvas, "RGBA")
+    font, step = font_for(names, max(9, side / 34)), side / 26
+    wide, high = max(pen.textlength(name, font=font) for name in names) + 8, 6 + len(names) * step
+    x, y = np.concatenate(points).T
+    spots = [(left, top) for top in (0, side - high) for left in (0, side - wide)]
+    left, top = min(spots, key=lambda spot: ((x > spot[0]) & (x < spot[0] + wide) & (y > spot[1]) & (y < spot[1] + high)).sum())
+    pen.rectangle((left, top, left + wide, top + high), fill=(*_PAPER, 220))
+    for i, name in enumerate(names):
+        pen.text((left + 4, top + 4 + i * step), name, fill=colour(i), font=font)
 
 
 def tint(image: Image.Image, heat: np.ndarray) -> Image.Image:
