@@ -11,7 +11,7 @@ class MetricNames:
 
     Attributes:
         unit: what is evaluated, in words.
-        shown: what is printed; the higher the first, the better is a model.
+        shown: what is printed; the first decides, and the model with the higher value is the better one.
         others: what a table of accuracy has beside it; a data set may not measure all of it.
         duplicates: whether there is a ``duplicate_rate``, and NMS that may lower it.
     """
