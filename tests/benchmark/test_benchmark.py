@@ -26,7 +26,7 @@ from tests.runtime import handmade
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     torch.manual_seed(0)
-    made = bq.create_model("detr", classes=2, preset="tiny", hidden_dim=32, heads=4, num_queries=5)
+    made = bq.create_model("detr", classes=2, preset="tiny", hidden_dim=32, heads=4, num_queries=5, decoder_layers=1)
     return str(bq.Detector(made, ["cat", "owl"], [1, 2], Preprocessing(64)).save(tmp_path_factory.mktemp("model") / "model"))
 
 

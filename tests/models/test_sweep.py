@@ -71,6 +71,8 @@ AFFECTED_BY_PADDING |= dict.fromkeys(("sparse-rcnn", "sparse-rcnn-encoder"), "bo
 
 
 SYSTEMS = systems()
+#: half as wide as ``tiny``, with a layer less: a fourth of its parameters
+NARROW = {"hidden_dim": 64, "ffn_dim": 128, "decoder_layers": 2, "num_queries": 20}
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -86,7 +88,8 @@ def model(system) -> DetectionTransformer:
 
 def build(system: str, **more) -> DetectionTransformer:
     name, options = SYSTEMS[system]
-    return create(name, **options, **more)
+    narrow = {} if system == "sparse-rcnn" else NARROW  # some of its first boxes have to be of every level's size
+    return create(name, **(narrow | options | more))
 
 
 def double_batch() -> tuple[Tensor, Tensor]:
@@ -101,7 +104,7 @@ def finite_gradients(model: DetectionTransformer) -> bool:
 def test_every_preset_learns(name, preset):
     torch.manual_seed(0)
     model = bq.create_model(name, classes=CLASSES, preset=preset)
-    images, mask = batch((128, 128))
+    images, mask = batch((64, 64))
     out = model(images, mask)
     queries = out.logits.shape[2]
     layers = presets(name)[preset].options.decoder_layers

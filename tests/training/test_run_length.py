@@ -190,14 +190,14 @@ def test_images_are_counted_to_the_batch_also_after_a_resume(tmp_path, monkeypat
 
 
 class Machine:
-    """One on which a step of four images costs three quarters of a second, and ``busy`` times as much until ``change`` passes."""
+    """One on which a step of four images costs a second and a half, and ``busy`` times as much until ``change`` passes."""
 
     def __init__(self, change: int, busy: float):
         self.now, self.passes, self.change, self.busy = 0.0, 0, change, busy
 
     def spend(self, images: int, training: bool) -> None:
         self.passes += 1
-        self.now += images * (0.1875 if training else 0.02) * (self.busy if self.passes <= self.change else 1.0)
+        self.now += images * (0.375 if training else 0.02) * (self.busy if self.passes <= self.change else 1.0)
 
 
 def run_on_wall(machine: Machine, monkeypatch) -> None:
@@ -212,7 +212,7 @@ def run_on_wall(machine: Machine, monkeypatch) -> None:
     monkeypatch.setattr("boxquery.training.timing.clock", lambda config: lambda: machine.now)
 
 
-@pytest.mark.parametrize(("busy", "change", "killed"), [(3.0, 30, None), (0.4, 30, None), (1.0, 0, None), (3.0, 30, 2)])
+@pytest.mark.parametrize(("busy", "change", "killed"), [(3.0, 15, None), (0.4, 15, None), (1.0, 0, None), (3.0, 15, 2)])
 def test_a_busy_minute_at_the_start_does_not_decide(tmp_path, monkeypatch, busy, change, killed):
     """Planned anew from what steps took since: the run takes its minutes, and its command repeats it, also of one that was resumed."""
     with monkeypatch.context() as patched:

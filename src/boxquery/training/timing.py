@@ -30,6 +30,8 @@ WARM_UP, TIMED = 4, 12
 TIMED_CPU = 48
 #: where the length is known: batches that are timed, each twice, and seconds after which timing stops
 QUICK, QUICK_SECONDS = 4, 2.0
+#: batches of a run below which timing would last as long as the run does, so that everything is timed once
+FEW = 16
 #: minutes of the shorter run that is offered where one takes more than twice as long
 SHORTER = (30, 5)
 #: seconds of an epoch above which the rest of its end is not worth measuring
@@ -49,20 +51,23 @@ def clock(config: RunConfig) -> Callable[[], float]:
 
 
 class _Effort(NamedTuple):
-    """How long to time: batches that are not timed and those that are, at most, each twice; seconds of each time; images to evaluate."""
+    """How long to time: batches that are not timed and those that are, at most, in each pass; seconds of each pass; images to evaluate;
+    passes, of which the last counts (of batches the first, too): the first is slower than all that follow."""
 
     warm_up: int
     batches: int
     seconds: float
     images: int
+    passes: int
 
 
 def _effort(config: RunConfig) -> _Effort:
     length = config.length
     if not length.needs_timing:  # nothing depends on it but what is said of the run
-        return _Effort(1, min(QUICK, max(length.total_batches // 8, 1)), QUICK_SECONDS, 4)
+        passes = 1 if length.total_batches < FEW else 2
+        return _Effort(1, min(QUICK, max(length.total_batches // 8, 1)), QUICK_SECONDS, 4, passes)
     batches, share = (TIMED_CPU, TIMING_CPU) if counts_cpu(config) else (TIMED, TIMING)
-    return _Effort(WARM_UP, batches, (length.minutes or 0) * 60 * share / 2, evaluated_images(config))
+    return _Effort(WARM_UP, batches, (length.minutes or 0) * 60 * share / 2, evaluated_images(config), 2)
 
 
 def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataLoader, detector: D, task: Task[D]) -> Costs:
@@ -76,10 +81,10 @@ def measure_costs(config: RunConfig, recipe: Recipe, model: Model, loader: DataL
             copied, recipe, {0: TIMED_CPU}, average=average, precision=config.precision, accumulate=config.length.accumulate
         )
         first, later = _batch_seconds(config, optimization, loader, effort)
-        evaluation = evaluation_seconds(config, detector, task, effort.images)
+        evaluation = evaluation_seconds(config, detector, task, effort.images, passes=effort.passes)
         closing = 0.0
         if later * config.length.epoch_batches < SHORT_EPOCH:
-            closing = _closing_seconds(config, optimization, Evaluator(config, detector, task, lambda line: None))
+            closing = _closing_seconds(config, optimization, Evaluator(config, detector, task, lambda line: None), effort.passes)
         detector.model = model
     return Costs(first, later, evaluation, closing)
 
@@ -126,7 +131,7 @@ def _batch_seconds(config: RunConfig, optimization: Optimization, loader: DataLo
     All processes do as many steps as the first, since they meet in each loss.
     """
     now, means = clock(config), []
-    for warm_up in (effort.warm_up, 0):
+    for warm_up in (effort.warm_up, 0)[: effort.passes]:
         started, timed, over = now(), -warm_up, False
         while not over:
             for number, batch in enumerate(loader):
@@ -138,7 +143,7 @@ def _batch_seconds(config: RunConfig, optimization: Optimization, loader: DataLo
                 if over:
                     break
         means.append((now() - started) / timed)
-    return means[0], means[1]
+    return means[0], means[-1]
 
 
 def evaluated_images(config: RunConfig) -> int:
@@ -146,12 +151,12 @@ def evaluated_images(config: RunConfig) -> int:
     return 2 * config.evaluation_batch
 
 
-def _closing_seconds(config: RunConfig, optimization: Optimization, evaluator: Evaluator) -> float:
+def _closing_seconds(config: RunConfig, optimization: Optimization, evaluator: Evaluator, passes: int) -> float:
     """What is done after every epoch besides evaluating: measuring the alignment, and writing the state."""
     now, model, average = clock(config), optimization.model, optimization.average
     state = {"state_dict": model.state_dict(), "average": {} if average is None else average.state_dict()}
     started = 0.0
-    for _ in range(2):  # the first is slower than all that follow
+    for _ in range(passes):
         started, file = now(), io.BytesIO()
         evaluator.alignment(model)
         torch.save({**state, "optimizer": optimization.optimizer.state_dict()}, file)
@@ -159,12 +164,12 @@ def _closing_seconds(config: RunConfig, optimization: Optimization, evaluator: E
     return now() - started
 
 
-def evaluation_seconds(config: RunConfig, detector: D, task: Task[D], images: int, cached: Any = None) -> float:
+def evaluation_seconds(config: RunConfig, detector: D, task: Task[D], images: int, cached: Any = None, passes: int = 2) -> float:
     """What an evaluation on all of val takes, from one on a few of its ``images`` (of ``cached``, where they are kept)."""
     few = range(min(len(task.val), images))
     detector.to(config.device)
     now, started = clock(config), 0.0
-    for _ in range(2):  # the first pass is slower than all that follow
+    for _ in range(passes):
         started = now()
         found = task.predict(detector, task.val, config, only=few, cached=cached, warn=lambda line: None)
         task.evaluate([task.val[i] for i in few], found, config)
