@@ -206,6 +206,22 @@ def test_configurations_of_other_versions(detector, photo, tmp_path):
         bq.load(folder)
 
 
+def test_a_model_stays_what_it_was_when_its_preset_gets_new_options(tmp_path):
+    """``tiny`` of PETR has norms that models of before do not have."""
+    before = {"qk_norm": False, "cell_content": True}
+    small = {"hidden_dim": 32, "heads": 4, "num_queries": 5, "depths": 4}
+    made = bq.create_model("petr", classes=2, preset="tiny", **small, **before)
+    bq.SceneDetector(made, ["cat", "owl"], [1, 2], Preprocessing(48), (60, 100)).save(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    for name in before:
+        del config["model"]["options"][name]
+    path.write_text(json.dumps(config))
+    found = bq.load(tmp_path / "model").model
+    assert {name: found.config["options"][name] for name in before} == before
+    assert all(torch.equal(found.state_dict()[name], weights) for name, weights in made.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [

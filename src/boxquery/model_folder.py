@@ -6,6 +6,7 @@ import json
 import tempfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,9 @@ def _build(path: Path) -> Loaded:
         made, classes = config["model"], config["classes"]
         if not all(name is None or isinstance(name, str) for name in classes):
             raise TypeError("classes should be words")
-        model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **made["options"])
+        # all options of then are in the file: what it lacks came later, and a preset may have changed with it
+        options = {**asdict(type(preset(made["name"], made["preset"]).options)()), **made["options"]}
+        model = create_model(made["name"], classes=made["classes"], preset=made["preset"], **options)
         if made["frozen"]:
             model.freeze()
         parts = model.eval(), classes, config["ids"], Preprocessing.from_dict(config["preprocessing"])

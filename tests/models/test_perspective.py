@@ -265,3 +265,22 @@ def test_the_loss_has_its_weights():
     own = sum(weights[name] * terms[f"dense.{name}"] for name in weights)
     rest = model.loss(replace(out, dense=None), targets)[0]
     torch.testing.assert_close(loss - rest, own)
+
+
+@torch.no_grad()
+def test_queries_of_petr_start_at_the_cells_that_proposed_them():
+    """What they read at first is mostly near their cell, by position alone: of themselves they know nothing. (Without norms, and with the
+    content of cells, .02 of it is, as of all cells.)"""
+    torch.manual_seed(0)
+    model = bq.create_model("petr", classes=CLASSES, preset="tiny", area=AREA_HERE).eval()
+    images, lidar2img = torch.randn(1, 6, 3, 96, 160), rig(1, 6).float()
+    memory = model.embed_scene(images, lidar2img)
+    state = model.queries(memory)
+    assert not state.content.any()
+    codes = state.proposed.codes[0]
+    feet = memory.cameras.metres(state.reference.sigmoid()[0])
+    cell = torch.cdist(feet, codes[:, list(CENTRE)]).argmin(-1)
+    view, y, x = cell // (12 * 20), cell // 20 % 12, cell % 20
+    attention = model(images, lidar2img, trace=True).trace.layers[0].attention[0][0].mean(0).unflatten(1, (6, 12))
+    near = [float(attention[q, view[q], max(y[q] - 2, 0) : y[q] + 3, max(x[q] - 2, 0) : x[q] + 3].sum()) for q in range(len(cell))]
+    assert sum(near) / len(near) > 0.08

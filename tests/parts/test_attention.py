@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from boxquery.parts.attention import dense
 from boxquery.parts.attention.deformable import DeformableAttention, multi_scale_sample
-from boxquery.parts.attention.dense import DenseAttention, SelfAttention, attend
+from boxquery.parts.attention.dense import Attention, DenseAttention, SelfAttention, attend
 from boxquery.parts.geometry import QueryGeometry
 from boxquery.parts.layers import reset_transformer
 from boxquery.parts.trace import LayerTrace
@@ -270,3 +270,22 @@ def test_attention_in_bf16_is_that_of_float64(kind, monkeypatch):
                 out.sum().backward()
                 for x, reference in zip(own, exact, strict=True):
                     torch.testing.assert_close(x.grad.double(), reference.grad, atol=0.05, rtol=0.05)
+
+
+@torch.no_grad()
+def test_normed_queries_and_keys_are_compared_by_their_angle():
+    """However large they are, no logit passes the factor; at first what is alike attends to each other."""
+    own = Attention(DIM, 2, qk_norm=True).double()
+    x = torch.randn(1, 7, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    out, weights = own(x, x.clone(), x, weights=True)
+    for query, key in ((1000 * x, x), (x, 1000 * x)):
+        larger, same = own(query, key, x, weights=True)
+        torch.testing.assert_close(same, weights)
+        torch.testing.assert_close(larger, out)
+    assert torch.equal(weights.argmax(-1), torch.arange(7).expand(1, 2, 7))
+    assert own.norm is not None
+    own.norm.log_factor.zero_()
+    weights = own(x, x.clone(), x, weights=True)[1]
+    assert float((weights.amax(-1) / weights.amin(-1)).max()) <= math.exp(2)
+    reset_transformer(own)
+    assert torch.equal(*own.in_proj.weight.chunk(3)[:2])

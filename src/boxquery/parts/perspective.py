@@ -86,7 +86,7 @@ class PerspectiveHead(nn.Module):
 
 
 class PerspectiveQueries(Queries):
-    """Queries at the best of what the cells propose: points where these boxes are, content from the cells.
+    """Queries at the best of what the cells propose: points where these boxes are.
 
     Where cells have positions (PETR), a query has that of its cell beside that of its point, so that it finds its cell again.
 
@@ -94,15 +94,19 @@ class PerspectiveQueries(Queries):
 
     Args:
         count: of queries; fewer where there are fewer cells.
+        cell_content: content from the cells; False: zeros.
+        norm: a layer norm of the positions.
     """
 
     #: how far from 0 and 1 a point's logit is kept
     EPS = 1e-5
 
-    def __init__(self, count: int, dim: int, head: PerspectiveHead):
+    def __init__(self, count: int, dim: int, head: PerspectiveHead, *, cell_content: bool = True, norm: bool = False):
         super().__init__()
         self.count, self.dim, self.head = count, dim, head
-        self.content, self.position = nn.Sequential(Linear(dim, dim), nn.LayerNorm(dim)), MLP(3 * dim // 2, dim, dim, 2)
+        self.content = nn.Sequential(Linear(dim, dim), nn.LayerNorm(dim)) if cell_content else None
+        self.position = MLP(3 * dim // 2, dim, dim, 2)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
 
     def ordinary(self, memory: Memory) -> QueryState:
         hidden, proposed = self.head(memory)
@@ -117,5 +121,6 @@ class PerspectiveQueries(Queries):
         if memory.position is not None:
             position = position + chosen_rows(memory.position, best)
         reference = inverse_sigmoid(points, self.EPS)
-        content = self.content(chosen_rows(hidden, best))
+        position, rows = self.norm(position), chosen_rows(hidden, best)
+        content = torch.zeros_like(rows) if self.content is None else self.content(rows)
         return QueryState(content=content, position=position, reference=reference, box_anchor=reference, proposed=proposed)

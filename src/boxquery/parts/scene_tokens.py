@@ -53,13 +53,17 @@ class RayPosition(nn.Module):
 
     Space: ``depths`` points on the ray of the cell, from 1 m to the end of the widened area at distances that grow linearly; each as logits
     of its place in that area. View: sines of the numbers of camera, row and column.
+
+    Args:
+        norm: a layer norm of the sum.
     """
 
     #: metres; and how far from 0 and 1 a place's logit is kept
     FIRST, EPS = 1.0, 1e-5
 
-    def __init__(self, dim: int, area: Sequence[float], depths: int):
+    def __init__(self, dim: int, area: Sequence[float], depths: int, norm: bool = False):
         super().__init__()
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
         self.dim, self.area = dim, widened(area)
         self.ray, self.view = MLP(3 * depths, 4 * dim, dim, 2), MLP(3 * dim // 2, 4 * dim, dim, 2)
         self.depths = [self.FIRST + (self.area[3] - self.FIRST) * k * (k + 1) / (depths * (depths + 1)) for k in range(depths)]
@@ -74,4 +78,4 @@ class RayPosition(nn.Module):
         counts = (cameras.count, *cells)
         numbers = [torch.arange(1, n + 1, device=depths.device, dtype=depths.dtype) / (n + 1e-6) for n in counts]
         grid = torch.stack(torch.meshgrid(*numbers, indexing="ij"), -1)
-        return ray + self.view(sine(grid, self.dim // 2))
+        return self.norm(ray + self.view(sine(grid, self.dim // 2)))

@@ -148,9 +148,9 @@ def head(o: SceneOptions, classes: int, coder: Box3DCoder) -> ClassTowerHead:
     return ClassTowerHead(o.hidden_dim, classes, coder, zero_boxes=o.two_stage)
 
 
-def proposals(o: SceneOptions, classes: int) -> PerspectiveQueries:
+def proposals(o: SceneOptions, classes: int, *, cell_content: bool = True, norm: bool = False) -> PerspectiveQueries:
     """Queries at the best of what cells propose."""
-    return PerspectiveQueries(o.queries, o.hidden_dim, PerspectiveHead(o.hidden_dim, classes, o.area))
+    return PerspectiveQueries(o.queries, o.hidden_dim, PerspectiveHead(o.hidden_dim, classes, o.area), cell_content=cell_content, norm=norm)
 
 
 def no_encoder() -> Encoder:

@@ -36,19 +36,25 @@ class PETROptions(SceneOptions):
     """``levels``: of the pyramid, whose finest alone is attended to (2: stride 16, 3: stride 8).
     ``depths``: points on each cell's ray.
     ``token_norm``: a layer norm of what cells hold, before anything reads it; False: as published, for a backbone that starts from weights.
+    ``qk_norm``: cross-attention compares queries and keys by the cosine between them, positions have layer norms; False: as published.
+    ``cell_content``: with ``two_stage``, queries start with what their cells hold; False: with zeros, as published, so that what they know
+        of their objects is what they read.
     """
 
     levels: int = 2
     depths: int = 64
     token_norm: bool = False
+    qk_norm: bool = False
+    cell_content: bool = True
 
     def check(self) -> None:
         super().check()
         check_least(1, depths=self.depths)
 
 
-#: from random weights maps grow until what cross-attention adds hides the queries, unless they are normed (docs/LOG.md)
-PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), levels=3, depths=16, token_norm=True)
+#: from random weights maps and the products of queries and keys grow without end unless they are normed, and queries that know their cell
+#: need not read (docs/LOG.md)
+PRESETS = presets(PETROptions(), replace(RECIPE, image_size=512), levels=3, depths=16, token_norm=True, qk_norm=True, cell_content=False)
 
 
 def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -> SceneTransformer:
@@ -56,15 +62,16 @@ def build(classes: int, options: PETROptions, weights: BackboneWeights | None) -
     # image: the finest map of a pyramid, one 1x1 convolution, positions from the cameras
     backbone = pyramid_body(o, weights, o.levels)
     neck = FeaturePyramid(backbone.channels, dim, finest=True)
-    tokens = SceneTokens(RayPosition(dim, o.area, o.depths), nn.LayerNorm(dim) if o.token_norm else None)
+    tokens = SceneTokens(RayPosition(dim, o.area, o.depths, o.qk_norm), nn.LayerNorm(dim) if o.token_norm else None)
     # cross-attention: every query attends to every cell of every camera
-    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), lambda layer: DenseAttention(dim, o.heads, o.dropout))
+    layers = decoder(o, lambda: SelfAttention(dim, o.heads, o.dropout), lambda layer: DenseAttention(dim, o.heads, o.dropout, o.qk_norm))
     reset_transformer(*layers)
     coder = box_coder(o)
+    queries = proposals(o, classes, cell_content=o.cell_content, norm=o.qk_norm) if o.two_stage else SpacePointQueries(o.queries, dim)
     return SceneTransformer(
         image=(backbone, neck, tokens),
         encoder=no_encoder(),
-        queries=proposals(o, classes) if o.two_stage else SpacePointQueries(o.queries, dim),
+        queries=queries,
         layers=layers,
         norm=nn.LayerNorm(dim),
         heads=[head(o, classes, coder)],

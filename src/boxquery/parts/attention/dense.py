@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boxquery.parts.boxes import at_least_float32
 from boxquery.parts.geometry import QueryGeometry, with_pos
 from boxquery.parts.linear import Linear, linear
 from boxquery.parts.memory import Memory
@@ -21,16 +22,47 @@ from boxquery.parts.trace import LayerTrace
 SMALL = 512 * 512
 
 
-class Attention(nn.Module):
-    """Multi-head dot-product attention with one packed in-projection (q, k, v), as ``nn.MultiheadAttention`` has it."""
+class QueryKeyNorm(nn.Module):
+    """Queries and keys of each head scaled to length 1, and a learned factor for each head: logits are at most as large as it (Henry et al.
+    2020, "Query-Key Normalization for Transformers", arXiv:2010.04245), so that no growth of weights makes a softmax of a single key."""
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+    #: the factor at first; the paper has log2(n^2 - n) for n keys, 20 for a thousand
+    FACTOR = 30.0
+
+    def __init__(self, heads: int):
+        super().__init__()
+        self.log_factor = nn.Parameter(torch.full((heads,), math.log(self.FACTOR)))
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, H, Q, K] and [B, H, S, K], for attention that divides by the square root of K."""
+        factor = self.log_factor.exp()[:, None, None] * math.sqrt(q.shape[-1])
+        exact_q, exact_k = at_least_float32(q, k)
+        return (F.normalize(exact_q, dim=-1) * factor).to(q.dtype), F.normalize(exact_k, dim=-1).to(k.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head dot-product attention with one packed in-projection (q, k, v), as ``nn.MultiheadAttention`` has it.
+
+    Args:
+        qk_norm: with ``QueryKeyNorm``; keys are then mapped as queries are at first, so that what is alike attends to each other.
+    """
+
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, qk_norm: bool = False):
         super().__init__()
         self.heads, self.dropout = heads, dropout
         self.in_proj = Linear(dim, 3 * dim)
         self.out_proj = Linear(dim, dim)
+        self.norm = QueryKeyNorm(heads) if qk_norm else None
         nn.init.zeros_(self.in_proj.bias)
         nn.init.zeros_(self.out_proj.bias)
+        with torch.no_grad():
+            self.init_weights()
+
+    def init_weights(self) -> None:
+        """With ``qk_norm`` the maps of keys and queries are the same at first."""
+        if self.norm is not None:
+            q, k, _ = self.in_proj.weight.chunk(3)
+            k.copy_(q)
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None, weights: bool = False
@@ -47,6 +79,8 @@ class Attention(nn.Module):
             q, k = linear(query, w[:dim], b[:dim]), linear(key, w[dim : 2 * dim], b[dim : 2 * dim])
         v = linear(value, w[2 * dim :], b[2 * dim :])
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+        if self.norm is not None:
+            q, k = self.norm(q, k)
         out, attention = attend(q, k, v, bias, self.dropout * self.training, weights)
         return self.out_proj(out), attention
 
@@ -126,9 +160,9 @@ class DenseAttention(nn.Module):
 
     takes_bias = True
 
-    def __init__(self, dim: int, heads: int, dropout: float = 0.0):
+    def __init__(self, dim: int, heads: int, dropout: float = 0.0, qk_norm: bool = False):
         super().__init__()
-        self.attention = Attention(dim, heads, dropout)
+        self.attention = Attention(dim, heads, dropout, qk_norm)
 
     def forward(self, content: Tensor, geometry: QueryGeometry, memory: Memory, trace: LayerTrace | None = None) -> Tensor:
         query = with_pos(content, geometry.position)
