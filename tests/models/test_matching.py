@@ -13,7 +13,8 @@ from boxquery.parts.state import QueryState
 from tests.models.builders import batch, create, objects, shaken, systems
 
 SIZES = ((48, 64), (32, 48))
-SMALL = {"num_queries": 6, "groups": 3, "hybrid_queries": 2, "denoising": 8}
+#: half as wide as ``tiny``, with a layer less
+SMALL = {"hidden_dim": 64, "ffn_dim": 128, "decoder_layers": 2, "num_queries": 6, "groups": 3, "hybrid_queries": 2, "denoising": 8}
 #: those whose queries are made in another way
 KINDS = (
     "anchor-detr", "anchor-detr-grid", "conditional-detr", "dab-deformable-detr", "dab-deformable-detr-fixed", "dab-detr-patterns",
@@ -148,7 +149,7 @@ def test_bfloat16_and_everything_together(system):
 @pytest.mark.parametrize("system", ["deformable-detr-two-stage", "detr"])
 def test_pruned_queries(system):
     """A pruned query learns nothing in later layers, one to many either; further queries stay."""
-    model = build(system, "hybrid+one-to-many", num_queries=[6, 4, 3]).train()
+    model = build(system, "hybrid+one-to-many", num_queries=[6, 4, 3], decoder_layers=3).train()
     model.backbone.eval()
     (images, mask), targets = batch(*SIZES), objects(2, 1)
     out = model(images, mask, targets=targets)
