@@ -26,14 +26,15 @@ PUBLISHED, OURS = {"petr": (512, 1408), "detr3d": (900, 1600)}, (96, 160)
 
 
 def count(name: str, preset: str) -> dict[str, float | int | str]:
-    """``parameters``, ``gflops`` (a multiply-add counts once, as the papers count) and the ``image`` they are counted at."""
+    """``parameters``, ``gflops`` (a multiply-add counts once, as the papers count), and the ``classes`` and ``image`` they are for."""
     recipe, scenes = presets(name)[preset].recipe, name in list_scene_models()
+    classes = SCENE_CLASSES if scenes else CLASSES
     if scenes:
         height, width = Preprocessing(recipe.image_size).size(*OURS) if preset in OUR_PRESETS else PUBLISHED[name]
     else:
         height, width = (800, 1333) if preset not in OUR_PRESETS and not recipe.square else (recipe.image_size, recipe.image_size)
     with torch.device("meta"), torch.no_grad():
-        model = bq.create_model(name, classes=SCENE_CLASSES if scenes else CLASSES, preset=preset).eval().requires_grad_(False)
+        model = bq.create_model(name, classes=classes, preset=preset).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as flops:
             if scenes:
                 model(torch.empty(1, CAMERAS, 3, height, width), torch.empty(1, CAMERAS, 4, 4), last_only=True)
@@ -41,7 +42,7 @@ def count(name: str, preset: str) -> dict[str, float | int | str]:
                 model(torch.empty(1, 3, height, width), last_only=True)
     parameters = sum(p.numel() for p in model.parameters())
     image = f"{CAMERAS} x {height} x {width}" if scenes else f"{height} x {width}"
-    return {"parameters": parameters, "gflops": round(flops.get_total_flops() / 2e9, 2), "image": image}
+    return {"parameters": parameters, "gflops": round(flops.get_total_flops() / 2e9, 2), "classes": classes, "image": image}
 
 
 def presets(name: str) -> dict[str, Preset]:

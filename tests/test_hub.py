@@ -89,7 +89,8 @@ def test_half_a_model_in_the_cache_is_none(folder, cache):
     put(folder, cache, without=("model.safetensors",))
     with pytest.raises(
         Unavailable,
-        match=rf"^{NAME}: no such folder here, and as a hub id: {NAME} is not in the hub's cache, and HF_HUB_OFFLINE is set$",
+        match=rf"^{NAME}: no such folder here, and as a hub id: {NAME} is not in the hub's cache, and HF_HUB_OFFLINE is set; "
+        "unset it to ask the hub, or give the path of a folder$",
     ):
         bq.load(NAME)
 

@@ -252,7 +252,7 @@ def test_layers_go_by_number():
 
 
 def test_only_between_models_of_one_name():
-    with pytest.raises(bq.UserError, match=r"the source is a detr, the new model a dab-detr"):
+    with pytest.raises(bq.UserError, match="the source: its model is detr, the new one dab-detr"):
         transfer(create("detr"), create("dab-detr"), NAMES, NAMES)
     with pytest.raises(bq.UserError, match="3 classes, but 2 names"):
         transfer(create("detr"), create("detr"), NAMES, NAMES[:2])
@@ -449,7 +449,7 @@ def test_nothing_is_written_for_a_source_that_cannot_be_used(first, tmp_path, ca
         (["--from", str(damaged)], "does not hold the weights"),
         (["--from", str(first / "last.ckpt")], "give the folder"),
         (["--from", str(first / "config.yaml"), "--model", "detr"], "not a checkpoint, or one that was cut short"),
-        (["--from", str(first), "--model", "dab-detr"], "the source is a detr, the new model a dab-detr"),
+        (["--from", str(first), "--model", "dab-detr"], f"--from {first}: its model is detr, the new one dab-detr"),
         (["--from", str(first), "--option", "levels=3"], "unknown option 'levels'"),
     ):
         assert command_line(["train", "shapes", *words, "--out", "run"]) == 2

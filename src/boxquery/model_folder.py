@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
@@ -134,7 +134,8 @@ def find_folder(source: str | Path, *, download: bool = False, say: Callable[[st
                 say(f"{model}, from the hub's cache")
             return model.fetch(large=download, say=say)
     except Unavailable as error:
-        raise Unavailable(f"{source}: no such folder here, and as a hub id: {error}") from error
+        advice = "; unset it to ask the hub, or give the path of a folder" if constants.HF_HUB_OFFLINE else ""
+        raise Unavailable(f"{source}: no such folder here, and as a hub id: {error}{advice}") from error
 
 
 def holds_scene_model(folder: Path) -> bool:

@@ -43,8 +43,10 @@ def models(name: str | None = None, /) -> CommandResult:
         if row is rows[-1]:
             table.add_section()
     text = (
-        "\nsize: parameters of preset paper; AP: published for it on COCO val2017 after that many epochs (its page says with what).\n"
-        f"{', '.join(scenes)}: 3-D boxes in scenes of several cameras (docs/surround.md); their AP is mAP on nuScenes val.\n"
+        f"\nsize: parameters of preset paper with {rows[0]['sizes']['paper']['classes']} classes (COCO's rows); AP: published for it on "
+        "COCO val2017 after that many epochs (its page says with what).\n"
+        f"{', '.join(scenes)}: 3-D boxes in scenes of several cameras (docs/surround.md); their size is that with "
+        f"{scene_rows[0]['sizes']['paper']['classes']} classes, their AP is mAP on nuScenes val.\n"
         f"{AUTO}, the default of train: {_AUTO}.\n"
         f"boxquery models NAME describes one, also those of other families to compare with: {', '.join(baselines)}."
     )
@@ -59,5 +61,5 @@ def _model(name: str) -> dict[str, Any]:
 
 
 def _size(count: dict[str, Any]) -> str:
-    gflops = count["gflops"]
-    return f"{count['parameters'] / 1e6:.1f} M parameters, {gflops:.{0 if gflops >= 10 else 1}f} G multiply-adds"
+    gflops, classes = count["gflops"], count["classes"]
+    return f"{count['parameters'] / 1e6:.1f} M parameters with {classes} classes, {gflops:.{0 if gflops >= 10 else 1}f} G multiply-adds"

@@ -172,11 +172,11 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[s
     return {name: (before.get(name), value) for name, value in now.items() if before.get(name) != value}
 
 
-def check_same_model(source: QueryTransformer, name: str) -> None:
-    """Raises ``UserError`` if the source is another model, whose tensors have another meaning."""
+def check_same_model(source: QueryTransformer, name: str, what: str = "the source") -> None:
+    """Raises ``UserError`` if the source, called ``what``, is another model, whose tensors have another meaning."""
     if (theirs := source.config["name"]) != name:
         raise UserError(
-            f"the source is a {theirs}, the new model a {name}: weights can only be taken over from the same model; use --model {theirs}"
+            f"{what}: its model is {theirs}, the new one {name}: weights can only be taken over from the same model; use --model {theirs}"
         )
 
 

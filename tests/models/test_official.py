@@ -167,10 +167,8 @@ def test_missing(system, key):
     del tensors[lost]
     model = build(system, seed=2)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(bq.UserError, match="without a tensor: ") as raised:
+    with pytest.raises(bq.UserError, match="missing: " + re.escape(lost)):
         bq.load_official(model, tensors)
-    rules = authors_of(model.config["name"]).keys(model)
-    assert rename(lost, rules) in str(raised.value)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 

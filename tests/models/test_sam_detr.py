@@ -358,7 +358,7 @@ def test_trace():
 
 @pytest.mark.parametrize("levels", [-1, 0, 2, 4])
 def test_wrong_levels(levels):
-    with pytest.raises(bq.UserError, match=rf"^levels={levels}: must be 1 .* or 3"):
+    with pytest.raises(bq.UserError, match=rf"^sam-detr: levels={levels}: must be 1 .* or 3"):
         create("sam-detr", levels=levels)
 
 

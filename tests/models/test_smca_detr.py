@@ -292,7 +292,7 @@ class TestSpareColumn:
 
     def test_no_head(self):
         tensors = {k: v for k, v in self.tensors().items() if not k.startswith("class_embed")}
-        with pytest.raises(bq.UserError, match=r"without a tensor: heads\.0\.classes"):
+        with pytest.raises(bq.UserError, match=r"missing: class_embed\."):
             bq.load_official(self.build(self.COLUMNS - 1), tensors)
 
     @pytest.mark.parametrize("kind", ["type1", "type2", "type3", "type4"])

@@ -19,8 +19,11 @@ import boxquery as bq
 from boxquery.cli import run
 from boxquery.data.preprocessing import Preprocessing
 from boxquery.models import papers, preset
-from boxquery.official.transformers import list_kinds, module_of
+from boxquery.official import named_there, rename
+from boxquery.official.transformers import build, kind_of, list_kinds, module_of
 from boxquery.official.transformers.config import Config
+from boxquery.official.transformers.patterns import packed
+from boxquery.transformers_folder import read_config
 from tests.data.writers import pictures, write_coco
 from tests.models.builders import batch
 from tests.models.transformers_folders import CASES, NAMES, edit, model, save
@@ -151,15 +154,18 @@ def test_another_kind_is_one_line_with_the_known_ones(copied, capsys):
     edit(copied / "config.json", lambda c: c.update(model_type="detr", architectures=["DetrForSegmentation"]))
     refused(copied, "DetrForSegmentation is no object detector")
     edit(copied / "config.json", lambda c: c.update(model_type=None, architectures=None))
-    refused(copied, "of the kind None")
+    refused(copied, "config.json: has no model_type", "known: " + known)
 
 
 CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     "another width": ({"d_model": 64}, "conditional-detr"),
-    "more layers": ({"decoder_layers": 4}, "without a tensor: layers.3."),
+    "more layers": ({"decoder_layers": 4}, "missing: model.decoder.layers.3."),
     "fewer layers": ({"encoder_layers": 1}, "not understood: model.encoder.layers.1."),
     "more queries": ({"num_queries": 8}, "'model.query_position_embeddings.weight' is [7, 32] there"),
-    "more classes": ({"id2label": {str(i): f"c{i}" for i in range(6)}}, "'class_labels_classifier.bias' is [5] there"),
+    "more classes": (
+        {"id2label": {str(i): f"c{i}" for i in range(6)}},
+        "config.json: id2label has 6 names, the class head of model.safetensors has 5 rows",
+    ),
     "different widths": ({"encoder_ffn_dim": 32}, "encoder_ffn_dim=32, decoder_ffn_dim=48: only equal ones are supported"),
     "another activation": ({"activation_function": "gelu"}, "activation_function='gelu': only 'relu' is supported"),
     "a word for a number": ({"num_queries": "many"}, "num_queries='many': must be a whole number"),
@@ -255,11 +261,31 @@ def test_tensors_too_few_and_too_many(copied):
     path = copied / "model.safetensors"
     tensors = load_file(path)
     save_file({k: v for k, v in tensors.items() if not k.startswith("bbox_predictor.layers.1")}, path)
-    refused(copied, "model.safetensors: this is not a checkpoint of conditional-detr", "without a tensor: heads.0.boxes.layers.1.")
+    refused(copied, "model.safetensors: this is not a checkpoint of conditional-detr", "missing: bbox_predictor.layers.1.")
     save_file(tensors | {"mask_head.weight": torch.zeros(3)}, path)
-    refused(copied, "not understood: mask_head.weight")
+    refused(copied, "not understood: mask_head.weight", "config.json is of another model or the file incomplete: save the model again")
+    lost = "model.encoder.layers.1.self_attn.k_proj.bias"
+    save_file({k: v for k, v in tensors.items() if k != lost}, path)
+    with pytest.raises(bq.UserError, match=rf"with these options; missing: {lost}; "):  # its siblings are understood
+        bq.load(copied)
     save_file(tensors | {"bbox_predictor.layers.0.bias": torch.full((32,), torch.nan)}, path)
     refused(copied, "bbox_predictor.layers.0.bias contains NaN or inf")
+
+
+def test_a_backbone_that_the_configuration_lacks_is_named(copied):
+    edit(copied / "config.json", lambda c: c.update(backbone_config=None, backbone=None))
+    refused(copied, "config.json has no backbone_config, so the backbone was assumed to be resnet50")
+
+
+def test_a_missing_tensor_is_called_what_the_file_would_call_it(folder, real_time_folders):
+    for each in (folder, *real_time_folders.values()):
+        config, tensors = read_config(each), load_file(each / "model.safetensors")
+        assert config is not None
+        kind, (whole, _) = module_of(kind_of(config)), build(config, tensors, len(NAMES), "file")
+        own, rules, known = whole.state_dict(), kind.keys(whole), list(packed(tensors))
+        for key in known:
+            if (ours := rename(key, rules)) in own and ".in_proj." not in key:
+                assert named_there(ours, rules, [name for name in known if name != key]) == [key]
 
 
 def test_files_that_are_broken_or_missing(copied):

@@ -173,7 +173,13 @@ def test_where_minutes_are_cpu_time_the_other_clock_is_named_and_an_early_end_is
     assert shown.getvalue().count("\n") == 1, "the run goes on"
     end.clock.over, end.clock.length = True, planned.with_total_batches(101)
     end._say_end()
-    assert shown.getvalue().endswith(f"\n2 min of CPU time end the run after 101 steps; {planned.total_steps} were planned\n")
+    assert shown.getvalue().endswith(
+        f"\nthe run ended after 101 steps, when 90 % of its 2 min of CPU time were spent; {planned.total_steps} were planned\n"
+    )
+    end.bar.done = planned.total_batches + 3
+    assert f"  step {planned.total_steps + 3}/{planned.total_steps + 3}+" in end.bar.state(), "it is not over at its planned steps"
+    end.bar.pace = 1.0
+    assert end.bar.state().endswith("  until its CPU time is spent")
 
 
 def test_a_run_by_minutes_is_repeated_by_its_minutes_or_by_its_steps():

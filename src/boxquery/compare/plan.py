@@ -305,7 +305,7 @@ def resolved_plan(
     check_kind(data, [entry.model for entry in entries])
     known = [preset(entry.model, entry.preset) for entry in entries]
     for entry, own in zip(entries, known, strict=True):
-        with_options(own.options, entry.options, entry.label).check()
+        with_options(own.options, entry.options, entry.label)
     for name in not_given:
         settings[name], *others = sorted({getattr(own.recipe, name) for own in known})
         if others:

@@ -6,7 +6,7 @@ import ast
 import inspect
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib import import_module
@@ -100,7 +100,7 @@ def facts(name: str) -> dict[str, str]:
 
 
 def sizes(name: str) -> dict[str, dict[str, float]]:
-    """Preset -> ``parameters`` and ``gflops`` (multiply-adds at the preset's image size), as ``benchmarks/sizes.py`` counted them."""
+    """Preset -> ``parameters`` and ``gflops`` (multiply-adds) for ``classes`` and ``image``, as ``benchmarks/sizes.py`` counted them."""
     return json.loads((HERE / "sizes.json").read_text(encoding="utf-8"))[name]
 
 
@@ -140,6 +140,21 @@ def _preset(name: str, size: str, pretrained: bool) -> Preset:
     return (presets[size].pretrained if pretrained else None) or presets[size]
 
 
+def preset_options(name: str, size: str, given: Mapping[str, Any], *, pretrained: bool = False) -> Any:
+    """A preset's options with those given in their place; imports torch.
+
+    Raises ``UserError``, which begins with the model's name, for an unknown one or a value that it cannot have.
+    """
+    from boxquery.models.options import with_options
+
+    chosen = with_options(_preset(name, size, pretrained).options, given, name)
+    if "denoising" in given and "matching" not in given and "denoising" not in chosen.strategies:
+        raise UserError(
+            f"{name}: denoising={chosen.denoising} is a number of noised queries, of which matching has none: add matching='denoising'"
+        )
+    return chosen
+
+
 def create_model(
     name: str,
     *,
@@ -162,7 +177,6 @@ def create_model(
             ones.
     """
     from boxquery.models.common_options import apply
-    from boxquery.models.options import with_options
     from boxquery.parts.weights import BackboneWeights, find_weights
 
     paper = _paper(name)
@@ -171,10 +185,7 @@ def create_model(
         options["backbone"] = backbone
         if backbone != start.backbone:
             options.setdefault("backbone_options", {})
-    chosen = with_options(start, options, name)
-    chosen.check()
-    if "denoising" in options and "matching" not in options and "denoising" not in chosen.strategies:
-        raise UserError(f"denoising={chosen.denoising} is a number of noised queries, of which matching has none: add matching='denoising'")
+    chosen = preset_options(name, preset, options, pretrained=bool(pretrained))
     count = len(classes) if isinstance(classes, (list, tuple)) else classes
     if not isinstance(count, int) or isinstance(count, bool) or count < 1:
         raise UserError(f"classes={classes!r}: must be a count of at least 1, or a list of names")

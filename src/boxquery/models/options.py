@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, get_args, get
 from boxquery.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Protocol
+
     from _typeshed import DataclassInstance
+
+    class Checked(DataclassInstance, Protocol):
+        """A dataclass of options, also a baseline's."""
+
+        def check(self) -> None: ...
+
 
 #: of ``Options.matching``, besides one-to-one
 STRATEGIES = ("denoising", "group", "hybrid", "one-to-many", "dense")
@@ -182,11 +191,16 @@ def migrate_options(options: dict[str, Any], usual: int = 0) -> dict[str, Any]:
     return {**others, "matching": matching, **({"denoising": number} if number else {})}
 
 
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T", bound="Checked")
 
 
-def with_options(start: T, given: dict[str, Any], what: str) -> T:
-    """``start`` with the given fields replaced; an unknown name or a value of another type is a ``UserError`` that lists the known ones."""
+def with_options(start: T, given: Mapping[str, Any], what: str) -> T:
+    """``start`` with the given fields replaced, and checked.
+
+    Args:
+        what: begins the message of the ``UserError`` for an unknown name, which lists the known ones, a value of another type, or one that
+            no model can have.
+    """
     hints = get_type_hints(type(start))
     known = {f.name: hints[f.name] for f in fields(start)}
     for name, value in given.items():
@@ -194,7 +208,12 @@ def with_options(start: T, given: dict[str, Any], what: str) -> T:
             raise UserError(f"{what}: unknown option {name!r}; known: {', '.join(sorted(known))}")
         if (problem := _mismatch(value, known[name])) is not None:
             raise UserError(f"{what}: {name}={value!r}: {problem}")
-    return replace(start, **given)
+    chosen = replace(start, **given)
+    try:
+        chosen.check()
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from error
+    return chosen
 
 
 def _mismatch(value: Any, hint: Any) -> str | None:

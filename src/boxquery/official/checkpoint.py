@@ -77,7 +77,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], list[str]]:
     content = _load(path)
     tables = sorted(_tables(content), key=lambda each: len(each[1]), reverse=True)
     if not tables:
-        raise UserError(f"{path}: holds no tensors, but {_describe(content)}; save the model's state_dict()")
+        raise UserError(f"{path}: {_describe(content)}; save the model's state_dict()")
     large = [name for name, tensors in tables if 2 * len(tensors) >= len(tables[0][1])]
     taken = min(large, key=lambda name: bool(COPIES.search(name)))
     notes = []
@@ -166,9 +166,14 @@ def _module_tensors(module: Any, name: str = "") -> Iterator[tuple[str, Tensor]]
 
 
 def _describe(content: Any) -> str:
+    """What is wrong with a file that has no dictionary of named tensors."""
     if isinstance(content, Mapping):
-        return f"a dictionary with {', '.join(map(repr, list(content)[:6]))}" if content else "an empty dictionary"
-    return f"a {type(content).__name__}"
+        if unnamed := [repr(key) for key, value in content.items() if isinstance(value, Tensor)]:
+            return f"the keys of its tensors are no names of a model's parameters ({some(unnamed)})"
+        found = f"a dictionary with {', '.join(map(repr, list(content)[:6]))}" if content else "an empty dictionary"
+    else:
+        found = f"a {type(content).__name__}"
+    return f"holds no tensors, but {found}"
 
 
 def _unprefixed(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:

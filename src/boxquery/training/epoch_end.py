@@ -20,7 +20,7 @@ from boxquery.training.evaluator import Evaluator
 from boxquery.training.metrics_table import MetricsTable
 from boxquery.training.module import Training
 from boxquery.training.progress import LiveBar
-from boxquery.training.run_length import RunLength
+from boxquery.training.run_length import PLANNED, RunLength
 from boxquery.training.state import LAST
 from boxquery.training.task import D, Task
 from boxquery.training.timing import counts_cpu
@@ -100,8 +100,9 @@ class EpochEnd(L.Callback):
         """Say that the CPU's clock ended the run, where that was not after the steps that were planned."""
         length, (planned, _) = self.clock.length, self.announced
         if self.clock.over and length.ends_by_clock and length.total_steps != planned:
-            ended = f"{length.minutes:g} min of CPU time end the run after {count(length.total_steps, 'step')}"
-            self.bar.console.print(f"{ended}; {planned:,} were planned", highlight=False)
+            spent = f"{100 * PLANNED:.0f} % of its {length.minutes:g} min of CPU time"
+            ended = f"the run ended after {count(length.total_steps, 'step')}, when {spent} were spent; {planned:,} were planned"
+            self.bar.console.print(ended, highlight=False)
 
     def _write_length(self, trainer: L.Trainer) -> None:
         """Into ``config.yaml``, which then repeats the run."""

@@ -114,11 +114,15 @@ class LiveBar(L.Callback):
     def state(self) -> str:
         """How far the run is, in a line."""
         length, epoch = self.length, self._of(self.done // self.length.epoch_batches + 1)
-        line = f"epoch {epoch}  step {length.steps_after(self.done):,}/{length.total_steps:,}{self.loss}"
+        step = length.steps_after(self.done)
+        # a run that the clock ends may go on after the planned steps
+        line = f"epoch {epoch}  step {step:,}/{max(step, length.total_steps):,}{'+' * (step > length.total_steps)}{self.loss}"
         return f"{line}  {self.pace:.3g} {self.task.unit}s/s  {self._left()}" if self.pace else line
 
     def _left(self) -> str:
         """Until the last step, at the pace of this process, evaluations included."""
+        if self.done > self.length.total_batches:
+            return "until its CPU time is spent"
         each = (time.monotonic() - self.started) / max(self.done - self.before, 1)
         return f"{duration(each * max(self.length.total_batches - self.done, 0))} left{self.wall}"
 

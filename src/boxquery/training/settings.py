@@ -16,7 +16,7 @@ from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS, check_workers
 from boxquery.model_folder import Loaded, load
-from boxquery.models import preset
+from boxquery.models import preset, preset_options
 from boxquery.models.recipes import recipe_of
 from boxquery.training.config import FILE, PretrainFlags, RunConfig, RunFlags, TrainFlags
 from boxquery.training.processes import rank, world_size
@@ -25,9 +25,9 @@ from boxquery.transfer import changed_options, check_same_model
 
 
 def check_names(requested: TrainFlags) -> None:
-    """Raise ``UserError`` for a misspelt model or preset, before the data is read."""
+    """Raise ``UserError`` for a misspelt model or preset, or an option that the model cannot have, before the data is read."""
     if requested.named_model is not None:
-        preset(requested.model, requested.preset or DEFAULT_PRESET)
+        preset_options(requested.model, requested.preset or DEFAULT_PRESET, requested.options or {})
 
 
 class Automatic(NamedTuple):
@@ -118,7 +118,7 @@ def resolve(data: str, requested: TrainFlags, chosen: Sequence[str] = (), origin
 def like(origin: Loaded, requested: TrainFlags) -> TrainFlags:
     """Flags that were not given are as in the source: its options, so that weights fit, and its image size, unless a preset is given."""
     made = origin.model.config
-    check_same_model(origin.transformer, requested.named_model or made["name"])
+    check_same_model(origin.transformer, requested.named_model or made["name"], f"--from {requested.start_from}")
     size = requested.preset or made["preset"]
     options = {name: own for name, (_, own) in changed_options(asdict(preset(made["name"], size).options), made["options"]).items()}
     return replace(

@@ -15,13 +15,14 @@ The library is not needed and not imported. How a kind is added, say RT-DETR (``
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boxquery.errors import UserError
+from boxquery.errors import UserError, count
 from boxquery.models import create_model, papers
-from boxquery.official import fill
+from boxquery.official import CLASS_HEADS, fill, rename
 from boxquery.official.transformers.config import Config
 from boxquery.official.transformers.patterns import packed
 
@@ -53,8 +54,10 @@ def kind_of(config: Config) -> str:
     kind, made = config.get("model_type", None), config.get("architectures", None)
     name = str(kind).replace("_", "-")
     found = made[0] if isinstance(made, list) and made else None
+    known = ", ".join(each.replace("-", "_") for each in list_kinds())
+    if kind is None:
+        raise UserError(f"{config.where}: has no model_type, which says what it is a model of; known: {known}")
     if name not in list_kinds():
-        known = ", ".join(each.replace("-", "_") for each in list_kinds())
         raise UserError(
             f"{config.where}: a model of transformers of the kind {kind!r}{f' ({found})' if found else ''} is not read; known: {known}"
         )
@@ -94,8 +97,27 @@ def build(config: Config, tensors: dict[str, Tensor], classes: int, source: str)
         model = create_model(name, classes=classes, **options)
     except UserError as error:
         raise UserError(f"{config.where}: {error}") from error
+    _check_classes(model, tensors, kind, config, source)
+    advice = f"{config.where} is of another model or the file incomplete: save the model again (save_pretrained), or download both again"
+    if not config.part("backbone_config").values and config.get("backbone", None) is None:
+        advice += f"; {config.where} has no backbone_config, so the backbone was assumed to be {model.config['options']['backbone']}"
     try:
-        counts = {what: len(keys) for what, keys in fill(model, packed(tensors), kind).items()}
+        counts = {what: len(keys) for what, keys in fill(model, packed(tensors), kind, advice=advice).items()}
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return model, {"model": name, "options": options, **counts}
+
+
+def _check_classes(model: Model, tensors: dict[str, Tensor], kind: Any, config: Config, source: str) -> None:
+    """Raise ``UserError`` where the configuration names more or fewer classes than the file's class head has."""
+    own, rules, classes = model.state_dict(), kind.keys(model), model.config["classes"]
+    for key, value in tensors.items():
+        ours = rename(key, rules)
+        if ours in own and re.fullmatch(CLASS_HEADS, ours) and ours.endswith(".bias") and len(value) != len(own[ours]):
+            said = count(classes, "name") if config.get("id2label", None) else f"no names, which stands for {classes}"
+            last = " besides the one for no object" if len(own[ours]) > classes else ""
+            rows = count(len(value) - len(own[ours]) + classes, "row")
+            raise UserError(
+                f"{config.where}: id2label has {said}, the class head of {Path(source).name} has {rows}{last}; "
+                "give each row its name in id2label, N/A for a row that is no class"
+            )
