@@ -15,6 +15,7 @@ from boxquery.cli import app, run
 from boxquery.flags import AUTO, PRETRAINED, fill_in
 from boxquery.training.config import RunConfig, RunFlags, TrainFlags
 from boxquery.training.run_length import RunLength
+from boxquery.training.settings import check_names
 
 COUNT = st.integers(1, 10**6)
 RATE = st.floats(1e-9, 10.0)
@@ -197,3 +198,13 @@ def test_levels_are_of_increasing_strength():
     none, light, strong = (LEVELS[name] for name in ("none", "light", "strong"))
     for part in ("flip", "crop", "colour", "zoom_out", "mosaic", "mixup", "rotation"):
         assert 0 == getattr(none, part) <= getattr(light, part) <= getattr(strong, part)
+
+
+def test_an_option_that_a_model_cannot_have_is_refused_before_data_are_read():
+    for options, said in (
+        ({"reg_max": 0}, "reg_max=0: must be"),
+        ({"layers": 3}, "unknown option"),
+        ({"reg_scale": "nan"}, "reg_scale='nan'"),
+    ):
+        with pytest.raises(bq.UserError, match=f"^d-fine: {said}"):
+            check_names(TrainFlags(model="d-fine", options=options))
