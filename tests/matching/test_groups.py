@@ -173,7 +173,7 @@ def test_what_noised_queries_learn(name, batch):
     """Against loops: DN-DETR's five groups of positives alone; DINO's positives, negatives and empty slots, the last two as background.
     All is divided by objects times groups, and boxes are the positives' alone."""
     torch.manual_seed(0)
-    model = bq.create_model(name, classes=CLASSES, preset="tiny").double().eval()
+    model = bq.create_model(name, classes=CLASSES, preset="tiny", class_loss="paper").double().eval()
     targets = [{"labels": t["labels"], "boxes": t["boxes"].double()} for t in batch]
     out = model(torch.randn(3, 3, 96, 96, dtype=torch.float64), targets=targets)
     group, (_, terms) = out.extra["denoising"], model.loss(out, targets)
