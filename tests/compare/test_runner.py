@@ -14,7 +14,7 @@ import boxquery as bq
 from boxquery.cli import run as command_line
 from boxquery.compare.command import compare
 from boxquery.compare.plan import ComparisonPlan
-from boxquery.compare.results import finished, progress_of, run_folder
+from boxquery.compare.results import collect, finished, progress_of, run_folder
 from boxquery.compare.runner import Runner, adopt
 from boxquery.locks import RUN_LOCK, Lock
 from boxquery.models import preset
@@ -210,6 +210,7 @@ def test_a_training_that_outlives_its_comparison_is_left_alone(tmp_path, monkeyp
     work, commands = runner(plan, tmp_path, monkeypatch, "import sys; sys.exit(1)")
     assert progress_of(tmp_path, first).status == "training"
     work.run()
+    assert any(note.startswith("A process still works on 1 of them") for note in collect([tmp_path])["notes"])
     lock.release()
     assert len(commands) == len(others)
     assert not any(first.name in line for line in commands)

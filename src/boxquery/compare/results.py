@@ -293,6 +293,8 @@ def _notes(
     if missing := len(runs) - len(done):
         failed = sum(run["status"] == "failed" for run in runs)
         notes.append(f"{missing} of {len(runs)} runs are not finished" + (f", {failed} of them failed." if failed else "."))
+    if elsewhere := sum(run["status"] in ("training", "measuring") for run in runs):
+        notes.append(f"A process still works on {elsewhere} of them; the same command goes on with what is left when it has ended.")
     few = min((len(entry["seeds"]) for entry in entries), default=0)
     if few == 1:
         notes.append("Where an entry has one seed, its interval holds for that trained model only: another seed may reverse a difference.")

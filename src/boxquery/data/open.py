@@ -17,7 +17,7 @@ from boxquery.data.scenes.open import holds_scenes
 from boxquery.data.validation import validate
 from boxquery.errors import UserError, some
 
-_EXPECTED = "give a data folder, a COCO .json, a YOLO .yaml, or the word shapes"
+_EXPECTED = "give a data folder, a COCO .json, a YOLO .yaml, or the word shapes or surround"
 _LOOKED_FOR = (
     "looked for COCO .json, Pascal VOC .xml, YOLO data.yaml or classes.txt with .txt labels, and the formats of VIA, labelme, Supervisely, "
     "CVAT, Label Studio, CreateML and keras-yolo3"

@@ -55,7 +55,12 @@ def pretrain(
         raise UserError("name the images to learn from: boxquery pretrain IMAGES --model M; or resume a run: --resume --out DIR")
     if not resume and teacher is None and requested.named_model is None and requested.start_from is None:
         raise UserError(f"pretrain needs a model: --model with one of {', '.join(list_models())}, or --from with one that is trained")
-    if teacher is None and requested.model in [*list_baselines(), *list_scene_models()]:
+    if teacher is None and requested.model in list_scene_models():
+        raise UserError(
+            f"{requested.model} learns 3-D boxes from several cameras, and a patch of an image has no place in space; pretrain takes "
+            f"{', '.join(list_models())}"
+        )
+    if teacher is None and requested.model in list_baselines():
         raise UserError(
             f"{requested.model} has no queries that could be told what to look for in an image; pretrain takes {', '.join(list_models())}"
         )
