@@ -174,7 +174,7 @@ def test_where_minutes_are_cpu_time_the_other_clock_is_named_and_an_early_end_is
     end.clock.over, end.clock.length = True, planned.with_total_batches(101)
     end._say_end()
     assert shown.getvalue().endswith(
-        f"\nthe run ended after 101 steps, when 90 % of its 2 min of CPU time were spent; {planned.total_steps} were planned\n"
+        f"\nthe run ended after 101 steps, when 90 % of its 2 min of CPU time was spent; {planned.total_steps} were planned\n"
     )
     end.bar.done = planned.total_batches + 3
     assert f"  step {planned.total_steps + 3}/{planned.total_steps + 3}+" in end.bar.state(), "it is not over at its planned steps"
