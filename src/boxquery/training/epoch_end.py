@@ -101,7 +101,7 @@ class EpochEnd(L.Callback):
         length, (planned, _) = self.clock.length, self.announced
         if self.clock.over and length.ends_by_clock and length.total_steps != planned:
             spent = f"{100 * PLANNED:.0f} % of its {length.minutes:g} min of CPU time"
-            ended = f"the run ended after {count(length.total_steps, 'step')}, when {spent} were spent; {planned:,} were planned"
+            ended = f"the run ended after {count(length.total_steps, 'step')}, when {spent} was spent; {planned:,} were planned"
             self.bar.console.print(ended, highlight=False)
 
     def _write_length(self, trainer: L.Trainer) -> None:
