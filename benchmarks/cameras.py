@@ -16,18 +16,23 @@ import numpy as np
 
 from boxquery.api import load_scenes
 from boxquery.boxes3d import NEAR, project
-from boxquery.data.scenes import SceneDetections, SceneRecord
+from boxquery.data.scenes import SceneRecord
 from boxquery.data.scenes.open import open_scenes
 from boxquery.evaluation.scene_predictions import predict_scenes, with_labels_of, without_camera
-from boxquery.report.scenes import judge
+from boxquery.report.scenes import above, judge
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def run_and_scenes(doc: str) -> argparse.Namespace:
+    """The command line of a script about a run and scenes, whose docstring ``--help`` shows."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("data", nargs="?", default="surround")
     parser.add_argument("--scenes", type=int, default=100, help="scenes of the val split that are looked at")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = run_and_scenes(__doc__)
     detector, data = load_scenes(args.run), open_scenes(args.data)
     split = data.split("val")
     split = replace(split, records=split[: args.scenes])
@@ -52,11 +57,6 @@ def main() -> None:
         objects = sum(int((own & kept).sum()) for own, kept in zip(alone, counted, strict=True))
         less = detector.evaluate(data, without_camera=camera)["mAP"]
         print(f"| {camera} | {objects} | {rates[0]:.2f}, {rates[1]:.2f} | {rates[2]:.2f}, {rates[3]:.2f} | {less:.3f} |")
-
-
-def above(found: SceneDetections, threshold: float) -> SceneDetections:
-    kept = found.scores >= threshold
-    return SceneDetections(found.boxes[kept], found.scores[kept], found.labels[kept])
 
 
 def sees(record: SceneRecord) -> np.ndarray:

@@ -9,8 +9,6 @@ the axis alone, which is the heading without telling front from rear.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 
 from boxquery.api import load_scenes
@@ -18,17 +16,14 @@ from boxquery.boxes3d import NEAR, corners, project
 from boxquery.data.scenes import SceneRecord
 from boxquery.data.scenes.open import open_scenes
 from boxquery.explain.scenes import SceneExplanation, explain_scene
+from cameras import run_and_scenes
 
 #: of the map that is measured, per camera; half a cell in pixels of it; metres
 SIZE, MARGIN, FOUND = (48, 80), 2.0, 2.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("data", nargs="?", default="surround")
-    parser.add_argument("--scenes", type=int, default=100, help="scenes of the val split that are looked at")
-    args = parser.parse_args()
+    args = run_and_scenes(__doc__)
     detector, split = load_scenes(args.run), open_scenes(args.data).split("val")
     rows, headings = [], []
     for i, record in enumerate(split[: args.scenes]):
