@@ -1,7 +1,7 @@
 """What tiles find of small objects: large scenes, looked at as a whole and in tiles by a model trained on small ones.
 
     python benchmarks/tiles.py --out runs/tiles                        # trains for two CPU minutes first, unless the folder holds a run
-    python benchmarks/tiles.py --out runs/tiles --tiles 160,320 --overlaps 0,0.2,0.4 --scenes 20
+    python benchmarks/tiles.py --out src/boxquery/weights/shapes --tiles 160 --overlaps 0.2,0.4        # the model that comes along
 
 A scene has 1,280 pixels and the objects of eight built-in scenes of 160 pixels at their own size, 10 to 96 pixels, strewn over it: seen
 whole by the model's 160 pixels, the largest are 12. Beside ours stand class-wise NMS of the boxes of all views, and the merging that most
