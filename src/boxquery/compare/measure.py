@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,19 +25,17 @@ from torch.utils.data import Dataset
 from torch.utils.flop_counter import FlopCounterMode
 
 from boxquery.compare.results import FOLDER, MEASURED, NMS
-from boxquery.data.dataset import AnySplit, Split
+from boxquery.data.dataset import AnySplit
 from boxquery.data.transforms import normalize
-from boxquery.detector import Detector
 from boxquery.errors import UserError
 from boxquery.evaluation.bootstrap import image_weights
-from boxquery.evaluation.predictions import DetectionsByImage, apply_nms, drop_unreadable, predict_split, warn_skipped
+from boxquery.evaluation.predictions import drop_unreadable, warn_skipped
 from boxquery.files import atomic_write, write_json
 from boxquery.models.interface import Model
 from boxquery.pages.images import encode_within
 from boxquery.parts.linear import COUNTED
 from boxquery.training.config import RunConfig
 from boxquery.training.fit import open_task
-from boxquery.training.image_task import ImageTask
 from boxquery.training.task import Task
 
 #: images or scenes that are timed, and those before them that warm up
@@ -70,23 +68,16 @@ def measure_run(run: Path) -> Path:
             "resampled": {task.better: _rounded(task.resampled(val, found, weights, config))},
             "pictures": _draw(run / FOLDER, task, val, found, detector.threshold),
         }
-        | ({"nms": _after_nms(task, detector, cast("Split", val), found, config)} if isinstance(task, ImageTask) else {}),
+        | ({"nms": _after_nms(task, detector, val, found, config)} if task.duplicates else {}),
     )
 
 
-def _after_nms(task: ImageTask, detector: Detector, val: Split, found: DetectionsByImage, config: RunConfig) -> dict[str, Any]:
-    """AP and duplicates after NMS, by its threshold."""
-    after = {}
-    for threshold in NMS:
-        if not detector.model.has_queries:  # a model with NMS of its own has to predict again
-            suppressed = predict_split(
-                detector, val, nms=threshold, batch_size=config.evaluation_batch, max_detections=config.max_detections, strict=config.strict
-            )
-        else:
-            suppressed = found if threshold == 1 else apply_nms(found, threshold)
-        metrics = task.evaluate(val, suppressed, config)
-        after[f"{threshold:g}"] = {key: metrics[key] for key in (*task.shown, "duplicate_rate")}
-    return after
+def _after_nms(
+    task: Task[Any], detector: Any, val: AnySplit[Any, Any], found: Mapping[int, Any], config: RunConfig
+) -> dict[str, dict[str, Any]]:
+    """Metrics and duplicates after NMS, by its threshold."""
+    after = {threshold: task.evaluate(val, task.with_nms(detector, val, found, threshold, config), config) for threshold in NMS}
+    return {f"{threshold:g}": {key: metrics[key] for key in (*task.shown, "duplicate_rate")} for threshold, metrics in after.items()}
 
 
 @torch.no_grad()

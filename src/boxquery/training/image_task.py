@@ -27,7 +27,7 @@ from boxquery.evaluation.bootstrap import resampled_ap
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_box_note, median_boxes
 from boxquery.evaluation.metric_names import OF_IMAGES
 from boxquery.evaluation.metrics import evaluate, limits_note
-from boxquery.evaluation.predictions import DetectionsByImage, predict_split
+from boxquery.evaluation.predictions import DetectionsByImage, apply_nms, predict_split
 from boxquery.model_folder import load
 from boxquery.models import list_baselines, list_models
 from boxquery.models.interface import Model
@@ -47,7 +47,7 @@ class ImageTask(Task[Detector]):
     """See ``Task``; detections are (boxes [K, 4] xyxy in pixels, scores [K], labels [K])."""
 
     kind, zero = "boxes", "AP50"
-    unit, better, shown = OF_IMAGES.unit, OF_IMAGES.better, OF_IMAGES.shown
+    unit, better, shown, duplicates = OF_IMAGES.unit, OF_IMAGES.better, OF_IMAGES.shown, OF_IMAGES.duplicates
     baseline = "median box of each class in every image"
     columns = (*OF_IMAGES.shown, *OF_IMAGES.others, "duplicate_rate", "best_threshold")
     collate = staticmethod(collate)
@@ -124,6 +124,15 @@ class ImageTask(Task[Detector]):
 
     def resampled(self, records: Sequence[Record], found: Mapping[int, Any], weights: np.ndarray, config: RunConfig) -> np.ndarray:
         return resampled_ap(records, found, len(self.data.names), weights, config.max_detections)[0]
+
+    def with_nms(
+        self, detector: Detector, split: Split, found: DetectionsByImage, threshold: float, config: RunConfig
+    ) -> DetectionsByImage:
+        if detector.model.has_queries:
+            return found if threshold == 1 else apply_nms(found, threshold)
+        return predict_split(  # a model with NMS of its own has to predict again
+            detector, split, nms=threshold, batch_size=config.evaluation_batch, max_detections=config.max_detections, strict=config.strict
+        )
 
     def draw(self, split: Split, position: int, found: Mapping[int, Any], threshold: float) -> tuple[Image.Image, Image.Image]:
         record, names = split[position], self.data.names

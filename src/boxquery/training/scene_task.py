@@ -49,7 +49,7 @@ class SceneTask(Task[SceneDetector]):
     """See ``Task``; detections are ``SceneDetections``."""
 
     kind, zero = "boxes3d", "AP@4"
-    unit, better, shown = OF_SCENES.unit, OF_SCENES.better, OF_SCENES.shown
+    unit, better, shown, duplicates = OF_SCENES.unit, OF_SCENES.better, OF_SCENES.shown, OF_SCENES.duplicates
     baseline = "the best fixed boxes in every scene"
     collate = staticmethod(collate_scenes)
     data: SceneData

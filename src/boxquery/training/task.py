@@ -62,6 +62,7 @@ class Task(ABC, Generic[D]):
         zero: the metric that stays 0 where nothing is learned.
         shown: metrics that are printed; the first is ``better``.
         columns: metrics of an evaluation that ``metrics.csv`` has.
+        duplicates: whether an evaluation has a ``duplicate_rate``, which ``with_nms`` may lower.
         baseline: what ``Closing.baseline`` is, in words.
         collate: samples of ``dataset`` -> a batch with ``inputs``, ``targets``, ``indices`` and ``unreadable``.
     """
@@ -71,6 +72,7 @@ class Task(ABC, Generic[D]):
     better: ClassVar[str]
     zero: ClassVar[str]
     shown: ClassVar[tuple[str, ...]]
+    duplicates: ClassVar[bool]
     baseline: ClassVar[str]
     columns: Sequence[str]
     collate: Callable[[Any], Any]
@@ -185,6 +187,10 @@ class Task(ABC, Generic[D]):
     @abstractmethod
     def resampled(self, records: Sequence[Any], found: Found, weights: np.ndarray, config: RunConfig) -> np.ndarray:
         """``better`` where each item counts as often as ``weights`` [R, items] says: [R], NaN where there is nothing to find."""
+
+    def with_nms(self, detector: D, split: AnySplit[Any, Any], found: Found, threshold: float, config: RunConfig) -> Found:
+        """Detections after NMS at an IoU threshold, 1: without; asked only where there are ``duplicates``."""
+        raise NotImplementedError
 
     @abstractmethod
     def draw(self, split: AnySplit[Any, Any], position: int, found: Found, threshold: float) -> tuple[Image.Image, Image.Image]:
