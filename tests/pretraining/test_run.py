@@ -199,8 +199,15 @@ def test_images_that_cannot_be_are_one_error_with_a_remedy(source, says, teacher
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_must_be_named_before_anything_is_read(capsys):
-    assert command_line(["pretrain", "nowhere"]) == 2
+@pytest.mark.parametrize("flags", [[], ["--model", "petr"], ["--model", "fcos"], ["--teacher", "runs/none"], ["--from", "runs/none"]])
+def test_images_that_are_not_there_are_named_before_all_else(flags, capsys):
+    assert command_line(["pretrain", "nowhere", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: nowhere: no such image or folder")
+
+
+def test_a_model_must_be_named_before_anything_is_read(tmp_path, capsys):
+    assert command_line(["pretrain", str(tmp_path)]) == 2  # which holds no image
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: pretrain needs a model: --model with one of ")
 

@@ -118,6 +118,13 @@ def find_images(words: Sequence[str]) -> tuple[list[Source], list[str]]:
     return name_sources(words, images, passed)
 
 
+def check_there(source: str) -> None:
+    """Raises ``UserError`` for a source that is neither a file nor a folder and matches nothing as a glob; none is looked into."""
+    path = os.path.expanduser(source)
+    if not os.path.exists(path) and next(glob.iglob(path, recursive=True), None) is None:
+        raise UserError(f"{source}: no such image or folder, and no match as a glob")
+
+
 def name_sources(
     words: Sequence[str], found: Sequence[tuple[Path, Path]], passed: Counter[str], others: Mapping[str, SourceKind] | None = None
 ) -> tuple[list[Source], list[str]]:
@@ -164,10 +171,8 @@ def _files(source: str, passed: Counter[str]) -> Iterator[tuple[Path, Path]]:
     elif path.is_file():
         yield path, path.parent
     else:
-        matches = sorted(glob.glob(os.path.expanduser(source), recursive=True))
-        if not matches:
-            raise UserError(f"{source}: no such image or folder, and no match as a glob")
-        for match in map(Path, matches):
+        check_there(source)
+        for match in map(Path, sorted(glob.glob(os.path.expanduser(source), recursive=True))):
             if match.is_dir():
                 if "**" not in source:  # which has matched what is in it
                     yield from files_below(match, passed)

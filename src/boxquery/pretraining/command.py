@@ -12,6 +12,7 @@ from boxquery.errors import UserError
 from boxquery.flags import Switch
 from boxquery.limits import check_threshold
 from boxquery.models import list_baselines, list_models, list_scene_models
+from boxquery.pretraining.find import check_images
 from boxquery.training.config import PretrainFlags
 from boxquery.training.run import flags_of
 
@@ -53,6 +54,8 @@ def pretrain(
     requested = flags_of(PretrainFlags, "pretrain", flags)
     if images is None and not resume:
         raise UserError("name the images to learn from: boxquery pretrain IMAGES --model M; or resume a run: --resume --out DIR")
+    if isinstance(images, str | Path) and not resume:
+        check_images(str(images))
     if not resume and teacher is None and requested.named_model is None and requested.start_from is None:
         raise UserError(f"pretrain needs a model: --model with one of {', '.join(list_models())}, or --from with one that is trained")
     if teacher is None and requested.model in list_scene_models():

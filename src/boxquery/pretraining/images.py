@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from boxquery.data import shapes
 from boxquery.data.builtin import names_scenes
 from boxquery.data.dataset import Data, Split
-from boxquery.data.folder import is_of_masks, split_name
 from boxquery.data.open import open_data
 from boxquery.data.raw import RawDataset, RawImage
-from boxquery.data.scenes import open as scenes
 from boxquery.data.validation import fail_if_too_many, validate
-from boxquery.errors import UserError, count
-from boxquery.predict.sources import Source, find_images
+from boxquery.errors import UserError
+from boxquery.pretraining.find import find_unlabelled
 from boxquery.pretraining.patches import LEAST, too_small, with_patches
 
 #: images that are held out at most, to see how well patches are found in new images
@@ -53,25 +50,6 @@ def open_images(source: str | Data, patches: int, *, strict: bool = False) -> Da
         if not len(split):
             raise UserError(f"{data.source}: no image of {name} has room for patches; give larger images")
     return replace(data, names=names, ids=list(range(1, patches + 1)), splits=splits)
-
-
-def find_unlabelled(source: str) -> tuple[list[Source], list[str]]:
-    """The images of a folder or glob, without masks, and notes on what was decided. Raises ``UserError`` where there is none."""
-    remedy = f"give a folder of images, a glob, or without --teacher the word {shapes.WORD}"
-    if names_scenes(source, scenes.WORD):
-        raise UserError(f"{source}: scenes of several cameras, and pretrain learns from single images; {remedy}")
-    try:
-        found, notes = find_images([source])
-    except UserError as error:
-        raise UserError(f"{error}; {remedy}") from error
-    images = [each for each in found if not is_of_masks(PurePath(each.name).parts[:-1])]
-    if masks := len(found) - len(images):
-        notes.append(f"{count(masks, 'image')} in folders of masks left out")
-    others = Counter(split_name(part) for image in images for part in PurePath(image.name).parts[:-1])
-    if held := {name: others[name] for name in ("val", "test") if others[name]}:
-        where = " and ".join(f"{number:,} of {name}" for name, number in held.items())
-        notes.append(f"images of all folders are used, {where} too: a model that is evaluated on them later has seen them, though no label")
-    return images, notes
 
 
 def _found(source: str, strict: bool) -> Data:

@@ -16,7 +16,7 @@ from boxquery.model_folder import load
 from boxquery.predict.reading import Reader
 from boxquery.predict.sources import Source
 from boxquery.predict.summary import Summary
-from boxquery.pretraining.images import find_unlabelled
+from boxquery.pretraining.find import find_unlabelled
 from boxquery.progress import Progress, stderr_console
 from boxquery.training import fit
 from boxquery.training.config import FILE, PretrainFlags, RunConfig, TrainFlags
