@@ -74,7 +74,7 @@ def export(
     detector = open_model(run, download=download)
     if image_size is not None:
         detector.image_size = image_size
-    print(f"tracing {detector.name}, about a minute", file=sys.stderr)
+    print(f"tracing {detector.name}, which takes ten seconds to a few minutes, longest with deformable attention", file=sys.stderr)
     with stopping():
         values = export(
             detector, out, precision=precision, size=sides, data=data, split=split, calibrate=calibrate,

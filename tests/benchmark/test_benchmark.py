@@ -102,7 +102,7 @@ def test_a_model_is_exported_for_every_runtime_and_what_fails_is_left_out(model,
     make = partial(Job, threads=1, image_size=None, batch_size=1, images=())
     wanted = Wanted.of(["pytorch,onnxruntime", "openvino"], ["fp32"])
     jobs, left_out = plan(model, None, wanted, make, tmp_path, device="cpu", download=False, say=(said := []).append)
-    assert "exported before anything is timed, which may take minutes each; --runtimes pytorch does without" in said[0]
+    assert "exported before anything is timed, which takes ten seconds to a few minutes each; --runtimes pytorch does without" in said[0]
     assert [str(job) for job in jobs] == ["pytorch fp32", "onnxruntime fp32"]
     assert [(str(each.job), each.failed) for each in left_out] == [("openvino fp32", "openvino 1.0 was never tried")]
     assert runtime.load(jobs[1].source).classes == ["cat", "owl"]

@@ -89,7 +89,7 @@ def plan(
     source = _source(run, preset, folder, download, say)
     if files := [f"{runtime} {precision}" for runtime, precision in pairs if runtime != "pytorch"]:
         without = "; --runtimes pytorch does without" if len(files) < len(pairs) else ""
-        say(f"{', '.join(files)}: exported before anything is timed, which may take minutes each{without}")
+        say(f"{', '.join(files)}: exported before anything is timed, which takes ten seconds to a few minutes each{without}")
     jobs, left_out = [], []
     for runtime, precision in pairs:
         if runtime == "pytorch":
