@@ -85,7 +85,7 @@ def test_interrupted_it_prints_the_command_that_resumes(tmp_path, monkeypatch, c
     assert shlex.split(line) == ["boxquery", "train", str(data), "--out", str(out), "--resume"]
     monkeypatch.setattr(Training, "training_step", step)
     assert run(["train", "--resume", "--out", str(out)]) == 0, "the run knows its data"
-    assert re.search(r"^resuming after 1 of 3 epochs$", capsys.readouterr().err, re.MULTILINE)
+    assert re.search(r"^resuming after epoch 1/3$", capsys.readouterr().err, re.MULTILINE)
     assert len(rows(out)) == 3
     assert run(["train", "--resume", "--out", str(out)]) == 0
     assert "the run was already complete" in capsys.readouterr().err
@@ -177,9 +177,12 @@ def test_where_minutes_are_cpu_time_the_other_clock_is_named_and_an_early_end_is
         f"\nthe run ended after 101 steps, when 90 % of its 2 min of CPU time was spent; {planned.total_steps} were planned\n"
     )
     end.bar.done = planned.total_batches + 3
-    assert f"  step {planned.total_steps + 3}/{planned.total_steps + 3}+" in end.bar.state(), "it is not over at its planned steps"
+    assert f"  step {planned.total_steps + 3} ({planned.total_steps} planned)" in end.bar.state(), "it is not over at its planned steps"
     end.bar.pace = 1.0
     assert end.bar.state().endswith("  until its CPU time is spent")
+    end.bar.report({"epoch": planned.total_epochs + 1, "AP": 0.1, "AP50": 0.2, "seconds": 600.0})
+    said = shown.getvalue().splitlines()[-1]
+    assert said.startswith(f"epoch {planned.total_epochs + 1} ({planned.total_epochs} planned)  AP 0.100")
 
 
 def test_a_run_by_minutes_is_repeated_by_its_minutes_or_by_its_steps():

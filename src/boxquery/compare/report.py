@@ -15,7 +15,7 @@ from boxquery.errors import count
 from boxquery.evaluation.metric_names import BY_UNIT, MetricNames
 from boxquery.files import atomic_write
 from boxquery.pages.charts import line_chart
-from boxquery.pages.format import DASH, bounds, duration, number, percent, three
+from boxquery.pages.format import DASH, bounds, duration, number, of_planned, percent, three
 from boxquery.pages.html import render
 
 #: colours that style.css has for lines; further ones are dashed
@@ -180,7 +180,7 @@ def _unfinished(result: Result, metric: str) -> Table:
     rows = []
     for run in result["runs"]:
         if run["status"] != "finished":
-            epoch = f"{run['epoch']} of {run['epochs'] or '?'}"
+            epoch = of_planned(run["epoch"], run["epochs"]) if run["epochs"] else str(run["epoch"])
             rows.append([f"{run['label']}, seed {run['seed']}", run["status"], run["reason"] or DASH, epoch, three(run[metric])])
     return ["run", "status", "reason", "epoch", f"last {metric}"], rows
 

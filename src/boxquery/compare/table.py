@@ -10,7 +10,7 @@ from rich.table import Table
 
 from boxquery.compare.results import Progress
 from boxquery.evaluation.metric_names import BY_UNIT
-from boxquery.pages.format import bounds, duration, percent, three
+from boxquery.pages.format import bounds, duration, of_planned, percent, three
 
 _STYLES = {"training": "bold", "measuring": "bold", "finished": "green", "failed": "red"}
 
@@ -23,7 +23,7 @@ def live_table(runs: Sequence[Progress]) -> Table:
     for name in ("", "epoch", *shown, "left"):
         table.add_column(name, justify="right" if name else "left")
     for run in runs:
-        epoch = f"{run.epoch}/{run.epochs}" if run.epochs else ""
+        epoch = of_planned(run.epoch, run.epochs) if run.epochs else ""
         status = f"[{_STYLES[run.status]}]{run.status}" if run.status in _STYLES else run.status
         table.add_row(run.planned.name, status, epoch, *(three(run.scores.get(name)) for name in shown), duration(run.left))
     return table

@@ -52,6 +52,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def of_planned(done: int, planned: int, form: str = "d") -> str:
+    """How far something is: 3/6, and 7 (6 planned) where it went on, since a plan of minutes is an estimate."""
+    return f"{done:{form}}/{planned:{form}}" if done <= planned else f"{done:{form}} ({planned:{form}} planned)"
+
+
 def split_title(name: str) -> str:
     """A split's name in a sentence."""
     return {"val": "validation"}.get(name, name)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 
-from boxquery.pages.format import duration
+from boxquery.pages.format import duration, of_planned
 from boxquery.training.run_length import RunLength
 from boxquery.training.task import Task
 
@@ -90,7 +90,7 @@ class LiveBar(L.Callback):
         if trainer.should_stop or self.done >= self.length.total_batches:
             self.console.print("the run was already complete: its model is evaluated and its report is written again")
         elif trainer.current_epoch:
-            self.console.print(f"resuming after {trainer.current_epoch} of {self.length.total_epochs} epochs", highlight=False)
+            self.console.print(f"resuming after epoch {self._of(trainer.current_epoch)}", highlight=False)
         self.progress.update(self.shown, completed=self.done)
         self.progress.start()
         self.heartbeat.doing = self.state
@@ -114,9 +114,8 @@ class LiveBar(L.Callback):
     def state(self) -> str:
         """How far the run is, in a line."""
         length, epoch = self.length, self._of(self.done // self.length.epoch_batches + 1)
-        step = length.steps_after(self.done)
-        # a run that the clock ends may go on after the planned steps
-        line = f"epoch {epoch}  step {step:,}/{max(step, length.total_steps):,}{'+' * (step > length.total_steps)}{self.loss}"
+        step = of_planned(length.steps_after(self.done), length.total_steps, ",")
+        line = f"epoch {epoch}  step {step}{self.loss}"
         return f"{line}  {self.pace:.3g} {self.task.unit}s/s  {self._left()}" if self.pace else line
 
     def _left(self) -> str:
@@ -127,7 +126,7 @@ class LiveBar(L.Callback):
         return f"{duration(each * max(self.length.total_batches - self.done, 0))} left{self.wall}"
 
     def _of(self, epoch: int) -> str:
-        return f"{epoch}/{max(self.epochs, epoch)}"
+        return of_planned(epoch, self.epochs)
 
     def report(self, row: dict[str, Any]) -> None:
         """Print a finished epoch."""
