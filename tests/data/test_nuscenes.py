@@ -151,7 +151,10 @@ FAULTS = {
     ),
     "elsewhere": (edit("sample_data", lambda rows: rows[1].update(filename="../x.jpg")), "'../x.jpg' leaves the data folder"),
     "nameless": (edit("scene", lambda rows: rows[0].update(name="first")), "scene.json: scene-0061: name 'first' is not like scene-0061"),
-    "no image": (lambda root: image(root).unlink(), "1 of 6 samples lack an image, more than 10%: unpack all of samples/, as in v1.0-mini"),
+    "no image": (
+        lambda root: image(root).unlink(),
+        "1 of 6 samples lack an image that can be used, more than 10%: unpack all of samples/ ",
+    ),
     "several versions": (
         lambda root: shutil.copytree(root / "v1.0-mini", root / "v1.0-trainval"),
         "several versions: v1.0-trainval, v1.0-mini; give one of these folders",
@@ -181,6 +184,27 @@ def test_invalid_boxes_are_skipped_and_named(mini, tmp_path):
     edit("sample_annotation", lambda rows: [row.update(size=[0, 1, 1]) for row in rows[:9]])(root)
     with pytest.raises(UserError, match="boxes are invalid, more than 10%"):
         open_scenes(root)
+
+
+def test_samples_with_broken_images_are_skipped_and_named_when_the_tables_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(nuscenes_layout, "SCENES", {"scene-0061": 30, "scene-0103": 3})
+    nuscenes_layout.write(tmp_path)
+    files = sorted((tmp_path / "samples" / "CAM_BACK").iterdir())
+    lost, cut, small = files[:3]
+    lost.unlink()
+    cut.write_bytes(cut.read_bytes()[:400])
+    Image.new("RGB", (32, 19)).save(small)
+    data = open_scenes(tmp_path)
+    assert len(data.split("train")) == 27
+    says = [
+        f"no such file (samples/CAM_BACK/{lost.name})", f"cannot be read (samples/CAM_BACK/{cut.name}: ",
+        f"stated size is not the file's (samples/CAM_BACK/{small.name}: stated 64 x 38, the file is 32 x 19)",
+    ]  # fmt: skip
+    for said in says:
+        assert any(said in line and line.startswith("skipped: v1.0-mini/sample.json: scene-0061/") for line in data.messages()), said
+    assert any(f"no such file ({lost})" in line for line in open_scenes(tmp_path / "v1.0-mini").skipped), "it is not below the tables"
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}: v1.0-mini/sample.json: scene-0061/")):
+        open_scenes(tmp_path, strict=True)
 
 
 def test_an_image_of_another_size_is_not_used(mini, tmp_path):

@@ -28,7 +28,8 @@ LIMIT = 0.10
 """A larger share of invalid boxes or images is fatal."""
 _SLACK = 0.05  # pixels beyond the image that are rounding errors, not worth a note
 _FITS = 1.5  # pixels beyond an image in which a box still fits it
-_THREADS = 8
+THREADS = 8
+"""That read headers."""
 _LONGEST = 1000  # characters of a line
 _QUOTED = 3  # kinds of faults that a refusal names, files that a note does
 _REMEDIES = {
@@ -202,7 +203,7 @@ def _unique_names(raw: RawDataset, notes: list[str]) -> list[str]:
 
 
 def _valid_records(images: list[RawImage], report: ImportReport, source: str, strict: bool) -> list[Record]:
-    with ThreadPoolExecutor(_THREADS) as pool:
+    with ThreadPoolExecutor(THREADS) as pool:
         headers = list(pool.map(_header, images))
     exchanged = not strict and _sizes_are_exchanged(images, headers)
     records = []
@@ -211,7 +212,7 @@ def _valid_records(images: list[RawImage], report: ImportReport, source: str, st
         report.boxes_total += len(image.objects)
         if isinstance(header, Fault):
             with_boxes = f" with its {count(len(image.objects), 'box', 'boxes')}" if image.objects else ""
-            report.add(image.where, _named(header, image.path, source), f"skipped{with_boxes}", boxes=len(image.objects), images=1)
+            report.add(image.where, named(header, image.path, source), f"skipped{with_boxes}", boxes=len(image.objects), images=1)
             continue
         for remark in header.remarks:
             report.remarks.setdefault(remark, []).append(image.where if image.path is None else image.path.name)
@@ -254,8 +255,8 @@ def _header(image: RawImage) -> Header | Fault:
     return Fault("has no file name") if image.path is None else read_header(image.path)
 
 
-def _named(fault: Fault, path: Path | None, source: str) -> Fault:
-    """The fault of an image with the name of its file, if it has none."""
+def named(fault: Fault, path: Path | None, source: str) -> Fault:
+    """The fault of an image with the name of its file, if it has none: as seen from the data, or absolute where it is elsewhere."""
     if path is None:
         return fault
     root = os.path.abspath(source)

@@ -7,18 +7,21 @@ the vertical alone, stay what they are, there and back. Cameras are exact: each 
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from boxquery.boxes3d import inverse_rigid, matrix_yaw, quaternion_matrix, rigid, transform, yaw_matrix
 from boxquery.data.folder import Folder
-from boxquery.data.images import read_image
+from boxquery.data.images import Header, read_header, read_image
 from boxquery.data.nuscenes.classes import AREA, CATEGORIES, NAMES, PROTOCOL, RACK
 from boxquery.data.nuscenes.tables import Row, Tables
+from boxquery.data.raw import Fault
 from boxquery.data.scenes.records import SceneData, SceneRecord, SceneSplit
-from boxquery.data.validation import fail_if_too_many
+from boxquery.data.validation import THREADS, ImportReport, fail_if_too_many, named
 from boxquery.errors import UserError, count
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT", "CAM_FRONT_RIGHT")
@@ -45,24 +48,30 @@ def read(folder: Path, source: str, *, strict: bool = False) -> SceneData:
     Args:
         folder: that of the tables, beside which ``samples`` lies.
         source: as the user named it.
-        strict: a box without size or with numbers that are not finite, and a sample that lacks an image, are fatal instead of skipped.
+        strict: a box without size or with numbers that are not finite, and a sample an image of which is missing or broken, are fatal
+            instead of skipped.
 
     Raises:
         UserError: a table is missing or broken, a token leads nowhere, or more than a tenth of samples or boxes are invalid.
     """
     tables = Tables(folder)
-    reader = _Reader(tables)
+    reader, report = _Reader(tables, source), ImportReport()
     splits: dict[str, list[SceneRecord]] = {"train": [], "val": [], "test": []}
-    for sample in tables.rows("sample"):
-        if (record := reader.record(sample)) is not None:
-            splits[reader.split(sample)].append(record)
-    total = reader.samples
-    if strict and reader.skipped:
-        raise UserError(f"{reader.skipped[0]}; repair it, or leave out --strict")
-    fail_if_too_many(
-        reader.incomplete, total, "samples lack an image", f"{source}: ", "unpack all of samples/, as in " + next(iter(reader.skipped), "")
-    )
-    fail_if_too_many(reader.invalid, reader.boxes, "boxes are invalid", f"{source}: ", "unpack sample_annotation.json again")
+    samples = list(tables.rows("sample"))
+    with ThreadPoolExecutor(THREADS) as pool:
+        views = list(pool.map(reader.views, samples))
+    for sample, own in zip(samples, views, strict=True):
+        report.images_total += 1
+        if own.fault is None:
+            splits[reader.split(sample)].append(reader.record(sample, own, report))
+        else:
+            report.add(sample.where, own.fault, images=1)
+    first = next((f"{problem.where}: {problem.fault}" for problem in report.problems), "")
+    if strict and first:
+        raise UserError(f"{source}: {first}; repair it, or leave out --strict")
+    whole = f"unpack all of samples/ again, as in {first}"
+    fail_if_too_many(report.images_invalid, report.images_total, "samples lack an image that can be used", f"{source}: ", whole)
+    fail_if_too_many(report.boxes_skipped, report.boxes_total, "boxes are invalid", f"{source}: ", "unpack sample_annotation.json again")
     kept = {name: records for name, records in splits.items() if records}
     if not kept:
         raise UserError(f"{source}: no samples; unpack {folder.name} again")
@@ -81,7 +90,8 @@ def read(folder: Path, source: str, *, strict: bool = False) -> SceneData:
         list(range(len(NAMES))),
         {name: SceneSplit(name, records, read_views) for name, records in kept.items()},
         notes,
-        reader.skipped,
+        report.lines,
+        report.kinds,
         absent=absent,
         protocol=PROTOCOL,
         area=AREA,
@@ -100,13 +110,19 @@ def read_views(record: SceneRecord) -> list[Image.Image]:
     return images
 
 
-class _Reader:
-    """The joins of the tables, and what was skipped of them."""
+class _Views(NamedTuple):
+    """The images of a sample in the order of the cameras: their rows, their files, and why one of them cannot be used."""
 
-    def __init__(self, tables: Tables):
-        self.tables, self.folder = tables, Folder(tables.folder.parent)
-        self.skipped: list[str] = []
-        self.samples = self.incomplete = self.boxes = self.invalid = 0
+    rows: list[Row]
+    paths: tuple[Path, ...]
+    fault: Fault | None
+
+
+class _Reader:
+    """The joins of the tables."""
+
+    def __init__(self, tables: Tables, source: str):
+        self.tables, self.folder, self.source = tables, Folder(tables.folder.parent), source
         self._channels: dict[str, str] = {}
         self._frames: dict[str, dict[str, Row]] = defaultdict(dict)
         for row in tables.rows("sample_data"):
@@ -128,28 +144,42 @@ class _Reader:
             return "test"
         return "val" if int(digits) in (_MINI_VAL if version.endswith("mini") else _VAL) else "train"
 
-    def record(self, sample: Row) -> SceneRecord | None:
-        """A sample as a record, or None where it lacks an image."""
-        self.samples += 1
-        token = sample.text("token")
-        frames = self._frames[token]
+    def views(self, sample: Row) -> _Views:
+        """The images of a sample; of each file the header is read."""
+        frames = self._frames[sample.text("token")]
         if missing := [channel for channel in (*CAMERAS, LIDAR) if channel not in frames]:
             raise UserError(f"{sample.where}: no keyframe of {', '.join(missing)} in sample_data.json; unpack all tables of one version")
-        views = [frames[channel] for channel in CAMERAS]
-        paths = tuple(self.folder.join(self.folder.root, row.text("filename"), row.where) for row in views)
-        if lost := [path for path in paths if not path.is_file()]:
-            self.incomplete += 1
-            self.skipped.append(f"{sample.where}: no such file {self.folder.show(lost[0])}")
-            return None
-        vehicle = self._pose(frames[LIDAR])
+        rows = [frames[channel] for channel in CAMERAS]
+        paths = tuple(self.folder.join(self.folder.root, row.text("filename"), row.where) for row in rows)
+        faults = (self._fault(row, path) for row, path in zip(rows, paths, strict=True))
+        return _Views(rows, paths, next(filter(None, faults), None))
+
+    def _fault(self, row: Row, path: Path) -> Fault | None:
+        """Why an image cannot be used."""
+        header, (width, height) = read_header(path), self._size(row)
+        if isinstance(header, Header):
+            if (header.width, header.height) == (width, height):
+                return None
+            stated = f"stated {width} x {height}, the file is {header.width} x {header.height}"
+            header = Fault("stated size is not the file's", stated)
+        return named(header, path, self.source)
+
+    def _size(self, row: Row) -> tuple[int, int]:
+        """Stated width and height of an image."""
+        return int(row.numbers("width")), int(row.numbers("height"))
+
+    def record(self, sample: Row, views: _Views, report: ImportReport) -> SceneRecord:
+        """A sample as a record."""
+        token = sample.text("token")
+        vehicle = self._pose(self._frames[token][LIDAR])
         pose = rigid(yaw_matrix(float(matrix_yaw(vehicle[:3, :3]))), vehicle[:3, 3])
-        boxes, labels, ignore, attributes, racks = self._objects(token, inverse_rigid(pose))
+        boxes, labels, ignore, attributes, racks = self._objects(token, inverse_rigid(pose), report)
         return SceneRecord(
             id=token,
-            paths=paths,
+            paths=views.paths,
             cameras=CAMERAS,
-            sizes=np.array([[int(row.numbers("width")), int(row.numbers("height"))] for row in views]),
-            lidar2img=np.stack([self._camera(row) @ pose for row in views]),
+            sizes=np.array([self._size(row) for row in views.rows]),
+            lidar2img=np.stack([self._camera(row) @ pose for row in views.rows]),
             boxes=boxes,
             labels=labels,
             ignore=ignore,
@@ -177,7 +207,7 @@ class _Reader:
         intrinsic[:3, :3] = calibrated.numbers("camera_intrinsic", 3, 3)
         return intrinsic @ inverse_rigid(self._pose(row) @ _rigid_of(calibrated))
 
-    def _objects(self, token: str, to_vehicle: np.ndarray) -> tuple[np.ndarray, ...]:
+    def _objects(self, token: str, to_vehicle: np.ndarray, report: ImportReport) -> tuple[np.ndarray, ...]:
         """Boxes, labels, which are to be ignored, attributes, and bicycle racks of a sample."""
         boxes, racks, labels, ignore, attributes = [], [], [], [], []
         for row in self._annotations[token]:
@@ -185,11 +215,10 @@ class _Reader:
             category = self.tables.row("category", instance.text("category_token"), instance.where).text("name")
             if category != RACK and category not in CATEGORIES:
                 continue
-            self.boxes += 1
+            report.boxes_total += 1
             box = self._box(row)
             if not np.isfinite(box[:7]).all() or (box[3:6] <= 0).any():
-                self.invalid += 1
-                self.skipped.append(f"{row.where}: a box without size, or with numbers that are not finite")
+                report.add(row.where, Fault("a box without size, or with numbers that are not finite"), boxes=1)
             elif category == RACK:
                 racks.append(box)
             else:
