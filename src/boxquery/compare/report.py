@@ -22,6 +22,15 @@ from boxquery.pages.html import render
 _COLOURS = 8
 #: points of a curve that is the mean of several with other x
 _GRID = 60
+#: further metrics that have room beside the main ones; more have a table of their own
+_BESIDE = 4
+_ERRORS = {
+    "mATE": "of the place in metres",
+    "mASE": "of the size (1 - IoU)",
+    "mAOE": "of the heading in radians",
+    "mAVE": "of the velocity in m/s",
+    "mAAE": "of attributes (share)",
+}
 
 Result = Mapping[str, Any]
 Points = list[tuple[float, float]]
@@ -57,6 +66,7 @@ def write_report(path: Path, result: Result) -> Path:
         alignment=list(_charts(result, kinds, alignment)),
         even=[point["inside_even"] for run in result["runs"] for point in run.get("curve", []) if "inside_even" in point],
         scores=_scores(result, metrics),
+        errors=", ".join(f"{key} {_ERRORS[key]}" for key in _measured(result, metrics) if key in _ERRORS),
         levels=_levels(result, better),
         costs=_costs(result, metrics.unit),
         duplicates=_duplicates(result) if metrics.duplicates else None,
@@ -106,10 +116,16 @@ def _charts(
             yield line_chart(lines, title=f"{title} by {unit}", unit=unit, kinds=kinds, bands=bands, last=False, height=280), title, note
 
 
-def _scores(result: Result, metrics: MetricNames) -> Table:
+def _measured(result: Result, metrics: MetricNames) -> list[str]:
+    """Further metrics; what no model has a value of, the data do not measure."""
+    return [key for key in metrics.others if any(entry["scores"][key] is not None for entry in result["entries"])]
+
+
+def _scores(result: Result, metrics: MetricNames) -> list[Table]:
+    """The main metrics with their intervals, and the others beside them or in a table of their own."""
     better, second = metrics.shown
-    # what no model has a value of, the data do not measure
-    keys = [second, *(key for key in metrics.others if any(entry["scores"][key] is not None for entry in result["entries"]))]
+    others = _measured(result, metrics)
+    keys = [second, *(others if len(others) <= _BESIDE else ())]
     tested = any(entry["test"][better] is not None for entry in result["entries"])
     columns = ["", better, "95 % interval", "range over seeds", "below the best", "95 % interval", *keys, "seeds"]
     columns += [f"{better} on test"] * tested
@@ -120,7 +136,8 @@ def _scores(result: Result, metrics: MetricNames) -> Table:
         difference = [three(lower.get("by")), bounds(lower.get("interval"))]
         row = [entry["label"], three(scores[better]), bounds(entry.get("interval")), bounds(spread), *difference]
         rows.append([*row, *(three(scores[key]) for key in keys), str(len(entry["seeds"])), *[three(entry["test"][better])] * tested])
-    return columns, rows
+    further = [[entry["label"], *(three(entry["scores"][key]) for key in others)] for entry in result["entries"]]
+    return [(columns, rows), *[(["", *others], further)] * (len(others) > _BESIDE)]
 
 
 def _levels(result: Result, metric: str) -> Table:
