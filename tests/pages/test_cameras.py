@@ -3,7 +3,7 @@
 import numpy as np
 from PIL import Image
 
-from boxquery.boxes3d import corners, project
+from boxquery.boxes3d import EDGES, NEAR, corners, project
 from boxquery.data.surround import surround_data
 from boxquery.pages.cameras import draw_camera, draw_from_above, draw_scene
 from boxquery.pages.drawing import colour
@@ -38,6 +38,34 @@ def test_from_above_forward_is_up_and_left_is_left():
     assert abs(middle - (200 - 20 * 4, 200 - 30 * 4)).max() < 4
     tall, wide = np.ptp(marked(picture, colour(0)), axis=0)[::-1]
     assert tall > 2 * wide
+
+
+def test_edges_that_leave_the_image_keep_their_direction():
+    """Beside a camera they end tens of thousands of pixels away."""
+    camera, size = np.array([[80.0, -400, 0, 0], [48, 0, -400, 0], [1, 0, 0, 0], [0, 0, 0, 1]]), (160, 96)
+    rng, drawn = np.random.default_rng(0), 0
+    for box in rng.uniform((-1, -9, -1, 1, 4, 1, -3), (6, 9, 1, 8, 30, 4, 3), (12, 7)):
+        ends = corners(box[None])[0][np.array(EDGES)]
+        places = np.linspace(0, 1, 5_000)[:, None, None]
+        points = (ends[:, 0] * (1 - places) + ends[:, 1] * places).reshape(-1, 3)
+        pixels, depth = project(points, camera[None])
+        seen = pixels[0][(depth[0] > NEAR) & (pixels[0] > 1).all(1) & (pixels[0] < np.array(size) - 1).all(1)]
+        picture = draw_camera(Image.new("RGB", size), camera, box[None], np.array([0]))
+        ink = marked(picture, colour(0))
+        if len(seen):
+            drawn += 1
+            assert np.abs(seen[:: len(seen) // 100 + 1, None] - ink).max(2).min(1).max() < 2.5, "every edge is drawn where it is"
+    assert drawn > 4
+
+
+def test_rings_say_their_metres():
+    for side, radius, rings in ((400, 50, (10, 20, 30, 40)), (200, 60, (20, 40))):
+        picture = draw_from_above(*NONE, radius=radius, side=side)
+        plain = np.abs(marked(picture, (205, 205, 205)) - side / 2)
+        for ring in range(10, radius, 10):
+            line = side / 2 / radius * ring
+            crossed = (plain[:, 1] < 1) & (abs(plain[:, 0] - line) < 2) & (marked(picture, (205, 205, 205))[:, 0] > side / 2)
+            assert crossed.any() == (ring not in rings), f"a number stands on the ring of {ring} m, or the line goes on"
 
 
 def test_the_legend_is_where_no_box_is_or_can_be_read_over_them():

@@ -161,7 +161,9 @@ def test_explain_shows_one_map_over_all_cameras(run, tmp_path, capsys):
     assert len(detections) == 12
     for layer in detections[0]["cameras"]:
         assert sum(layer.values()) == pytest.approx(1, abs=1e-5)
-    assert (tmp_path / "val-1.html").read_text().count("<img") == 8
+    page = (tmp_path / "val-1.html").read_text()
+    assert page.count("<img") == 1 + 8
+    assert "Detections and ground truth" in page
     split = open_scenes(DATA).split("val")
     why = bq.load(run).explain(split.read(0), split[0].lidar2img, threshold=0.0, cameras=split[0].cameras)
     heat = why.heatmap(3)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
+from boxquery.data.classes import match_names
 from boxquery.data.scenes.open import open_scenes
 from boxquery.device import choose_device
 from boxquery.errors import UserError
@@ -31,4 +35,7 @@ def explain_in_data(
     found = explain_scene(
         detector, scenes.read(scene), record.lidar2img, name=record.id, threshold=threshold, query=query, cameras=record.cameras
     )
+    known = np.array(match_names(opened.names, detector.classes))[record.labels]
+    seen = ~record.ignore & (known >= 0)
+    found = replace(found, truth=(record.boxes[seen], known[seen]))
     return found, found.write(out if out.suffix.lower() == ".html" else out / f"{record.id.replace('/', '-')}.html")

@@ -38,6 +38,7 @@ class SceneExplanation:
         result: detections at or above the threshold, best first; where there is none, the best of all.
         queries: int [K], the query of each.
         output: of the model, with its trace.
+        truth: boxes [N, 9] and labels [N] (as those of ``result``) of the objects, where they are known.
     """
 
     name: str
@@ -45,6 +46,7 @@ class SceneExplanation:
     result: SceneResult
     queries: np.ndarray
     output: Output = field(repr=False)
+    truth: tuple[np.ndarray, np.ndarray] | None = None
 
     @property
     def layers(self) -> int:
@@ -104,8 +106,8 @@ class SceneExplanation:
         return list(self.result.cameras) or [f"camera {v}" for v in range(len(self.result.lidar2img))]
 
     def write(self, path: Path, *, most: int = MOST) -> Path:
-        """A page with a picture of each of the best detections. Returns its path."""
-        shown = []
+        """A page with a picture of each of the best detections, and of all of them beside the ground truth. Returns its path."""
+        whole, shown = None if self.truth is None else self.result.draw(self.truth), []
         for place in range(min(most, len(self.result))):
             query, picture = int(self.queries[place]), self.draw(place)
             layers = [[f"layer {n + 1}", *(f"{share:.0%}" for share in self.shares(query, n))] for n in range(self.layers)]
@@ -119,7 +121,9 @@ class SceneExplanation:
                 }
             )
         title = f"{self.model}: what was read in scene {self.name}"
-        return atomic_write(path, render("scene_explanation.html", title=title, shown=shown, cameras=self.cameras, total=len(self.result)))
+        return atomic_write(
+            path, render("scene_explanation.html", title=title, whole=whole, shown=shown, cameras=self.cameras, total=len(self.result))
+        )
 
 
 @torch.inference_mode()

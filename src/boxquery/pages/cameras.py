@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,7 @@ from boxquery.boxes3d import EDGES, NEAR, corners
 from boxquery.pages.drawing import Colour, colour, font_for
 
 _FRONT = ((0, 1), (1, 5), (5, 4), (4, 0), (0, 5), (1, 4))  # of the corners: the frame of the front, and its cross
-_PAPER, _RINGS, _INK = (250, 250, 250), (205, 205, 205), (40, 40, 40)
+_PAPER, _RINGS, _METRES, _INK = (250, 250, 250), (205, 205, 205), (125, 125, 125), (40, 40, 40)
 _GAP = 6
 _HOT, _COLD = (255, 225, 60), (30, 30, 90)
 
@@ -76,10 +77,10 @@ def draw_camera(
     line = max(1, round((size[0] * size[1]) ** 0.5 / 220))
     if truth is not None:
         for box, label in zip(corners(truth[0]), truth[1], strict=True):
-            _lines(pen, _segments(box, matrix, EDGES), colour(int(label)), line, dashed=True)
+            _lines(pen, _segments(box, matrix, EDGES), colour(int(label)), line, size, dashed=True)
     for box, label in zip(corners(boxes), labels, strict=True):
-        _lines(pen, _segments(box, matrix, EDGES), colour(int(label)), line)
-        _lines(pen, _segments(box, matrix, _FRONT[4:]), colour(int(label)), line)
+        _lines(pen, _segments(box, matrix, EDGES), colour(int(label)), line, size)
+        _lines(pen, _segments(box, matrix, _FRONT[4:]), colour(int(label)), line, size)
     return canvas
 
 
@@ -92,24 +93,41 @@ def draw_from_above(
     radius: float = 50.0,
     side: int = 400,
 ) -> Image.Image:
-    """The scene from above, forward at the top: boxes with an arrow to their front, the vehicle in the middle, rings every ten metres."""
+    """The scene from above, forward at the top: boxes with an arrow to their front, the vehicle in the middle, rings every ten metres.
+
+    To the right of the vehicle stands how far a ring is, on every second one where the picture is small.
+    """
     canvas = Image.new("RGB", (side, side), _PAPER)
     pen, scale = ImageDraw.Draw(canvas), side / 2 / radius
     middle, line = side / 2, max(1, round(side / 220))
     for ring in range(10, int(radius * 1.5) + 1, 10):
         pen.ellipse((middle - ring * scale, middle - ring * scale, middle + ring * scale, middle + ring * scale), outline=_RINGS)
+    _metres(pen, radius, side)
     pen.polygon(
         [(middle, middle - 3 * scale), (middle - 1.2 * scale, middle + 2 * scale), (middle + 1.2 * scale, middle + 2 * scale)], fill=_INK
     )
     for shown, kinds, dashed in ([(*truth, True)] if truth is not None else []) + [(boxes, labels, False)]:
         for box, points, label in zip(np.asarray(shown, np.float64), corners(shown), kinds, strict=True):
             flat = np.column_stack((middle - points[:4, 1] * scale, middle - points[:4, 0] * scale))
-            _lines(pen, [(flat[i], flat[(i + 1) % 4]) for i in range(4)], colour(int(label)), line, dashed=dashed)
+            _lines(pen, [(flat[i], flat[(i + 1) % 4]) for i in range(4)], colour(int(label)), line, canvas.size, dashed=dashed)
             centre = np.array([middle - box[1] * scale, middle - box[0] * scale])
-            _lines(pen, [(centre, (flat[0] + flat[1]) / 2)], colour(int(label)), line, dashed=dashed)
+            _lines(pen, [(centre, (flat[0] + flat[1]) / 2)], colour(int(label)), line, canvas.size, dashed=dashed)
     if names:
         _legend(canvas, names, [middle - corners(each)[:, :4, 1::-1].reshape(-1, 2) * scale for each in (boxes, *(truth or ())[:1])])
     return canvas
+
+
+def _metres(pen: ImageDraw.ImageDraw, radius: float, side: int) -> None:
+    """The distances of the rings that are whole."""
+    middle, scale, size = side / 2, side / 2 / radius, max(9, side / 40)
+    font = font_for(["m"], size)
+    every = 10 if 10 * scale > pen.textlength("10 m", font=font) + 4 else 20
+    for ring in range(every, math.ceil(radius), every):
+        text = f"{ring} m"
+        wide = pen.textlength(text, font=font)
+        left, top = middle + ring * scale - wide / 2, middle - size * 0.65
+        pen.rectangle((left - 1, top, left + wide + 1, top + 1.3 * size), fill=_PAPER)
+        pen.text((left, top), text, fill=_METRES, font=font)
 
 
 def _legend(canvas: Image.Image, names: Sequence[str], points: Sequence[np.ndarray]) -> None:
@@ -162,16 +180,29 @@ def _segments(box: np.ndarray, matrix: np.ndarray, edges: Sequence[tuple[int, in
 
 
 def _lines(
-    pen: ImageDraw.ImageDraw, lines: Sequence[tuple[np.ndarray, np.ndarray]], ink: Colour, width: int, *, dashed: bool = False
-) -> None:
-    for a, b in lines:
-        a, b = np.clip(a, -1e4, 1e4), np.clip(b, -1e4, 1e4)
+    pen: ImageDraw.ImageDraw, lines: Sequence[tuple[np.ndarray, np.ndarray]], ink: Colour, width: int, size: tuple[int, int], *,
+    dashed: bool = False,
+) -> None:  # fmt: skip
+    """Draw what of the lines is on a canvas of that size."""
+    for a, b in filter(None, (_inside(*line, size, width) for line in lines)):
         if not dashed:
             pen.line((*a, *b), fill=ink, width=width)
             continue
-        steps = max(1, min(200, int(np.hypot(*(b - a)) / (3 * width + 2))))
+        steps = int(np.hypot(*(b - a)) / (3 * width + 2)) | 1  # odd: both ends are drawn
         for k in range(0, steps, 2):
             pen.line((*(a + (b - a) * k / steps), *(a + (b - a) * (k + 1) / steps)), fill=ink, width=width)
+
+
+def _inside(a: np.ndarray, b: np.ndarray, size: tuple[int, int], margin: float) -> tuple[np.ndarray, np.ndarray] | None:
+    """The part of a line that is on a canvas or in its margin: beside a camera, lines end thousands of pixels away."""
+    low, high = 0.0, 1.0
+    for start, move, side in zip(a, b - a, size, strict=True):
+        if move:
+            first, last = sorted(((-margin - start) / move, (side + margin - start) / move))
+            low, high = max(low, first), min(high, last)
+        elif not -margin <= start <= side + margin:
+            return None
+    return (a + low * (b - a), a + high * (b - a)) if low < high else None
 
 
 def _write(picture: Image.Image, text: str) -> None:
