@@ -74,6 +74,17 @@ def test_sample_far_outside_is_zero():
     assert not multi_scale_sample(value, SHAPES, locations, weights, EQUAL).any()
 
 
+def test_half_precision_rounds_what_is_sampled_not_where():
+    """A map of 100 columns, every other one 1: a location rounded to bf16 lies up to a quarter of a cell away."""
+    value = (torch.arange(100) % 2).view(1, -1, 1, 1).float()
+    locations = torch.stack((torch.linspace(0.8, 0.95, 40), torch.full((40,), 0.5)), -1).view(1, -1, 1, 1, 2)
+    weights = torch.ones(1, 40, 1, 1)
+    expected = multi_scale_sample(value, ((1, 100),), locations, weights, (1,))
+    half = multi_scale_sample(value.bfloat16(), ((1, 100),), locations, weights.bfloat16(), (1,))
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=2**-8, rtol=2**-8)
+
+
 def test_sample_gradients():
     value, locations, weights = sampling(seed=3)
     # finite differences must not cross a cell's centre line, where bilinear sampling bends

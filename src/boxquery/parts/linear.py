@@ -39,8 +39,9 @@ def linear_on_maps(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def is_slow_in_mkl(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN takes half the time of MKL for ``x`` times a weight [N, ...]: large products in float32 on AMD CPUs with AVX-512, of
-    which MKL uses half the width (docs/speed.md). False where a graph is made, under autocast, and without ``torch.backends.mkldnn``."""
+    """Whether oneDNN takes half the time of MKL for ``x`` times a weight [N, ...]: large products in float32 on AMD CPUs that compute
+    AVX-512 at its full width, of which MKL uses half (docs/speed.md). False where a graph is made, under autocast, and without
+    ``torch.backends.mkldnn``."""
     if x.device.type != "cpu" or not _has_slow_mkl() or not x.dtype == weight.dtype == torch.float32:
         return False
     if not torch.backends.mkldnn.enabled or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -51,7 +52,7 @@ def is_slow_in_mkl(x: Tensor, weight: Tensor) -> bool:
 @cache
 def _has_slow_mkl() -> bool:
     known = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    slow = bool(known.get("avx512_f")) and "AMD" in known.get("cpu_name", "")
+    slow = bool(known.get("avx512_vp2intersect")) and "AMD" in known.get("cpu_name", "")  # Zen 5; Zen 4 computes AVX-512 in halves
     return slow and torch.backends.mkldnn.is_available() and bool(COUNTED)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from boxquery.parts.boxes import at_least_float32
 from boxquery.parts.geometry import QueryGeometry, reject_bias, require, with_pos
 from boxquery.parts.linear import Linear
 from boxquery.parts.memory import Memory, map_sizes
@@ -110,20 +111,22 @@ def multi_scale_sample(
     Returns [B, Q, H * K].
     """
     batch, queries = weights.shape[:2]
+    # bf16 would move locations by up to a quarter of a cell, and mixed dtypes are slow
+    features, locations, weights = at_least_float32(value, locations, weights)
     # [B * H, P, Q, 2]: points as rows, so that the sum over them runs over whole rows of queries
     locations = locations.permute(0, 2, 3, 1, 4).flatten(0, 1)
-    weight = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None].to(value.dtype).split(list(points), 2)
-    maps = value.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
+    weight = weights.permute(0, 2, 3, 1).flatten(0, 1)[:, None].split(list(points), 2)
+    maps = features.permute(0, 2, 3, 1).flatten(0, 1).split([h * w for h, w in shapes], -1)
     out = None
     for level, (at, shape) in enumerate(zip(locations.split(list(points), 1), shapes, strict=True)):
         if discrete:
             sampled = _nearest(maps[level], shape, at)
         else:
-            sampled = F.grid_sample(maps[level].unflatten(-1, shape), (2 * at - 1).to(value.dtype), align_corners=False)
+            sampled = F.grid_sample(maps[level].unflatten(-1, shape), 2 * at - 1, align_corners=False)
         sampled = (sampled * weight[level]).sum(-2)
         out = sampled if out is None else out + sampled
     assert out is not None
-    return out.reshape(batch, -1, queries).transpose(1, 2)
+    return out.reshape(batch, -1, queries).transpose(1, 2).to(value.dtype)
 
 
 def _nearest(cells: Tensor, shape: tuple[int, int], locations: Tensor) -> Tensor:
