@@ -15,7 +15,6 @@ from boxquery.cli import app, run
 from boxquery.flags import AUTO, PRETRAINED, fill_in
 from boxquery.training.config import RunConfig, RunFlags, TrainFlags
 from boxquery.training.run_length import RunLength
-from boxquery.training.settings import check_names
 
 COUNT = st.integers(1, 10**6)
 RATE = st.floats(1e-9, 10.0)
@@ -200,11 +199,26 @@ def test_levels_are_of_increasing_strength():
         assert 0 == getattr(none, part) <= getattr(light, part) <= getattr(strong, part)
 
 
-def test_an_option_that_a_model_cannot_have_is_refused_before_data_are_read():
-    for options, said in (
-        ({"reg_max": 0}, "reg_max=0: must be"),
-        ({"layers": 3}, "unknown option"),
-        ({"reg_scale": "nan"}, "reg_scale='nan'"),
-    ):
-        with pytest.raises(bq.UserError, match=f"^d-fine: {said}"):
-            check_names(TrainFlags(model="d-fine", options=options))
+@pytest.mark.parametrize("verb", ["train", "check"])
+@pytest.mark.parametrize(
+    ("model", "option", "said"),
+    [
+        ("d-fine", "reg_max=0", "d-fine: reg_max=0: must be"),
+        ("d-fine", "layers=3", "d-fine: unknown option 'layers'"),
+        ("d-fine", "reg_scale=nan", "d-fine: reg_scale='nan'"),
+        ("detr", "backbone=resnet999", "backbone 'resnet999' is not a timm model"),
+        ("detr", "classes=3", "detr: unknown option 'classes'"),
+        ("petr", "levels=9", "backbone 'resnet50' has fewer than 9 maps"),
+        ("petr", "layers=3", "petr: unknown option 'layers'"),
+    ],
+)
+def test_an_option_that_a_model_cannot_have_is_refused_before_data_are_read(verb, model, option, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "v1.0-mini").mkdir()
+    (tmp_path / "v1.0-mini" / "sample.json").write_text("no table")
+    (tmp_path / "empty").mkdir()
+    data = str(tmp_path if model == "petr" else tmp_path / "empty")
+    assert run([verb, data, "--model", model, "--preset", "paper", "--option", option]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert not (tmp_path / "runs").exists()

@@ -130,7 +130,7 @@ def check(
     """
     from boxquery.check.annotation_format import open_checked
     from boxquery.check.run_checks import run_checks
-    from boxquery.models import check_image_model
+    from boxquery.models import check_image_model, check_options
     from boxquery.models import preset as known_preset
 
     check_above_zero(epochs=epochs, image_size=image_size)
@@ -143,7 +143,7 @@ def check(
             return _check_scenes(data, model, preset, options or {}, overfit, out, strict, seed, progress)
     if model != AUTO:
         check_image_model(model)
-        known_preset(model, flags["preset"])  # a misspelt name is refused before the data is read
+        check_options(model, flags["preset"], flags["options"])  # before the data is read
     with _progress_bar() as progress:
         opened, findings = open_checked(data, strict=strict, images=images, annotations=annotations)
         train = opened.split("train")
@@ -184,13 +184,14 @@ def _check_scenes(
     from boxquery.check.scenes import check_scenes
     from boxquery.data.scenes.open import open_scenes
     from boxquery.device import choose_device
-    from boxquery.models import check_scene_model
+    from boxquery.models import check_options, check_scene_model
     from boxquery.models import preset as known_preset
 
     if model == AUTO:
         model, preset = SCENE_MODEL, preset or scene_preset(choose_device("auto"))
     preset = preset or DEFAULT_PRESET
     check_scene_model(model)
+    check_options(model, preset, options)
     queries = known_preset(model, preset).options.num_queries
     opened = open_scenes(data, strict=strict)
     opened.training_split()

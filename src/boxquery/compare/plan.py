@@ -18,7 +18,7 @@ from boxquery.evaluation.metric_names import OF_IMAGES, OF_SCENES, MetricNames
 from boxquery.files import atomic_write
 from boxquery.flags import option_word
 from boxquery.limits import check_above_zero
-from boxquery.models import check_image_model, check_scene_model, list_baselines, list_models, list_scene_models, preset
+from boxquery.models import check_image_model, check_options, check_scene_model, list_baselines, list_models, list_scene_models, preset
 from boxquery.training.config import RunConfig, SharedFlags, TrainFlags
 from boxquery.training.migration import FORMAT, migrate_overrides
 
@@ -306,6 +306,7 @@ def resolved_plan(
     known = [preset(entry.model, entry.preset) for entry in entries]
     for entry, own in zip(entries, known, strict=True):
         with_options(own.options, entry.options, entry.label)
+        check_options(entry.model, entry.preset, entry.options)
     for name in not_given:
         settings[name], *others = sorted({getattr(own.recipe, name) for own in known})
         if others:

@@ -155,6 +155,19 @@ def preset_options(name: str, size: str, given: Mapping[str, Any], *, pretrained
     return chosen
 
 
+def check_options(name: str, size: str, options: Mapping[str, Any]) -> None:
+    """Raise ``UserError`` for a misspelt model or preset, or options with which it cannot be built, before anything is read.
+
+    One of the library's is built, without memory for its weights; your own may need numbers for that.
+    """
+    preset_options(name, size, options)
+    if name not in _own:
+        import torch
+
+        with torch.device("meta"):
+            create_model(name, classes=1, preset=size, **options)
+
+
 def create_model(
     name: str,
     *,

@@ -80,6 +80,8 @@ def _create(name: str, maps: int, dilation: bool, options: dict):
     last = tuple(range(-maps, 0))
     try:
         return timm.create_model(name, features_only=True, out_indices=last, **stride, **options)
+    except IndexError as reason:
+        raise UserError(f"backbone {name!r} has fewer than {maps} maps: choose another, or fewer levels") from reason
     except (RuntimeError, NotImplementedError, AttributeError, TypeError) as reason:
         hint = "; dilation=True needs a backbone whose output_stride can be chosen, as ResNets have" if dilation else ""
         raise UserError(f"backbone {name!r} cannot be built as a feature extractor: {first_line(reason)}{hint}") from reason

@@ -30,9 +30,9 @@ from boxquery.data.scenes.records import SceneData
 from boxquery.errors import UserError, count, first_line
 from boxquery.evaluation.predictions import drop_unreadable, warn_skipped
 from boxquery.files import write_json
-from boxquery.flags import OUR_PRESETS
+from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS
 from boxquery.model_folder import Loaded
-from boxquery.models import check_image_model, check_scene_model, preset
+from boxquery.models import check_image_model, check_options, check_scene_model, preset
 from boxquery.models.recipes import recipe_of
 from boxquery.parts.weights import BackboneWeights
 from boxquery.progress import stderr_console
@@ -48,7 +48,7 @@ from boxquery.training.processes import attempt, everywhere, join, local_world_s
 from boxquery.training.progress import Heartbeat, LiveBar
 from boxquery.training.run_length import Costs
 from boxquery.training.scene_task import SceneTask
-from boxquery.training.settings import check_folder, check_names, like, new_folder, resolve, same
+from boxquery.training.settings import check_folder, like, new_folder, resolve, same
 from boxquery.training.state import StateFiles, finished_epochs, latest_checkpoint, run_lock
 from boxquery.training.task import Task
 from boxquery.training.timing import announcement, evaluated_images, evaluation_seconds, measure_costs
@@ -98,8 +98,8 @@ def _start(
             console.print(f"note: {line}", markup=False)
     check_folder(out, resume)
     config = same(RunConfig.read(out), data, requested, out) if resume and out is not None else None
-    if config is None:
-        check_names(requested)
+    if config is None and requested.named_model is not None:
+        check_options(requested.model, requested.preset or DEFAULT_PRESET, requested.options or {})  # before data are read
     task, findings = opener(source if opened else config.data if config else str(data), config or requested)
     report_data(console, task)
     if config is None:

@@ -16,18 +16,12 @@ from boxquery.errors import UserError
 from boxquery.fine_tuning import find_start, from_shapes, tune
 from boxquery.flags import DEFAULT_PRESET, OUR_PRESETS, check_workers
 from boxquery.model_folder import Loaded, load
-from boxquery.models import preset, preset_options
+from boxquery.models import preset
 from boxquery.models.recipes import recipe_of
 from boxquery.training.config import FILE, PretrainFlags, RunConfig, RunFlags, TrainFlags
 from boxquery.training.processes import rank, world_size
 from boxquery.training.run_length import LengthFlags, RunLength
 from boxquery.transfer import changed_options, check_same_model
-
-
-def check_names(requested: TrainFlags) -> None:
-    """Raise ``UserError`` for a misspelt model or preset, or an option that the model cannot have, before the data is read."""
-    if requested.named_model is not None:
-        preset_options(requested.model, requested.preset or DEFAULT_PRESET, requested.options or {})
 
 
 class Automatic(NamedTuple):
