@@ -20,6 +20,7 @@ from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
+from boxquery.benchmark.machine import processor
 from boxquery.data.dataset import Data
 from boxquery.evaluation.median_box import evaluate_median_boxes, median_boxes
 from boxquery.files import atomic_write, write_json
@@ -137,6 +138,7 @@ def read_run(out: Path) -> dict[str, Any]:
         **{key: round(float(best[key]), 4) for key in ("AP", "AP50")}, "AP_last": round(float(scored[-1]["AP"]), 4),
         "best_epoch": int(best["epoch"]), "last_epoch": int(last["epoch"]), "steps": int(last["step"]),
         "images_seen": int(float(last["images"])), "cpu_seconds": round(float(last["cpu_seconds"]), 1),
+        "processor": processor()["name"],
     }  # fmt: skip
 
 

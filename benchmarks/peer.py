@@ -43,6 +43,7 @@ from typing import Any
 
 import numpy as np
 
+from boxquery.benchmark.machine import processor
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.open import open_data
 from boxquery.data.splits import equal_files
@@ -223,7 +224,7 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
                     facts["end_to_end"] = {k: v for k, v in score(val, end_to_end, data).items() if k != "resampled"}
                 else:
                     facts, found = run_ours(str(yolo.parent) if args.tune else path, val, out, seconds, seed, args)
-                row = {**key, **score(val, found, data), **facts, "commit": version}
+                row = {**key, **score(val, found, data), **facts, "commit": version, "processor": processor()["name"]}
                 results["runs"].append(row)
                 write_json(args.results, results)
                 print(f"  AP {row['AP']:.3f} {row['interval']}, AP50 {row['AP50']:.3f}, {row['cpu_seconds']} CPU s", flush=True)

@@ -162,9 +162,9 @@ def test_wrong_input_is_one_line(words, says, tmp_path, monkeypatch, capsys):
 
 
 def test_cores_that_share_a_physical_one_count_once(monkeypatch):
-    block = "processor : {}\nmodel name\t: Some CPU\nphysical id\t: 0\nsiblings : 4\ncore id\t\t: {}\n"
+    block = "processor : {}\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: Some CPU\nphysical id\t: 0\nsiblings : 4\ncore id\t\t: {}\n"
     monkeypatch.setattr(machine, "_cpuinfo", lambda: "\n".join(block.format(i, i // 2) for i in range(4)))
     monkeypatch.setattr(machine, "cores", lambda: 4)
-    assert machine.processor() == {"name": "Some CPU", "cores": 4, "physical_cores": 2}
+    assert machine.processor() == {"name": "Some CPU (family 25, model 17)", "cores": 4, "physical_cores": 2}
     monkeypatch.setattr(machine, "_cpuinfo", lambda: "")
     assert machine.physical_cores() == 4

@@ -11,10 +11,17 @@ from typing import Any
 
 
 def processor() -> dict[str, Any]:
-    """Name, logical cores that this process may use, and their physical cores as far as the system says."""
-    text = _cpuinfo()
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return {"name": name[1] if name else platform.processor() or platform.machine(), "cores": cores(), "physical_cores": physical_cores()}
+    """Name, logical cores that this process may use, and their physical cores as far as the system says.
+
+    Family and model follow the name where the system has them: virtual machines give processors of several generations one name.
+    """
+    name, *numbers = (_of_cpuinfo(key) for key in ("model name", "cpu family", "model"))
+    known = ", ".join(f"{word} {number}" for word, number in zip(("family", "model"), numbers, strict=True) if number)
+    return {
+        "name": (name or platform.processor() or platform.machine()) + f" ({known})" * bool(known),
+        "cores": cores(),
+        "physical_cores": physical_cores(),
+    }
 
 
 def cores() -> int:
@@ -35,6 +42,11 @@ def load() -> float | None:
 
 def versions() -> dict[str, str]:
     return {"boxquery": metadata.version("boxquery"), "python": platform.python_version(), "system": platform.platform(terse=True)}
+
+
+def _of_cpuinfo(key: str) -> str | None:
+    found = re.search(rf"^{key}[ \t]*:[ \t]*(.+)$", _cpuinfo(), re.MULTILINE)
+    return found[1] if found else None
 
 
 def _cpuinfo() -> str:
