@@ -77,6 +77,7 @@ def test_classes_are_matched_by_name(system):
     """Ours in another order and spelling, one that is new, one left behind."""
     ours = ["Traffic_Light", "horse", "CAR", "dog"]
     source, target = trained(system), build(system, seed=2, classes=4)
+    width = target.config["options"]["hidden_dim"]
     fresh = {k: v.clone() for k, v in target.state_dict().items()}
     report = transfer(source, target, NAMES, ours)
     assert report.classes == {"Traffic_Light": "traffic light", "horse": None, "CAR": "car", "dog": None}
@@ -99,13 +100,14 @@ def test_classes_are_matched_by_name(system):
             assert torch.equal(value[[1, 3]], fresh[name][[1, 3]]), name
     if "denoising" in system:
         assert torch.equal(target.queries.denoising.labels[[0, 2]], source.queries.denoising.labels[[1, 2]])
-        assert (group(report, "denoising labels").moved, group(report, "denoising labels").new) == (128, 256)
+        assert (group(report, "denoising labels").moved, group(report, "denoising labels").new) == (width, 2 * width)
     others = {"class heads", "denoising labels", "proposal head"}
     assert sum(g.new + g.moved for g in report.groups if g.name not in others) == 0
-    # "Traffic_Light" and "no object" move, "CAR" stays in its column; a row is 128 numbers and a bias
+    # "Traffic_Light" and "no object" move, "CAR" stays in its column; a row is a number for each of the content and a bias
     moves, heads = group(report, "class heads"), len(target.heads)
     spare = source.criterion.classification.has_no_object
-    assert (moves.kept, moves.moved, moves.new) == (129 * heads, 129 * heads * (1 + spare), 2 * 129 * heads)
+    one = (width + 1) * heads
+    assert (moves.kept, moves.moved, moves.new) == (one, one * (1 + spare), 2 * one)
 
 
 @pytest.mark.parametrize("queries", [8, 60])

@@ -25,6 +25,13 @@ SMALL: dict[str, Any] = {
     "num_queries": 12,
 }
 
+#: What makes ``tiny`` half as wide or less: what these tests ask does not depend on the width.
+NARROW: dict[str, Any] = {
+    "hidden_dim": 64,
+    "ffn_dim": 64,
+    "backbone_options": {"layers": (1, 1, 1, 1), "channels": (16, 24, 32, 48), "stem_type": "deep", "stem_width": 8},
+}
+
 #: Options that lead through code of their own; a model that is not listed is swept as it is.
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "detr": {"detr": {"pre_norm": False}, "detr-pre-norm": {"pre_norm": True}},
@@ -86,8 +93,15 @@ def create(name: str, classes: int = CLASSES, seed: int = 0, **options: Any) -> 
     """The smallest model of that name, with fixed start values."""
     torch.manual_seed(seed)
     if "tiny" in presets(name):
-        return bq.create_model(name, classes=classes, preset="tiny", **options)
+        narrow = {key: value for key, value in NARROW.items() if key != "backbone_options" or "backbone" not in options}
+        return bq.create_model(name, classes=classes, preset="tiny", **{**narrow, **options})
     return bq.create_model(name, classes=classes, **{**SMALL, **options})
+
+
+def tiny_width(name: str) -> dict[str, Any]:
+    """What ``create`` makes narrower, as ``tiny`` has it."""
+    tiny = presets(name)["tiny"].options
+    return {option: getattr(tiny, option) for option in NARROW}
 
 
 def shaken(model: DetectionTransformer, by: float = 0.02) -> DetectionTransformer:

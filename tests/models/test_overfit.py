@@ -12,8 +12,8 @@ from tests.models.builders import create
 
 SIDE = 64
 STEPS, CHECK, RATE = 300, 10, 1e-3
-#: half as wide as ``tiny``, with a layer less
-SMALL = {"hidden_dim": 64, "ffn_dim": 128, "decoder_layers": 2, "num_queries": 20}
+#: a layer less, and fewer queries
+SMALL = {"ffn_dim": 128, "decoder_layers": 2, "num_queries": 20}
 #: cxcywh in pixels, and a label each
 BOXES = torch.tensor([[18.0, 20.0, 20.0, 24.0], [46.0, 22.0, 18.0, 28.0], [30.0, 49.0, 36.0, 18.0]])
 LABELS = torch.tensor([0, 1, 2])

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import boxquery as bq
 from boxquery.models.base import DetectionTransformer
-from tests.models.builders import CLASSES, batch, create, has_option, objects, options_of, presets, shaken, systems
+from tests.models.builders import CLASSES, batch, create, has_option, objects, options_of, presets, shaken, systems, tiny_width
 
 SIZES = ((96, 128), (64, 80))
 
@@ -71,8 +71,8 @@ AFFECTED_BY_PADDING |= dict.fromkeys(("sparse-rcnn", "sparse-rcnn-encoder"), "bo
 
 
 SYSTEMS = systems()
-#: half as wide as ``tiny``, with a layer less: a fourth of its parameters
-NARROW = {"hidden_dim": 64, "ffn_dim": 128, "decoder_layers": 2, "num_queries": 20}
+#: than ``tiny`` has
+FEWER = {"decoder_layers": 2, "num_queries": 20}
 
 
 @pytest.fixture(params=SYSTEMS)
@@ -88,8 +88,9 @@ def model(system) -> DetectionTransformer:
 
 def build(system: str, **more) -> DetectionTransformer:
     name, options = SYSTEMS[system]
-    narrow = {} if system == "sparse-rcnn" else NARROW  # some of its first boxes have to be of every level's size
-    return create(name, **(narrow | options | more))
+    # some of its first boxes have to be of every level's size
+    size = tiny_width(name) if system == "sparse-rcnn" else FEWER
+    return create(name, **(size | options | more))
 
 
 def double_batch() -> tuple[Tensor, Tensor]:
