@@ -35,7 +35,7 @@ from boxquery.parts.queries import BoxQueries, LearnedQueries, ProposalQueries, 
 from boxquery.parts.state import QueryState
 from tests.models import test_sweep as sweep
 from tests.models import test_trace as traces
-from tests.models.builders import CLASSES, batch, create, objects, shaken
+from tests.models.builders import CLASSES, NARROW, batch, create, objects, shaken
 from tests.models.test_overfit import learned
 from tests.parts.memories import pixel_mask
 
@@ -69,7 +69,7 @@ def registered(paper, unregistered):
 @pytest.fixture
 def small(registered) -> DetectionTransformer:
     torch.manual_seed(0)
-    return bq.create_model(NAME, classes=CLASSES, preset="tiny")
+    return bq.create_model(NAME, classes=CLASSES, preset="tiny", **NARROW)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from boxquery.parts.positions import SinePosition
 from boxquery.parts.queries import BoxQueries
 from boxquery.parts.state import QueryState
 from boxquery.parts.weights import BackboneWeights
-from tests.models.builders import batch, create, objects, shaken, systems
+from tests.models.builders import NARROW, batch, create, objects, shaken, systems
 from tests.models.builders import presets as presets_of
 from tests.models.test_overfit import learned
 
@@ -91,7 +91,7 @@ def toy(monkeypatch) -> DetectionTransformer:
     monkeypatch.setattr(models, "_own", {})
     models.register("toy", sys.modules[__name__])
     torch.manual_seed(0)
-    return bq.create_model("toy", classes=3, preset="tiny")
+    return bq.create_model("toy", classes=3, preset="tiny", **NARROW)
 
 
 @pytest.mark.slow
