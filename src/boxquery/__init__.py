@@ -32,7 +32,9 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if not (error.name or "").startswith("boxquery."):
             raise
-        raise ImportError(f"boxquery.{name} is not in boxquery-runtime, which only runs exported models; pip install boxquery") from error
+        raise ImportError(
+            f"boxquery.{name} is not in boxquery-runtime, which has boxquery.runtime.load; install boxquery in its place"
+        ) from error
 
 
 def _version() -> str:

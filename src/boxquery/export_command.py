@@ -92,7 +92,11 @@ def export(
 
 def _verified(seen: dict[str, Any], data: str, precision: str) -> str:
     """What a file and its model have in common, in a line."""
-    apart = f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more; "
+    from boxquery.export.verify import TOLERANCE
+
+    apart = (
+        f"boxes and scores differ by up to {seen['difference']:.1g}, {seen['differing']:.2%} of the queries by more than {TOLERANCE:g}; "
+    )
     if "scenes" in seen:
         unit, total, metrics = "scene", seen["scenes"], ("mAP", "NDS")
     else:

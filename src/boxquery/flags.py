@@ -152,6 +152,9 @@ def check_model(source: str, *, exported: bool = False) -> None:
             raise UserError(f"{source}: no such file; give a model that boxquery export has written")
         return
     if os.path.isfile(source):
-        raise UserError(f"{source}: is a file; give a run or model folder (import-official makes one from an authors' checkpoint)")
+        if is_exported(source):
+            raise UserError(f"{source}: is exported already; give the run or model folder that it comes from")
+        others = ", or an exported model (.onnx, .xml)" if exported else ""
+        raise UserError(f"{source}: is a file; give a run or model folder{others} (import-official makes one from an authors' checkpoint)")
     if not os.path.isdir(source) and source not in BUNDLED and not is_hub_id(source):
         raise UserError(f"{source}: no such folder; give a run folder, a model folder or a hub id (owner/name)")

@@ -111,7 +111,7 @@ class Result:
         try:
             import supervision  # pyright: ignore[reportMissingImports]
         except ImportError as error:
-            raise UserError("to_supervision() needs the package supervision: pip install 'boxquery[viz]'") from error
+            raise UserError("to_supervision() needs the package supervision: pip install supervision") from error
         return supervision.Detections(
             xyxy=self.boxes,
             confidence=self.scores,

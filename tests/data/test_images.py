@@ -220,7 +220,7 @@ def test_no_pixels(tmp_path):
 
 def test_missing_and_folder(tmp_path):
     refused(tmp_path / "a.png", "no such file")
-    refused(tmp_path, "not a file")
+    refused(tmp_path, "is a folder")
 
 
 def test_header_does_not_decode_what_ends_well(tmp_path, monkeypatch):

@@ -123,6 +123,8 @@ def test_a_summary_says_what_and_why():
     nameless.add(ITEM, result())
     assert nameless.lines()[1].startswith("threshold: a score of 0 or more, as given; no class of this model has a name")
     assert "as given" in Summary(0.25, given=True).lines()[1]
+    summary.tracks.add((ITEM.name, 0))
+    assert summary.lines()[2].endswith("; what continues a track may be weaker, down to 0.1")
     assert "the default" in Summary(0.5, given=False).lines()[1]
 
 

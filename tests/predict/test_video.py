@@ -194,7 +194,7 @@ def test_sources_on_the_web(web, monkeypatch):
     with pytest.raises(UserError, match="HTTP Error 404"):
         find_sources([f"{web}/nothing"])
     monkeypatch.setattr(video, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"rtsp://10.0.0.5/live: .* need the package av; pip install 'boxquery\[video\]'"):
+    with pytest.raises(UserError, match=r"rtsp://10.0.0.5/live: .* need the package av; pip install av"):
         find_sources(["rtsp://me:secret@10.0.0.5/live"])
 
 

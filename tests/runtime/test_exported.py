@@ -82,6 +82,17 @@ def test_every_kind_of_source_and_batch(path, photo, tmp_path):
         np.testing.assert_allclose(found.scores, alone.scores, atol=1e-6)
 
 
+@pytest.mark.parametrize("source", [None, 7], ids=["none", "number"])
+def test_what_is_no_source_is_refused_at_once(path, source):
+    with pytest.raises(bq.UserError, match=f"source={source}: give a path"):
+        runtime.load(path).predict(source)
+
+
+def test_a_folder_is_called_one(path, tmp_path):
+    with pytest.raises(bq.UserError, match="is a folder; give the images in it"):
+        runtime.load(path).predict(tmp_path)
+
+
 def test_which_detections_are_kept(path, photo):
     detector = runtime.load(path)
     every = detector.predict(photo, threshold=0)

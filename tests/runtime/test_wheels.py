@@ -98,7 +98,7 @@ runpy.run_module("boxquery.runtime", run_name="__main__")
     words = [sys.executable, "-I", "-S", "-c", code, str(target), str(seen), str(model), str(photo)]
     alone = subprocess.run(words, capture_output=True, text=True)
     assert alone.returncode == 0, alone.stderr
-    assert "boxquery.load is not in boxquery-runtime, which only runs exported models; pip install boxquery\n0.1.0" in alone.stderr
+    assert "boxquery.load is not in boxquery-runtime, which has boxquery.runtime.load; install boxquery in its place\n0.1.0" in alone.stderr
     whole = installed(ROOT, tmp_path / "whole")
     environment = {**os.environ, "PYTHONPATH": str(whole)}
     words = [sys.executable, "-m", "boxquery.runtime", str(model), str(photo), "--json"]

@@ -173,7 +173,10 @@ def _completed(path: str | Path, image: Image.Image) -> Image.Image | None:
 
 def _file(path: str | Path) -> str | Path:
     """The path itself. Raises OSError for a pipe, a device or a folder, reading from which may never end."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    kind = os.stat(path).st_mode
+    if stat.S_ISDIR(kind):
+        raise IsADirectoryError(path)
+    if not stat.S_ISREG(kind):
         raise OSError("not a file")
     return path
 
@@ -253,6 +256,8 @@ def _bits(values: np.ndarray) -> int:
 def _fault(error: BaseException) -> Fault:
     if isinstance(error, FileNotFoundError):
         return Fault(NO_FILE)
+    if isinstance(error, IsADirectoryError):
+        return Fault("is a folder", remedy="give the images in it")
     if isinstance(error, Image.UnidentifiedImageError):
         return Fault("not an image", remedy="replace what is not an image by the image itself")
     if isinstance(error, Image.DecompressionBombError):

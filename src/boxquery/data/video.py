@@ -91,7 +91,7 @@ def without_password(address: str) -> str:
 def require_av(what: str) -> None:
     """Raise ``UserError`` where PyAV is not installed, without importing it."""
     if find_spec("av") is None:
-        raise UserError(f"{what}: videos, cameras and streams need the package av; pip install 'boxquery[video]', or av alone")
+        raise UserError(f"{what}: videos, cameras and streams need the package av; pip install av")
 
 
 class Video:

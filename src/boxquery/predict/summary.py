@@ -14,6 +14,7 @@ from boxquery.errors import count, some
 from boxquery.evaluation.errors import IOU_DUPLICATE, overlapped
 from boxquery.limits import DEFAULT_THRESHOLD
 from boxquery.predict.sources import Item
+from boxquery.predict.tracking import LEAST_SCORE
 from boxquery.result import Result
 
 #: duplicates and boxes that tiles cut are mentioned from this share of the boxes, and this number
@@ -106,6 +107,7 @@ class Summary:
                 weaker = "; no class of this model has a name, so nothing can be found (import-official --classes a,b,c names them)"
             elif self.threshold > 0:
                 weaker = "; a lower --threshold shows what is weaker"
+        weaker += f"; what continues a track may be weaker, down to {LEAST_SCORE:g}" if self.tracks and self.threshold > LEAST_SCORE else ""
         lines.append(f"threshold: a score of {self.threshold:.3g} or more, {self._why()}{weaker}")
         if self.unreadable:
             lines.append(f"{count(self.unreadable, 'image or video', 'images or videos')} could not be read")

@@ -150,6 +150,8 @@ class Predictor(AnyPredictor[Resize, str | None]):
             return self._frames(Video(source, every=every), chosen, batch_size)
         if isinstance(source, ImageSource):
             return next(self._stream([source], chosen, batch_size))
+        if not isinstance(source, Iterable):
+            raise UserError(f"source={source!r}: give a path, a PIL image, an RGB array, or a list or generator of these")
         stream = self._stream(source, chosen, batch_size)
         return list(stream) if isinstance(source, list | tuple) else stream
 
