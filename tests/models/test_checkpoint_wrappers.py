@@ -313,6 +313,6 @@ def test_a_file_where_a_model_is_expected(tmp_path, capsys):
     (tmp_path / "fine.pth").write_bytes(pickle.dumps(3))
     Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg")
     assert run(["predict", str(tmp_path / "fine.pth"), str(tmp_path / "a.jpg")]) == 2
-    assert "is a file; give a run or model folder (import-official makes one" in capsys.readouterr().err
+    assert "is a file; give a run or model folder, or an exported model (.onnx, .xml) (import-official makes one" in capsys.readouterr().err
     assert run(["import-official", str(tmp_path), "--model", "detr", "--out", str(tmp_path / "out")]) == 2
     assert "is a folder, and not one of transformers with a config.json; give the checkpoint file in it" in capsys.readouterr().err
