@@ -82,7 +82,7 @@ def benchmark(
         images: Image files, folders or globs, separated by commas; of a model of several cameras nuScenes' folder, or the word
             ``surround``. At most 64 images are used. Default: a built-in scene of 640 x 480 pixels, or of six cameras of 800 x 480.
         runs: Timed predictions per runtime. Default: as many as fit into the minutes.
-        minutes: Duration of the timed predictions of all runtimes together, without loading and warming up. Default: 0.5.
+        minutes: Duration of the timed predictions of all runtimes together, without exporting, loading and warming up. Default: 0.5.
         precision: What to compute in, separated by commas: fp32, fp16, bf16, int8. Default: fp32, and bf16 where the hardware has it.
         runtimes: Which of pytorch, onnxruntime and openvino, separated by commas; exported files run on the CPU. Default: all installed.
         device: Where PyTorch runs; auto takes CUDA, else MPS, else the CPU.
