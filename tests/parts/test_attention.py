@@ -75,7 +75,7 @@ def test_sample_far_outside_is_zero():
 
 
 def test_half_precision_rounds_what_is_sampled_not_where():
-    """A map of 100 columns, every other one 1: a location rounded to bf16 lies up to a quarter of a cell away."""
+    """A map of 100 columns, every other one 1: a location rounded to bf16 lies up to a tenth of a cell away."""
     value = (torch.arange(100) % 2).view(1, -1, 1, 1).float()
     locations = torch.stack((torch.linspace(0.8, 0.95, 40), torch.full((40,), 0.5)), -1).view(1, -1, 1, 1, 2)
     weights = torch.ones(1, 40, 1, 1)
