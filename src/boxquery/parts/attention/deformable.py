@@ -111,7 +111,7 @@ def multi_scale_sample(
     Returns [B, Q, H * K].
     """
     batch, queries = weights.shape[:2]
-    # bf16 would move locations by up to a tenth of a cell in a hundred, and mixed dtypes are slow
+    # bf16 would move locations by up to a tenth of a cell where a map has 100, and mixed dtypes are slow
     features, locations, weights = at_least_float32(value, locations, weights)
     # [B * H, P, Q, 2]: points as rows, so that the sum over them runs over whole rows of queries
     locations = locations.permute(0, 2, 3, 1, 4).flatten(0, 1)
