@@ -4,14 +4,16 @@
     python benchmarks/curves.py raccoon=path/to/raccoon --images 50 --seconds 300 --seeds 0        # a part of it
     python benchmarks/curves.py --show                                                             # only page and figure
 
-A cell is a set, a number of its training images, CPU seconds and a seed: one ``boxquery train`` without any choice but the length, from
-random weights, in a process of its own on one thread, which spends so many CPU seconds. The images are the first of one shuffled order, so
-that 50 are among the 100. It evaluates once, at the end, on the set's own val split: what is reported is the last model. Beside it is
-what the median box of each class of the same training images gives in every image. Results are kept as those of benchmarks/recipe.py are.
+A cell is a set, a number of its training images, CPU seconds and a seed: one ``boxquery train`` without any choice but the length, and
+without a download, in a process of its own on one thread, which spends so many CPU seconds. It starts from what comes along: weights of
+drawn scenes. The images are the first of one shuffled order, so that 50 are among the 100. It evaluates once, at the end, on the set's
+own val split: what is reported is the last model. Beside it is what the median box of each class of the same training images gives in
+every image. Results are kept as those of benchmarks/recipe.py are.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +22,8 @@ from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
+
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import cells
 from boxquery.data.dataset import Data
@@ -61,7 +65,7 @@ def train(paths: Mapping[str, str], cell: Cell, out: Path) -> None:
     import boxquery as bq
 
     bq.train(subset(paths[cell.set], cell.images), minutes=cell.seconds / 60 / PLANNED, clock="cpu", val_every=1_000_000, seed=cell.seed,
-             device="cpu", workers=0, pretrained=False, out=out)  # fmt: skip
+             device="cpu", workers=0, out=out)  # fmt: skip
 
 
 def measure(todo: Iterable[Cell], paths: Mapping[str, str], runs: Path, results: Path) -> None:

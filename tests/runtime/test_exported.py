@@ -65,6 +65,8 @@ def test_it_is_described_and_has_its_own_threshold(path, photo):
     assert said.endswith(" on cpu>")
     detector.image_size = 96
     assert detector.resize.size(48, 80) == (96, 160)
+    detector.resize = Resize(Preprocessing(64, square=True))
+    assert "; image size 64 x 64, " in repr(detector)
 
 
 def test_every_kind_of_source_and_batch(path, photo, tmp_path):

@@ -35,7 +35,7 @@ class ExportedDetector(Predictor):
     def __repr__(self) -> str:
         named = [name for name in self.classes if name is not None]
         names = ", ".join(named[:8]) + (", ..." if len(named) > 8 else "")
-        height, width = self.resize.fixed or (self.image_size, "any")
+        height, width = self.resize.fixed or (self.image_size, self.image_size if self.preprocessing.square else "any")
         return (
             f"<ExportedDetector {self.name} ({self.record.precision}), {len(named)} classes: {names}; image size {height} x {width}, "
             f"threshold {self.threshold:.2f}, {self.engine.runtime} on {self.engine.device}>"
