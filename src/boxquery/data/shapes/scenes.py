@@ -15,7 +15,7 @@ from PIL import Image
 
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.shapes.paint import paint
-from boxquery.data.shapes.silhouettes import NAMES, outline
+from boxquery.data.shapes.silhouettes import NAMES, names, silhouette
 from boxquery.errors import UserError
 
 SIDES = (0.06, 0.12, 0.60)
@@ -54,6 +54,7 @@ class Scenes(Sequence[Record]):
         crowding: share of objects that overlap another, 0..1.
         max_objects: a scene has 1 to this many.
         objects: every scene has exactly this many instead; None: not so.
+        classes: how many there are; where there are more than those with names, grounds are rough.
     """
 
     split: str
@@ -63,6 +64,7 @@ class Scenes(Sequence[Record]):
     crowding: float
     max_objects: int
     objects: int | None = None
+    classes: int = len(NAMES)
 
     def __len__(self) -> int:
         return self.length
@@ -95,8 +97,8 @@ class Scenes(Sequence[Record]):
     def draw(self, record: Record) -> Image.Image:
         """The pixels of one of these records."""
         index = int(str(record.id).rpartition("/")[2])
-        outlines = [(outline(thing.label, thing.angle), thing.box) for thing in self.layout(index)]
-        return paint(self.rng(index, 1), self.size, outlines)
+        things = [(silhouette(thing.label), thing.angle, thing.box) for thing in self.layout(index)]
+        return paint(self.rng(index, 1), self.size, things, rough=self.classes > len(NAMES))
 
 
 def shapes_data(
@@ -109,6 +111,7 @@ def shapes_data(
     crowding: float = 0.2,
     max_objects: int = 10,
     objects: int | None = None,
+    classes: int = len(NAMES),
 ) -> Data:
     """The built-in scenes as a data set.
 
@@ -119,6 +122,8 @@ def shapes_data(
         crowding: share of objects that overlap another, 0..1.
         max_objects: a scene has 1 to this many, at most 30: more would fill the image.
         objects: every scene has exactly this many, 1..30, whatever ``max_objects`` is; many are drawn smaller, so that all find room.
+        classes: 1..1000, the first five circle, square, triangle, star and cross. With more, all scenes are more varied: the others are
+            random outlines with parts and colours of their own, and grounds have detail of every size.
 
     Raises:
         UserError: an argument outside its range.
@@ -132,17 +137,20 @@ def shapes_data(
         ("crowding", crowding, 0, 1),
         ("max_objects", max_objects, 1, _MOST),
         ("objects", 1 if objects is None else objects, 1, _MOST),
+        ("classes", classes, 1, 1000),
     ):
         if not low <= value <= high:
             raise UserError(f"shapes: {name}={value} is out of range; choose {low} to {high}")
     splits = {}
     for name, count in zip(_SPLITS, (train, val, test), strict=True):
-        scenes = Scenes(name, count, size, seed, crowding, max_objects, objects)
+        scenes = Scenes(name, count, size, seed, crowding, max_objects, objects, classes)
         splits[name] = Split(name, scenes, scenes.draw)
     note = f"shapes: {train} + {val} + {test} scenes of {size} x {size} pixels drawn from seed {seed}, crowding {crowding:g}"
     if objects is not None:
         note += f", {objects} per scene"
-    return Data(f"shapes, seed {seed}" if seed else "shapes", "shapes", list(NAMES), list(range(len(NAMES))), splits, [note])
+    if classes != len(NAMES):
+        note += f", of {classes} classes"
+    return Data(f"shapes, seed {seed}" if seed else "shapes", "shapes", names(classes), list(range(classes)), splits, [note])
 
 
 @lru_cache(maxsize=4096)
@@ -154,7 +162,7 @@ def _layout(scenes: Scenes, index: int) -> tuple[Thing, ...]:
         boxes = _all_placed(rng, scenes.objects, scenes.crowding)
     boxes = boxes[_order(rng, boxes)] * scenes.size
     boxes.setflags(write=False)
-    labels = rng.integers(0, len(NAMES), len(boxes))
+    labels = rng.integers(0, scenes.classes, len(boxes))
     angles = rng.uniform(-0.35, 0.35, len(boxes))
     return tuple(Thing(int(label), box, float(angle)) for label, box, angle in zip(labels, boxes, angles, strict=True))
 
