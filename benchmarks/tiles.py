@@ -23,7 +23,7 @@ import boxquery as bq
 from boxquery.data.dataset import Data, Record, Split
 from boxquery.data.shapes import shapes_data
 from boxquery.data.shapes.paint import paint
-from boxquery.data.shapes.silhouettes import outline
+from boxquery.data.shapes.silhouettes import silhouette
 from boxquery.evaluation.metrics import evaluate
 from boxquery.runtime import predictor
 from boxquery.runtime.tiles import merge_views
@@ -35,7 +35,7 @@ def large_scenes(number: int) -> Data:
     """Scenes of 1,280 pixels with the objects of eight validation scenes each, every group in a cell of its own, moved by half a cell."""
     small = shapes_data(size=CELL)
     scenes = small.splits["test"].records
-    records, outlines = [], {}
+    records, seen = [], {}
     for index in range(number):
         random = np.random.default_rng([7, index])
         cells = random.permutation((SIDE // CELL - 1) ** 2)[:GROUPS]
@@ -49,10 +49,10 @@ def large_scenes(number: int) -> Data:
         labels = np.array([label for label, _, _ in things])
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         records.append(Record(f"large/{index}", None, SIDE, SIDE, boxes, labels, np.zeros(len(boxes), bool), areas))
-        outlines[records[-1].id] = [(outline(label, angle), box) for label, angle, box in things]
+        seen[records[-1].id] = [(silhouette(label), angle, box) for label, angle, box in things]
 
     def draw(record: Record) -> Image.Image:
-        return paint(np.random.default_rng([8, int(str(record.id).rpartition("/")[2])]), SIDE, outlines[record.id])
+        return paint(np.random.default_rng([8, int(str(record.id).rpartition("/")[2])]), SIDE, seen[record.id], rough=False)
 
     return Data("large scenes", "shapes", small.names, small.ids, {"val": Split("val", records, draw)}, [])
 

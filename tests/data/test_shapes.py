@@ -14,7 +14,7 @@ from scipy import ndimage
 from boxquery import UserError
 from boxquery.data.open import open_data
 from boxquery.data.shapes.scenes import SIDES, shapes_data
-from boxquery.data.shapes.silhouettes import NAMES
+from boxquery.data.shapes.silhouettes import NAMES, silhouette
 
 from . import thresholding
 
@@ -65,28 +65,41 @@ def test_crowding_is_adjustable(crowding, low, high):
 def test_boxes_are_those_of_the_pixels():
     """Drawn without anything else, every silhouette fills its box to the pixel; nothing is drawn outside the boxes."""
     from boxquery.data.shapes.paint import _mask
-    from boxquery.data.shapes.silhouettes import outline
 
     box = np.array([3.3, 5.6, 43.1, 30.2])
-    for label in range(len(NAMES)):
+    for label in range(3 * len(NAMES)):
         for angle in np.linspace(0, 6, 7):
-            rows, columns = np.nonzero(_mask(outline(label, angle), box, 50, 40) > 0.2)
+            rows, columns = np.nonzero(_mask(silhouette(label).turned(angle)[0], box, 50, 40) > 0.2)
             found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
-            assert abs(found - box).max() < 1.5, (NAMES[label], angle)
+            assert abs(found - box).max() < 1.5, (label, angle)
 
 
 def test_silhouettes_differ_whatever_their_rotation():
     """Of any two classes, no rotations agree: intersection over union of filled masks stays below 0.9."""
     from boxquery.data.shapes.paint import _mask
-    from boxquery.data.shapes.silhouettes import outline
 
     angles = np.linspace(0, 2 * np.pi, 12, endpoint=False)
     box = np.array([0, 0, 40, 40.0])
-    masks = np.array([[_mask(outline(label, a), box, 40, 40).ravel() > 0.5 for a in angles] for label in range(len(NAMES))])
+    masks = np.array([[_mask(silhouette(label).turned(a)[0], box, 40, 40).ravel() > 0.5 for a in angles] for label in range(len(NAMES))])
     for i in range(len(NAMES)):
         for j in range(i):
             both = (masks[i][:, None] & masks[j][None]).sum(2) / (masks[i][:, None] | masks[j][None]).sum(2)
             assert both.max() < 0.9, (NAMES[i], NAMES[j])
+
+
+def test_more_classes_are_drawn_from_their_numbers():
+    """They have names, differ from each other, and change neither the layout's chances nor the scenes of the first five."""
+    many = shapes_data(classes=40, train=300)
+    assert many.names[:6] == [*NAMES, "silhouette 6"]
+    assert many.ids == list(range(40))
+    labels = np.concatenate([record.labels for record in many.splits["train"]])
+    assert set(labels.tolist()) == set(range(40))
+    outlines = {silhouette(label).outlines[0].tobytes() for label in range(40)}
+    assert len(outlines) == 40
+    assert {len(silhouette(label).outlines) for label in range(len(NAMES), 40)} == {1, 2, 3, 4}
+    again, other = (shapes_data(classes=classes, train=300).splits["train"] for classes in (40, 41))
+    assert many.splits["train"].read(3).tobytes() == again.read(3).tobytes() != other.read(3).tobytes()
+    assert many.splits["train"][3].boxes.tobytes() == shapes_data(train=300).splits["train"][3].boxes.tobytes()
 
 
 def test_scene_depends_on_seed_split_and_index_alone():
