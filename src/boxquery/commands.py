@@ -36,6 +36,7 @@ def demo(*, minutes: float = 5.6, out: Path | None = None, seed: int = 0, pretra
         pretrained: Start from the smallest model trained on COCO, as `train` does, not from random weights; the hub or its cache must
             have it.
     """
+    from boxquery.training.processes import rank
     from boxquery.training.run import train
 
     if pretrained not in (True, False, "none"):
@@ -51,6 +52,8 @@ def demo(*, minutes: float = 5.6, out: Path | None = None, seed: int = 0, pretra
         start = next(iter(STARTS.values()))
         what, settings = f"{start.name} fine-tuned", {"start_from": start.name, "recipe": RECIPE, "image_size": DEMO_SIZE}
     run = train("shapes", minutes=minutes, out=out, seed=seed, **settings).run
+    if rank() > 0:  # of several processes the first writes the run and speaks
+        return
     assert run is not None
     metrics = json.loads((run / "evaluation.json").read_text())["test"]
     seconds = round(time.monotonic() - started, 1)

@@ -260,6 +260,11 @@ def test_the_demo_shows_it(folder, cache, monkeypatch, capsys):
     assert run(["demo", "--minutes", "0.1"]) == 0
     assert asked[1]["model"] == "deformable-detr"
     assert run(["demo", "--pretrained", "weights.pth"]) == 2
+    capsys.readouterr()
+    Path("run/evaluation.json").unlink()  # the first of several processes has yet to write it
+    monkeypatch.setenv("RANK", "1")
+    assert run(["demo", "--minutes", "0.1"]) == 0
+    assert capsys.readouterr().out == ""
     monkeypatch.undo()
 
 
