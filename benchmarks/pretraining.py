@@ -18,8 +18,9 @@ import json
 import shutil
 from collections.abc import Iterable, Mapping
 from functools import partial
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
+from statistics import mean
 from typing import Any, NamedTuple
 
 import cells
@@ -182,10 +183,29 @@ def table(results: Mapping[str, Any]) -> str:
         lines.append(f"| {words} | {' | '.join(found)} |")
     facts = [results["sets"].get(f"{name}, {images}") for name, images in columns]
     lines.append(f"| median box per class | {' | '.join(NOT_MEASURED if f is None else three(f['median_box']['AP']) for f in facts)} |")
-    reached = {(cell.set, cell.start): row["before"]["iou"] for cell, row in rows.items() if "iou" in row.get("before", {})}
-    for (name, start), iou in sorted(reached.items()):
-        lines += ["", f"Patches of {name}'s val images are found with a mean IoU of {iou:.3f} ({STARTS[start]})."]
+    lines += [
+        "",
+        "What a start gains on random weights with the same images and seed (lowest to highest of several seeds)",
+        "",
+        *lines[2:4],
+    ]
+    for start, words in list(STARTS.items())[1:]:
+        lines.append(f"| {words} | {' | '.join(gain(rows, column, start) for column in columns)} |")
+    # a run is the same for all of its cells, but another one where it was learned again
+    reached = {(cell.set, cell.start, row["before"]["iou"]) for cell, row in rows.items() if "iou" in row.get("before", {})}
+    for (name, start), runs in groupby(sorted(reached), key=lambda each: each[:2]):
+        ious = " and ".join(f"{iou:.3f}" for *_, iou in runs)
+        lines += ["", f"Patches of {name}'s val images are found with a mean IoU of {ious} ({STARTS[start]})."]
     return "\n".join(lines)
+
+
+def gain(rows: Mapping[Cell, Mapping[str, Any]], column: tuple[str, int], start: str) -> str:
+    """The mean difference from random weights, of the seeds that both have, and the lowest and highest."""
+    pairs = [(row, rows.get(cell._replace(start="none"))) for cell, row in rows.items() if cell[:3] == (*column, start)]
+    gains = [row["AP_last"] - none["AP_last"] for row, none in pairs if none]
+    if not gains:
+        return NOT_MEASURED
+    return f"{mean(gains):+.3f}" + (f" ({min(gains):+.3f} to {max(gains):+.3f})" if len(gains) > 1 else "")
 
 
 def main() -> None:

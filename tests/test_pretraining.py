@@ -43,6 +43,7 @@ def test_cells_are_measured_once_after_what_they_start_from(pretraining, monkeyp
     text = pretraining.table(json.loads(results.read_text()))
     assert "| random weights | 0.200 | 0.400 |" in text
     assert "| patches, backbone trained | 0.210 | 0.410 |" in text, "the last epoch's, not the best"
+    assert "| patches, backbone trained | +0.010 | +0.010 |" in text, "beside random weights of the same seed"
     assert "| a teacher's detections | 0.200 | not measured |" in text
     assert "| from scenes, then patches, backbone trained | not measured | not measured |" in text
     assert f"after {pretraining.SECONDS} CPU s with labels" in text
