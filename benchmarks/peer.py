@@ -7,7 +7,8 @@
 
 Every run is a process of its own on one CPU thread and without released weights; the two systems take turns by set, seed and seconds.
 What is counted is the CPU time of that process while it trains, reading of images included; imports and the evaluation that is reported
-are not. Each number of seconds is a run of its own, since the learning rate schedule ends with it.
+are not. Each number of seconds is a run of its own, since the learning rate schedule ends with it. Processors differ in what they
+do in a CPU second, so each has runs and a table of its own.
 
 - ours: ``boxquery train DATA --model auto --minutes M --clock cpu``, with M such that the CPU seconds are spent (the command by itself
   plans for 90 % of M). ``--model``, ``--preset`` and ``--option`` put another model in its place. It evaluates once, at the end, within
@@ -213,7 +214,7 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
     for seconds in args.seconds:
         for seed in args.seeds:
             for system in systems(args, args.only):
-                key = {"set": name, "split": where, "system": system, "seconds": seconds, "seed": seed}
+                key = {"set": name, "split": where, "system": system, "seconds": seconds, "seed": seed, "processor": processor()["name"]}
                 if any(key.items() <= row.items() for row in results["runs"]):
                     continue
                 print(f"{name} ({where}): {system}, {seconds} s, seed {seed}", flush=True)
@@ -224,7 +225,7 @@ def measure(name: str, path: str, args: argparse.Namespace, results: dict[str, A
                     facts["end_to_end"] = {k: v for k, v in score(val, end_to_end, data).items() if k != "resampled"}
                 else:
                     facts, found = run_ours(str(yolo.parent) if args.tune else path, val, out, seconds, seed, args)
-                row = {**key, **score(val, found, data), **facts, "commit": version, "processor": processor()["name"]}
+                row = {**key, **score(val, found, data), **facts, "commit": version}
                 results["runs"].append(row)
                 write_json(args.results, results)
                 print(f"  AP {row['AP']:.3f} {row['interval']}, AP50 {row['AP50']:.3f}, {row['cpu_seconds']} CPU s", flush=True)
@@ -250,14 +251,17 @@ def commit() -> str:
 
 
 def show(results: Mapping[str, Any], seconds: Sequence[int]) -> str:
-    """Markdown: a table per set, with the mean over seeds, the lowest and the highest, and what ours is better by."""
+    """Markdown: a table per set and processor, with the mean over seeds, the lowest and the highest, and what ours is better by."""
     parts = []
-    for title, facts in results["sets"].items():
-        runs = [row for row in results["runs"] if f"{row['set']}, {row['split']}" == title]
+    places = dict.fromkeys((f"{row['set']}, {row['split']}", row["processor"]) for row in results["runs"])
+    for title, where in sorted(places, key=lambda place: [*results["sets"]].index(place[0])):
+        facts = results["sets"][title]
+        runs = [row for row in results["runs"] if (f"{row['set']}, {row['split']}", row["processor"]) == (title, where)]
         columns = sorted({*seconds, *(row["seconds"] for row in runs)})
         peers = [PEER, WIDE[0]]
         names = sorted({row["system"] for row in runs}.difference(peers))
-        lines = [f"**{title}**: {facts['images']} images, {facts['objects']} objects; trained on {facts['training_images']} images", "",
+        heading = f"**{title}**, {where}"
+        lines = [f"{heading}: {facts['images']} images, {facts['objects']} objects; trained on {facts['training_images']} images", "",
                  f"| AP / AP50 (95 % interval of AP over images) | {' | '.join(f'{s:,} CPU s' for s in columns)} |",
                  "|---" * (1 + len(columns)) + "|"]  # fmt: skip
         for system in [*(names or ["auto"]), *peers]:

@@ -65,14 +65,14 @@ def test_what_the_peer_detects_is_scored_by_our_evaluator(peer, tmp_path):
 
 
 def test_tables_give_means_over_seeds_and_name_what_is_missing(peer):
-    def row(system, seconds, seed, ap, spent):
+    def row(system, seconds, seed, ap, spent, processor="fast"):
         own = {
             "AP": ap,
             "AP50": 2 * ap,
             "cpu_seconds": spent,
             "resampled": " ".join(str(1000 * ap + i) for i in (-20, 0, 20)).replace(".0", ""),
         }
-        return {"set": "cats", "split": "val", "system": system, "seconds": seconds, "seed": seed, **own}
+        return {"set": "cats", "split": "val", "system": system, "seconds": seconds, "seed": seed, "processor": processor, **own}
 
     runs = [row("auto", 500, 0, 0.3, 500), row("auto", 500, 1, 0.4, 500), row(peer.PEER, 500, 0, 0.2, 460)]
     facts = {"training_images": 9, "images": 4, "objects": 5, "median_box": {"AP": 0.1, "AP50": None}}
@@ -82,6 +82,17 @@ def test_tables_give_means_over_seeds_and_name_what_is_missing(peer):
     assert lines[6] == "| yolo26n 320 | not measured | not measured |"
     assert "auto minus yolo26n | +0.150 (+0.150 to +0.150) | not measured |" in lines[7]
     assert lines[9] == "| median box per class | 0.100 / - | 0.100 / - |"
+
+
+def test_processors_have_tables_of_their_own(peer):
+    facts = {"training_images": 9, "images": 4, "objects": 5, "median_box": {"AP": 0.1, "AP50": None}}
+    own = {"set": "cats", "split": "val", "seconds": 500, "seed": 0, "AP": 0.3, "AP50": 0.5, "cpu_seconds": 500, "resampled": "300 310"}
+    runs = [own | {"system": system, "processor": processor} for system, processor in (("auto", "fast"), (peer.PEER, "slow"))]
+    text = peer.show({"sets": {"cats, val": facts}, "runs": runs}, [500])
+    assert [line for line in text.splitlines() if "**" in line] == [
+        f"**cats, val**, {processor}: 4 images, 5 objects; trained on 9 images" for processor in ("fast", "slow")
+    ]
+    assert "+0.000" not in text, "a difference between processors says nothing"
 
 
 def test_our_place_can_be_taken_by_any_model(peer):
