@@ -13,7 +13,7 @@ ONNX, OPENVINO = "onnx", "openvino"
 #: what a file of a target ends in
 ENDINGS = {ONNX: ".onnx", OPENVINO: ".xml"}
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-#: on which int8 measures ranges, where no number is given
+#: on how many int8 measures ranges by default
 CALIBRATION_IMAGES = 100
 #: the first that has all operators of the family, GridSample and LayerNormalization among them
 OPSET = 18
