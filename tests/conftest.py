@@ -10,10 +10,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 
 ROOT = Path(__file__).parents[1]
-CPUINFO = Path("/proc/cpuinfo")
-if CPUINFO.is_file() and "GenuineIntel" in CPUINFO.read_text():
-    # there MKL has products of its own, which round otherwise than those that the references' tolerances were measured with
-    os.environ.setdefault("MKL_CBWR", "AVX2")
 
 
 def shared_root() -> Path:
