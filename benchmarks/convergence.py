@@ -96,7 +96,7 @@ def backbone(folder: Path) -> Path:
         where, scenes = folder / "pretraining", shapes_data(train=4000, seed=PRETRAINING["seed"])
         model = bq.train(scenes, out=where, resume=(where / "last.ckpt").exists(), **PRETRAINING).model
         start = "backbone.body."
-        weights = {name.removeprefix(start): v for name, v in model.state_dict().items() if name.startswith(start)}
+        weights = {name.removeprefix(start): v.contiguous() for name, v in model.state_dict().items() if name.startswith(start)}
         save_file(weights, file.with_suffix(".part"))
         file.with_suffix(".part").replace(file)
     return file

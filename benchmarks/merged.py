@@ -11,9 +11,30 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from boxquery.data.dataset import Record
 from boxquery.data.open import open_data
+
+
+def write_coco(names: Sequence[str], records: Sequence[Record], folder: Path) -> str:
+    """The annotations of images that are in ``folder``: what was written, for people."""
+    images, annotations = [], []
+    for number, record in enumerate(records, 1):
+        assert record.path is not None
+        images.append({"id": number, "file_name": record.path.name, "width": record.width, "height": record.height})
+        sizes = (record.boxes[:, 2:] - record.boxes[:, :2]).tolist()
+        for corner, size, label, ignored in zip(record.boxes[:, :2].tolist(), sizes, record.labels.tolist(), record.ignore, strict=True):
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, "bbox": corner + size,
+                 "area": size[0] * size[1], "iscrowd": int(ignored)}
+            )  # fmt: skip
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
+    found = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "_annotations.coco.json").write_text(json.dumps(found))
+    return f"{folder}: {len(images)} images, {len(annotations)} objects, {len(names)} classes"
 
 
 def main() -> None:
@@ -24,27 +45,16 @@ def main() -> None:
     pictures = args.out / "train"
     pictures.mkdir(parents=True)
     names: list[str] = []
-    images, annotations = [], []
+    records: list[Record] = []
     for path in args.sets:
-        data, first = open_data(str(path)), len(names) + 1
+        data, first = open_data(str(path)), len(names)
         names += [f"{path.name} {name}" for name in data.names]
         for record in data.training_split():
             assert record.path is not None
-            number = len(images) + 1
-            file = f"{number:06}{record.path.suffix.lower()}"
-            shutil.copyfile(record.path, pictures / file)
-            images.append({"id": number, "file_name": file, "width": record.width, "height": record.height})
-            for box, label, ignored in zip(record.boxes.tolist(), record.labels.tolist(), record.ignore.tolist(), strict=True):
-                left, top, right, bottom = box
-                size = [right - left, bottom - top]
-                annotations.append(
-                    {"id": len(annotations) + 1, "image_id": number, "category_id": first + label, "bbox": [left, top, *size],
-                     "area": size[0] * size[1], "iscrowd": int(ignored)}
-                )  # fmt: skip
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    found = {"images": images, "annotations": annotations, "categories": categories}
-    (pictures / "_annotations.coco.json").write_text(json.dumps(found))
-    print(f"{args.out}: {len(images)} images, {len(annotations)} objects of {len(names)} classes")
+            copy = pictures / f"{len(records) + 1:06}{record.path.suffix.lower()}"
+            shutil.copyfile(record.path, copy)
+            records.append(replace(record, path=copy, labels=record.labels + first))
+    print(write_coco(names, records, pictures))
 
 
 if __name__ == "__main__":
