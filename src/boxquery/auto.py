@@ -30,9 +30,10 @@ SCENE_MODEL = "petr"
 #: up to so many images are called few
 FEW = 500
 
-#: minutes of a run below which the preset is tiny, on a CPU and on a GPU; on a CPU it is tiny for few images, too. In 500 CPU seconds AP
+#: minutes of a run below which the preset is tiny, on a CPU and on a GPU; on a CPU it is tiny up to MANY images, too. In 500 CPU seconds AP
 #: is .42 in place of .36 on raccoon and .65 in place of .51 on cards (benchmarks/recipe.py), and after 1,250 with 423 images of ten classes
-#: .61, from drawn scenes, in place of .39 (docs/LOG.md, "Tiny or small"); longer runs and a GPU are not measured yet
+#: .61, from drawn scenes, in place of .39 (docs/LOG.md, "Tiny or small"); small was not ahead in any run, up to 2,942 CPU seconds. More
+#: images, longer runs and a GPU are not measured yet
 SHORT_CPU, SHORT_GPU = 60.0, 1.0
 #: shorter side of the median image, in pixels, up to which the preset is tiny: that of its recipe and a little more (not measured yet)
 SMALL_IMAGES = 192
@@ -236,6 +237,8 @@ def _preset(facts: DataFacts, processor: Processor, given: Given) -> tuple[str, 
         return "tiny", f"a run of {_minutes(given.minutes)} is short", {}
     if facts.images <= FEW and not gpu:
         return "tiny", f"{_are(facts)} few, and a small model sees them often", {}
+    if facts.images < MANY and not gpu:
+        return "tiny", f"{_are(facts)} too few for a larger model on a CPU", {}
     if facts.images <= FEW:
         return DEFAULT_PRESET, f"{_are(facts)} few, and it learned fastest from few (docs/convergence)", {}
     if facts.images < MANY:

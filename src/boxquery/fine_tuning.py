@@ -39,6 +39,11 @@ if TYPE_CHECKING:
 
 #: the model that comes with the library, trained on drawn scenes, and the paper and preset that it is
 SHAPES, SHAPES_IS = "shapes", ("deformable-detr", "tiny")
+#: options that may be given beside it: what was learned is of use whatever they are
+SHAPES_ALLOWS = frozenset(
+    {"num_queries", "inference_layers", "dropout", "matching", "denoising", "contrastive", "groups", "hybrid_queries", "hybrid_repeats",
+     "class_loss"}
+)  # fmt: skip
 #: value of ``--recipe``, see ``boxquery.models.recipes.FINE_TUNING``
 RECIPE = "fine-tuning"
 
@@ -138,11 +143,11 @@ def tune(facts: DataFacts, processor: Processor, given: Given, start: Start, fou
 
 
 def from_shapes(choice: Choice, given: Given, source: str) -> Choice:
-    """The same choice, started from the model that was trained on drawn scenes, where it is of that size and no option was given.
+    """The same choice, started from the model that was trained on drawn scenes, where it is of that size and no option makes it another.
 
     The scenes themselves, as ``source`` of the data, are learned from random weights.
     """
-    if (choice.model, choice.preset) != SHAPES_IS or given.options or names_scenes(source, WORD):
+    if (choice.model, choice.preset) != SHAPES_IS or set(given.options or ()) - SHAPES_ALLOWS or names_scenes(source, WORD):
         return choice
     first, *others = choice.lines
     start = f"{first}; it starts from weights that learned drawn scenes and come with boxquery (--from; --pretrained none: random)"

@@ -176,6 +176,13 @@ def test_random_weights_are_had_by_asking(photographs, monkeypatch, capsys, more
     assert RunConfig.read(Path("run")).start_from is None
 
 
+@pytest.mark.parametrize("option", ["num_queries=60", "matching=denoising+dense", "class_loss=mal"])
+def test_options_that_build_the_same_network_keep_the_start(photographs, monkeypatch, option):
+    monkeypatch.setattr(Run, "fit", lambda self, state: self.detector)
+    assert run(["train", photographs, "--out", "run", *QUICK, "--option", option]) == 0
+    assert RunConfig.read(Path("run")).start_from == SHAPES
+
+
 def test_the_bundled_model_is_one_like_any_other(photographs, monkeypatch, capsys):
     """It is named by a word; a folder of that name wins; and other sizes take over what fits."""
     monkeypatch.setattr(Run, "fit", lambda self, state: self.detector)
