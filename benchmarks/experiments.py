@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -40,9 +41,10 @@ STRIDED = {name: value for name, value in BODY.items() if name != "output_stride
 #: the option ``matching`` without what may be added to it
 ALONE = "one-to-one"
 #: experiments whose entries are a model and a strategy: their first table says what each strategy adds to the model
-BY_STRATEGY = ("matching", "convergence-dense")
-#: that also say what AP is after NMS
-WITH_NMS = ("end-to-end", "matching")
+BY_STRATEGY = ("matching", "matching-dab", "convergence-dense")
+#: that also say what a step costs, and what AP is after NMS
+WITH_COSTS = ("matching", "matching-dab")
+WITH_NMS = ("end-to-end", *WITH_COSTS)
 Entries = dict[str, dict[str, Any]]
 
 
@@ -117,13 +119,23 @@ def rates(data: str) -> Entries:
     return {f"{name}-{rate:g}": entry(name, lr=rate) for name, some in tried.items() for rate in some}
 
 
+def by_strategy(start: Callable[..., dict[str, Any]]) -> Entries:
+    """Every strategy by itself, and Group DETR also with fewer groups than its eleven, which small models advise."""
+    more = {"group": {"group-of-4": {"matching": "group", "groups": 4}}}
+    options = {label: o for name in (ALONE, *STRATEGIES) for label, o in ({name: {"matching": name}} | more.get(name, {})).items()}
+    return {label: start(**o) for label, o in options.items()}
+
+
 def matching(data: str) -> Entries:
-    """Every strategy on preset "tiny" of two models, Deformable DETR with its refinement and proposals."""
-    starts = {
-        "deformable-detr": lambda **o: three_levels(box_refine=True, two_stage=True, **o),
-        "dab-detr": lambda **o: entry("dab-detr", lr=convergence(data)["dab-detr"]["lr"], **o),
-    }
-    return {f"{model}-{strategy}": start(matching=strategy) for model, start in starts.items() for strategy in (ALONE, *STRATEGIES)}
+    """Every strategy on preset "tiny" of Deformable DETR with its refinement and proposals."""
+    found = by_strategy(partial(three_levels, box_refine=True, two_stage=True))
+    return {f"deformable-detr-{strategy}": start for strategy, start in found.items()}
+
+
+def matching_dab(data: str) -> Entries:
+    """The same on DAB-DETR, which learns later."""
+    found = by_strategy(partial(entry, "dab-detr", lr=convergence(data)["dab-detr"]["lr"]))
+    return {f"dab-detr-{strategy}": start for strategy, start in found.items()}
 
 
 def convergence_dense(data: str) -> Entries:
@@ -156,12 +168,13 @@ EXPERIMENTS = {
     "end-to-end": Experiment(end_to_end, SHORT),
     "cross-attention": Experiment(cross_attention, LONG, frozen=False),
     "matching": Experiment(matching, FEW, frozen=False, seeds=3),
+    "matching-dab": Experiment(matching_dab, MIDDLE, frozen=False),
     "convergence-dense": Experiment(convergence_dense, FEW, frozen=False),
     "rates": Experiment(rates, {"bccd": LONG["bccd"]}, frozen=False),
 }
 
 
-def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
+def run(name: str, data: str, source: str, runs: Path, jobs: int, seeds: int | None) -> None:
     """Run the comparison, and record its results without anything that names this machine."""
     experiment = EXPERIMENTS[name]
     plan = runs / f"{name}-{data}.yaml"
@@ -172,7 +185,7 @@ def run(name: str, data: str, source: str, runs: Path, jobs: int) -> None:
     )  # fmt: skip
     finished = [folder for folder in (Path("runs/convergence"), *sorted(runs.glob(f"*-{data}"))) if folder.is_dir()]
     comparison = compare(
-        source, plan=plan, seeds=experiment.seeds, flags=flags, out=runs / f"{name}-{data}", jobs=jobs, adopt_from=finished
+        source, plan=plan, seeds=seeds or experiment.seeds, flags=flags, out=runs / f"{name}-{data}", jobs=jobs, adopt_from=finished
     )
     write_json(DOCS / "results" / f"{name}-{data}.json", record(comparison.result))
 
@@ -209,7 +222,7 @@ def page_text(name: str, results: Mapping[str, Mapping[str, Any]]) -> str:
     parts = []
     for data in EXPERIMENTS[name].images:
         result = results.get(data)
-        costs = step_costs() if name == "matching" else None
+        costs = step_costs() if name in WITH_COSTS else None
         if result is None and not costs:
             parts.append(f"**{DATA[data]}**: {NOT_MEASURED}")
         elif name in BY_STRATEGY:
@@ -344,6 +357,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(EXPERIMENTS)}; default: all")
     parser.add_argument("--bccd", help="folder of BCCD; without it only the built-in scenes are used")
     parser.add_argument("--data", choices=list(DATA), help="use only this data set")
+    parser.add_argument("--seeds", type=int, help="seeds per model (default: the experiment's)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default: %(default)s)")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="folder of the comparisons (default: %(default)s)")
     parser.add_argument("--show", action="store_true", help="only redraw figures and tables")
@@ -356,7 +370,7 @@ def main() -> None:
     for name in args.names or EXPERIMENTS:
         for data, source in sources.items():
             if not args.show and args.data in (None, data) and data in EXPERIMENTS[name].images:
-                run(name, data, source, args.runs, args.jobs)
+                run(name, data, source, args.runs, args.jobs, args.seeds)
         show(name)
 
 

@@ -1,11 +1,13 @@
-"""What a training step of each matching strategy costs beside one-to-one alone, on the models of docs/experiments/matching.md.
+"""What a training step of each matching strategy costs beside one-to-one alone, on the models of docs/experiments/matching.md and
+matching-dab.md.
 
     python benchmarks/step_cost.py [--repetitions 15]
 
-Forward, loss, backward and update of the entries of benchmarks/experiments.py's "matching", on batches of four built-in scenes of 128
-pixels, one thread, float32, from random weights with nothing frozen. The strategies of a model take turns on the same batch and are timed
-as CPU time of this process; the ratio is the median over these turns. A model is kept in docs/experiments/results/step-cost.json when all
-of its strategies are measured; models that are there are not repeated, unless ``--again`` is given.
+Forward, loss, backward and update of the entries of benchmarks/experiments.py's "matching" and "matching-dab", on batches of four built-in
+scenes of 128 pixels, one thread, float32, from random weights with nothing frozen. The strategies of a model take turns on the same batch
+and are timed as CPU time of this process; the ratio is the median over these turns. A model is kept in
+docs/experiments/results/step-cost.json when all of its strategies are measured; models that are there are not repeated, unless ``--again``
+is given.
 """
 
 from __future__ import annotations
@@ -72,14 +74,14 @@ def measure(entries: Mapping[str, Mapping[str, Any]], repetitions: int) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="What a training step of each matching strategy costs beside one-to-one alone.")
     parser.add_argument("--repetitions", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="measure what is there, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = experiments.DOCS / "results" / "step-cost.json"
     known: dict[str, Any] = json.loads(path.read_text()) if path.exists() and not args.again else {}
-    entries = experiments.matching("scenes")
+    entries = experiments.matching("scenes") | experiments.matching_dab("scenes")
     for model in dict.fromkeys(entry["model"] for entry in entries.values()):
         own = {label: entry for label, entry in entries.items() if entry["model"] == model}
         if own.keys() - known.keys():
@@ -88,7 +90,8 @@ def main() -> None:
             write_json(path, known)
         for label in own:
             print(label, known[label])
-    experiments.show("matching")
+    for name in experiments.WITH_COSTS:
+        experiments.show(name)
 
 
 if __name__ == "__main__":

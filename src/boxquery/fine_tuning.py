@@ -147,8 +147,11 @@ def from_shapes(choice: Choice, given: Given, source: str) -> Choice:
 
     The scenes themselves, as ``source`` of the data, are learned from random weights.
     """
-    if (choice.model, choice.preset) != SHAPES_IS or set(given.options or ()) - SHAPES_ALLOWS or names_scenes(source, WORD):
+    if (choice.model, choice.preset) != SHAPES_IS or names_scenes(source, WORD):
         return choice
     first, *others = choice.lines
+    if another := sorted(set(given.options or ()) - SHAPES_ALLOWS):
+        why = f"as {another[0]} builds another network (--from {SHAPES} keeps what fits)"
+        return replace(choice, lines=[f"{first}; not from the weights that learned drawn scenes, {why}", *others])
     start = f"{first}; it starts from weights that learned drawn scenes and come with boxquery (--from; --pretrained none: random)"
     return replace(choice, start_from=SHAPES, chosen=sorted([*choice.chosen, "start_from"]), lines=[start, *others])

@@ -245,6 +245,13 @@ def test_over_a_split(name):
     assert nothing.changes([]) is None
 
 
+def test_a_model_that_infers_with_its_first_layers_has_their_alignment():
+    data = shapes_data(train=2, val=4, test=2, size=64)
+    detector = Detector(create("deformable-detr", len(data.names), inference_layers=1), data.names, data.ids, Preprocessing(64))
+    assert len(detector.transformer.layers) > 1
+    assert len(measure_split(detector, data.splits["val"]).inside) == 1
+
+
 def test_the_sample_is_spread_over_the_images_with_objects():
     split = shapes_data(train=2, val=40, test=2, size=64).splits["val"]
     bare = [replace(r, boxes=r.boxes[:0], labels=r.labels[:0], ignore=r.ignore[:0], areas=r.areas[:0]) for r in split]

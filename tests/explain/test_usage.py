@@ -33,9 +33,9 @@ def test_gini_of_equal_wins_and_of_one_winner():
     assert gini(wins) == pytest.approx(slow)
 
 
-@pytest.mark.parametrize("system", systems())
+@pytest.mark.parametrize("system", [*systems(), "first layers"])
 def test_without_self_attention_every_query_attends_to_itself_alone(system):
-    name, options = systems()[system]
+    name, options = (systems() | {"first layers": ("deformable-detr", {"inference_layers": 1})})[system]
     model = shaken(create(name, **options)).eval()
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images, mask = batch((96, 128), (64, 80))
@@ -46,6 +46,7 @@ def test_without_self_attention_every_query_attends_to_itself_alone(system):
     for layer in alone.trace.layers:
         queries = layer.self_attention.shape[-1]
         assert torch.equal(layer.self_attention, torch.eye(queries).expand_as(layer.self_attention))
+    assert len(alone.logits) == len(usual.logits)
     assert not torch.allclose(alone.logits[-1], usual.logits[-1], atol=1e-4)
     assert torch.equal(again.logits, usual.logits)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())

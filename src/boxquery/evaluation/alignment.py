@@ -103,7 +103,7 @@ def measure_split(
         out = model(detector.inputs(batch.images), batch.mask, trace="decoder", last_only=True)
         parts.append(measure_batch(out, batch.targets, model.match(out, batch.targets)[-1]))
     model.train(training)
-    return _joined(parts, len(model.layers))
+    return _joined(parts, model.inference_layers)
 
 
 def with_objects(split: AnySplit, count: int) -> list[int]:

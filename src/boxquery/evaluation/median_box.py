@@ -44,7 +44,7 @@ def evaluate_median_boxes(
 def median_box_note(metrics: Mapping[str, Any]) -> list[str]:
     """Whether a model's AP is below that of the median boxes, ``metrics["median_box"]``, where these are known."""
     own, fixed = metrics["AP"], (metrics["median_box"] or {}).get("AP")
-    if own is None or fixed is None or own >= fixed:
+    if own is None or fixed is None or round(own, 3) >= round(fixed, 3):
         return []
     return [
         f"AP {own:.3f} is below the {fixed:.3f} of one fixed box per class, the training images' median: the model has not learned to "

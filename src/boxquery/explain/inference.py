@@ -86,4 +86,5 @@ def without_self_attention(model: DetectionTransformer) -> DetectionTransformer:
         top_k=model.postprocessor.top_k,
     )
     alone.prune, alone.num_queries_per_layer = model.prune, model.num_queries_per_layer
+    alone.inference_layers = model.inference_layers
     return alone.eval()
