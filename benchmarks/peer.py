@@ -241,7 +241,8 @@ def input_of_ours(results: Mapping[str, Any], name: str, where: str, ours: str) 
 
 def systems(args: argparse.Namespace, only: str | None) -> list[str]:
     """Those that are measured, ours first."""
-    ours = " ".join([args.model, *([args.preset] if args.preset else []), *args.option, *(["from scenes"] if args.scenes else [])])
+    sizes = [f"{value} {unit}" for value, unit in ((args.image_size, "px"), (args.batch_size, "per batch")) if value is not None]
+    ours = " ".join([args.model, *filter(None, [args.preset]), *args.option, *sizes, *["from scenes"] * args.scenes])
     return [ours, PEER, WIDE[0]] if only is None else [ours if only == "auto" else only]
 
 
