@@ -266,7 +266,8 @@ def _gain(found: Mapping[str, Any], plain: Mapping[str, Any] | None) -> str:
     """AP less that of one-to-one alone, over the seeds that both have."""
     before = dict(zip(plain["seeds"], plain["AP"], strict=True)) if plain else {}
     gains = [ap - before[seed] for seed, ap in zip(found["seeds"], found["AP"], strict=True) if seed in before]
-    return f"{mean(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f})" if gains else NOT_MEASURED
+    spread = f" ({min(gains):+.3f} to {max(gains):+.3f})" if len(gains) > 1 else ""
+    return f"{mean(gains):+.3f}{spread}" if gains else NOT_MEASURED
 
 
 def table(data: str, result: Mapping[str, Any], nms: bool) -> str:

@@ -40,7 +40,7 @@ def test_entries_that_experiments_share_are_one_run(experiments):
         queries, layers = experiments.queries(data), experiments.layers(data)
         assert queries["40-queries"] != queries["80-queries"] == layers["80-everywhere"]
         assert experiments.convolution(data)["attention"] == experiments.end_to_end(data)["deformable-detr"]
-        matching, five = experiments.matching(data), experiments.convergence_dense(data)
+        matching, five = experiments.matching_dab(data), experiments.convergence_dense(data)
         assert all(matching[f"dab-detr-{strategy}"] == five[f"dab-detr-{strategy}"] for strategy in ("one-to-one", "dense"))
 
 
