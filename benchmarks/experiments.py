@@ -340,7 +340,7 @@ def draw(path: Path, results: Mapping[str, Mapping[str, Any]]) -> None:
             if curves:
                 points = list(zip(*curves, strict=False))
                 images, means = [p[0]["images"] for p in points], [mean(q["AP50"] for q in p) for p in points]
-                row[0].plot(images, means, color=colour, lw=1.8)
+                row[0].plot(images, means, color=colour, lw=1.8, marker="o" if len(means) == 1 else "")
         for y, found in enumerate(reversed(result["entries"])):
             low, high = found["interval"]
             row[1].plot((low, high), (y, y), color=colours[found["label"]], lw=2)
