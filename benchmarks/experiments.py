@@ -119,23 +119,21 @@ def rates(data: str) -> Entries:
     return {f"{name}-{rate:g}": entry(name, lr=rate) for name, some in tried.items() for rate in some}
 
 
-def by_strategy(start: Callable[..., dict[str, Any]]) -> Entries:
-    """Every strategy by itself, and Group DETR also with fewer groups than its eleven, which small models advise."""
-    more = {"group": {"group-of-4": {"matching": "group", "groups": 4}}}
-    options = {label: o for name in (ALONE, *STRATEGIES) for label, o in ({name: {"matching": name}} | more.get(name, {})).items()}
-    return {label: start(**o) for label, o in options.items()}
+def by_strategy(model: str, start: Callable[..., dict[str, Any]]) -> Entries:
+    """Every strategy by itself, and Group DETR also with four groups in place of its eleven."""
+    options: dict[str, dict[str, Any]] = {strategy: {"matching": strategy} for strategy in (ALONE, *STRATEGIES)}
+    options["group-of-4"] = {"matching": "group", "groups": 4}
+    return {f"{model}-{label}": start(**own) for label, own in options.items()}
 
 
 def matching(data: str) -> Entries:
     """Every strategy on preset "tiny" of Deformable DETR with its refinement and proposals."""
-    found = by_strategy(partial(three_levels, box_refine=True, two_stage=True))
-    return {f"deformable-detr-{strategy}": start for strategy, start in found.items()}
+    return by_strategy("deformable-detr", partial(three_levels, box_refine=True, two_stage=True))
 
 
 def matching_dab(data: str) -> Entries:
     """The same on DAB-DETR, which learns later."""
-    found = by_strategy(partial(entry, "dab-detr", lr=convergence(data)["dab-detr"]["lr"]))
-    return {f"dab-detr-{strategy}": start for strategy, start in found.items()}
+    return by_strategy("dab-detr", partial(entry, "dab-detr", lr=convergence(data)["dab-detr"]["lr"]))
 
 
 def convergence_dense(data: str) -> Entries:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from boxquery.data.dataset import Record, Split
 from boxquery.data.open import open_data
-from merged import write_coco
+from coco import write_coco
 from peer import splits
 
 CELL = 256

@@ -9,32 +9,13 @@ Its classes are those of all, each named by its set and itself. Images are copie
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from boxquery.data.dataset import Record
 from boxquery.data.open import open_data
-
-
-def write_coco(names: Sequence[str], records: Sequence[Record], folder: Path) -> str:
-    """The annotations of images that are in ``folder``: what was written, for people."""
-    images, annotations = [], []
-    for number, record in enumerate(records, 1):
-        assert record.path is not None
-        images.append({"id": number, "file_name": record.path.name, "width": record.width, "height": record.height})
-        sizes = (record.boxes[:, 2:] - record.boxes[:, :2]).tolist()
-        for corner, size, label, ignored in zip(record.boxes[:, :2].tolist(), sizes, record.labels.tolist(), record.ignore, strict=True):
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": label + 1, "bbox": corner + size,
-                 "area": size[0] * size[1], "iscrowd": int(ignored)}
-            )  # fmt: skip
-    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
-    found = {"images": images, "annotations": annotations, "categories": categories}
-    (folder / "_annotations.coco.json").write_text(json.dumps(found))
-    return f"{folder}: {len(images)} images, {len(annotations)} objects, {len(names)} classes"
+from coco import write_coco
 
 
 def main() -> None:

@@ -41,8 +41,8 @@ from boxquery.check.samples import RED_BLUE, SampledImage, sample_images
 from boxquery.data.dataset import Data, Record
 from boxquery.data.open import open_data
 from boxquery.data.shapes import shapes_data
+from coco import Numbers, coco_content, xywh
 
-Numbers = Callable[[Record], np.ndarray]
 Said = list[tuple[str, str, str]]
 """Level, name and text of everything that a check says."""
 
@@ -50,11 +50,6 @@ SEEDS = 5
 DRAWN = (32, 64)  # images of a split in ``--draws``
 KEPT = 0.9  # share of the images that a seed keeps
 EVERY, TRAIN = ("train", "val", "test"), ("train",)
-
-
-def xywh(record: Record) -> np.ndarray:
-    """COCO's four numbers [N, 4]."""
-    return np.concatenate((record.boxes[:, :2], record.boxes[:, 2:] - record.boxes[:, :2]), 1)
 
 
 def centre_and_size(record: Record) -> np.ndarray:
@@ -73,18 +68,12 @@ def file_name(record: Record) -> str:
 def write_coco(data: Data, root: Path, numbers: Numbers = xywh, first_id: int = 1) -> Path:
     """``annotations/instances_SPLIT.json`` and ``SPLIT/``; the list of categories counts from 1, annotations from ``first_id``."""
     (root / "annotations").mkdir(parents=True)
-    categories = [{"id": i, "name": name} for i, name in enumerate(data.names, 1)]
     for name, split in data.splits.items():
         (root / name).mkdir()
-        content: dict[str, Any] = {"categories": categories, "images": [], "annotations": []}
-        for number, record in enumerate(split, 1):
+        for record in split:
             assert record.path is not None
             shutil.copy(record.path, root / name / file_name(record))
-            content["images"].append({"id": number, "file_name": file_name(record), "width": record.width, "height": record.height})
-            content["annotations"] += [
-                {"id": len(content["annotations"]) + i, "image_id": number, "category_id": int(label) + first_id, "bbox": box, "iscrowd": 0}
-                for i, (box, label) in enumerate(zip(numbers(record).tolist(), record.labels, strict=True))
-            ]
+        content = coco_content(data.names, split, file_name, numbers, first_id)
         (root / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
     return root
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from boxquery.data.dataset import Record, Split
 from boxquery.data.open import open_data
-from merged import write_coco
+from coco import write_coco
 
 PACKAGE, INSIDE = "deepforest==2.1.0", "deepforest/data"
 PHOTOGRAPHS = {"train": "2019_YELL_2_528000_4978000_image_crop2", "val": "2019_YELL_2_541000_4977000_image_crop"}

@@ -150,7 +150,9 @@ def from_shapes(choice: Choice, given: Given, source: str) -> Choice:
     if (choice.model, choice.preset) != SHAPES_IS or names_scenes(source, WORD):
         return choice
     first, *others = choice.lines
-    if another := sorted(set(given.options or ()) - SHAPES_ALLOWS):
+    usual = known_preset(*SHAPES_IS).options
+    another = [name for name, value in (given.options or {}).items() if name not in SHAPES_ALLOWS and value != getattr(usual, name, value)]
+    if another:
         why = f"as {another[0]} builds another network (--from {SHAPES} keeps what fits)"
         return replace(choice, lines=[f"{first}; not from the weights that learned drawn scenes, {why}", *others])
     start = f"{first}; it starts from weights that learned drawn scenes and come with boxquery (--from; --pretrained none: random)"

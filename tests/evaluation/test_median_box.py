@@ -49,7 +49,8 @@ def test_the_median_box_is_scored_as_a_detection_in_every_image():
 
 
 @pytest.mark.parametrize(
-    ("own", "fixed", "said"), [(0.1, 0.2, True), (0.2, 0.2, False), (0.3, 0.2, False), (None, 0.2, False), (0.1, None, False)]
+    ("own", "fixed", "said"),
+    [(0.1, 0.2, True), (0.2, 0.2, False), (0.2001, 0.2004, False), (0.3, 0.2, False), (None, 0.2, False), (0.1, None, False)],
 )
 def test_a_model_below_it_is_named(own, fixed, said):
     notes = median_box_note({"AP": own, "median_box": {"AP": fixed, "AP50": None}})

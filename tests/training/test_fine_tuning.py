@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ from boxquery.auto import FEW, LARGE_MEMORY, MANY, MANY_CORES, DataFacts, Given
 from boxquery.cli import run
 from boxquery.data.open import open_data
 from boxquery.device import Processor
-from boxquery.fine_tuning import CPU_SIZE, LEAST_STEPS, SHAPES, SHAPES_IS, STARTS, find_start, fitting, tune
+from boxquery.fine_tuning import CPU_SIZE, LEAST_STEPS, SHAPES, SHAPES_ALLOWS, SHAPES_IS, STARTS, find_start, fitting, tune
 from boxquery.hub import LARGE, HubModel
 from boxquery.models import preset
+from boxquery.models.options import Options
 from boxquery.models.recipes import FINE_TUNING
 from boxquery.official.transformers import list_kinds
 from boxquery.training.config import RunConfig
@@ -179,8 +180,10 @@ def test_random_weights_are_had_by_asking(photographs, monkeypatch, capsys, more
     assert RunConfig.read(Path("run")).start_from is None
 
 
-@pytest.mark.parametrize("option", ["num_queries=60", "matching=denoising+dense", "class_loss=mal"])
+@pytest.mark.parametrize("option", ["num_queries=60", "matching=denoising+dense", "class_loss=mal", "levels=3"])
 def test_options_that_build_the_same_network_keep_the_start(photographs, monkeypatch, option):
+    """Also one that the preset has anyway."""
+    assert {field.name for field in fields(Options)} >= SHAPES_ALLOWS
     monkeypatch.setattr(Run, "fit", lambda self, state: self.detector)
     assert run(["train", photographs, "--out", "run", *QUICK, "--option", option]) == 0
     assert RunConfig.read(Path("run")).start_from == SHAPES
