@@ -312,7 +312,7 @@ def _three(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def main() -> None:
+def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sets", nargs="*", metavar="NAME=PATH", help="data sets, each with a name")
     parser.add_argument("--seconds", nargs="+", type=int, default=[500, 1000, 2000], help="CPU seconds (default: %(default)s)")
@@ -332,6 +332,11 @@ def main() -> None:
     parser.add_argument("--venv", type=Path, help="environment of the peer (default: venv in --runs)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
     parser.add_argument("--show", action="store_true", help="only print the tables")
+    return parser
+
+
+def main() -> None:
+    parser = arguments()
     args = parser.parse_args()
     args.venv = args.venv or args.runs / "venv"
     named = [word.partition("=") for word in args.sets]

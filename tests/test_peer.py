@@ -3,7 +3,6 @@
 import importlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,10 +95,12 @@ def test_processors_have_tables_of_their_own(peer):
 
 
 def test_our_place_can_be_taken_by_any_model(peer):
-    args = SimpleNamespace(model="fcos", preset="tiny", option=["levels=2"], scenes=False)
+    parse = peer.arguments().parse_args
+    args = parse(["--model", "fcos", "--preset", "tiny", "--option", "levels=2"])
     assert peer.systems(args, None) == ["fcos tiny levels=2", peer.PEER, peer.WIDE[0]]
     assert [peer.systems(args, only) for only in ("auto", peer.PEER)] == [["fcos tiny levels=2"], [peer.PEER]]
-    assert peer.systems(SimpleNamespace(model="auto", preset=None, option=[], scenes=True), "auto") == ["auto from scenes"]
+    assert peer.systems(parse(["--scenes"]), "auto") == ["auto from scenes"]
+    assert peer.systems(parse(["--image-size", "256", "--batch-size", "8"]), "auto") == ["auto 256 px 8 per batch"]
 
 
 def test_the_peer_has_our_image_size_in_multiples_of_its_stride(peer):
