@@ -128,7 +128,7 @@ def run_ours(data: str, val: Split, out: Path, seconds: float, seed: int, args: 
                "--seed", str(seed), "--out", str(out)]  # fmt: skip
     command += [word for name in ("preset", "image_size", "batch_size") if (value := getattr(args, name)) is not None
                 for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
-    command += [word for option in args.option for word in ("--option", option)]
+    command += [word for flag in ("option", "augment") for value in getattr(args, flag) for word in (f"--{flag}", value)]
     call(command, out)
     detector = bq.load(out)
     last = list(csv.DictReader((out / "metrics.csv").open()))[-1]
@@ -242,7 +242,7 @@ def input_of_ours(results: Mapping[str, Any], name: str, where: str, ours: str) 
 def systems(args: argparse.Namespace, only: str | None) -> list[str]:
     """Those that are measured, ours first."""
     sizes = [f"{value} {unit}" for value, unit in ((args.image_size, "px"), (args.batch_size, "per batch")) if value is not None]
-    ours = " ".join([args.model, *filter(None, [args.preset]), *args.option, *sizes, *["from scenes"] * args.scenes])
+    ours = " ".join([args.model, *filter(None, [args.preset]), *args.option, *sizes, *args.augment, *["from scenes"] * args.scenes])
     return [ours, PEER, WIDE[0]] if only is None else [ours if only == "auto" else only]
 
 
@@ -322,6 +322,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="auto", help="our model (default: %(default)s)")
     parser.add_argument("--preset", help="its preset")
     parser.add_argument("--option", action="append", default=[], help="an option of it as name=value; may be repeated")
+    parser.add_argument("--augment", action="append", default=[], help="of our model, as train has it; may be repeated")
     parser.add_argument("--image-size", type=int, help="of our model, and with it of the peer (default: its own choice)")
     parser.add_argument("--batch-size", type=int, help="of our model (default: its own choice)")
     parser.add_argument(

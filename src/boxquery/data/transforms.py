@@ -131,8 +131,14 @@ class TrainTransform:
         return next(factor for factor in (8, 4, 2, 1) if factor == 1 or max(height, width) >= 2 * shown * factor)
 
     def _single(self, picture: Labelled, augment: Augment, generator: torch.Generator) -> Shown:
-        """One image flipped, cropped, and resized to the size of a training image, or to less on a canvas of that size."""
+        """One image flipped, cropped, and resized to the size of a training image, or to less on a canvas of that size.
+
+        Where the augmentation has one scale, a crop gets the size that the whole image would have. With sizes of its own it would be padded,
+        and cells of the feature map lie elsewhere in an image whose sides are no multiple of their stride: boxes learned from such images
+        are beside the objects in those that are evaluated (docs/augmentation.md).
+        """
         image, boxes, labels = self._flip(picture, generator)
+        whole = _size(image)
         objects = _as_boxes(boxes, image)
         if _uniform(generator) < augment.crop:
             height, width = image.shape[-2:]
@@ -142,7 +148,9 @@ class TrainTransform:
         seen = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         picture = Labelled(image, boxes[seen], labels[seen])
         height, width = image.shape[-2:]
-        size = self.preprocessing.size(height, width, self._draw_side(augment.scales, generator))
+        size = self.preprocessing.size(
+            *(whole if len(augment.scales) == 1 else (height, width)), self._draw_side(augment.scales, generator)
+        )
         if augment.zoom_out and _uniform(generator) < augment.zoom_out:
             canvas = self._canvas(size)
             return _paste(canvas, [self._window(picture, _times(size, augment.zoom_out_scales, generator), (0, 0, *size), generator)])

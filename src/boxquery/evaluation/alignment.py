@@ -140,9 +140,10 @@ def _inside_and_entropy(layer: LayerTrace, image: int, query: Tensor, boxes: Ten
     inside, cells = torch.zeros(len(query), dtype=torch.float64), []
     for level, (h, w) in enumerate(layer.memory.shapes):
         mass = layer.masses(level, query, image, heads=False)
-        columns, rows = (layer.memory.valid_ratios[image, level].cpu().double() * torch.tensor([w, h])).round().long().tolist()
+        extent = layer.memory.valid_ratios[image, level].cpu().double() * torch.tensor([w, h])  # of the image, in cells
+        columns, rows = (extent - 1e-4).ceil().long().tolist()
         mass = mass[:, :rows, :columns]
-        across, down = covered(columns, boxes[:, 0::2]), covered(rows, boxes[:, 1::2])
+        across, down = covered(columns, boxes[:, 0::2] * extent[0]), covered(rows, boxes[:, 1::2] * extent[1])
         inside = inside + torch.einsum("mhw,mh,mw->m", mass, down, across)
         cells.append(mass.flatten(1))
     mass = torch.cat(cells, 1)
@@ -151,9 +152,9 @@ def _inside_and_entropy(layer: LayerTrace, image: int, query: Tensor, boxes: Ten
 
 
 def covered(cells: int, sides: Tensor) -> Tensor:
-    """[M, cells]: the share of each cell along one axis of the unpadded image that an object from and to ``sides`` [M, 2] covers."""
+    """[M, cells]: the share of each cell along one axis that an object from and to ``sides`` [M, 2], in cells, covers."""
     edges = torch.arange(cells + 1, dtype=torch.float64)
-    low, high = torch.maximum(edges[:-1], sides[:, :1] * cells), torch.minimum(edges[1:], sides[:, 1:] * cells)
+    low, high = torch.maximum(edges[:-1], sides[:, :1]), torch.minimum(edges[1:], sides[:, 1:])
     return (high - low).clamp(min=0)
 
 

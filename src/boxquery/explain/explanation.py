@@ -104,7 +104,7 @@ class Explanation:
     def inside(self, query: int, heat: Tensor) -> float:
         """The share, 0..1, of a map [h, w] over the image that is inside the query's last box; a pixel counts by its covered part."""
         box, (h, w), heat = self._last_box(query), heat.shape, heat.double()
-        inside = covered(h, box[None, 1::2])[0] @ heat @ covered(w, box[None, 0::2])[0]
+        inside = covered(h, h * box[None, 1::2])[0] @ heat @ covered(w, w * box[None, 0::2])[0]
         return float(inside / heat.sum().clamp(min=torch.finfo(heat.dtype).tiny))
 
     def share(self, query: int) -> float:

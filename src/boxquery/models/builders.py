@@ -65,8 +65,11 @@ def image(
 ) -> Image:  # fmt: skip
     """Backbone, neck and tokens: ``levels`` maps; up to ``maps`` are the backbone's last, the others strided convolutions."""
     backbone = Backbone(o.backbone, min(levels, maps), weights, o.dilation, o.backbone_options)
-    neck = Neck(backbone.channels, o.hidden_dim, extra=max(levels - maps, 0), norm=norm)
-    return backbone, neck, Tokens(chosen_position(o, position), o.hidden_dim, levels, level_embedding)
+    further = max(levels - maps, 0)
+    neck = Neck(backbone.channels, o.hidden_dim, extra=further, norm=norm)
+    strides = [*backbone.strides, *(backbone.strides[-1] * 2**i for i in range(1, further + 1))]
+    exact = strides if o.valid_ratios == "exact" else None
+    return backbone, neck, Tokens(chosen_position(o, position), o.hidden_dim, levels, level_embedding, exact)
 
 
 def pyramid_body(o: Options, weights: BackboneWeights | None, levels: int) -> Backbone:
@@ -185,6 +188,7 @@ def proposals(classes: int, o: Options, content: Literal["tokens", "learned"], n
         class_agnostic=False,
         learning="chosen",
         denoising=denoising(classes, o, noise=noise),
+        valid_first=o.valid_ratios == "exact",
     )
 
 

@@ -61,7 +61,7 @@ class DABDeformableOptions(Options):
 PRESETS = presets(
     DABDeformableOptions(),
     Recipe(epochs=50, decay_at=0.8),
-    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2, "anchor_size": 0.15},
+    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2, "anchor_size": 0.15, "valid_ratios": "exact"},
 )
 
 

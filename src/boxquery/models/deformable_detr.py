@@ -71,7 +71,7 @@ class DeformableOptions(Options):
 PRESETS = presets(
     DeformableOptions(),
     Recipe(epochs=50, lr=2e-4, backbone_lr=2e-5, decay_at=0.8),
-    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2},
+    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2, "valid_ratios": "exact"},
     **{"box_refine": True, "two_stage": True, "matching": "denoising", "denoising": 60},
 )
 
@@ -84,7 +84,7 @@ def build(classes: int, options: DeformableOptions, weights: BackboneWeights | N
 
     # queries
     if o.two_stage:
-        further = {"size": o.proposal_size, "peaks": o.proposals == "peaks"}
+        further = {"size": o.proposal_size, "peaks": o.proposals == "peaks", "valid_first": o.valid_ratios == "exact"}
         queries = ProposalQueries(o.queries, dim, Head(dim, classes), denoising=denoising(classes, o), **further)
     else:
         queries = ReferencePointQueries(o.queries, dim, "learned")

@@ -67,7 +67,8 @@ class DINOOptions(Options):
 PRESETS = presets(
     DINOOptions(),
     Recipe(epochs=12, decay_at=11 / 12),
-    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2, "denoising": 60, "class_loss": "mal"},
+    **{"dilation": False, "encoder_layers": 1, "heads": 4, "levels": 3, "points": 2, "valid_ratios": "exact"},
+    **{"denoising": 60, "class_loss": "mal"},
 )
 
 #: as the published models were trained, whose scripts override the configuration's 0.4; empty slots are background in the middle

@@ -36,6 +36,8 @@ class Options:
         hidden_dim: width D of tokens and queries; a multiple of ``heads``.
         dilation: DC5, the last stage of the backbone at stride 16; of several levels, two then have that stride.
         position: of the image's cells: the paper's own, DETR's sine or learned table, or none.
+        valid_ratios: what places cells and boxes on the image: the paper's, of whole cells, which moves boxes where an image's sides are no
+            multiple of the strides; or exact, of pixels.
         query_position: position encoding of queries in self-attention and, where the paper adds the same, in cross-attention: the paper's
             own, a learned vector, the sine of the reference, an MLP of that sine, or none.
         relative_bias: bias in cross-attention by each cell's distances to the sides of the query's box (Lin et al. 2023, arXiv:2308.01904).
@@ -67,6 +69,7 @@ class Options:
     dropout: float = 0.1
     dilation: bool = False
     position: Literal["paper", "sine", "learned", "none"] = "paper"
+    valid_ratios: Literal["paper", "exact"] = "paper"
     query_position: Literal["paper", "learned", "sine", "sine-mlp", "none"] = "paper"
     relative_bias: bool = False
     encoder: Literal["paper", "hybrid"] = "paper"

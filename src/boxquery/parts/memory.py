@@ -23,7 +23,8 @@ class Memory:
         position: [B or 1, S, D], added to queries and keys, never to values.
         mask: [B, S] bool, True = padding; None where nothing is padded.
         shapes: (height, width) in cells of every level.
-        valid_ratios: [B, L, 2], the share (of width, of height) of each level's map that is image and not padding.
+        valid_ratios: [B, L, 2], the share (of width, of height) of each level's map that is image and not padding: of whole cells, or
+            exact (``Tokens``).
         extents: [B, 2], (width, height) in pixels of the unpadded image.
         axes: for row-column attention, per level the positions of its columns [B, w, D] and of its rows [B, h, D].
         cameras: of a scene. A map is then that of all V views, one below the other: ``shapes`` are (V * h, w).
@@ -90,16 +91,20 @@ class Tokens(nn.Module):
 
     Args:
         position: ``(padding [B, h, w], features) -> [B or 1, h, w, dim]``, or the positions of columns and rows ([B, w, dim], [B, h, dim]).
+        strides: pixels from one cell of each level to the next, for exact ``valid_ratios``. None: they are of whole cells, as published,
+            which moves boxes of an image whose sides are no multiple of the strides: of 258 pixels in 33 cells of 8 the last is a quarter
+            of a cell wide, and counts as one. A model learns by how much for the sizes that it is trained on, and is wrong for others.
     """
 
-    def __init__(self, position: nn.Module, dim: int, levels: int = 1, level_embedding: bool = False):
+    def __init__(self, position: nn.Module, dim: int, levels: int = 1, level_embedding: bool = False, strides: Sequence[int] | None = None):
         super().__init__()
-        self.position = position
+        self.position, self.strides = position, strides
         self.level_embedding = nn.Parameter(torch.empty(levels, dim).normal_()) if level_embedding else None
 
     def forward(self, maps: Sequence[Tensor], mask: Tensor | None, size: tuple[int, int]) -> Memory:
         """maps [B, dim, h, w] of each level, the pixel mask [B, H, W] or None, and the batch's (height, width) in pixels."""
         tokens, positions, axes, masks, ratios = [], [], [], [], []
+        shapes = tuple((f.shape[-2], f.shape[-1]) for f in maps)
         for level, features in enumerate(maps):
             cells = features.shape[-2:]
             if mask is None:
@@ -113,20 +118,26 @@ class Tokens(nn.Module):
                 position = position.flatten(1, 2)
                 positions.append(position if self.level_embedding is None else position + self.level_embedding[level])
             tokens.append(features.flatten(2).transpose(1, 2))
-            columns, rows = extent(padding)
-            ratios.append(torch.stack((columns / cells[1], rows / cells[0]), -1))
+            if self.strides is None:
+                columns, rows = extent(padding)
+                ratios.append(torch.stack((columns / cells[1], rows / cells[0]), -1))
             masks.append(padding.flatten(1))
         every = torch.cat(tokens, 1)
         # positions, ratios and extents stay float32 at least, also under autocast
         exact = torch.promote_types(every.dtype, torch.float32)
         width, height = (every.new_full((1,), n, dtype=exact) for n in (size[1], size[0])) if mask is None else extent(mask)
+        extents = torch.stack((width, height), -1).to(exact)
+        if self.strides is None:
+            valid_ratios = torch.stack(ratios, 1).to(exact)
+        else:
+            valid_ratios = extents[:, None] / (map_sizes(shapes, extents) * map_sizes([(s, s) for s in self.strides], extents))
         return Memory(
             tokens=every,
             position=torch.cat(positions, 1) if positions else None,
             mask=None if mask is None else torch.cat(masks, 1),
-            shapes=tuple((f.shape[-2], f.shape[-1]) for f in maps),
-            valid_ratios=torch.stack(ratios, 1).to(exact).expand(every.shape[0], -1, -1),
-            extents=torch.stack((width, height), -1).to(exact).expand(every.shape[0], -1),
+            shapes=shapes,
+            valid_ratios=valid_ratios.expand(every.shape[0], -1, -1),
+            extents=extents.expand(every.shape[0], -1),
             axes=tuple(axes),
         )
 

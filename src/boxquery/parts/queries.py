@@ -240,6 +240,8 @@ class ProposalQueries(Queries):
             still to be measured, and until then as published.
         peaks: proposals that score at least as high as their eight neighbours on the same level come before all others, since neighbours
             mostly propose the same object (as the peaks of CenterNet, Zhou et al. 2019, arXiv:1904.07850, section 3).
+        valid_first: cells on padding or near the edge, which propose no box, come last. As published they have a score like any other, and
+            one that nothing was learned for where training has no such cells.
 
     Attributes:
         evenly: whether cells are chosen evenly all over the image instead of by score: for queries that are told what to look for, before
@@ -258,9 +260,10 @@ class ProposalQueries(Queries):
         denoising: nn.Module | None = None,
         size: float = PROPOSAL_SIZE,
         peaks: bool = False,
+        valid_first: bool = False,
     ):
         super().__init__()
-        self.count, self.dim, self.head, self.denoising, self.peaks = count, dim, head, denoising, peaks
+        self.count, self.dim, self.head, self.denoising, self.peaks, self.valid_first = count, dim, head, denoising, peaks, valid_first
         self.size, self.evenly = size, False
         self.kind, self.class_agnostic, self.learning = content, class_agnostic, learning
         self.memory_proj, self.memory_norm = Linear(dim, dim), nn.LayerNorm(dim)
@@ -294,6 +297,8 @@ class ProposalQueries(Queries):
             scores = spread(anchors.isinf().any(-1), scores)
         elif self.peaks:
             scores = peaks_first(scores, memory, anchors.isinf().any(-1))
+        if self.valid_first:
+            scores = before_others(scores, ~anchors.isinf().any(-1))
 
         def queries(cells: Tensor, rows: Any, parts: int) -> tuple[QueryState, Tensor]:
             chosen = chosen_rows(tokens, cells)
