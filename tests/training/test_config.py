@@ -85,7 +85,7 @@ def test_a_configuration_is_read_back(tmp_path):
     config.write(tmp_path)
     assert RunConfig.read(tmp_path) == config
     written = yaml.safe_load((tmp_path / "config.yaml").read_text())
-    assert (written["format"], written["epochs"], written["steps"]) == (4, 5, 33)
+    assert (written["format"], written["epochs"], written["steps"]) == (5, 5, 33)
     assert "--images-seen 264 --schedule-steps 30,8:40" in written["command"]
 
 
@@ -101,7 +101,7 @@ def test_a_configuration_is_read_back(tmp_path):
         ({"seed": 2**70}, "must fit into 64 bits"),
         ({"patience": True}, "patience is a bool"),
         ({"world_size": 0}, "world_size=0"),
-        ({"format": 5, "boxquery": "9.0"}, r"written by boxquery 9\.0 \(format 5\)"),
+        ({"format": 6, "boxquery": "9.0"}, r"written by boxquery 9\.0 \(format 6\)"),
         ({"augment": {"flips": 0}}, r"config\.yaml: augment: no part 'flips'; parts: scales, crop, .*mosaic, .*; was it edited\?"),
         ({"augmentation": {"flip": 2.0}}, r"config\.yaml: augmentation: flip=2\.0 is out of range; .*; was it edited\?"),
     ],

@@ -70,7 +70,7 @@ def test_denoising_was_switched_on_by_its_number(before, now, tmp_path):
     others = {name: value for name, value in config["options"].items() if name != "denoising"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | {"options": others | before}))
     options = RunConfig.read(tmp_path).options
-    assert options == others | now
+    assert options == others | now | {"valid_ratios": "paper"}
     model = json.loads((OLD / "deformable-detr" / "model" / "config.json").read_text())
     model["model"]["options"] |= {"denoising": 60} | before
     loaded = migrate(model)["model"]["options"]
@@ -81,13 +81,26 @@ def test_denoising_was_switched_on_by_its_number(before, now, tmp_path):
     usual |= {"freeze_backbone": False, "device": "cpu", "precision": "float32", "strict": False}
     (tmp_path / "compare.yaml").write_text(yaml.safe_dump({"data": "d", "seeds": [0], "entries": {"a": entry}} | usual))
     plan = ComparisonPlan.read(tmp_path)
-    assert plan.entries[0].options == now
+    assert plan.entries[0].options == now | {"valid_ratios": "paper"}
     plan.write(tmp_path)
     assert ComparisonPlan.read(tmp_path) == plan
 
 
 def test_other_models_had_no_denoising_of_their_own():
-    assert migrate_overrides({"matching": "dense"}, "dab-detr", "tiny") == {"matching": "dense"}
+    assert migrate_overrides({"matching": "dense"}, "dab-detr", "tiny", 3) == {"matching": "dense"}
+
+
+@pytest.mark.parametrize("number", range(1, 6))
+def test_ratios_were_of_whole_cells(number, tmp_path):
+    """In runs, which hold what differs from the preset; in a model folder what it lacks is the paper's."""
+    before = {} if number == 5 else {"valid_ratios": "paper"}
+    for model, preset, expected in (("dino-detr", "small", before), ("deformable-detr", "paper", {}), ("sam-detr", "tiny", {})):
+        assert migrate_overrides({"levels": 2}, model, preset, number) == {"levels": 2} | expected
+    config = yaml.safe_load((OLD / "deformable-detr" / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert RunConfig.read(tmp_path).options["valid_ratios"] == "paper"
+    old, new = bq.load(OLD / "deformable-detr").model, bq.create_model("deformable-detr", classes=1, preset="tiny")
+    assert (old.config["options"]["valid_ratios"], new.config["options"]["valid_ratios"]) == ("paper", "exact")
 
 
 def losses(folder: Path) -> list[tuple[str, ...]]:
@@ -111,6 +124,7 @@ def test_an_old_run_is_understood(folder, capsys):
     written = yaml.safe_load((folder / "config.yaml").read_text())
     config = RunConfig.read(folder)
     options = written["options"] | ({"matching": "denoising"} if "denoising" in written["options"] else {})
+    options |= {"valid_ratios": "paper"} if folder.name == "deformable-detr" else {}
     assert (config.data, config.model, config.options) == ("data", folder.name, options)
     assert f"--model {folder.name}" in config.command(folder)
     assert run(["evaluate", str(folder), "data", "--device", "cpu", "--json"]) == 0

@@ -181,8 +181,8 @@ class ComparisonPlan:
         try:
             given = yaml.safe_load((folder / FILE).read_text(encoding="utf-8"))
             entries = tuple(Entry(str(label), **settings) for label, settings in given.pop("entries").items())
-            if given.pop("format", 1) < FORMAT:
-                entries = tuple(replace(own, options=migrate_overrides(own.options, own.model, own.preset)) for own in entries)
+            if (number := given.pop("format", 1)) < FORMAT:
+                entries = tuple(replace(own, options=migrate_overrides(own.options, own.model, own.preset, number)) for own in entries)
             return cls(**{**given, "entries": entries, "seeds": tuple(given["seeds"])})
         except OSError as error:
             raise UserError(f"{folder}: no comparison there ({FILE}: {error.strerror}); name the folder that compare wrote") from error

@@ -1,7 +1,7 @@
 """Run folders that older versions wrote, read in today's terms. Imports no torch.
 
 Format 1 is that of boxquery 0.1.0, whose ``config.yaml`` names no format; until format 3 the option ``denoising``
-was a number, 0 for none.
+was a number, 0 for none; until format 4 ``valid_ratios`` were of whole cells in all presets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from boxquery.augment import DETR
 from boxquery.errors import UserError
 from boxquery.models.options import migrate_options
 
-FORMAT = 4
+FORMAT = 5
+
+#: whose presets "small" and "tiny" have exact ``valid_ratios`` from format 5 on
+_EXACT = ("deformable-detr", "dab-deformable-detr", "dino-detr")
 
 #: what the presets of all models did to images before format 3, which names it
 _AUGMENTED = {"paper": DETR, "small": replace(DETR, scales=(0.8, 0.9, 1.0, 1.1, 1.2)), "tiny": replace(DETR, scales=(1.0,), crop=0.0)}
@@ -22,12 +25,12 @@ _AUGMENTED = {"paper": DETR, "small": replace(DETR, scales=(0.8, 0.9, 1.0, 1.1, 
 
 def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
     """The values of a ``config.yaml`` in today's format. Raises ``UserError`` for those of a newer version."""
-    if (number := values.get("format", 1)) not in (1, 2, 3, FORMAT):
+    if (number := values.get("format", 1)) not in range(1, FORMAT + 1):
         raise UserError(f"{file}: written by boxquery {values.get('boxquery')} (format {number}); read it with that version")
     if number == FORMAT:
         return values
-    values = values | {"options": migrate_overrides(values["options"], values["model"], values["preset"])}
-    if number == 3:
+    values = values | {"options": migrate_overrides(values["options"], values["model"], values["preset"], number)}
+    if number >= 3:
         return values
     values = values | {"augmentation": _AUGMENTED[values["preset"]].values()}
     if number == 2:
@@ -49,9 +52,12 @@ def migrate_config(values: dict[str, Any], file: Path) -> dict[str, Any]:
     return values | {"start_from": start_from, "world_size": values.get("world", 1), "length": length}
 
 
-def migrate_overrides(options: dict[str, Any], model: str, preset: str) -> dict[str, Any]:
-    """Options that differ from a preset, of format 3 at most, in today's format."""
-    return migrate_options(options, usual=60 if model == "deformable-detr" and preset in ("small", "tiny") else 0)
+def migrate_overrides(options: dict[str, Any], model: str, preset: str, number: int) -> dict[str, Any]:
+    """Options that differ from a preset, of format ``number``, in today's format."""
+    ours = preset in ("small", "tiny")
+    if number < 4:
+        options = migrate_options(options, usual=60 if model == "deformable-detr" and ours else 0)
+    return {"valid_ratios": "paper", **options} if number < 5 and ours and model in _EXACT else options
 
 
 def migrate_state(state: dict[str, Any]) -> dict[str, Any]:
