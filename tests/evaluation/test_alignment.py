@@ -181,8 +181,9 @@ def slow(layer: LayerTrace, image: int, query: int, box: list[float]) -> tuple[f
     inside, masses = 0.0, []
     for level, (h, w) in enumerate(layer.memory.shapes):
         ratio_x, ratio_y = layer.memory.valid_ratios[image, level].tolist()
-        rows, columns = round(h * ratio_y), round(w * ratio_x)
-        mass, height, width = cells(layer, level, image, query), 1 / rows, 1 / columns
+        high, wide = (n if abs(n - round(n)) > 1e-4 else round(n) for n in (h * ratio_y, w * ratio_x))  # of the image, in cells
+        rows, columns, height, width = math.ceil(high), math.ceil(wide), 1 / high, 1 / wide
+        mass = cells(layer, level, image, query)
         for row in range(rows):
             for column in range(columns):
                 across = max(min(x2, (column + 1) * width) - max(x1, column * width), 0) / width

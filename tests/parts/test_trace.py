@@ -18,8 +18,14 @@ def overlap(low: float, high: float, pixel: int) -> float:
     return max(min(high, pixel + 1) - max(low, pixel), 0.0)
 
 
+def seen_part(cell: int, side: float, pixels: int) -> float:
+    """How long the part of a cell is that lies on the image; of one outside, how long it is."""
+    inside = pixels - cell * side
+    return inside if 1e-4 < inside < side - 1e-4 else side
+
+
 def spread(seen: Memory, image: int, masses: list[Tensor], size: tuple[int, int]) -> tuple[Tensor, float]:
-    """Each cell's mass over the pixels that it covers, by area; what falls outside is lost."""
+    """Each cell's mass over the pixels that it covers, by area; what falls on a cell that is all outside is lost."""
     total = torch.zeros(size, dtype=torch.float64)
     for level, (h, w) in enumerate(seen.shapes):
         ratio_x, ratio_y = seen.valid_ratios[image, level].tolist()
@@ -31,7 +37,9 @@ def spread(seen: Memory, image: int, masses: list[Tensor], size: tuple[int, int]
                 for y in range(size[0]):
                     for x in range(size[1]):
                         area = overlap(row * height, (row + 1) * height, y) * overlap(column * width, (column + 1) * width, x)
-                        total[y, x] += masses[level][row, column] * area / (height * width)
+                        total[y, x] += (
+                            masses[level][row, column] * area / (seen_part(row, height, size[0]) * seen_part(column, width, size[1]))
+                        )
     kept = total.sum().item()
     return total / kept, 1 - kept
 

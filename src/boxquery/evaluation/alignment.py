@@ -141,7 +141,8 @@ def _inside_and_entropy(layer: LayerTrace, image: int, query: Tensor, boxes: Ten
     for level, (h, w) in enumerate(layer.memory.shapes):
         mass = layer.masses(level, query, image, heads=False)
         extent = layer.memory.valid_ratios[image, level].cpu().double() * torch.tensor([w, h])  # of the image, in cells
-        columns, rows = (extent - 1e-4).ceil().long().tolist()
+        extent = torch.where((extent - extent.round()).abs() < 1e-4, extent.round(), extent)  # the ratios are float32
+        columns, rows = extent.ceil().long().tolist()
         mass = mass[:, :rows, :columns]
         across, down = covered(columns, boxes[:, 0::2] * extent[0]), covered(rows, boxes[:, 1::2] * extent[1])
         inside = inside + torch.einsum("mhw,mh,mw->m", mass, down, across)

@@ -94,4 +94,8 @@ def _cell(memory: Memory, token: int, share: float, size: tuple[int, int]) -> Ce
     h, w = memory.shapes[level]
     row, column = divmod(place, w)
     across, down = (n / float(r) for n, r in zip((size[1] / w, size[0] / h), memory.valid_ratios[0, level], strict=True))
-    return Cell(token, level, row, column, share, (column * across, row * down, (column + 1) * across, (row + 1) * down))
+    left, top = column * across, row * down
+    # of a cell that is in part on the image, that part
+    sides = ((left, across, size[1]), (top, down, size[0]))
+    right, bottom = (min(start + step, side) if start < side else start + step for start, step, side in sides)
+    return Cell(token, level, row, column, share, (left, top, right, bottom))

@@ -198,8 +198,11 @@ def _scattered(values: Tensor, dim: int, rows: Tensor, queries: int) -> Tensor:
 
 
 def _cover(cells: int, ratio: float, pixels: int) -> Tensor:
-    """[cells, pixels] float64: the share of each cell that each pixel of the unpadded image receives; padding gives less than 1."""
+    """[cells, pixels] float64: the share of each cell that each pixel of the unpadded image receives; a cell on padding gives nothing, and
+    one that is in part on the image all to that part."""
     edges = torch.arange(cells + 1, dtype=torch.float64) / (cells * ratio) * pixels
+    partial = (edges[:-1] < pixels - 1e-4) & (edges[1:] > pixels + 1e-4)
+    sizes = torch.where(partial, pixels - edges[:-1], edges[1:] - edges[:-1])
     low = torch.maximum(edges[:-1, None], torch.arange(pixels, dtype=torch.float64))
     high = torch.minimum(edges[1:, None], torch.arange(1, pixels + 1, dtype=torch.float64))
-    return (high - low).clamp(min=0) / (edges[1:] - edges[:-1])[:, None]
+    return (high - low).clamp(min=0) / sizes[:, None]
