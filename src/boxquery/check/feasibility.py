@@ -147,7 +147,8 @@ def _check_recall(data: Data, plan: FeasibilityPlan) -> Iterator[Finding]:
 
 def _check_cells(below: float, plan: FeasibilityPlan) -> Iterator[Finding]:
     if below >= SMALL:
-        larger = f"A larger --image-size helps ({2 * plan.image_size} doubles their size), or a model with finer maps (deformable-detr)."
+        finer = ", or a model with finer maps (deformable-detr)" if plan.stride > 8 else ""
+        larger = f"A larger --image-size helps ({2 * plan.image_size} doubles their size){finer}."
         yield Finding(
             "objects-below-a-cell", "warning" if below > MOSTLY_SMALL else "note",
             f"{below:.0%} of the training objects are smaller than a cell of the finest feature map ({plan.stride} px at image size "
