@@ -164,7 +164,7 @@ def test_pruned_queries(system):
 
 
 def test_proposals_for_groups_are_the_next_best_dealt_out():
-    model = build("deformable-detr-two-stage", "group").eval()
+    model = build("deformable-detr-two-stage", "group", valid_ratios="paper").eval()
     memory = model.encoder(model.embed_image(*batch(*SIZES)))
     state = model.queries(memory, objects(1, 1))
     scores, boxes = state.proposals.logits[0, ..., 0], state.proposals.boxes[0]

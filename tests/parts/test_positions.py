@@ -129,3 +129,32 @@ def test_level_embedding_tells_levels_apart():
     first, second = tokens(maps, None, (16, 16)).position.chunk(2, 1)
     difference = (second - first)[0]
     torch.testing.assert_close(difference, (tokens.level_embedding[1] - tokens.level_embedding[0]).expand(4, -1))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_exact_ratios_place_every_cell_at_its_pixels(padded):
+    """An image of 50 x 70 pixels has 7 x 9 cells of 8 pixels and 4 x 5 of 16, of which the last are in part outside."""
+    height, width = (64, 96) if padded else (50, 70)
+    strides, mask = (8, 16), None
+    if padded:
+        mask = torch.ones(1, height, width, dtype=torch.bool)
+        mask[:, :50, :70] = False
+    maps = [torch.zeros(1, 8, -(-height // stride), -(-width // stride)) for stride in strides]
+    seen = Tokens(SinePosition(8), 8, 2, strides=strides)(maps, mask, (height, width))
+    pixels = [
+        torch.stack(torch.meshgrid(*((torch.arange(n) + 0.5) * stride for n in shape), indexing="ij")[::-1], -1).flatten(0, 1)
+        for stride, shape in zip(strides, seen.shapes, strict=True)
+    ]
+    torch.testing.assert_close(seen.centres()[0] * torch.tensor([70.0, 50.0]), torch.cat(pixels))
+    sides = torch.cat([torch.full((len(part), 2), float(stride)) for stride, part in zip(strides, pixels, strict=True)])
+    torch.testing.assert_close(seen.cells()[0] * torch.tensor([70.0, 50.0]), sides)
+
+
+def test_exact_ratios_are_the_published_ones_where_sides_are_multiples():
+    maps = [torch.zeros(2, 8, 8, 12), torch.zeros(2, 8, 4, 6)]
+    exact, published = (
+        Tokens(SinePosition(8), 8, 2, strides=strides)(maps, pixel_mask()[:, :, :], (64, 96)) for strides in ((8, 16), None)
+    )
+    multiples = torch.tensor([[True, True], [True, False]])  # by image and level; 40 rows are 2.5 cells of 16
+    assert torch.equal(exact.valid_ratios[multiples], published.valid_ratios[multiples])
+    assert not torch.equal(exact.valid_ratios[1, 1], published.valid_ratios[1, 1])

@@ -61,6 +61,20 @@ def test_the_model_starts_at_peaks_and_padding_changes_nothing():
         assert scores[0, cell] >= scores[0, around].max() - 1e-6 or bool(torch.isinf(scores[0, around]).any())
 
 
+def test_cells_without_a_box_come_last_where_ratios_are_exact():
+    """Of 100 pixels the last of seven cells of 16, and of four of 32, has its centre outside."""
+    torch.manual_seed(0)
+    model = bq.create_model("deformable-detr", classes=3, preset="tiny", num_queries=100).eval()
+    image, outside = torch.randn(1, 3, 100, 100), []
+    for valid_first in (True, False):
+        model.queries.valid_first = valid_first
+        with torch.inference_mode():
+            memory = model.encoder(model.embed_image(image))
+            outside.append(int(model.queries(memory).reference.isinf().any(-1).sum()))
+    assert outside[0] == 0
+    assert outside[1] > 0
+
+
 def started(content: str, learning: str, strategy: str | None = None) -> tuple[ProposalQueries, Memory, QueryState]:
     """Queries of five of the 12 + 4 cells, and in training of six more of them, in parts of two for "group"."""
     torch.manual_seed(0)

@@ -133,9 +133,7 @@ class TrainTransform:
     def _single(self, picture: Labelled, augment: Augment, generator: torch.Generator) -> Shown:
         """One image flipped, cropped, and resized to the size of a training image, or to less on a canvas of that size.
 
-        Where the augmentation has one scale, a crop gets the size that the whole image would have. With sizes of its own it would be padded,
-        and cells of the feature map lie elsewhere in an image whose sides are no multiple of their stride: boxes learned from such images
-        are beside the objects in those that are evaluated (docs/augmentation.md).
+        Where the augmentation has one scale, a crop gets the size that the whole image would have, so that nothing is padded.
         """
         image, boxes, labels = self._flip(picture, generator)
         whole = _size(image)
